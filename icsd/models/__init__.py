@@ -1,0 +1,34 @@
+"""The networks: text encoders, generator, discriminators and the distillation blocks between the stages."""
+
+from icsd.models.discriminator import Discriminator, DiscriminatorConfig, build_discriminators
+from icsd.models.distillation import (
+    CSDConfig,
+    DistillationConfig,
+    GeneratorCSDConfig,
+    InterstageDistillation,
+    similarity_matrices,
+)
+from icsd.models.generator import Generator, GeneratorConfig, GeneratorOutput, image_pyramid
+from icsd.models.text import TextConfig, TextEncoder, TextFeatures, build_text_encoder, restore_text_encoder
+from icsd.models.text_to_image import TextToImage
+
+__all__ = [
+    "CSDConfig",
+    "Discriminator",
+    "DiscriminatorConfig",
+    "DistillationConfig",
+    "Generator",
+    "GeneratorCSDConfig",
+    "GeneratorConfig",
+    "GeneratorOutput",
+    "InterstageDistillation",
+    "TextConfig",
+    "TextEncoder",
+    "TextFeatures",
+    "TextToImage",
+    "build_discriminators",
+    "build_text_encoder",
+    "image_pyramid",
+    "restore_text_encoder",
+    "similarity_matrices",
+]

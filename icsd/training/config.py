@@ -1,0 +1,103 @@
+"""The configuration of a training run. Its defaults are the emoji demo; `configs/` holds the others."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from icsd.data import DataConfig
+from icsd.errors import InputError
+from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig
+
+
+@dataclass
+class OptimiserConfig:
+    """Losses and optimisers."""
+
+    adversarial: Literal["bce", "hinge"] = "hinge"
+    """GAN loss: binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
+
+    generator_lr: float = 2e-4
+    """Adam's learning rate of the generator."""
+
+    discriminator_lr: float = 4e-4
+    """Adam's learning rate of the discriminators and the text encoder."""
+
+    betas: tuple[float, float] = (0.0, 0.9)
+    """Adam's decay rates of gradient and squared gradient."""
+
+    kl_weight: float = 1.0
+    """Weight of the condition's divergence from a standard normal."""
+
+    ema_decay: float = 0.99
+    """Share of the old average kept at each step in the averaged model, from which all pictures are made."""
+
+    def __post_init__(self) -> None:
+        for key in ("generator_lr", "discriminator_lr"):
+            if not getattr(self, key) > 0:
+                raise InputError(f"optimiser.{key} is {getattr(self, key)}: give a positive number")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise InputError(f"optimiser.betas holds {beta}: give two numbers in [0, 1)")
+        if not self.kl_weight >= 0:
+            raise InputError(f"optimiser.kl_weight is {self.kl_weight}: give 0 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"optimiser.ema_decay is {self.ema_decay}: give a number in [0, 1)")
+
+
+@dataclass
+class TrainConfig:
+    """A training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    out: Path = Path("runs")
+    """Folder that gets the run's folder."""
+
+    seed: int = 0
+    """Seed of initial weights, noise and order of the data."""
+
+    steps: int = 1500
+    """Training steps, each one update of the discriminators and one of the generator."""
+
+    batch_size: int = 32
+    """Pictures per step."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
+
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+
+    channels_last: bool = True
+    """Whether maps lie in memory pixel by pixel, which most convolutions prefer."""
+
+    workers: int = 0
+    """Processes that load data; 0 loads in the main process, best for sets held in memory."""
+
+    log_every: int = 20
+    """Steps between two lines in the metrics file."""
+
+    sample_every: int = 250
+    """Steps between two picture grids."""
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+    evaluate: bool = True
+    """Whether a data set with attributes is scored with the attribute classifier at the end."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two pictures")
+        for key in ("steps", "log_every", "sample_every", "checkpoint_every"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
+        if self.workers < 0:
+            raise InputError(f"workers is {self.workers}: give 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}: give at least 1, or leave it out")
