@@ -1,0 +1,60 @@
+// The two data passes over a group's samples: everything that touches N x D elements.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace icsd::cpu {
+
+// gram_ij += <x_i, x_j> over `features` columns, for the rows [row_begin, row_end) of the lower triangle and the columns
+// [column_begin, column_end); register tiles on the diagonal may add to a few elements above it.
+struct GramBlock {
+  std::int64_t row_begin, row_end, column_begin, column_end;
+};
+using GramKernel = void (*)(const void* x, std::int64_t sample_stride, std::int64_t features, GramBlock block,
+                            double* gram, std::int64_t gram_stride);
+
+// out_i = scale_i Σ_j matrix_ij x_j over `features` columns, the (outputs x samples) matrix as `pack` lays it out.
+using CombineKernel = void (*)(const void* packed, const double* scale, const void* x, std::int64_t sample_stride,
+                               std::int64_t samples, std::int64_t features, void* out, std::int64_t out_stride,
+                               std::int64_t outputs);
+
+// Lays out a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type.
+template <class C>
+using PackKernel = void (*)(const C* matrix, std::int64_t row_stride, std::int64_t outputs, std::int64_t samples,
+                            void* packed);
+
+struct Kernels {
+  const char* isa;
+  GramKernel gram[kDTypes];
+  CombineKernel combine[kDTypes];
+  PackKernel<float> pack_float[kDTypes];
+  PackKernel<double> pack_double[kDTypes];
+
+  template <class C>
+  PackKernel<C> pack(DType dtype) const {
+    if constexpr (sizeof(C) == 8) {
+      return pack_double[static_cast<int>(dtype)];
+    } else {
+      return pack_float[static_cast<int>(dtype)];
+    }
+  }
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+#if defined(ICSD_X86)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+// The best instruction set of this processor, or the one ICSD_CPU_ISA names. Throws std::invalid_argument.
+const Kernels& kernels();
+
+}  // namespace icsd::cpu

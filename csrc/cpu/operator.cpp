@@ -1,0 +1,398 @@
+#include "cpu/operator.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+
+namespace icsd::cpu {
+namespace {
+
+using std::int64_t;
+
+const char* at(const Features& x, int64_t group, int64_t sample, int64_t feature) {
+  const int64_t element = group * x.group_stride + sample * x.sample_stride + feature;
+  return static_cast<const char*>(x.data) + element * static_cast<int64_t>(size_of(x.dtype));
+}
+
+int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+// Multiply-adds of one pass over the stages.
+int64_t work_of(const std::vector<Features>& stages, Shape shape) {
+  int64_t features = 0;
+  for (const Features& stage : stages) features += stage.features;
+  return shape.groups * shape.samples * shape.samples * features;
+}
+
+// Gram matrices, rows `stride` apart and groups `group_stride`, both halves of each.
+template <class C>
+struct Matrices {
+  C* data;
+  int64_t stride, group_stride;
+
+  C* row(int64_t group, int64_t i) const { return data + group * group_stride + i * stride; }
+};
+
+// The Gram matrices of all stages and groups, by the threads of one parallel region: each thread calls `accumulate`,
+// then, after a barrier, `finish`.
+//
+// Few samples: the threads share the features out and their sums are added up in a fixed order.
+// Many samples or groups: they share blocks of the matrices out, and nothing is left to add.
+template <class C>
+class Grams {
+ public:
+  Grams(const std::vector<Features>& stages, const std::vector<Matrices<C>>& out, Shape shape, int threads)
+      : stages_(stages),
+        out_(out),
+        shape_(shape),
+        threads_(threads),
+        matrices_(static_cast<int64_t>(stages.size()) * shape.groups),
+        split_features_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
+        side_(split_features_ ? shape.samples : std::min(shape.samples, kSide)),
+        sums_((split_features_ ? matrices_ * threads : threads) * side_ * side_) {}
+
+  void accumulate(int thread) {
+    if (split_features_) {
+      for (int64_t matrix = 0; matrix < matrices_; ++matrix) {
+        const int64_t features = stages_[matrix / shape_.groups].features;
+        const Range lines = part(blocks_of(features, kLine), thread, threads_);
+        add_block(matrix, {0, side_, 0, side_}, {lines.begin * kLine, std::min(lines.end * kLine, features)},
+                  partial(matrix, thread));
+      }
+      return;
+    }
+    const int64_t sides = blocks_of(shape_.samples, kSide), per_matrix = sides * (sides + 1) / 2;
+    double* sums = sums_.data() + thread * side_ * side_;
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t item = 0; item < matrices_ * per_matrix; ++item) {
+      const int64_t matrix = item / per_matrix;
+      int64_t row = 0, column = item % per_matrix;
+      for (; column > row; ++row) column -= row + 1;
+      const GramBlock block{row * kSide, std::min((row + 1) * kSide, shape_.samples), column * kSide,
+                            std::min((column + 1) * kSide, shape_.samples)};
+      std::fill_n(sums, side_ * side_, 0.0);
+      add_block(matrix, block, {0, stages_[matrix / shape_.groups].features}, sums);
+      for (int64_t i = block.row_begin; i < block.row_end; ++i) {
+        for (int64_t j = block.column_begin; j < std::min(block.column_end, i + 1); ++j) {
+          put(matrix, i, j, sums[(i - block.row_begin) * side_ + (j - block.column_begin)]);
+        }
+      }
+    }
+  }
+
+  void finish(int thread) {
+    if (!split_features_) return;
+    const int64_t n = shape_.samples;
+    const Range rows = part(matrices_ * n, thread, threads_);
+    for (int64_t item = rows.begin; item < rows.end; ++item) {
+      const int64_t matrix = item / n, i = item % n;
+      for (int64_t j = 0; j <= i; ++j) {
+        double sum = 0;
+        for (int owner = 0; owner < threads_; ++owner) sum += partial(matrix, owner)[i * n + j];
+        put(matrix, i, j, sum);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxSplit = 512;  // samples up to which the features are shared out
+  static constexpr int64_t kSide = 128;      // side of a block of the matrix
+  static constexpr int64_t kLine = 64;       // threads' shares begin on whole cache lines of features
+  static constexpr int64_t kCached = 1 << 16;  // elements of a block's rows that stay in the second-level cache
+
+  double* partial(int64_t matrix, int thread) { return sums_.data() + (matrix * threads_ + thread) * side_ * side_; }
+
+  void add_block(int64_t matrix, GramBlock block, Range features, double* sums) {
+    const Features& x = stages_[matrix / shape_.groups];
+    const int64_t chunk = std::clamp<int64_t>(kCached / std::max<int64_t>(side_, 1) / kLine * kLine, 512, 4096);
+    const GramKernel kernel = kernels().gram[static_cast<int>(x.dtype)];
+    for (int64_t begin = features.begin; begin < features.end; begin += chunk) {
+      kernel(at(x, matrix % shape_.groups, 0, begin), x.sample_stride, std::min(chunk, features.end - begin), block,
+             sums, side_);
+    }
+  }
+
+  void put(int64_t matrix, int64_t i, int64_t j, double value) {
+    const Matrices<C>& out = out_[matrix / shape_.groups];
+    out.row(matrix % shape_.groups, i)[j] = out.row(matrix % shape_.groups, j)[i] = static_cast<C>(value);
+  }
+
+  const std::vector<Features>& stages_;
+  const std::vector<Matrices<C>>& out_;
+  Shape shape_;
+  int threads_;
+  int64_t matrices_;
+  bool split_features_;
+  int64_t side_;
+  std::vector<double> sums_;
+};
+
+// 1 / max(sqrt(K_ii), eps); 0 for a zero row; NaN where the squared norm is not finite.
+template <class C>
+C inverse_norm(C square, double eps) {
+  if (square == 0) return 0;
+  if (!std::isfinite(square)) return std::numeric_limits<C>::quiet_NaN();
+  return 1 / std::max(std::sqrt(square), static_cast<C>(eps));
+}
+
+// From Gram matrices to the loss and, in place, to the gradients' matrices, for one divergence. The threads of a parallel
+// region call `normalise`, `measure` and `differentiate` with barriers between.
+template <class C, template <class> class D>
+class Epilogue {
+ public:
+  Epilogue(const std::vector<Matrices<C>>& stages, Shape shape, const Distillation& how)
+      : stages_(stages),
+        shape_(shape),
+        how_(how),
+        students_(static_cast<int64_t>(stages.size()) - 1),
+        divergence_(how.parameters, static_cast<C>(shape.samples)),
+        inverse_norms_(stages.size() * shape.groups * shape.samples),
+        rows_(students_ * shape.groups * shape.samples) {}
+
+  void normalise(int thread, int threads) {
+    const Range range = part(static_cast<int64_t>(inverse_norms_.size()), thread, threads);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const auto [stage, group, i] = locate(item);
+      inverse_norms_[item] = inverse_norm(stages_[stage].row(group, i)[i], how_.eps);
+    }
+  }
+
+  void measure(int thread, int threads) {
+    const int64_t n = shape_.samples;
+    const Range range = part(static_cast<int64_t>(rows_.size()), thread, threads);
+    std::vector<C> s(n), t(n);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const auto [student, group, i] = locate(item);
+      similarity_row(student, group, i, s);
+      similarity_row(students_, group, i, t);
+      Row row;
+      for (int64_t j = 0; j < n; ++j) {
+        if (divergence_.diagonal || j != i) divergence_.update(row, s[j], t[j]);
+      }
+      rows_[item] = row;
+    }
+  }
+
+  C loss(int64_t group) const {
+    double loss = 0;
+    for (int64_t student = 0; student < students_; ++student) {
+      double sum = 0;
+      for (int64_t i = 0; i < shape_.samples; ++i) sum += divergence_.value(rows_[index(student, group, i)]);
+      loss += how_.weights[student] * sum;
+    }
+    return static_cast<C>(loss);
+  }
+
+  void differentiate(int thread, int threads) {
+    const int64_t n = shape_.samples;
+    const Range range = part(shape_.groups * n, thread, threads);
+    std::vector<C> s(n), t(n), for_student(n), for_teacher(n);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const int64_t group = item / n, i = item % n;
+      similarity_row(students_, group, i, t);
+      std::fill(for_teacher.begin(), for_teacher.end(), C(0));
+      for (int64_t student = 0; student < students_; ++student) {
+        similarity_row(student, group, i, s);
+        const Row* rows = rows_.data() + index(student, group, 0);
+        const C weight = static_cast<C>(how_.weights[student]);
+        for (int64_t j = 0; j < n; ++j) for_student[j] = weight * divergence_.student(s[j], t[j], rows[i], rows[j]);
+        if (how_.teacher_gradient) {
+          for (int64_t j = 0; j < n; ++j) for_teacher[j] += weight * divergence_.teacher(s[j], t[j], rows[i], rows[j]);
+        }
+        write_row(student, group, i, for_student, s);
+      }
+      if (how_.teacher_gradient) write_row(students_, group, i, for_teacher, t);
+    }
+  }
+
+ private:
+  using Row = typename D<C>::Row;
+
+  struct Location {
+    int64_t stage, group, sample;
+  };
+  Location locate(int64_t item) const {
+    return {item / shape_.samples / shape_.groups, item / shape_.samples % shape_.groups, item % shape_.samples};
+  }
+  int64_t index(int64_t stage, int64_t group, int64_t i) const {
+    return (stage * shape_.groups + group) * shape_.samples + i;
+  }
+
+  void similarity_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& out) const {
+    const C* k = stages_[stage].row(group, i);
+    const C* r = inverse_norms_.data() + index(stage, group, 0);
+    const C own = r[i];
+    for (int64_t j = 0; j < shape_.samples; ++j) out[j] = k[j] * own * r[j];
+  }
+
+  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji and the row of S. The projection on x_i, on the diagonal, is absent
+  // where eps stood in for the norm.
+  void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g, const std::vector<C>& s) {
+    const int64_t n = shape_.samples;
+    const C* r = inverse_norms_.data() + index(stage, group, 0);
+    C* a = stages_[stage].row(group, i);
+    if (!divergence_.diagonal) g[i] = 0;
+    const bool clamped = std::sqrt(a[i]) < static_cast<C>(how_.eps);
+    C projection = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      projection += g[j] * s[j];
+      a[j] = g[j] * r[j];
+    }
+    if (!clamped) a[i] = -(projection - g[i] * s[i]) * r[i];
+    a[n] = r[i];
+  }
+
+  const std::vector<Matrices<C>>& stages_;
+  Shape shape_;
+  const Distillation& how_;
+  int64_t students_;
+  D<C> divergence_;
+  std::vector<C> inverse_norms_;
+  std::vector<Row> rows_;
+};
+
+template <class C, template <class> class D>
+void distill_with(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
+  const int64_t n = shape.samples, slot = n * (n + 1);
+  std::vector<C> scratch(slots ? 0 : stages.size() * shape.groups * slot);
+  std::vector<Matrices<C>> matrices;
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    matrices.push_back({(slots ? slots : scratch.data()) + stage * shape.groups * slot, n + 1, slot});
+  }
+  const int threads = threads_for(work_of(stages, shape));
+  Grams<C> grams(stages, matrices, shape, threads);
+  Epilogue<C, D> epilogue(matrices, shape, how);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int thread = omp_get_thread_num();
+    grams.accumulate(thread);
+#pragma omp barrier
+    grams.finish(thread);
+#pragma omp barrier
+    epilogue.normalise(thread, threads);
+#pragma omp barrier
+    epilogue.measure(thread, threads);
+#pragma omp barrier
+#pragma omp for nowait
+    for (int64_t group = 0; group < shape.groups; ++group) loss[group] = epilogue.loss(group);
+    if (slots) epilogue.differentiate(thread, threads);
+  }
+}
+
+// One product of `combine`: a packed matrix for each group.
+template <class C>
+struct Product {
+  const C* matrix;  // (groups, outputs, samples), rows `row_stride` apart, groups `group_stride`
+  int64_t row_stride, group_stride, outputs;
+  const C* row_scale;    // one for each output, `row_stride` apart, or null
+  const C* group_scale;  // one for each group, or null
+  Features x, out;
+};
+
+template <class C>
+void combine_all(const std::vector<Product<C>>& products, Shape shape, int threads) {
+  constexpr int64_t kLine = 64;    // shares begin on whole cache lines of features
+  constexpr int64_t kShares = 8;   // shares of a group's features for each thread
+  struct Job {
+    const Product<C>* product;
+    int64_t group;
+    std::vector<char> packed;
+    std::vector<double> scale;
+  };
+  std::vector<Job> jobs;
+  for (const Product<C>& product : products) {
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      jobs.push_back({&product, group,
+                      std::vector<char>(product.outputs * shape.samples * (product.x.dtype == DType::float64 ? 8 : 4)),
+                      std::vector<double>(product.outputs)});
+    }
+  }
+  const int64_t count = static_cast<int64_t>(jobs.size());
+  const int64_t shares = threads == 1 ? 1 : std::max<int64_t>(1, kShares * threads / std::max<int64_t>(count, 1));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for
+    for (int64_t item = 0; item < count; ++item) {
+      Job& job = jobs[item];
+      const Product<C>& p = *job.product;
+      kernels().template pack<C>(p.x.dtype)(p.matrix + job.group * p.group_stride, p.row_stride, p.outputs,
+                                            shape.samples, job.packed.data());
+      for (int64_t i = 0; i < p.outputs; ++i) {
+        const double row = p.row_scale ? p.row_scale[job.group * p.group_stride + i * p.row_stride] : C(1);
+        job.scale[i] = row * (p.group_scale ? p.group_scale[job.group] : C(1));
+      }
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < count * shares; ++item) {
+      const Job& job = jobs[item / shares];
+      const Product<C>& p = *job.product;
+      const Range lines = part(blocks_of(p.x.features, kLine), static_cast<int>(item % shares), static_cast<int>(shares));
+      const int64_t begin = lines.begin * kLine, end = std::min(lines.end * kLine, p.x.features);
+      if (begin >= end) continue;
+      kernels().combine[static_cast<int>(p.x.dtype)](
+          job.packed.data(), job.scale.data(), at(p.x, job.group, 0, begin), p.x.sample_stride, shape.samples,
+          end - begin, const_cast<char*>(at(p.out, job.group, 0, begin)), p.out.sample_stride, p.outputs);
+    }
+  }
+}
+
+}  // namespace
+
+template <class C>
+void gram(const Features& x, Shape shape, C* out) {
+  const std::vector<Features> stages{x};
+  const std::vector<Matrices<C>> matrices{{out, shape.samples, shape.samples * shape.samples}};
+  const int threads = threads_for(work_of(stages, shape));
+  Grams<C> grams(stages, matrices, shape, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    grams.accumulate(omp_get_thread_num());
+#pragma omp barrier
+    grams.finish(omp_get_thread_num());
+  }
+}
+
+template <class C>
+void combine(const C* matrix, int64_t outputs, const Features& x, const Features& out, Shape shape) {
+  const int threads = threads_for(shape.groups * outputs * shape.samples * x.features);
+  combine_all<C>({{matrix, shape.samples, outputs * shape.samples, outputs, nullptr, nullptr, x, out}}, shape, threads);
+}
+
+template <class C>
+void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
+  switch (how.divergence) {
+    case DivergenceKind::mse: return distill_with<C, Mse>(stages, shape, how, loss, slots);
+    case DivergenceKind::kl: return distill_with<C, Kl>(stages, shape, how, loss, slots);
+    case DivergenceKind::smooth_l1: return distill_with<C, SmoothL1>(stages, shape, how, loss, slots);
+  }
+}
+
+template <class C>
+void distill_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+                      const std::vector<Features>& outs, Shape shape) {
+  const int64_t n = shape.samples, slot = n * (n + 1);
+  std::vector<Product<C>> products;
+  std::vector<Features> wanted;
+  for (std::size_t stage = 0; stage < outs.size(); ++stage) {
+    if (!outs[stage].data) continue;
+    const C* matrix = slots + stage * shape.groups * slot;
+    products.push_back({matrix, n + 1, slot, n, matrix + n, grad, stages[stage], outs[stage]});
+    wanted.push_back(stages[stage]);
+  }
+  combine_all(products, shape, threads_for(work_of(wanted, shape)));
+}
+
+#define ICSD_INSTANTIATE(C)                                                                                      \
+  template void gram<C>(const Features&, Shape, C*);                                                             \
+  template void combine<C>(const C*, int64_t, const Features&, const Features&, Shape);                          \
+  template void distill<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*);                    \
+  template void distill_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, Shape);
+ICSD_INSTANTIATE(float)
+ICSD_INSTANTIATE(double)
+#undef ICSD_INSTANTIATE
+
+}  // namespace icsd::cpu

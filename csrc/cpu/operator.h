@@ -1,0 +1,54 @@
+// The operator on the CPU: similarity matrices, divergences and their gradients, from raw pointers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/divergence.h"
+#include "core/dtype.h"
+
+namespace icsd::cpu {
+
+// A batch of features: (groups, samples, features), the features of a sample adjacent. Strides in elements.
+struct Features {
+  void* data;
+  DType dtype;
+  std::int64_t features, group_stride, sample_stride;
+};
+
+struct Shape {
+  std::int64_t groups, samples;
+};
+
+// Matrices are of compute type C: double where a stage is float64, float elsewhere.
+//
+// A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero row).
+// For a stage with a gradient, dL/dX = diag(r) A X. For a teacher without one, A is its Gram matrix.
+
+// K = X Xᵀ: (groups, samples, samples).
+template <class C>
+void gram(const Features& x, Shape shape, C* out);
+
+// out = matrix x: (groups, outputs, samples) times (groups, samples, features).
+template <class C>
+void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape);
+
+struct Distillation {
+  DivergenceKind divergence;
+  const double* parameters;
+  const double* weights;  // one for each student
+  double eps;
+  bool teacher_gradient;
+};
+
+// loss_b = Σ_k weight_k d(S(X_k), S(Y)), the teacher Y the last of the stages; `slots` (stages, groups, samples,
+// samples + 1) receives what the gradient needs, or is null.
+template <class C>
+void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots);
+
+// outs[k] = grad_b diag(r) A X_k from the slots of `distill`; null data where no gradient is wanted.
+template <class C>
+void distill_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+                      const std::vector<Features>& outs, Shape shape);
+
+}  // namespace icsd::cpu

@@ -1,0 +1,145 @@
+// Vectors of one register, by the compiler's vector extensions: the same source serves AVX-512, AVX2 and the
+// portable build, which differ in their flags and in the sizes below.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "core/dtype.h"
+
+#if defined(__AVX512F__)
+#define ICSD_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define ICSD_VECTOR_BYTES 32
+#else
+#define ICSD_VECTOR_BYTES 16
+#endif
+
+namespace icsd::cpu::ICSD_ISA {
+
+typedef float FloatVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+typedef std::uint32_t UintVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+typedef std::uint16_t HalfBits __attribute__((vector_size(ICSD_VECTOR_BYTES / 2)));
+
+template <class C>
+using Vector = std::conditional_t<std::is_same_v<C, double>, DoubleVector, FloatVector>;
+template <class C>
+constexpr int kLanes = ICSD_VECTOR_BYTES / sizeof(C);
+
+inline FloatVector load(const float* p) {
+  FloatVector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline DoubleVector load(const double* p) {
+  DoubleVector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline UintVector widen(const std::uint16_t* p) {
+  HalfBits bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return __builtin_convertvector(bits, UintVector);
+}
+
+inline FloatVector load(const bfloat16* p) {
+  const UintVector bits = widen(&p->bits) << 16;
+  FloatVector v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+inline FloatVector load(const float16* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  const UintVector half = widen(&p->bits);
+  const UintVector magnitude = (half & 0x7fffu) << 13;
+  FloatVector v;
+  std::memcpy(&v, &magnitude, sizeof v);
+  v *= 0x1p112f;  // rebias the exponent; subnormals come out exact
+  UintVector bits;
+  std::memcpy(&bits, &v, sizeof v);
+  const UintVector special = reinterpret_cast<UintVector>(magnitude >= 0x0f800000u);  // Inf and NaN
+  bits |= (special & 0x7f800000u) | ((half & 0x8000u) << 16);
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+#endif
+}
+
+// The first `count` elements, zeros after them; reads nothing past them.
+template <class T>
+inline Vector<Compute<T>> load_partial(const T* p, std::int64_t count) {
+  T padded[kLanes<Compute<T>>] = {};
+  std::memcpy(padded, p, count * sizeof(T));
+  return load(padded);
+}
+
+inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
+inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
+
+inline void store(bfloat16* p, FloatVector v) {
+  UintVector bits;
+  std::memcpy(&bits, &v, sizeof v);
+  const UintVector nan = reinterpret_cast<UintVector>(v != v);
+  const UintVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const HalfBits out = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), HalfBits);
+  std::memcpy(p, &out, sizeof out);
+}
+
+inline void store(float16* p, FloatVector v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  UintVector bits;
+  std::memcpy(&bits, &v, sizeof v);
+  const UintVector sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  const UintVector nan = reinterpret_cast<UintVector>(bits > 0x7f800000u);
+  const UintVector overflow = reinterpret_cast<UintVector>(bits >= 0x477ff000u);  // rounds past 65504, or Inf
+  const UintVector tiny = reinterpret_cast<UintVector>(bits < 0x38800000u);       // below 2^-14: subnormal
+  FloatVector magnitude;
+  std::memcpy(&magnitude, &bits, sizeof bits);
+  magnitude += 0.5f;  // the adder rounds to multiples of 2^-24, the half subnormal's unit
+  UintVector subnormal;
+  std::memcpy(&subnormal, &magnitude, sizeof bits);
+  subnormal -= 0x3f000000u;
+  const UintVector normal = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  UintVector half = (tiny & subnormal) | (~tiny & normal);
+  half = (overflow & 0x7c00u) | (~overflow & half);
+  half = (nan & 0x7e00u) | (~nan & half);
+  const HalfBits out = __builtin_convertvector(half | sign, HalfBits);
+  std::memcpy(p, &out, sizeof out);
+#endif
+}
+
+template <class T, class V>
+inline void store_partial(T* p, V v, std::int64_t count) {
+  T padded[kLanes<Compute<T>>];
+  store(padded, v);
+  std::memcpy(p, padded, count * sizeof(T));
+}
+
+template <class C>
+inline C sum(Vector<C> v) {
+  C lanes[kLanes<C>];
+  store(lanes, v);
+  for (int half = kLanes<C> / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
+
+}  // namespace icsd::cpu::ICSD_ISA
