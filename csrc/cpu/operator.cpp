@@ -205,7 +205,11 @@ class Epilogue {
         }
         write_row(student, group, i, for_student, s);
       }
-      if (how_.teacher_gradient) write_row(students_, group, i, for_teacher, t);
+      if (how_.teacher_gradient) {
+        write_row(students_, group, i, for_teacher, t);
+      } else {
+        stages_[students_].row(group, i)[n] = inverse_norms_[index(students_, group, i)];
+      }
     }
   }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 
 @dataclasses.dataclass(frozen=True)
-class Divergence:
+class Divergence(ABC):
     """A function d(S, T) of two `(*B, N, N)` similarity matrices, one value for each of the `B` groups."""
 
     name: ClassVar[str]
@@ -25,12 +26,13 @@ class Divergence:
         """The parameters in the order the native code reads them."""
         return [float(value) for value in dataclasses.astuple(self)]
 
+    @abstractmethod
     def terms(self, n: int) -> int:
         """How many terms the mean over a group of `n` samples averages: what turns it into a sum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        """The mean over each group.
+        """The mean over each group; 0 for an empty one.
 
         Args:
             similarity: The student's S, `(*B, N, N)`.
@@ -39,7 +41,6 @@ class Divergence:
         Returns:
             `(*B)`.
         """
-        raise NotImplementedError
 
 
 def _positive(owner: str, **values: float) -> None:

@@ -1,0 +1,52 @@
+"""The operator as modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from icsd import ops
+
+
+class _Loss(nn.Module):
+    def __init__(self, divergence: str, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.divergence = divergence
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join([repr(self.divergence), *(f"{key}={value!r}" for key, value in self.options.items())])
+
+
+class SimilarityDistillationLoss(_Loss):
+    """`icsd.similarity_distillation_loss` as a module.
+
+    Args:
+        divergence: `"mse"`, `"kl"` or `"smooth_l1"`.
+        **options: Any keyword of the function.
+    """
+
+    def __init__(self, divergence: str = "mse", **options: Any) -> None:
+        super().__init__(divergence, options)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of a student `(*B, N, D_s)` and a teacher `(*B, N, D_t)`."""
+        return ops.similarity_distillation_loss(student, teacher, self.divergence, **self.options)
+
+
+class InterstageDistillationLoss(_Loss):
+    """`icsd.interstage_distillation_loss` as a module.
+
+    Args:
+        divergence: `"mse"`, `"kl"` or `"smooth_l1"`.
+        **options: Any keyword of the function.
+    """
+
+    def __init__(self, divergence: str = "mse", **options: Any) -> None:
+        super().__init__(divergence, options)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """The loss of stages `(*B, N, D_i)`, coarse to fine."""
+        return ops.interstage_distillation_loss(stages, self.divergence, **self.options)

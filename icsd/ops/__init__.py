@@ -1,0 +1,24 @@
+"""The operator: cross-sample similarities and their distillation, by interchangeable backends."""
+
+from icsd.ops.cpu import CPUBackend
+from icsd.ops.functional import (
+    cross_sample_similarity,
+    flatten_samples,
+    interstage_distillation_loss,
+    similarity_distillation_loss,
+)
+from icsd.ops.reference import ReferenceBackend
+from icsd.ops.registry import BackendStatus, backends, register, use_backend
+
+register(CPUBackend())
+register(ReferenceBackend())
+
+__all__ = [
+    "BackendStatus",
+    "backends",
+    "cross_sample_similarity",
+    "flatten_samples",
+    "interstage_distillation_loss",
+    "similarity_distillation_loss",
+    "use_backend",
+]

@@ -1,0 +1,115 @@
+"""The compiled CPU backend: tensors to the raw pointers of `icsd._native`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch  # before the native module, so that both share torch's OpenMP pool
+from torch import Tensor
+
+from icsd.ops.fused import FusedBackend
+from icsd.ops.reference import compute_dtype
+
+try:
+    from icsd import _native
+except ImportError as error:
+    _native = None
+    _import_error = str(error)
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/core/dtype.h
+_DIVERGENCES = {"mse": 0, "kl": 1, "smooth_l1": 2}  # csrc/core/divergence.h
+
+
+class CPUBackend(FusedBackend):
+    """C++ with OpenMP; AVX-512, AVX2 or portable code is chosen at run time."""
+
+    name = "cpu"
+    description = "fused C++ kernels"
+    device_type = "cpu"
+    divergences = frozenset(_DIVERGENCES)
+
+    def unavailable(self) -> str | None:
+        """Why the native module is not there, if it is not."""
+        if _native is None:
+            return f"the native module is not built ({_import_error}); run: pip install -e ."
+        return None
+
+    def launch_gram(self, x: Tensor) -> Tensor:
+        """See `Launcher.launch_gram`."""
+        x = _sample_dense(x)
+        *groups, n, _ = x.shape
+        out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
+        _native.gram(_features(x), _groups(x), n, out.data_ptr())
+        return out
+
+    def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """See `Launcher.launch_combine`."""
+        x, matrix = _sample_dense(x), matrix.contiguous()
+        out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
+        _native.combine(matrix.data_ptr(), matrix.shape[-2], _features(x), _groups(x), x.shape[-2], _features(out))
+        return out
+
+    def launch_distill(
+        self,
+        stages: Sequence[Tensor],
+        weights: Sequence[float],
+        divergence: str,
+        parameters: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        save: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Launcher.launch_distill`."""
+        stages = [_sample_dense(stage) for stage in stages]
+        *groups, n, _ = stages[0].shape
+        dtype = compute_dtype(*stages)
+        loss = stages[0].new_empty(groups, dtype=dtype)
+        slots = stages[0].new_empty((len(stages), *groups, n, n + 1) if save else (0,), dtype=dtype)
+        _native.distill(
+            [_features(stage) for stage in stages],
+            loss.numel(),
+            n,
+            weights,
+            _DIVERGENCES[divergence],
+            parameters,
+            eps,
+            teacher_gradient,
+            loss.data_ptr(),
+            slots.data_ptr() if save else 0,
+        )
+        return loss, slots
+
+    def launch_distill_backward(
+        self, grad: Tensor, slots: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> list[Tensor]:
+        """See `Launcher.launch_distill_backward`."""
+        grad = grad.contiguous()
+        stages = [_sample_dense(stage) for stage in stages]
+        outs = [torch.empty(stage.shape, dtype=stage.dtype) if want else None for stage, want in zip(stages, wanted)]
+        _native.distill_backward(
+            grad.data_ptr(),
+            slots.data_ptr(),
+            [_features(stage) for stage in stages],
+            [(0, 0, 0, 0, 0) if out is None else _features(out) for out in outs],
+            slots.dtype == torch.float64,
+            grad.numel(),
+            slots.shape[-2],
+        )
+        return [out for out in outs if out is not None]
+
+
+def _sample_dense(x: Tensor) -> Tensor:
+    """`x` itself if each sample's features are adjacent and one stride leads from group to group; a copy otherwise."""
+    if x.dim() > 3:
+        x = x.flatten(0, -3).unflatten(0, x.shape[:-2]) if x.numel() else x
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def _features(x: Tensor) -> tuple[int, int, int, int, int]:
+    """The native module's (address, dtype, features, group stride, sample stride)."""
+    group_stride = x.stride(-3) if x.dim() > 2 else 0
+    return x.data_ptr(), _DTYPES[x.dtype], x.shape[-1], group_stride, x.stride(-2)
+
+
+def _groups(x: Tensor) -> int:
+    return x.shape[:-2].numel()

@@ -1,0 +1,183 @@
+"""The operator's public functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from icsd.ops import registry
+from icsd.ops.divergences import make_divergence
+from icsd.ops.reference import similarity_from_gram
+
+Reduction = Literal["mean", "sum", "none"]
+
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def cross_sample_similarity(x: Tensor, *, eps: float = 1e-8, backend: str | None = None) -> Tensor:
+    """Cosine similarities S_ij = <x_i, x_j> / (n_i n_j), n_i = max(|x_i|, eps), of the samples of each group.
+
+    Args:
+        x: Features `(*B, N, D)` of `B` independent groups of `N` samples; float32, float64, bfloat16 or float16.
+        eps: Least norm. A zero row has similarity 0 and passes no gradient; a row with NaN or Inf, or whose squared
+            norm overflows, is NaN in its own row and column.
+        backend: One of `icsd.backends()`; by default the best that applies.
+
+    Returns:
+        `(*B, N, N)`; float64 for float64 features, float32 otherwise.
+
+    Raises:
+        TypeError: `x` is not a floating-point tensor.
+        ValueError: `x` has fewer than two dimensions, or `eps` or `backend` is not usable.
+        RuntimeError: The backend asked for does not take `x`; the message lists every candidate and why.
+    """
+    _check_features("x", x)
+    _check_eps(eps)
+    return similarity_from_gram(registry.select(backend, [x]).gram(x), eps)
+
+
+def similarity_distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    divergence: str = "mse",
+    *,
+    reduction: Reduction = "mean",
+    detach_teacher: bool = True,
+    eps: float = 1e-8,
+    backend: str | None = None,
+    **parameters: float,
+) -> Tensor:
+    """Divergence of a student's cross-sample similarities from a teacher's.
+
+    Args:
+        student: Features `(*B, N, D_s)`.
+        teacher: Features `(*B, N, D_t)` of the same samples.
+        divergence: `"mse"`; `"kl"`, of rows as softmax distributions; or `"smooth_l1"`.
+        reduction: `"mean"` over all that is summed, `"sum"`, or `"none"`: each group's mean.
+        detach_teacher: Whether the teacher is constant.
+        eps: Least norm, see `cross_sample_similarity`.
+        backend: One of `icsd.backends()`; by default the best that applies.
+        **parameters: The divergence's own: `student_temperature` (0.1), `teacher_temperature` (0.1) and
+            `include_diagonal` (True) of `"kl"`; `beta` (1.0) of `"smooth_l1"`.
+
+    Returns:
+        A scalar, or `(*B)` for `reduction="none"`; float64 if an input is, float32 otherwise. 0 for empty batches.
+
+    Raises:
+        TypeError: An input is not a floating-point tensor.
+        ValueError: Shapes, devices, divergence or a parameter do not fit.
+        RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
+    """
+    return _distill(
+        {"student": student}, {"teacher": teacher}, [1.0], divergence, parameters, reduction, detach_teacher, eps, backend
+    )
+
+
+def interstage_distillation_loss(
+    stages: Sequence[Tensor],
+    divergence: str = "mse",
+    *,
+    weights: Sequence[float] | None = None,
+    teacher: int = -1,
+    reduction: Reduction = "mean",
+    detach_teacher: bool = True,
+    eps: float = 1e-8,
+    backend: str | None = None,
+    **parameters: float,
+) -> Tensor:
+    """Interstage cross-sample similarity distillation: Σ_i w_i d(S(X_i), S(X_teacher)) over the other stages.
+
+    After Mao et al., "Learning efficient text-to-image synthesis via interstage cross-sample similarity
+    distillation", Sci China Inf Sci 64:120102, 2021. All stages share one pass; the teacher's similarities are computed
+    once.
+
+    Args:
+        stages: Features `(*B, N, D_i)` of the same samples, coarse to fine; the `D_i` may differ.
+        divergence: See `similarity_distillation_loss`.
+        weights: One for each stage that is not the teacher, in order; 1 by default.
+        teacher: Index of the stage that teaches the others.
+        reduction: See `similarity_distillation_loss`.
+        detach_teacher: Whether the teacher is constant.
+        eps: Least norm, see `cross_sample_similarity`.
+        backend: One of `icsd.backends()`; by default the best that applies.
+        **parameters: The divergence's own, see `similarity_distillation_loss`.
+
+    Returns:
+        A scalar, or `(*B)` for `reduction="none"`.
+
+    Raises:
+        TypeError: A stage is not a floating-point tensor.
+        ValueError: Fewer than two stages, or shapes, devices, weights, divergence or a parameter do not fit.
+        RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
+    """
+    named = {f"stages[{i}]": stage for i, stage in enumerate(stages)}
+    if len(named) < 2:
+        raise ValueError(f"stages must hold at least two: a student and the teacher; got {len(named)}")
+    if not -len(named) <= teacher < len(named):
+        raise ValueError(f"teacher must index one of the {len(named)} stages, got {teacher}")
+    name = list(named)[teacher]
+    teachers = {name: named.pop(name)}
+    if weights is None:
+        weights = [1.0] * len(named)
+    elif len(weights) != len(named):
+        raise ValueError(f"weights must hold one number for each of the {len(named)} students, got {len(weights)}")
+    return _distill(named, teachers, weights, divergence, parameters, reduction, detach_teacher, eps, backend)
+
+
+def flatten_samples(maps: Tensor) -> Tensor:
+    """A view `(N, D)` of feature maps `(N, ...)`, each sample's values in the order they lie in memory.
+
+    A similarity does not depend on the order of the features, so `channels_last` maps need no copy.
+    """
+    order = sorted(range(1, maps.dim()), key=lambda dim: -maps.stride(dim))
+    return maps.permute(0, *order).flatten(1)
+
+
+def _distill(students, teachers, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
+    """Checks everything, then runs a backend. Students and teachers are named tensors; there is one teacher."""
+    ((teacher_name, teacher),) = teachers.items()
+    for name, tensor in (*students.items(), *teachers.items()):
+        _check_features(name, tensor)
+        if tensor.shape[:-1] != teacher.shape[:-1]:
+            raise ValueError(
+                f"{name} and {teacher_name} must agree in all but the last dimension, got "
+                f"{tuple(tensor.shape)} and {tuple(teacher.shape)}: give features of the same samples"
+            )
+        if tensor.device != teacher.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and {teacher_name} on {teacher.device}: move them to one device"
+            )
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise ValueError(f"weights must be finite, got {weight}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    _check_eps(eps)
+    divergence = make_divergence(divergence, **parameters)
+    if detach_teacher:
+        teacher = teacher.detach()
+    tensors = [*students.values(), teacher]
+    loss = registry.select(backend, tensors, divergence).distill(tensors[:-1], teacher, weights, divergence, eps)
+    if reduction == "sum":
+        return loss.sum() * divergence.terms(teacher.shape[-2])
+    if reduction == "mean" and loss.dim():
+        return loss.sum() / max(1, loss.numel())
+    return loss
+
+
+def _check_features(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _FLOATING:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}: convert it, e.g. .float()")
+    if x.dim() < 2:
+        raise ValueError(f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?")
+
+
+def _check_eps(eps: float) -> None:
+    if not (math.isfinite(eps) and eps > 0):
+        raise ValueError(f"eps must be a positive finite number, got {eps!r}")

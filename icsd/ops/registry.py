@@ -1,0 +1,127 @@
+"""Backends of the operator, and the choice among them.
+
+Asked for by name (argument, `use_backend`, `ICSD_BACKEND`), exactly that backend runs or an error lists every
+candidate; otherwise the best that applies runs, `reference` being the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+from icsd.ops.divergences import Divergence
+
+
+class Backend(ABC):
+    """One implementation of the operator."""
+
+    name: str
+    description: str
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Why this machine and this build cannot run it, or None."""
+
+    @abstractmethod
+    def unsupported(self, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
+        """Why it does not take these inputs, or None."""
+
+    @abstractmethod
+    def gram(self, x: Tensor) -> Tensor:
+        """K = X Xᵀ in compute dtype, differentiable: `(*B, N, D)` to `(*B, N, N)`."""
+
+    @abstractmethod
+    def distill(
+        self,
+        students: Sequence[Tensor],
+        teacher: Tensor,
+        weights: Sequence[float],
+        divergence: Divergence,
+        eps: float,
+    ) -> Tensor:
+        """Σ_k w_k d(S(X_k), S(Y)) of every group, differentiable twice: `(*B)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendStatus:
+    """What `backends()` tells of one backend.
+
+    Attributes:
+        name: What `backend=`, `use_backend` and `ICSD_BACKEND` call it.
+        description: What it is.
+        available: Whether this machine and this build can run it.
+        reason: Why not, if not.
+    """
+
+    name: str
+    description: str
+    available: bool
+    reason: str | None
+
+
+_backends: dict[str, Backend] = {}
+_chosen: ContextVar[str | None] = ContextVar("icsd_backend", default=None)
+
+
+def register(backend: Backend) -> None:
+    """Adds a backend; earlier ones are preferred."""
+    _backends[backend.name] = backend
+
+
+def get(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in _backends:
+        raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(map(repr, _backends))}")
+    return _backends[name]
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend in order of preference, and why those that cannot run here cannot."""
+    reasons = ((backend, backend.unavailable()) for backend in _backends.values())
+    return [BackendStatus(backend.name, backend.description, reason is None, reason) for backend, reason in reasons]
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs the operator on one backend within the `with` block (of this thread or task).
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    token = _chosen.set(get(name).name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def select(requested: str | None, tensors: Sequence[Tensor], divergence: Divergence | None = None) -> Backend:
+    """The backend for these inputs.
+
+    Raises:
+        ValueError: The one asked for is unknown.
+        RuntimeError: The one asked for does not apply; the message lists every candidate with its reason.
+    """
+    name = requested or _chosen.get() or os.environ.get("ICSD_BACKEND") or None
+    candidates = list(_backends.values()) if name is None else [get(name)]
+    for backend in candidates:
+        if _refusal(backend, tensors, divergence) is None:
+            return backend
+    lines = [
+        f"  {backend.name}: {_refusal(backend, tensors, divergence) or 'applies'}" for backend in _backends.values()
+    ]
+    raise RuntimeError("\n".join([f"backend {name!r} does not apply here; the candidates are", *lines]))
+
+
+def _refusal(backend: Backend, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
+    return backend.unavailable() or backend.unsupported(tensors, divergence)
