@@ -19,6 +19,11 @@ def tokenise(caption: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFC", caption).lower())
 
 
+def with_article(text: str) -> str:
+    """Turn "a" into "an" before a vowel, for captions written from templates."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
+
+
 class Vocabulary:
     """The words an encoder knows. Index 0 is both the end of a caption and its padding; words count from 1.
 

@@ -1,7 +1,6 @@
 """Captioned images and the one function that opens them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -55,6 +54,7 @@ class Pictures(Protocol):
         """Picture ``index``, uint8 (3, R, R)."""
 
 
+@dataclass(eq=False, repr=False)
 class CaptionedImages(Dataset):
     """Square images, several captions each, and attributes where they are known.
 
@@ -65,46 +65,24 @@ class CaptionedImages(Dataset):
     Attributes:
         name: Source of the images.
         split: "train" or "test".
-        captions: Captions of each image, the plainest first.
-        class_ids: Class of each image; captions of one class are close in meaning.
+        pictures: N pictures, uint8 (3, R, R) each.
+        captions: Captions of each picture, the plainest first.
+        class_ids: Class of each picture; captions of one class are close in meaning.
         attributes: Name to int64 (N,) values; empty where unknown.
         attribute_names: Name to the names of its values.
         attribution: Line owed by whoever shows the pictures, or None.
-
-    Args:
-        name: See above.
-        split: See above.
-        pictures: N pictures, uint8 (3, R, R) each.
-        captions: See above.
-        class_ids: See above.
-        attributes: See above.
-        attribute_names: See above.
-        attribution: See above.
         flip: Mirror half of the training pictures at random.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: Split,
-        pictures: Pictures,
-        captions: Sequence[Sequence[str]],
-        class_ids: Sequence[int],
-        *,
-        attributes: dict[str, Tensor] | None = None,
-        attribute_names: dict[str, list[str]] | None = None,
-        attribution: str | None = None,
-        flip: bool = False,
-    ):
-        self.name = name
-        self.split = split
-        self.captions = [list(sentences) for sentences in captions]
-        self.class_ids = list(class_ids)
-        self.attributes = attributes or {}
-        self.attribute_names = attribute_names or {}
-        self.attribution = attribution
-        self._pictures = pictures
-        self._flip = flip and split == "train"
+    name: str
+    split: Split
+    pictures: Pictures
+    captions: list[list[str]]
+    class_ids: list[int]
+    attributes: dict[str, Tensor] = field(default_factory=dict)
+    attribute_names: dict[str, list[str]] = field(default_factory=dict)
+    attribution: str | None = None
+    flip: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -112,10 +90,11 @@ class CaptionedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """Item ``index``; see the class."""
-        picture = self._pictures[index]
+        picture = self.pictures[index]
         sentences = self.captions[index]
-        choice = int(torch.randint(len(sentences), ())) if self.split == "train" else 0
-        if self._flip and torch.rand(()) < 0.5:
+        training = self.split == "train"
+        choice = int(torch.randint(len(sentences), ())) if training else 0
+        if training and self.flip and torch.rand(()) < 0.5:
             picture = picture.flip(-1)
         return {
             "image": picture.float().div(127.5).sub(1.0),
@@ -131,6 +110,8 @@ def to_picture(image: Image.Image, resolution: int) -> Tensor:
     Turns it as its EXIF orientation says, lays transparency on white, cuts the middle square and resizes (Lanczos).
     """
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits instead of scaling them
+        image = image.point(lambda value: value * (1 / 256), "L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -157,6 +138,8 @@ def open_dataset(config: DataConfig, split: Split, resolution: int) -> Captioned
         raise InputError(f"data.root={config.root} does not go with data.name={config.name}; {remedy}")
     if config.name == "emoji":
         from icsd.data.emoji import open_emoji as opener
+    elif config.name == "folder":
+        from icsd.data.folder import open_folder as opener
     else:
-        raise InputError(f"data.name={config.name!r} is unknown")
+        from icsd.data.procedural import open_procedural as opener
     return opener(config, split, resolution)

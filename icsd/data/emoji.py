@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from icsd.data.captions import with_article
 from icsd.data.dataset import CaptionedImages, DataConfig, Split, to_picture
 from icsd.errors import InputError
 
@@ -227,10 +228,6 @@ def _held_out(chosen: list[_Emoji], people: set[_Emoji], holdout: str) -> list[b
     ]
 
 
-def _with_article(text: str) -> str:
-    return re.sub(r"\ba (?=[aeiou])", "an ", text)
-
-
 def _sentences(one: _Emoji) -> list[str]:
     """Ten captions of a person, the plainest first, the others drawn from the grammar by a fixed seed."""
     phrases, *templates = next(rule for rule in _GRAMMAR if one.family in rule[0])
@@ -241,7 +238,7 @@ def _sentences(one: _Emoji) -> list[str]:
         chosen = {key: pick(synonyms) for key, synonyms in words.items()}
         chosen["role"] += direction
         text = " ".join(template.format(adjective=_ADJECTIVES[one.gender], **chosen).split())
-        return _with_article(text)
+        return with_article(text)
 
     draw = random.Random(one.file.stem)
     sentences = {write(templates[0], lambda synonyms: synonyms[0]): None}
@@ -281,7 +278,7 @@ def _names_and_colours(one: _Emoji) -> list[str]:
     names = list(dict.fromkeys(re.sub(r"[_-]", " ", name).strip().lower() for name in one.names))
     colours = " and ".join(_colours(one.file))
     templates = ("{name}", "{name}, {colours}", "a {colours} picture of {name}", "{name} in {colours}", "{name} emoji")
-    return [_with_article(template.format(name=name, colours=colours)) for template in templates for name in names]
+    return [with_article(template.format(name=name, colours=colours)) for template in templates for name in names]
 
 
 def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
