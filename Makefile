@@ -1,0 +1,41 @@
+# Every target is complete on a machine that has python3-venv and build-essential: it makes and reuses .venv.
+#   make demo TORCH=torch==2.14.1 PYTHON=python3.13     another torch or Python (after `make clean`)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+SENTENCE := a woman with dark skin, firefighter
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## train on emoji, paint an unseen sentence, and say where the pictures are (about 10 minutes)
+	$(BIN)/icsd train --config configs/emoji.yaml
+	$(BIN)/icsd sample "$(SENTENCE)" --count 4
+
+test: .venv/installed  ## run all tests and the linter
+	$(BIN)/pytest
+	$(BIN)/ruff check .
+
+bench: .venv/installed-bench  ## measure the operator against plain and compiled PyTorch
+	$(BIN)/pytest benchmarks --benchmark-only
+
+clean:  ## remove the environment and everything built (runs/ stays)
+	rm -rf .venv build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find icsd tests -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml setup.py $(shell find csrc -type f) | .venv/bin/pip
+	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install -e ".[emoji,test]"
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install -e ".[bench]"
+	touch $@

@@ -1,0 +1,1 @@
+"""The command line: ``icsd train | sample | doctor | data``."""

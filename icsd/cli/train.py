@@ -1,0 +1,56 @@
+"""``icsd train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from icsd.cli.parser import Parser
+from icsd.training.config import TrainConfig
+
+DESCRIPTION = """Train a model: its run folder gets the resolved configuration, checkpoints, picture grids, metrics and
+TensorBoard curves, and at the end the attribute scores are printed.
+
+Examples:
+
+  icsd train --config configs/emoji.yaml
+      the demo: emoji painted from sentences it has never seen
+
+  icsd train --config configs/emoji.yaml --distillation.enabled false
+      the same without distillation between the stages
+
+  icsd train --data.name folder --data.root photos --generator.resolutions [32,64]
+      your own images, a .txt with captions beside each
+
+  icsd train --resume runs/emoji-busts --steps 5000
+      go on after Ctrl-C, or for longer
+
+  icsd train --config configs/emoji.yaml --batch_size 16 --print_config > mine.yaml
+      write a configuration of your own
+
+Every key of the configuration is an option below; the command line outranks the file, and the file the defaults."""
+
+
+def parser(arguments: Sequence[str]) -> Parser:
+    """Build the parser; a resumed run's own configuration takes the place of the defaults."""
+    resume = Parser(add_help=False)
+    resume.add_argument("--resume", type=Path | None)
+    known, _ = resume.parse_known_args(arguments)
+    configs = [known.resume / "config.yaml"] if known.resume else []
+    parser = Parser(description=DESCRIPTION, default_config_files=configs)
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue from its newest checkpoint")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def run(options: Namespace) -> int:
+    """Train."""
+    from icsd.training.run import train
+
+    resume = options.pop("resume")
+    options.pop("config")
+    train(TrainConfig(**options), resume)
+    return 0

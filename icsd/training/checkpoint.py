@@ -1,0 +1,217 @@
+"""Checkpoints: one ``.safetensors`` file each, written atomically, readable without executing anything.
+
+A checkpoint is a nested state of dicts, lists, tensors and JSON scalars. The tensors are stored as such; everything
+else (configuration, vocabulary, step, optimiser options, ...) is JSON in the file's metadata header, where each tensor
+is replaced by a reference to its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import icsd
+from icsd.errors import InputError
+
+FORMAT_VERSION = 1
+
+_TENSOR = "$tensor"  # {"$tensor": name}: a tensor
+_PAIRS = "$pairs"  # {"$pairs": [[key, value], ...]}: a dict whose keys are not all strings
+_FILE_NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+def save(path: Path | str, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: the file at ``path`` is the old one or the complete new one, at every moment.
+
+    Args:
+        path: File to write or replace.
+        state: Dict of dicts, lists, tensors and JSON scalars. Tuples are stored as lists.
+
+    Raises:
+        OSError: The file cannot be written (full disk, permission). What was at ``path`` before is unchanged.
+    """
+    path = Path(path)
+    tensors: dict[str, torch.Tensor] = {}
+    metadata = {
+        "icsd_checkpoint": str(FORMAT_VERSION),
+        "icsd_version": icsd.__version__,
+        "state": json.dumps(_flatten(state, "", tensors)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"checkpoint {path} could not be written: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def load(path: Path | str, entries: Collection[str] | None = None) -> dict[str, Any]:
+    """Read a checkpoint, its tensors on the CPU.
+
+    Args:
+        path: File written by `save`.
+        entries: Top-level entries to read; all by default. The tensors of the others are not read.
+
+    Returns:
+        The saved state, or the chosen entries of it.
+
+    Raises:
+        InputError: The file is missing, truncated, not a checkpoint of icsd, of another format version, or lacks one
+            of ``entries``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: give a .safetensors file written by `icsd train`")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(path, metadata)
+            state = json.loads(metadata["state"])
+            missing = sorted(set(entries or ()) - state.keys())
+            if missing:
+                raise InputError(f"checkpoint {path} has no entry {', '.join(missing)}; it holds {', '.join(state)}")
+            chosen = {key: value for key, value in state.items() if entries is None or key in entries}
+            return _unflatten(chosen, file)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"checkpoint {path} is truncated or not a .safetensors file ({error}); use another checkpoint of its folder"
+        ) from error
+
+
+def check_config(path: Path | str, saved: dict[str, Any], wanted: dict[str, Any], free: Collection[str] = ()) -> None:
+    """Check that a checkpoint belongs to a configuration.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Configuration in the checkpoint, as nested dicts.
+        wanted: Configuration of the run that wants to use it, as nested dicts.
+        free: Dotted keys that may differ; a key frees all below it.
+
+    Raises:
+        InputError: Some other value differs; names the keys and both values.
+    """
+    old, new = dict(_leaves(saved)), dict(_leaves(wanted))
+    differing = [
+        f"{key} (checkpoint: {old.get(key)}, now: {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{prefix}.") for prefix in free)
+    ]
+    if differing:
+        raise InputError(
+            f"checkpoint {path} was trained with another configuration; differing: {', '.join(differing)}. "
+            "Give the checkpoint's values, or start a new run"
+        )
+
+
+def step_path(folder: Path | str, step: int) -> Path:
+    """Return where the checkpoint of a step lies in a run folder."""
+    return Path(folder) / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
+def latest(folder: Path | str) -> Path:
+    """Return the newest checkpoint of a run folder.
+
+    Raises:
+        InputError: The folder is missing or holds no checkpoint.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no run folder at {folder}: give the folder that `icsd train` made")
+    found = _steps(folder)
+    if not found:
+        raise InputError(f"run folder {folder} holds no checkpoint: its training ended before the first one")
+    return found[-1]
+
+
+def newest(runs: Path | str) -> Path:
+    """Return the checkpoint written last in any run folder of ``runs``.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = list(Path(runs).glob("*/checkpoints/step-*.safetensors"))
+    if not found:
+        raise InputError(f"no checkpoint below {runs}: train first, as in `icsd train --config configs/emoji.yaml`")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def prune(folder: Path | str, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints of a run folder."""
+    for path in _steps(Path(folder))[:-keep]:
+        path.unlink()
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run folder, oldest first."""
+    found = [path for path in (folder / "checkpoints").glob("*") if _FILE_NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(_FILE_NAME.fullmatch(path.name)[1]))
+
+
+def _check_format(path: Path, metadata: dict[str, str]) -> None:
+    version = metadata.get("icsd_checkpoint")
+    if version is None:
+        raise InputError(f"{path} is a .safetensors file but not a checkpoint of icsd: give one made by `icsd train`")
+    if version != str(FORMAT_VERSION):
+        raise InputError(
+            f"checkpoint {path} has format version {version}, written by icsd {metadata.get('icsd_version')}; "
+            f"icsd {icsd.__version__} reads version {FORMAT_VERSION}: use the icsd that wrote it"
+        )
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return the JSON form of ``value``, putting its tensors into ``tensors`` under their paths."""
+
+    def below(key: Any, item: Any) -> Any:
+        return _flatten(item, f"{name}/{key}" if name else str(key), tensors)
+
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: below(key, item) for key, item in value.items()}
+        return {_PAIRS: [[key, below(key, item)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [below(index, item) for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold {name}, a {type(value).__name__}: only tensors and JSON values")
+
+
+def _unflatten(value: Any, file: Any) -> Any:
+    """Undo `_flatten`, reading tensors from an open safetensors file."""
+    if isinstance(value, list):
+        return [_unflatten(item, file) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_TENSOR}:
+        return file.get_tensor(value[_TENSOR])
+    if value.keys() == {_PAIRS}:
+        return {key: _unflatten(item, file) for key, item in value[_PAIRS]}
+    return {key: _unflatten(item, file) for key, item in value.items()}
+
+
+def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,154 @@
+import json
+import os
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from icsd.errors import InputError
+from icsd.training import checkpoint
+
+
+def small_state():
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.5, 0.999))
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": 7,
+        "config": {"seed": 0, "data": {"name": "emoji", "root": None}},
+        "vocabulary": ["woman", "Ärztin", "消防士"],
+        "losses": [torch.tensor(1.5, dtype=torch.bfloat16), {"nested": torch.arange(3)}],
+    }
+
+
+def assert_same(a, b):
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_round_trip(tmp_path):
+    state = small_state()
+    checkpoint.save(tmp_path / "a.safetensors", state)
+    assert_same(state, checkpoint.load(tmp_path / "a.safetensors"))
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_the_optimiser_accepts_what_was_read(tmp_path):
+    checkpoint.save(tmp_path / "a.safetensors", small_state())
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.load_state_dict(checkpoint.load(tmp_path / "a.safetensors")["optimizer"])
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+
+
+def test_strided_tensors_keep_their_values(tmp_path):
+    image = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    state = {"image": image, "transposed": torch.randn(3, 5).T, "expanded": torch.ones(1).expand(4)}
+    checkpoint.save(tmp_path / "a.safetensors", state)
+    assert_same(state, checkpoint.load(tmp_path / "a.safetensors"))
+
+
+def test_only_the_chosen_entries_are_read(tmp_path):
+    checkpoint.save(tmp_path / "a.safetensors", small_state())
+    assert set(checkpoint.load(tmp_path / "a.safetensors", ["step", "model"])) == {"step", "model"}
+    with pytest.raises(InputError, match="no entry ema"):
+        checkpoint.load(tmp_path / "a.safetensors", ["ema"])
+
+
+def test_what_json_cannot_hold_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError, match="config/when, a set"):
+        checkpoint.save(tmp_path / "a.safetensors", {"config": {"when": {1}}})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("failing", ["write", "sync"])
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_other_file(tmp_path, monkeypatch, failing):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"step": 1, "x": torch.ones(3)})
+
+    def full_write(tensors, filename, metadata):
+        with open(filename, "wb") as file:
+            file.write(b"half of it")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    def full_sync(handle):
+        raise OSError(28, "No space left on device")
+
+    if failing == "write":
+        monkeypatch.setattr(checkpoint, "save_file", full_write)
+    else:
+        monkeypatch.setattr(os, "fsync", full_sync)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(path, {"step": 2, "x": torch.zeros(3)})
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    assert_same(checkpoint.load(path), {"step": 1, "x": torch.ones(3)})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint at .*absent\.safetensors"):
+        checkpoint.load(tmp_path / "absent.safetensors")
+
+
+def test_a_truncated_file_is_named_wherever_it_was_cut(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small_state())
+    whole = path.read_bytes()
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"a\.safetensors is truncated"):
+            checkpoint.load(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    torch.save({"x": torch.ones(2)}, tmp_path / "pickle.pt")
+    with pytest.raises(InputError, match=r"pickle\.pt is truncated or not a \.safetensors file"):
+        checkpoint.load(tmp_path / "pickle.pt")
+    save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="not a checkpoint of icsd"):
+        checkpoint.load(tmp_path / "other.safetensors")
+
+
+def test_another_format_version_is_refused(tmp_path):
+    metadata = {"icsd_checkpoint": "99", "icsd_version": "9.9", "state": json.dumps({})}
+    save_file({}, tmp_path / "new.safetensors", metadata)
+    with pytest.raises(InputError, match=r"format version 99, written by icsd 9\.9"):
+        checkpoint.load(tmp_path / "new.safetensors")
+
+
+def test_differing_keys_are_named():
+    saved = {"seed": 0, "steps": 10, "model": {"width": 32, "stages": [16, 32]}}
+    checkpoint.check_config("a", saved, saved)
+    checkpoint.check_config("a", saved, {**saved, "steps": 20}, free=["steps"])
+    checkpoint.check_config("a", saved, {**saved, "model": {}}, free=["model"])
+    with pytest.raises(InputError, match=r"model\.width \(checkpoint: 32, now: 64\), steps"):
+        checkpoint.check_config("a", saved, {**saved, "steps": 20, "model": {"width": 64, "stages": [16, 32]}})
+
+
+def test_latest_and_prune_go_by_step(tmp_path):
+    with pytest.raises(InputError, match="no run folder at"):
+        checkpoint.latest(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoint.latest(tmp_path)
+    for step in (5, 100_000_000, 20):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step})
+    (tmp_path / "checkpoints" / "notes.txt").write_text("kept")
+    assert checkpoint.load(checkpoint.latest(tmp_path))["step"] == 100_000_000
+    checkpoint.prune(tmp_path, keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["notes.txt", "step-00000020.safetensors", "step-100000000.safetensors"]
