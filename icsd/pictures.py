@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 
 from PIL import Image, ImageDraw, ImageFont
@@ -46,7 +47,7 @@ def caption_grid(
         headers = [f"{images.shape[-1]} px" for images in stages] if len(stages) > 1 else []
     width = len(stages) * (side + _PADDING) - _PADDING
     texts = [_wrap(caption, _TEXT, width) for caption in captions]
-    columns = min(columns or math.ceil(math.sqrt(2 * len(texts) * side / width)), max(len(texts), 1))
+    columns = max(min(columns or math.ceil(math.sqrt(2 * len(texts) * side / width)), len(texts)), 1)
     rows = [range(start, min(start + columns, len(texts))) for start in range(0, len(texts), columns)]
 
     page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
@@ -81,6 +82,7 @@ def _to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 

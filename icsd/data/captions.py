@@ -38,9 +38,9 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str]):
         self.words = list(words)
-        self._index = {word: index for index, word in enumerate(self.words, start=1)}
-        if len(self._index) != len(self.words) or not all(isinstance(word, str) for word in self.words):
+        if not all(isinstance(word, str) for word in self.words) or len(set(self.words)) != len(self.words):
             raise InputError("a vocabulary must be a list of distinct words; rebuild it from the training captions")
+        self._index = {word: index for index, word in enumerate(self.words, start=1)}
 
     @classmethod
     def build(cls, captions: Iterable[str]) -> Vocabulary:
