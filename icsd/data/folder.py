@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
@@ -26,16 +27,21 @@ _MEMORY = 256 * 2**20  # bytes of decoded pictures kept in memory; a larger spli
 def open_folder(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
     """Open one split of a folder, its subfolders included; see `icsd.data.open_dataset`.
 
-    Captions come from ``captions.csv`` (columns file, caption), from ``captions.jsonl`` (keys file, caption), where an
-    image may have several rows, or from a ``.txt`` beside each image, one caption per line. Lines without a word do not
-    count. The images with the smallest hashes of seed and name form the test split, so a new image moves few others.
+    Captions come from ``captions.csv`` (columns file, caption) or ``captions.jsonl`` (keys file, caption), where an
+    image may have several rows; without either, from a ``.txt`` beside each image, one caption per line. Lines without
+    a word do not count, nor do hidden files. The images with the smallest hashes of seed and name form the test split,
+    so a new image moves few others.
     """
     root = Path(config.root)
     if not root.is_dir():
         raise InputError(f"data.root={root} is not a folder; give the folder that holds the images")
     if not 0 < config.test_fraction < 1:
         raise InputError(f"data.test_fraction={config.test_fraction} must lie between 0 and 1")
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
     if len(files) < 2:
         found = f"holds {len(files)} images ({', '.join(IMAGE_SUFFIXES)})"
         raise InputError(f"data.root={root} {found}; at least 2 are needed, one to train and one to test")
@@ -124,17 +130,18 @@ def _read_captions(root: Path, files: list[Path]) -> dict[str, list[str]]:
         raise InputError(f"{root} holds both {' and '.join(_LISTS)}; keep one")
     for source in lists:
         for place, name, caption in (_csv_rows if source.suffix == ".csv" else _jsonl_rows)(source):
-            if name not in captions:
+            listed = captions.get(PurePosixPath(name).as_posix())
+            if listed is None:
                 raise InputError(f"{place} names {name!r}, which is not an image in {root}; correct or remove the row")
-            captions[name].append(caption)
+            listed.append(caption)
     if not lists:
         for name, lines in captions.items():
             beside = (root / name).with_suffix(".txt")
             if beside.exists():
-                lines += _read(beside).splitlines()
+                lines += _read(beside).split("\n")
                 if not any(map(tokenise, lines)):
                     raise InputError(f"{beside} holds no caption; write one per line")
-    captions = {name: [line.strip() for line in lines if tokenise(line)] for name, lines in captions.items()}
+    captions = {name: [" ".join(line.split()) for line in lines if tokenise(line)] for name, lines in captions.items()}
     bare = [name for name, lines in captions.items() if not lines]
     if bare:
         place = f"a row in {lists[0].name}" if lists else f"{Path(bare[0]).with_suffix('.txt')}"
@@ -151,11 +158,14 @@ def _read(file: Path) -> str:
 
 
 def _csv_rows(source: Path) -> Iterator[tuple[str, str, str]]:
-    reader = csv.DictReader(_read(source).splitlines(keepends=True))
-    if not {"file", "caption"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{source} has the columns {reader.fieldnames or []}; its first line must be file,caption")
-    for row in reader:
-        yield f"{source}, line {reader.line_num},", row["file"], row["caption"] or ""
+    reader = csv.DictReader(io.StringIO(_read(source)))
+    try:
+        if not {"file", "caption"} <= set(reader.fieldnames or ()):
+            raise InputError(f"{source} has the columns {reader.fieldnames or []}; its first line must be file,caption")
+        for row in reader:
+            yield f"{source}, line {reader.line_num},", row["file"] or "", row["caption"] or ""
+    except csv.Error as error:
+        raise InputError(f"{source} is not CSV after line {reader.line_num} ({error}); correct the file") from error
 
 
 def _jsonl_rows(source: Path) -> Iterator[tuple[str, str, str]]:

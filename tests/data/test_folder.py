@@ -31,6 +31,8 @@ def root(tmp_path):
     save(tmp_path / "f.gif", mode="P")
     (tmp_path / "f.txt").write_text("palette\n")
     (tmp_path / "notes.txt").write_text("not a caption\n")
+    (tmp_path / "._a.png").write_bytes(b"what a Mac leaves on a memory card")
+    (tmp_path / "album.png").mkdir()
     return tmp_path
 
 
@@ -87,7 +89,15 @@ def test_split_is_stable_and_seeded(root):
 
 
 def test_csv(root):
-    rows = ["file,caption", 'a.png,"red, a square"', "a.png,second", "b.jpg,été", "deep/c.JPG,c", "d.jpeg,d", "e.png,e"]
+    rows = [
+        "file,caption",
+        './a.png,"red,\r\na square"',
+        "a.png,second",
+        "b.jpg,été",
+        "deep/c.JPG,c",
+        "d.jpeg,d",
+        "e.png,e",
+    ]
     (root / "captions.csv").write_text("\ufeff" + "\r\n".join([*rows, "f.gif,f"]), encoding="utf-8")
     found = by_caption(root)
     assert found["red, a square"] == ["red, a square", "second"]
@@ -100,7 +110,7 @@ def test_jsonl(root):
         json.dumps({"file": name, "caption": f"caption\u2028{i}"}, ensure_ascii=False) for i, name in enumerate(names)
     ]
     (root / "captions.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
-    assert len(by_caption(root)["caption\u20280"]) == 2
+    assert len(by_caption(root)["caption 0"]) == 2
 
 
 def test_large_folders_are_decoded_on_demand(root, monkeypatch):
@@ -173,6 +183,7 @@ def test_captions_in_another_encoding(root):
         ("captions.jsonl", '\n["a.png", "x"]\n', "line 2, must read"),
         ("captions.jsonl", "{", "line 1, must read"),
         ("captions.jsonl", '{"file": "a.png", "caption": 3}', "line 1, must read"),
+        ("captions.csv", "file,caption\na.png," + "x" * 200_000, "is not CSV after line 1"),
         ("captions.jsonl", '{"file": "z.png", "caption": "x"}', "line 1, names 'z.png'"),
     ],
 )
