@@ -34,12 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run(arguments)
-    except (InputError, OSError) as error:
-        print(f"icsd: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("icsd: interrupted", file=sys.stderr)
-        return 130
+    except InputError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"icsd: {'error: ' if code == 2 else ''}{message}", file=sys.stderr)
+    return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -47,11 +52,13 @@ def _run(arguments: list[str]) -> int:
     subcommands = parser.add_subcommands(dest="command")
     chosen = None
     for name, summary in COMMANDS.items():
-        if arguments[:1] == [name]:  # the others stay unimported, and with them torch
+        command = Parser()
+        subcommands.add_subcommand(name, command, help=summary)
+        if arguments[:1] == [name]:  # the others stay unimported, and with them what they need
             chosen = importlib.import_module(f"icsd.cli.{name}")
-        subcommands.add_subcommand(name, chosen.parser(arguments[1:]) if arguments[:1] == [name] else Parser(), help=summary)
+            chosen.configure(command, arguments[1:])
     if not arguments:
         parser.print_help()
         return 0
-    namespace = parser.parse_args(arguments)
-    return chosen.run(namespace[namespace.command])
+    options = parser.instantiate(parser.parse_args(arguments))
+    return chosen.run(options[options.command])

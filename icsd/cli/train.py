@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,17 +34,17 @@ Examples:
 Every key of the configuration is an option below; the command line outranks the file, and the file the defaults."""
 
 
-def parser(arguments: Sequence[str]) -> Parser:
-    """Build the parser; a resumed run's own configuration takes the place of the defaults."""
-    resume = Parser(add_help=False)
-    resume.add_argument("--resume", type=Path | None)
-    known, _ = resume.parse_known_args(arguments)
-    configs = [known.resume / "config.yaml"] if known.resume else []
-    parser = Parser(description=DESCRIPTION, default_config_files=configs)
+def configure(parser: Parser, arguments: Sequence[str]) -> None:
+    """Add the options; a resumed run's own configuration takes the place of the defaults."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--resume", type=Path, nargs="?")
+    resume = early.parse_known_args(arguments)[0].resume
+    parser.default_config_files = [resume / "config.yaml"] if resume else []
+    parser.usage = "icsd train [--config FILE] [--resume RUN] [--KEY VALUE ...]"
+    parser.description = DESCRIPTION
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
-    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue from its newest checkpoint")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
     parser.add_class_arguments(TrainConfig)
-    return parser
 
 
 def run(options: Namespace) -> int:
