@@ -25,6 +25,7 @@ from icsd.errors import InputError
 
 FORMAT_VERSION = 1
 
+_HEADER = "icsd_checkpoint"
 _TENSOR = "$tensor"  # {"$tensor": name}: a tensor
 _PAIRS = "$pairs"  # {"$pairs": [[key, value], ...]}: a dict whose keys are not all strings
 _FILE_NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -42,11 +43,8 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     """
     path = Path(path)
     tensors: dict[str, torch.Tensor] = {}
-    metadata = {
-        "icsd_checkpoint": str(FORMAT_VERSION),
-        "icsd_version": icsd.__version__,
-        "state": json.dumps(_flatten(state, "", tensors)),
-    }
+    header = {"format": FORMAT_VERSION, "icsd": icsd.__version__, "state": _flatten(state, "", tensors)}
+    metadata = {_HEADER: json.dumps(header)}  # one entry: several would come out in a random order
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -82,9 +80,7 @@ def load(path: Path | str, entries: Collection[str] | None = None) -> dict[str, 
         raise InputError(f"no checkpoint at {path}: give a .safetensors file written by `icsd train`")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            _check_format(path, metadata)
-            state = json.loads(metadata["state"])
+            state = _read_header(path, file.metadata() or {})["state"]
             missing = sorted(set(entries or ()) - state.keys())
             if missing:
                 raise InputError(f"checkpoint {path} has no entry {', '.join(missing)}; it holds {', '.join(state)}")
@@ -165,15 +161,16 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(_FILE_NAME.fullmatch(path.name)[1]))
 
 
-def _check_format(path: Path, metadata: dict[str, str]) -> None:
-    version = metadata.get("icsd_checkpoint")
-    if version is None:
+def _read_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if _HEADER not in metadata:
         raise InputError(f"{path} is a .safetensors file but not a checkpoint of icsd: give one made by `icsd train`")
-    if version != str(FORMAT_VERSION):
+    header = json.loads(metadata[_HEADER])
+    if header["format"] != FORMAT_VERSION:
         raise InputError(
-            f"checkpoint {path} has format version {version}, written by icsd {metadata.get('icsd_version')}; "
+            f"checkpoint {path} has format version {header['format']}, written by icsd {header['icsd']}; "
             f"icsd {icsd.__version__} reads version {FORMAT_VERSION}: use the icsd that wrote it"
         )
+    return header
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -48,6 +48,13 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_one_state_gives_one_file(tmp_path):
+    state = small_state()
+    for name in "ab":
+        checkpoint.save(tmp_path / name, state)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_the_optimiser_accepts_what_was_read(tmp_path):
     checkpoint.save(tmp_path / "a.safetensors", small_state())
     model = torch.nn.Linear(3, 2)
@@ -125,8 +132,8 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 def test_another_format_version_is_refused(tmp_path):
-    metadata = {"icsd_checkpoint": "99", "icsd_version": "9.9", "state": json.dumps({})}
-    save_file({}, tmp_path / "new.safetensors", metadata)
+    header = {"format": 99, "icsd": "9.9", "contents": {}}
+    save_file({}, tmp_path / "new.safetensors", {"icsd_checkpoint": json.dumps(header)})
     with pytest.raises(InputError, match=r"format version 99, written by icsd 9\.9"):
         checkpoint.load(tmp_path / "new.safetensors")
 
