@@ -53,7 +53,7 @@ def after_step(monkeypatch, step, action):
 
 def test_batches_cover_every_epoch_and_resume_anywhere():
     batches = list(run.batch_indices(length=10, batch_size=4, seed=1, start=0, stop=5))
-    drawn = sum(batches, [])
+    drawn = [index for batch in batches for index in batch]
     assert [len(batch) for batch in batches] == [4] * 5
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]

@@ -1,0 +1,40 @@
+import subprocess
+
+import pytest
+
+import icsd as package
+
+
+def test_version(icsd):
+    assert icsd("--version") == (0, f"icsd {package.__version__}\n", "")
+
+
+def test_without_a_command_the_help_is_shown(icsd):
+    code, out, _ = icsd()
+    assert code == 0
+    assert all(command in out for command in ("train", "sample", "doctor", "data"))
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "doctor", "data"])
+def test_every_help_teaches_by_example(icsd, command):
+    code, out, _ = icsd(command, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"\n  icsd {command}" in out
+
+
+def test_unknown_commands_and_options_are_named(fails):
+    assert "invalid choice: 'paint'" in fails("paint")
+    assert "unrecognized arguments: --verbose" in fails("doctor", "--verbose")
+
+
+def test_operating_system_errors_name_the_file(fails, workplace):
+    assert fails("data", "preview", "--out", "absent/a.png") == "absent/a.png: No such file or directory"
+
+
+def test_the_process_ends_with_the_exit_code_and_no_traceback(program):
+    process = subprocess.run([*program, "train", "--steps", "few"], capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith('icsd: error: Parser key "steps"')
+    assert process.stderr.count("\n") == 1
+    assert process.stdout == ""

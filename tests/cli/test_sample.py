@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from icsd.training import checkpoint
+
+SENTENCE = "this flower has blue petals"
+
+
+@pytest.fixture
+def run(icsd, workplace):
+    """A trained run below runs/."""
+    assert icsd("train", "--config", "tiny.yaml", "--steps", "1")[0] == 0
+    return Path("runs/procedural-flowers")
+
+
+def test_the_same_seed_writes_the_same_picture(icsd, run):
+    assert icsd("sample", SENTENCE) == (0, "sample.png\n", "")
+    for name, seed in (("a.png", "3"), ("b.png", "3"), ("c.png", "4")):
+        assert icsd("sample", SENTENCE, "--seed", seed, "--out", name, "--checkpoint", str(run))[0] == 0
+    a, b, c = (Path(name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert a == b != c
+
+
+def test_several_sentences_seeds_and_stages_share_one_picture(icsd, run):
+    icsd("sample", SENTENCE)
+    with Image.open("sample.png") as picture:
+        one = picture.size
+    path = str(checkpoint.latest(run))
+    icsd("sample", SENTENCE, "a red flower", "--count", "3", "--stages", "--checkpoint", path)
+    with Image.open("sample.png") as picture:
+        assert picture.width > 4 * one[0]
+        assert picture.height > one[1]
+
+
+def test_unknown_words_are_named_and_the_rest_is_painted(icsd, run):
+    code, _, err = icsd("sample", "this flower has zebra petals and a moustache")
+    assert code == 0
+    assert err == "icsd: this model does not know and skips: zebra, moustache\n"
+    assert Path("sample.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no sentence to paint"),
+        (["  "], "no sentence to paint"),
+        ([SENTENCE, "--count", "0"], "count is 0"),
+        ([SENTENCE, "--seed", "-1"], "seed is -1"),
+        ([SENTENCE, "--seed", "x"], '"seed"'),
+        ([SENTENCE, "--out", "picture.doc"], "out is picture.doc"),
+        ([SENTENCE, "--checkpoint", "absent"], "no checkpoint at absent"),
+        ([SENTENCE, "--checkpoint", "tiny.yaml"], "checkpoint tiny.yaml is truncated or not a .safetensors file"),
+        ([SENTENCE, "--checkpoint", "foreign.safetensors"], "not a checkpoint of icsd"),
+    ],
+)
+def test_errors_are_one_line_and_write_nothing(fails, run, arguments, message):
+    save_file({}, "foreign.safetensors")
+    assert message in fails("sample", *arguments)
+    assert not list(Path().glob("*.png"))
+
+
+def test_without_a_run_it_says_how_to_train(fails, workplace):
+    assert "icsd train" in fails("sample", SENTENCE)

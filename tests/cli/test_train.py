@@ -1,0 +1,107 @@
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from icsd.training import checkpoint
+
+RUN = Path("runs/procedural-flowers")
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_a_configuration_trains_and_resumes_with_its_own_values(icsd, workplace):
+    code, out, _ = icsd("train", "--config", "tiny.yaml", "--steps", "2", "--generator.width", "2")
+    assert code == 0
+    assert "step-00000002.safetensors" in out
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["generator"]["width"] == 2
+
+    code, _, err = icsd("train", "--resume", str(RUN), "--steps", "3")
+    assert code == 0, err
+    state = checkpoint.load(checkpoint.latest(RUN), ["step", "config"])
+    assert state["step"] == 3
+    assert state["config"]["generator"]["width"] == 2
+
+
+def test_print_config_gives_a_file_that_gives_the_same(icsd, workplace):
+    code, out, _ = icsd("train", "--config", "tiny.yaml", "--batch_size", "5", "--print_config")
+    assert code == 0
+    assert yaml.safe_load(out)["batch_size"] == 5
+    Path("mine.yaml").write_text(out)
+    assert icsd("train", "--config", "mine.yaml", "--print_config")[1] == out
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configurations_of_the_repository_are_valid(icsd, path):
+    code, _, err = icsd("train", "--config", str(path), "--print_config")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "few"], '"steps"'),
+        (["--steps", "0"], "steps is 0"),
+        (["--data.name", "paintings"], '"data.name"'),
+        (["--generator.depth", "3"], "--generator.depth"),
+        (["--generator.resolutions", "[16,48]"], "generator.resolutions is [16, 48]"),
+        (["--distillation.generator.divergence", "l1"], '"distillation.generator.divergence"'),
+        (["--device", "tpu"], "device is 'tpu'"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--config", "typo.yaml"], "data.nam"),
+        (["--config", "broken.yaml"], "config"),
+        (["--resume", "absent"], "no run folder at absent"),
+        (["--data.name", "folder"], "data.root"),
+        (["--data.name", "folder", "--data.root", "absent"], "data.root=absent"),
+    ],
+)
+def test_errors_name_the_key_and_leave_nothing_behind(fails, workplace, arguments, message):
+    Path("typo.yaml").write_text("data: {nam: emoji}")
+    Path("broken.yaml").write_text("steps: [1")
+    before = sorted(Path().iterdir())
+    config = [] if "--config" in arguments else ["--config", "tiny.yaml"]
+    assert message in fails("train", *config, *arguments)
+    assert sorted(Path().iterdir()) == before
+
+
+def test_resuming_refuses_another_configuration(icsd, workplace):
+    icsd("train", "--config", "tiny.yaml", "--steps", "1")
+    before = (RUN / "config.yaml").read_text()
+    code, _, err = icsd("train", "--resume", str(RUN), "--steps", "2", "--text.dim", "16")
+    assert code == 2
+    assert "text.dim (checkpoint: 8, now: 16)" in err
+    assert (RUN / "config.yaml").read_text() == before
+
+
+def test_resuming_refuses_a_damaged_checkpoint(icsd, workplace):
+    icsd("train", "--config", "tiny.yaml", "--steps", "1")
+    path = checkpoint.latest(RUN)
+    path.write_bytes(path.read_bytes()[:1000])
+    code, _, err = icsd("train", "--resume", str(RUN), "--steps", "2")
+    assert code == 2
+    assert f"checkpoint {path} is truncated" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_resume(icsd, program, workplace, number):
+    process = subprocess.Popen(
+        [*program, "train", "--config", "tiny.yaml", "--steps", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (RUN / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "icsd train --resume runs/procedural-flowers" in err
+    step = checkpoint.load(checkpoint.latest(RUN), ["step"])["step"]
+    assert icsd("train", "--resume", str(RUN), "--steps", str(step + 1))[0] == 0
