@@ -7,8 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import icsd
 from icsd.errors import InputError
+from icsd.losses import InterstageDistillationLoss
+from icsd.ops import cross_sample_similarity, flatten_samples
+from icsd.ops.divergences import make_divergence
 
 
 @dataclass
@@ -29,7 +31,11 @@ class CSDConfig:
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
-            raise InputError(f"distillation weight is {self.weight}: give 0 or more")
+            raise InputError(f"distillation.*.weight is {self.weight}: give 0 or more")
+        try:
+            make_divergence(self.divergence, **self.parameters)
+        except ValueError as error:
+            raise InputError(f"distillation.*.divergence and parameters do not fit: {error}") from error
 
 
 @dataclass
@@ -55,20 +61,6 @@ class DistillationConfig:
     """Between the stages' discriminators, on their features of the real pictures."""
 
 
-def rows(features: Tensor) -> Tensor:
-    """A batch of maps as one row per sample, a view whether the memory is contiguous or channels_last.
-
-    The order within a row does not matter: every sample has the same, and similarities are sums over it.
-
-    Args:
-        features: `(N, C, H, W)`.
-
-    Returns:
-        `(N, C * H * W)`.
-    """
-    return features.flatten(1) if features.is_contiguous() else features.permute(0, 2, 3, 1).flatten(1)
-
-
 class InterstageDistillation(nn.Module):
     """The CSD block of one side: what the samples of a batch are to each other should agree between the stages.
 
@@ -79,9 +71,8 @@ class InterstageDistillation(nn.Module):
     def __init__(self, config: CSDConfig) -> None:
         super().__init__()
         self.weight = config.weight
-        self.divergence = config.divergence
-        self.parameters_of_divergence = dict(config.parameters)
-        self.teacher = -1 if config.direction == "refined-to-coarse" else 0
+        teacher = -1 if config.direction == "refined-to-coarse" else 0
+        self.loss = InterstageDistillationLoss(config.divergence, teacher=teacher, **config.parameters)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """The weighted loss of the student stages; the teacher stage gets no gradient.
@@ -92,9 +83,7 @@ class InterstageDistillation(nn.Module):
         Returns:
             A scalar.
         """
-        return self.weight * icsd.interstage_distillation_loss(
-            [rows(stage) for stage in stages], self.divergence, teacher=self.teacher, **self.parameters_of_divergence
-        )
+        return self.weight * self.loss([flatten_samples(stage) for stage in stages])
 
 
 @torch.no_grad()
@@ -107,4 +96,4 @@ def similarity_matrices(stages: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         The cosine similarities of the samples at each stage, `(N, N)` each.
     """
-    return [icsd.cross_sample_similarity(rows(stage)) for stage in stages]
+    return [cross_sample_similarity(flatten_samples(stage)) for stage in stages]

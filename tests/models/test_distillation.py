@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+import icsd
+from icsd.errors import InputError
+from icsd.models import CSDConfig, InterstageDistillation, similarity_matrices
+
+
+def stages(memory_format=torch.contiguous_format):
+    torch.manual_seed(0)
+    shapes = [(4, 3, 8, 8), (4, 3, 16, 16), (4, 5, 4, 4)]
+    return [torch.randn(shape).to(memory_format=memory_format).requires_grad_() for shape in shapes]
+
+
+def test_refined_stage_teaches_and_gets_no_gradient():
+    coarse, middle, refined = stages()
+    InterstageDistillation(CSDConfig())([coarse, middle, refined]).backward()
+    assert coarse.grad.abs().sum() > 0
+    assert middle.grad.abs().sum() > 0
+    assert refined.grad is None
+
+
+def test_coarse_stage_teaches_when_asked():
+    coarse, middle, refined = stages()
+    InterstageDistillation(CSDConfig(direction="coarse-to-refined"))([coarse, middle, refined]).backward()
+    assert coarse.grad is None
+    assert refined.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("divergence", "parameters"), [("mse", {}), ("kl", {"student_temperature": 0.5}), ("smooth_l1", {"beta": 0.2})]
+)
+def test_is_the_weighted_public_function(divergence, parameters):
+    maps = stages()
+    loss = InterstageDistillation(CSDConfig(weight=3.0, divergence=divergence, parameters=parameters))(maps)
+    flat = [stage.flatten(1) for stage in maps]
+    torch.testing.assert_close(loss, 3 * icsd.interstage_distillation_loss(flat, divergence, **parameters))
+
+
+def test_memory_format_does_not_matter():
+    block = InterstageDistillation(CSDConfig())
+    torch.testing.assert_close(block(stages()), block(stages(torch.channels_last)))
+
+
+def test_similarity_matrices_are_cosines():
+    maps = stages()
+    for matrix, stage in zip(similarity_matrices(maps), maps, strict=True):
+        expected = torch.nn.functional.cosine_similarity(stage.flatten(1)[:, None], stage.flatten(1)[None], dim=-1)
+        torch.testing.assert_close(matrix, expected.detach())
+        assert not matrix.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight": -1.0},
+        {"weight": float("nan")},
+        {"divergence": "kl", "parameters": {"student_temperature": -1.0}},
+        {"parameters": {"beta": 1.0}},
+        {"divergence": "cosine"},
+    ],
+)
+def test_bad_options_are_refused(options):
+    with pytest.raises(InputError, match="distillation"):
+        CSDConfig(**options)
