@@ -20,12 +20,25 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
+COMPILE_FLAGS = [
+    *["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"],
+    *["-Wall", "-Wextra", "-Wno-maybe-uninitialized"],  # GCC 12's AVX-512 headers warn of themselves
+]
+
 # One object of csrc/cpu/kernels.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
 CPU_ISAS = {"portable": []}
 if X86:
     CPU_ISAS |= {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+        "avx512": [
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mfma",
+            "-mf16c",
+            "-mprefer-vector-width=512",
+        ],
     }
 
 
@@ -54,28 +67,37 @@ class NinjaBuild(build_ext):
         """The rules: every source once, the kernels once for each instruction set."""
         includes = [ROOT / "csrc", sysconfig.get_paths()["include"], pybind11.get_include()]
         flags = [
-            *"-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized".split(),
+            *COMPILE_FLAGS,
             *(f"-I{path}" for path in includes),
             *(["-DICSD_X86"] if X86 else []),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
         ]
         quoted = " ".join(shlex.quote(flag) for flag in flags)
         ninja_file.rule(
-            "compile", f"{self.compiler_command()} -MMD -MF $out.d {quoted} $flags -c $in -o $out", depfile="$out.d", deps="gcc"
+            "compile",
+            f"{self.compiler_command()} -MMD -MF $out.d {quoted} $flags -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
         )
         link_flags = os.environ.get("LDFLAGS", "")
         ninja_file.rule("link", f"{self.compiler_command()} -shared -fopenmp $in {link_flags} -o $out")
         objects = []
 
         def compile_source(source: str, name: str, source_flags: list[str]) -> None:
-            ninja_file.build(f"{name}.o", "compile", str(ROOT / "csrc" / source), variables={"flags": " ".join(source_flags)})
+            ninja_file.build(
+                f"{name}.o", "compile", str(ROOT / "csrc" / source), variables={"flags": " ".join(source_flags)}
+            )
             objects.append(f"{name}.o")
 
-        compile_source("binding.cpp", "binding", [
-            f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
-            "-DICSD_CUDA_ARCHITECTURES='\"\"'",
-            "-DICSD_COMPILER=__VERSION__",
-        ])
+        compile_source(
+            "binding.cpp",
+            "binding",
+            [
+                f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
+                "-DICSD_CUDA_ARCHITECTURES='\"\"'",
+                "-DICSD_COMPILER=__VERSION__",
+            ],
+        )
         for source in ("operator", "dispatch", "threads"):
             compile_source(f"cpu/{source}.cpp", source, [])
         for isa, isa_flags in CPU_ISAS.items():

@@ -60,8 +60,9 @@ struct SmoothL1 {
   ICSD_HD T teacher(T s, T t, const Row& i, const Row& j) const { return student(t, s, i, j); }
 };
 
-// KL(softmax(T/τ_t) || softmax(S/τ_s)) by online softmax: with m the running maxima, l the sums of
-// exponentials below them and w = Σ e^{t-m_t}(t-s), KL = w/l_t + (m_s - m_t) + ln(l_s/l_t).
+// KL(softmax(T/τ_t) || softmax(S/τ_s)) by online softmax: with m the running maxima, l the sums of exponentials below
+// them and w = Σ e^{t-m_t} ((t-m_t) - (s-m_s)), KL = w/l_t + ln(l_s/l_t). Everything is relative to the maxima, so that
+// low temperatures cancel nothing.
 template <class T>
 struct Kl {
   bool diagonal;
@@ -82,23 +83,25 @@ struct Kl {
     s *= inverse_student;
     t *= inverse_teacher;
     if (!(s <= row.max_s)) {  // also true of NaN, which then spreads to the row
-      row.sum_s *= std::exp(row.max_s - s);
+      const T rise = row.sum_s == 0 ? T(0) : s - row.max_s;
+      row.sum_s *= std::exp(-rise);
+      row.weighted += row.sum_t * rise;
       row.max_s = s;
     }
     if (!(t <= row.max_t)) {
-      const T shrink = std::exp(row.max_t - t);
+      const T rise = row.sum_t == 0 ? T(0) : t - row.max_t, shrink = std::exp(-rise);
+      row.weighted = shrink * (row.weighted - row.sum_t * rise);
       row.sum_t *= shrink;
-      row.weighted *= shrink;
       row.max_t = t;
     }
-    const T e = std::exp(t - row.max_t);
-    row.sum_s += std::exp(s - row.max_s);
+    const T below_s = s - row.max_s, below_t = t - row.max_t, e = std::exp(below_t);
+    row.sum_s += std::exp(below_s);
     row.sum_t += e;
-    row.weighted += e * (t - s);
+    row.weighted += e * (below_t - below_s);
   }
   ICSD_HD T value(const Row& row) const {
     if (row.sum_t == 0) return 0;  // nothing took part: a single sample without its diagonal
-    return scale * (row.weighted / row.sum_t + (row.max_s - row.max_t) + std::log(row.sum_s / row.sum_t));
+    return scale * (row.weighted / row.sum_t + std::log(row.sum_s / row.sum_t));
   }
   // One row's probabilities of element (s, t), and its part of the gradients.
   ICSD_HD T p(T s, const Row& row) const { return std::exp(s * inverse_student - row.max_s) / row.sum_s; }
@@ -107,7 +110,8 @@ struct Kl {
     return scale * inverse_student * ((p(s, i) - q(t, i)) + (p(s, j) - q(t, j)));
   }
   ICSD_HD T teacher_row(T s, T t, const Row& row) const {
-    return q(t, row) * (t * inverse_teacher - s * inverse_student - row.weighted / row.sum_t);
+    const T below_s = s * inverse_student - row.max_s, below_t = t * inverse_teacher - row.max_t;
+    return q(t, row) * (below_t - below_s - row.weighted / row.sum_t);
   }
   ICSD_HD T teacher(T s, T t, const Row& i, const Row& j) const {
     return scale * inverse_teacher * (teacher_row(s, t, i) + teacher_row(s, t, j));

@@ -230,7 +230,7 @@ class Epilogue {
     const C* k = stages_[stage].row(group, i);
     const C* r = inverse_norms_.data() + index(stage, group, 0);
     const C own = r[i];
-    for (int64_t j = 0; j < shape_.samples; ++j) out[j] = k[j] * own * r[j];
+    for (int64_t j = 0; j < shape_.samples; ++j) out[j] = k[j] * (own * r[j]);
   }
 
   // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji and the row of S. The projection on x_i, on the diagonal, is absent

@@ -132,14 +132,24 @@ inline void store_partial(T* p, V v, std::int64_t count) {
   std::memcpy(p, padded, count * sizeof(T));
 }
 
-template <class C>
-inline C sum(Vector<C> v) {
-  C lanes[kLanes<C>];
-  store(lanes, v);
-  for (int half = kLanes<C> / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+// The sum of `Width` adjacent lanes, by halves.
+template <class C, int Width>
+inline C sum_lanes(const C* lanes) {
+  if constexpr (Width == 1) {
+    return lanes[0];
+  } else {
+    typedef C Half __attribute__((vector_size(Width / 2 * sizeof(C))));
+    Half low, high;
+    std::memcpy(&low, lanes, sizeof low);
+    std::memcpy(&high, lanes + Width / 2, sizeof high);
+    const Half folded = low + high;
+    return sum_lanes<C, Width / 2>(reinterpret_cast<const C*>(&folded));
   }
-  return lanes[0];
+}
+
+template <class C>
+inline C sum(const Vector<C>& v) {
+  return sum_lanes<C, kLanes<C>>(reinterpret_cast<const C*>(&v));
 }
 
 }  // namespace icsd::cpu::ICSD_ISA

@@ -35,7 +35,6 @@ class CPUBackend(FusedBackend):
         return None
 
     def launch_gram(self, x: Tensor) -> Tensor:
-        """See `Launcher.launch_gram`."""
         x = _sample_dense(x)
         *groups, n, _ = x.shape
         out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
@@ -43,7 +42,6 @@ class CPUBackend(FusedBackend):
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        """See `Launcher.launch_combine`."""
         x, matrix = _sample_dense(x), matrix.contiguous()
         out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
         _native.combine(matrix.data_ptr(), matrix.shape[-2], _features(x), _groups(x), x.shape[-2], _features(out))
@@ -59,7 +57,6 @@ class CPUBackend(FusedBackend):
         teacher_gradient: bool,
         save: bool,
     ) -> tuple[Tensor, Tensor]:
-        """See `Launcher.launch_distill`."""
         stages = [_sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
         dtype = compute_dtype(*stages)
@@ -82,10 +79,10 @@ class CPUBackend(FusedBackend):
     def launch_distill_backward(
         self, grad: Tensor, slots: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool]
     ) -> list[Tensor]:
-        """See `Launcher.launch_distill_backward`."""
         grad = grad.contiguous()
         stages = [_sample_dense(stage) for stage in stages]
-        outs = [torch.empty(stage.shape, dtype=stage.dtype) if want else None for stage, want in zip(stages, wanted)]
+        pairs = zip(stages, wanted, strict=True)
+        outs = [stage.new_empty(stage.shape) if want else None for stage, want in pairs]
         _native.distill_backward(
             grad.data_ptr(),
             slots.data_ptr(),

@@ -24,7 +24,7 @@ class Divergence(ABC):
 
     def parameters(self) -> list[float]:
         """The parameters in the order the native code reads them."""
-        return [float(value) for value in dataclasses.astuple(self)]
+        return [float(getattr(self, parameter)) for parameter in PARAMETERS[self.name]]
 
     @abstractmethod
     def terms(self, n: int) -> int:
@@ -45,7 +45,7 @@ class Divergence(ABC):
 
 def _positive(owner: str, **values: float) -> None:
     for argument, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value < math.inf:
             raise ValueError(f"{owner}: {argument} must be a positive finite number, got {value!r}")
 
 
@@ -126,9 +126,10 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
 
 
 DIVERGENCES: dict[str, type[Divergence]] = {cls.name: cls for cls in (MSE, KL, SmoothL1)}
+PARAMETERS = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in DIVERGENCES.items()}
 
 
-def make_divergence(name: str, **parameters: float) -> Divergence:
+def make_divergence(name: str, /, **parameters: float) -> Divergence:
     """The divergence `name` with its parameters.
 
     Raises:
@@ -136,7 +137,7 @@ def make_divergence(name: str, **parameters: float) -> Divergence:
     """
     if name not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {', '.join(map(repr, DIVERGENCES))}, got {name!r}")
-    known = [field.name for field in dataclasses.fields(DIVERGENCES[name])]
+    known = PARAMETERS[name]
     unknown = [parameter for parameter in parameters if parameter not in known]
     if unknown:
         raise ValueError(

@@ -73,7 +73,15 @@ def similarity_distillation_loss(
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     return _distill(
-        {"student": student}, {"teacher": teacher}, [1.0], divergence, parameters, reduction, detach_teacher, eps, backend
+        {"student": student},
+        {"teacher": teacher},
+        [1.0],
+        divergence,
+        parameters,
+        reduction,
+        detach_teacher,
+        eps,
+        backend,
     )
 
 
@@ -133,8 +141,7 @@ def flatten_samples(maps: Tensor) -> Tensor:
 
     A similarity does not depend on the order of the features, so `channels_last` maps need no copy.
     """
-    order = sorted(range(1, maps.dim()), key=lambda dim: -maps.stride(dim))
-    return maps.permute(0, *order).flatten(1)
+    return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
 
 def _distill(students, teachers, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
@@ -152,7 +159,7 @@ def _distill(students, teachers, weights, divergence, parameters, reduction, det
                 f"{name} is on {tensor.device} and {teacher_name} on {teacher.device}: move them to one device"
             )
     for weight in weights:
-        if not math.isfinite(weight):
+        if not -math.inf < weight < math.inf:
             raise ValueError(f"weights must be finite, got {weight}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
@@ -173,11 +180,15 @@ def _check_features(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in _FLOATING:
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}: convert it, e.g. .float()")
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}: convert it, e.g. .float()"
+        )
     if x.dim() < 2:
-        raise ValueError(f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?")
+        raise ValueError(
+            f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?"
+        )
 
 
 def _check_eps(eps: float) -> None:
-    if not (math.isfinite(eps) and eps > 0):
+    if not 0 < eps < math.inf:
         raise ValueError(f"eps must be a positive finite number, got {eps!r}")

@@ -41,7 +41,7 @@ class Launcher(Protocol):
         teacher_gradient: bool,
         save: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The loss `(*B)` and, if `save`, the slots `(stages, *B, N, N + 1)`: what `csrc/cpu/operator.h` says of them."""
+        """The loss `(*B)` and, if `save`, the slots `(stages, *B, N, N + 1)` of `csrc/cpu/operator.h`."""
 
     def launch_distill_backward(
         self, grad: Tensor, slots: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool]
@@ -58,10 +58,8 @@ class FusedBackend(registry.Backend, Launcher):
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """See `Backend.unavailable`."""
 
     def unsupported(self, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
-        """See `Backend.unsupported`."""
         for tensor in tensors:
             if tensor.device.type != self.device_type:
                 return f"it takes {self.device_type} tensors, got {tensor.device.type}"
@@ -72,7 +70,6 @@ class FusedBackend(registry.Backend, Launcher):
         return None
 
     def gram(self, x: Tensor) -> Tensor:
-        """See `Backend.gram`."""
         if _is_plain(x):
             return _Gram.apply(self, x)
         return torch.ops.icsd.gram(x, self.name)
@@ -85,7 +82,6 @@ class FusedBackend(registry.Backend, Launcher):
         divergence: Divergence,
         eps: float,
     ) -> Tensor:
-        """See `Backend.distill`."""
         stages = [*students, teacher]
         save = torch.is_grad_enabled() and any(stage.requires_grad for stage in stages)
         how = (list(weights), divergence.name, divergence.parameters(), eps, save and teacher.requires_grad)
@@ -185,9 +181,7 @@ _library.define(
     "distill(Tensor[] stages, float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, "
     "bool save, str backend) -> (Tensor loss, Tensor slots)"
 )
-_library.define(
-    "distill_backward(Tensor grad, Tensor slots, Tensor[] stages, bool[] wanted, str backend) -> Tensor[]"
-)
+_library.define("distill_backward(Tensor grad, Tensor slots, Tensor[] stages, bool[] wanted, str backend) -> Tensor[]")
 
 
 def _register_operators() -> None:

@@ -17,9 +17,10 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def gram(x: Tensor) -> Tensor:
-    """K = X Xᵀ, `(*B, N, D)` to `(*B, N, N)`, in compute dtype."""
-    x = x.to(compute_dtype(x))
-    return x @ x.mT
+    """K = X Xᵀ, `(*B, N, D)` to `(*B, N, N)`, in compute dtype, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(compute_dtype(x))
+        return x @ x.mT
 
 
 def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
@@ -31,7 +32,7 @@ def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
     zero = square == 0
     norm = square.masked_fill(zero, 1).sqrt().clamp(min=eps)
     inverse = norm.reciprocal().masked_fill(zero, 0).masked_fill(square.isinf(), torch.nan)
-    return gram * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+    return gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2))
 
 
 def distill(
@@ -67,7 +68,6 @@ class ReferenceBackend(Backend):
         """It takes everything."""
 
     def gram(self, x: Tensor) -> Tensor:
-        """See `Backend.gram`."""
         return gram(x)
 
     def distill(
@@ -78,5 +78,4 @@ class ReferenceBackend(Backend):
         divergence: Divergence,
         eps: float,
     ) -> Tensor:
-        """See `Backend.distill`."""
         return distill(students, teacher, weights, divergence, eps)

@@ -1,0 +1,247 @@
+"""No backend errs more than twice as much as plain PyTorch in the same dtype, against float64."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import icsd
+from benchmarks.peers import plain_loss, plain_similarity
+from icsd.ops import flatten_samples
+from icsd.ops.divergences import KL, MSE, SmoothL1
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+DIVERGENCES = [MSE(), KL(), KL(0.5, 0.05), SmoothL1(), SmoothL1(0.01)]
+SHAPES = [
+    (2, 1),
+    (3, 2),
+    (4, 17),
+    (5, 64),
+    (7, 129),
+    (8, 1000),
+    (16, 4099),
+    (31, 255),
+    (33, 63),
+    (64, 1537),
+    (130, 300),
+    (520, 40),
+]
+BACKENDS = ["reference", "cpu"]
+
+
+def relative_error(value, truth):
+    return ((value.double() - truth).norm() / truth.norm().clamp(min=1e-300)).item()
+
+
+def bound(dtype, plain_error):
+    """Twice plain PyTorch's error, and a rounding floor where that one happens to be lucky."""
+    ulps = 256 if dtype == torch.float64 else 4  # the truth is itself rounded to float64
+    return 2 * plain_error + ulps * torch.finfo(dtype).eps
+
+
+def features(n, d, dtype, seed, shift=0.3):
+    """Samples with something in common, so that similarities are not all near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, d, generator=generator) + shift * torch.randn(1, d, generator=generator)).to(dtype)
+
+
+def loss_and_gradient(call, student):
+    student = student.detach().requires_grad_()
+    loss = call(student)
+    return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+
+def measure(student, teacher, divergence, backend):
+    """(loss, gradient) of the backend, of plain PyTorch in the same dtype, and of plain PyTorch in float64."""
+    parameters = dataclasses.asdict(divergence)
+    ours = loss_and_gradient(
+        lambda x: icsd.similarity_distillation_loss(x, teacher, divergence.name, backend=backend, **parameters), student
+    )
+    plain = loss_and_gradient(lambda x: plain_loss(x, teacher, divergence), student)
+    truth = loss_and_gradient(lambda x: plain_loss(x, teacher.double(), divergence), student.double())
+    return ours, plain, truth
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_similarity(shape, dtype, backend):
+    x = features(*shape, dtype, seed=0)
+    truth = plain_similarity(x.double())
+    error = relative_error(icsd.cross_sample_similarity(x, backend=backend), truth)
+    assert error <= bound(dtype, relative_error(plain_similarity(x), truth))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
+def test_losses_and_gradients(divergence, dtype, backend):
+    # One loss value may be exact by luck, so losses are judged over all shapes and gradients shape by shape.
+    errors, plain_errors = [], []
+    for seed, (n, d) in enumerate(SHAPES):
+        if d < 16:
+            continue  # cosines of a few features are ±1 or nearly: the loss is a rounding error itself
+        student, teacher = features(n, d, dtype, seed), features(n, d + 5, dtype, seed + 100, shift=0.8)
+        (loss, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(
+            student, teacher, divergence, backend
+        )
+        errors.append(relative_error(loss, truth))
+        plain_errors.append(relative_error(plain, truth))
+        assert relative_error(gradient, true_gradient) <= bound(dtype, relative_error(plain_gradient, true_gradient)), (
+            n,
+            d,
+        )
+    assert max(errors) <= bound(dtype, max(plain_errors))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e4, 1e12, 1e16])
+@pytest.mark.parametrize("divergence", DIVERGENCES[:2], ids=repr)
+def test_huge_and_tiny_norms(divergence, scale, backend):
+    # Every other row, so that rows of very different norms meet.
+    factors = torch.tensor([1.0, scale]).repeat(6)[:, None]
+    student, teacher = features(12, 65, torch.float32, 1) * factors, features(12, 70, torch.float32, 2) * factors
+    (loss, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(student, teacher, divergence, backend)
+    assert relative_error(loss, truth) <= bound(torch.float32, relative_error(plain, truth)) + 1e-6
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        error = relative_error(gradient[rows], true_gradient[rows])
+        assert error <= bound(torch.float32, relative_error(plain_gradient[rows], true_gradient[rows])) + 1e-6
+
+
+LAYOUTS = {
+    "channels_last": lambda x: flatten_samples(x.view(x.shape[0], 6, 5, 7).to(memory_format=torch.channels_last)),
+    "transposed": lambda x: x.t().contiguous().t(),
+    "sliced rows": lambda x: torch.stack([x, x + 1], 1).flatten(0, 1)[::2],
+    "sliced columns": lambda x: torch.cat([x + 1, x, x - 1], 1)[:, x.shape[1] : 2 * x.shape[1]],
+    "strided columns": lambda x: torch.stack([x, x + 1], -1).flatten(1)[:, ::2],
+    "expanded samples": lambda x: x[:1].expand(x.shape[0], -1),
+    "expanded features": lambda x: x[:, :1].expand(-1, x.shape[1]),
+    "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts_are_as_their_contiguous_copies(layout, dtype):
+    base = features(9, 210, dtype, 3)
+    teacher = features(9, 100, dtype, 4)
+    x = LAYOUTS[layout](base)
+    assert layout in ("channels_last", "unaligned") or not x.is_contiguous()
+    for divergence in ("mse", "kl"):
+        results = []
+        for student in (x.detach(), x.detach().clone(memory_format=torch.contiguous_format)):
+            student.requires_grad_()
+            loss = icsd.similarity_distillation_loss(student, teacher, divergence, backend="cpu")
+            results.append((loss, *torch.autograd.grad(loss, student)))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=1e-12)
+
+
+def test_channels_last_maps_are_not_copied():
+    maps = torch.randn(4, 8, 3, 5).to(memory_format=torch.channels_last)
+    rows = flatten_samples(maps)
+    assert rows.shape == (4, 120)
+    assert rows.data_ptr() == maps.data_ptr()
+    assert rows.is_contiguous()
+    torch.testing.assert_close(icsd.cross_sample_similarity(rows), plain_similarity(maps.flatten(1)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch", [(3,), (2, 3), (1, 1, 4), (40,)])
+def test_groups_are_independent(batch, backend):
+    student = torch.randn(*batch, 6, 50, requires_grad=True)
+    teacher = torch.randn(*batch, 6, 20)
+    losses = icsd.similarity_distillation_loss(student, teacher, "kl", reduction="none", backend=backend)
+    assert losses.shape == batch
+    (gradient,) = torch.autograd.grad(losses.sum(), student)
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in batch)).view(-1, len(batch)).tolist():
+        one = student.detach()[tuple(index)].requires_grad_()
+        loss = icsd.similarity_distillation_loss(one, teacher[tuple(index)], "kl", backend=backend)
+        torch.testing.assert_close(losses[tuple(index)], loss, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(gradient[tuple(index)], torch.autograd.grad(loss, one)[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+@pytest.mark.parametrize("shape", [(0, 5), (1, 5), (5, 0), (0, 0), (2, 0, 3), (0, 4, 3), (1, 1, 1), (5, 1)], ids=str)
+def test_degenerate_shapes(shape, divergence, backend):
+    student = torch.randn(shape, requires_grad=True)
+    teacher = torch.randn(shape)
+    assert icsd.cross_sample_similarity(student, backend=backend).shape == (*shape[:-1], shape[-2])
+    for reduction in ("mean", "sum", "none"):
+        loss = icsd.similarity_distillation_loss(student, teacher, divergence, reduction=reduction, backend=backend)
+        assert loss.shape == (shape[:-2] if reduction == "none" else ())
+        (gradient,) = torch.autograd.grad(loss.sum(), student)
+        assert gradient.shape == shape
+        assert loss.isfinite().all()
+        assert gradient.isfinite().all()
+        if 0 in shape or shape[-2] == 1:
+            assert loss.abs().sum() <= 1e-12
+            assert gradient.abs().sum() <= 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+def test_single_sample_without_its_diagonal(divergence, backend):
+    if divergence == "kl":
+        x = torch.randn(1, 5, requires_grad=True)
+        loss = icsd.similarity_distillation_loss(x, torch.randn(1, 5), "kl", include_diagonal=False, backend=backend)
+        assert loss == 0
+        assert torch.autograd.grad(loss, x)[0].eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+@pytest.mark.parametrize("n", [3, 16, 70])
+def test_zero_rows(n, divergence, backend):
+    student, teacher = features(n, 40, torch.float32, 5), features(n, 30, torch.float32, 6)
+    student[1] = 0
+    teacher[2] = 0
+    student.requires_grad_()
+    similarity = icsd.cross_sample_similarity(student, backend=backend)
+    assert similarity[1].eq(0).all()
+    assert similarity[:, 1].eq(0).all()
+    loss = icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert gradient[1].eq(0).all()
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("shape", [(5, 33), (17, 1030), (64, 70), (530, 20)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_stays_in_its_row_and_column(shape, dtype, value, backend):
+    n, d = shape
+    for row, column in ((0, d - 1), (n - 1, 0), (n // 2, d // 2)):
+        x = features(n, d, dtype, 7)
+        clean = icsd.cross_sample_similarity(x, backend=backend)
+        x[row, column] = value
+        similarity = icsd.cross_sample_similarity(x, backend=backend)
+        assert similarity[row].isnan().all()
+        assert similarity[:, row].isnan().all()
+        others = torch.arange(n) != row
+        torch.testing.assert_close(similarity[others][:, others], clean[others][:, others], rtol=0, atol=1e-6)
+        x.requires_grad_()
+        loss = icsd.similarity_distillation_loss(x, features(n, d, dtype, 8), "kl", backend=backend)
+        assert loss.isnan()
+        assert torch.autograd.grad(loss, x)[0].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_overflowing_norm_is_loud(backend):
+    x = features(4, 50, torch.float32, 9)
+    x[2] *= 1e30
+    similarity = icsd.cross_sample_similarity(x, backend=backend)
+    assert similarity[2].isnan().all()
+    assert similarity[:2, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixed_dtypes(backend):
+    student, teacher = features(8, 90, torch.bfloat16, 10).requires_grad_(), features(8, 40, torch.float64, 11)
+    loss = icsd.similarity_distillation_loss(student, teacher, backend=backend)
+    truth = icsd.similarity_distillation_loss(student.double(), teacher, backend="reference")
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=0)
+    assert torch.autograd.grad(loss, student)[0].dtype == torch.bfloat16

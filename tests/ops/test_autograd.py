@@ -1,0 +1,155 @@
+"""Derivatives of every order, and the operators as torch.library, torch.compile and DataLoader see them."""
+
+import pytest
+import torch
+
+import icsd
+from icsd.ops import flatten_samples
+
+BACKENDS = ["reference", "cpu"]
+CASES = [
+    ("mse", {}),
+    ("smooth_l1", {"beta": 0.3}),
+    ("kl", {"student_temperature": 0.4, "teacher_temperature": 0.2}),
+    ("kl", {"include_diagonal": False}),
+]
+
+
+def stages_of(*widths, n=4, batch=(), dtype=torch.float64, requires_grad=True):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*batch, n, d, dtype=dtype, generator=generator).requires_grad_(requires_grad) for d in widths]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("batch", "detach_teacher"), [((), True), ((2,), False)], ids=str)
+@pytest.mark.parametrize(("divergence", "parameters"), CASES)
+def test_gradcheck_and_gradgradcheck(divergence, parameters, detach_teacher, batch, backend):
+    stages = stages_of(3, 19, 2, batch=batch)
+
+    def loss(*stages):
+        return icsd.interstage_distillation_loss(
+            stages,
+            divergence,
+            weights=[0.7, 1.3],
+            detach_teacher=detach_teacher,
+            backend=backend,
+            reduction="none",
+            **parameters,
+        )
+
+    inputs = stages if not detach_teacher else [*stages[:-1], stages[-1].detach()]
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_similarity_gradcheck(backend):
+    (x,) = stages_of(7, batch=(2,))
+    assert torch.autograd.gradcheck(lambda x: icsd.cross_sample_similarity(x, backend=backend), x)
+    assert torch.autograd.gradgradcheck(lambda x: icsd.cross_sample_similarity(x, backend=backend), x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clamped_norms_gradcheck(backend):
+    (x,) = stages_of(4)
+    y = torch.randn(4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        x[2] *= 0.1
+
+    def loss(x):  # the third norm is below eps, and eps is large enough for finite differences
+        return icsd.similarity_distillation_loss(x, y, eps=0.8, backend=backend)
+
+    assert 0 < (x.detach().norm(dim=1) < 0.8).sum() < 4
+    assert torch.autograd.gradcheck(loss, x)
+    assert torch.autograd.gradgradcheck(loss, x)
+
+
+def test_gradient_penalty_trains_through_the_gradient():
+    student, teacher = stages_of(200, 50, dtype=torch.float32)
+    penalties = []
+    for backend in BACKENDS:
+        loss = icsd.similarity_distillation_loss(student, teacher, backend=backend)
+        (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), student)[0])
+    torch.testing.assert_close(penalties[1], penalties[0], rtol=1e-4, atol=1e-9)
+
+
+def test_only_wanted_gradients_are_computed(monkeypatch):
+    from icsd.ops.cpu import CPUBackend
+
+    asked = []
+    original = CPUBackend.launch_distill_backward
+
+    def record(self, grad, slots, stages, wanted):
+        asked.append(tuple(wanted))
+        return original(self, grad, slots, stages, wanted)
+
+    monkeypatch.setattr(CPUBackend, "launch_distill_backward", record)
+    first, second, teacher = stages_of(4, 5, 6)
+    icsd.interstage_distillation_loss([first.detach(), second, teacher], backend="cpu").backward()
+    assert asked == [(False, True)]
+    assert second.grad is not None
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_tensor_in_two_places(backend):
+    (x,) = stages_of(8)
+    loss = icsd.interstage_distillation_loss([x, x * 2 + 1, x], "kl", detach_teacher=False, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    (again,) = torch.autograd.grad(loss, x, retain_graph=True)
+    torch.testing.assert_close(gradient, again)
+    assert again.isfinite().all()
+
+
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+def test_opcheck(batch):
+    stages = stages_of(9, 20, 4, batch=batch, dtype=torch.float32)
+    matrix = torch.randn(*batch, 3, 5)
+    for save in (True, False):
+        arguments = (stages, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, save, "cpu")
+        torch.library.opcheck(torch.ops.icsd.distill.default, arguments)
+    loss, slots = torch.ops.icsd.distill(stages, [1.0, 0.5], "mse", [], 1e-8, True, True, "cpu")
+    arguments = (torch.ones_like(loss), slots, [stage.detach() for stage in stages], [True, False, True], "cpu")
+    torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
+    torch.library.opcheck(torch.ops.icsd.gram.default, (stages[1], "cpu"))
+    torch.library.opcheck(torch.ops.icsd.combine.default, (matrix, stages[1].detach(), "cpu"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(backend, dynamic):
+    def step(coarse, fine):
+        stages = [flatten_samples(coarse), fine * 2]
+        loss = icsd.interstage_distillation_loss(stages, "kl", reduction="sum", backend=backend)
+        return loss + icsd.cross_sample_similarity(fine, backend=backend).mean()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    for n in (6, 7):
+        coarse = torch.randn(n, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+        fine = torch.randn(n, 130, requires_grad=True)
+        results = []
+        for call in (step, compiled):
+            loss = call(coarse, fine)
+            results.append((loss, *torch.autograd.grad(loss, (coarse, fine))))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_keeps_wide_accumulation(backend):
+    x = torch.randn(6, 4000, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        similarity = icsd.cross_sample_similarity(x, backend=backend)
+    assert similarity.dtype == torch.float32
+    torch.testing.assert_close(similarity, icsd.cross_sample_similarity(x.double()).float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_deterministic(backend):
+    (x, y) = stages_of(5000, 3000, n=24, dtype=torch.float32)
+    runs = []
+    for _ in range(3):
+        loss = icsd.similarity_distillation_loss(x, y, "kl", backend=backend)
+        runs.append((loss, *torch.autograd.grad(loss, x)))
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=0, atol=0)

@@ -1,0 +1,146 @@
+"""The choice of a backend, and errors that name the argument, the value and the remedy."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import icsd
+from icsd import cross_sample_similarity as similarity
+from icsd import interstage_distillation_loss as interstage
+from icsd import similarity_distillation_loss as pair
+
+
+def chosen(backend=None, tensor=None):
+    from icsd.ops import registry
+
+    return registry.select(backend, [torch.ones(2, 3) if tensor is None else tensor]).name
+
+
+def test_order_of_choice(monkeypatch):
+    monkeypatch.delenv("ICSD_BACKEND", raising=False)
+    assert chosen() == "cpu"
+    monkeypatch.setenv("ICSD_BACKEND", "reference")
+    assert chosen() == "reference"
+    with icsd.use_backend("cpu"):
+        assert chosen() == "cpu"
+        with icsd.use_backend("reference"):
+            assert chosen() == "reference"
+            assert chosen("cpu") == "cpu"
+        assert chosen() == "cpu"
+    assert chosen() == "reference"
+
+
+def test_context_is_of_its_thread():
+    seen = []
+    with icsd.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(chosen()))
+        thread.start()
+        thread.join()
+    assert seen == ["cpu"]
+
+
+def test_meta_tensors_fall_back_but_a_name_is_a_promise():
+    meta = torch.ones(2, 3, device="meta")
+    assert chosen(tensor=meta) == "reference"
+    with pytest.raises(
+        RuntimeError, match=r"'cpu' does not apply.*\n  cpu: it takes cpu tensors, got meta\n  reference: applies"
+    ):
+        chosen("cpu", meta)
+
+
+def test_missing_native_module_says_why(monkeypatch):
+    from icsd.ops import cpu
+
+    monkeypatch.setattr(cpu, "_native", None)
+    monkeypatch.setattr(cpu, "_import_error", "No module named 'icsd._native'", raising=False)
+    assert chosen() == "reference"
+    status = next(status for status in icsd.backends() if status.name == "cpu")
+    assert not status.available
+    assert "pip install" in status.reason
+    with pytest.raises(RuntimeError, match="is not built"):
+        icsd.cross_sample_similarity(torch.ones(2, 2), backend="cpu")
+
+
+def test_status():
+    assert [status.name for status in icsd.backends()][-1] == "reference"
+    assert all(status.available == (status.reason is None) for status in icsd.backends())
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "call"),
+    [
+        (
+            ValueError,
+            "backend 'tpu' is unknown; choose one of 'cpu', 'reference'",
+            lambda x: similarity(x, backend="tpu"),
+        ),
+        (TypeError, "x must be float32.*got torch.int64.*convert", lambda x: similarity(x.long())),
+        (TypeError, "x must be a tensor, got list", lambda x: similarity([[1.0]])),
+        (ValueError, r"x must have the shape \(\*B, N, D\), got \(3,\)", lambda x: similarity(x[0])),
+        (ValueError, "eps must be a positive", lambda x: similarity(x, eps=0)),
+        (ValueError, "eps must be a positive", lambda x: pair(x, x, eps=float("nan"))),
+        (ValueError, r"student and teacher must agree.*\(4, 3\) and \(3, 3\)", lambda x: pair(x, x[:3])),
+        (ValueError, "must agree", lambda x: pair(x[None], x)),
+        (TypeError, "teacher must be float32", lambda x: pair(x, x.bool())),
+        (ValueError, "student is on cpu and teacher on meta", lambda x: pair(x, x.to("meta"))),
+        (ValueError, "divergence must be one of 'mse', 'kl', 'smooth_l1', got 'mae'", lambda x: pair(x, x, "mae")),
+        (ValueError, "'mse' has no parameter 'beta'; it takes none", lambda x: pair(x, x, beta=1)),
+        (
+            ValueError,
+            "student_temperature must be a positive.*got -1",
+            lambda x: pair(x, x, "kl", student_temperature=-1),
+        ),
+        (ValueError, "teacher_temperature must be a positive", lambda x: pair(x, x, "kl", teacher_temperature=0)),
+        (ValueError, "beta must be a positive", lambda x: pair(x, x, "smooth_l1", beta=float("inf"))),
+        (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'", lambda x: pair(x, x, reduction="max")),
+        (ValueError, "at least two", lambda x: interstage([x])),
+        (ValueError, "teacher must index one of the 2 stages, got 2", lambda x: interstage([x, x], teacher=2)),
+        (ValueError, "one number for each of the 1 students, got 2", lambda x: interstage([x, x], weights=[1, 2])),
+        (ValueError, "weights must be finite", lambda x: interstage([x, x], weights=[float("nan")])),
+        (ValueError, r"stages\[0\] and stages\[1\] must agree", lambda x: interstage([x[:2], x])),
+    ],
+)
+def test_bad_input(error, match, call):
+    with pytest.raises(error, match=match):
+        call(torch.ones(4, 3))
+
+
+def test_modules():
+    stages = [torch.randn(4, 5), torch.randn(4, 6)]
+    loss = icsd.InterstageDistillationLoss("kl", student_temperature=0.3)
+    torch.testing.assert_close(loss(stages), icsd.interstage_distillation_loss(stages, "kl", student_temperature=0.3))
+    assert "student_temperature=0.3" in repr(loss)
+    pair = icsd.SimilarityDistillationLoss(reduction="sum")
+    torch.testing.assert_close(pair(*stages), icsd.similarity_distillation_loss(*stages, reduction="sum"))
+
+
+ISA_SCRIPT = """
+import pytest, sys
+which = "cpu and not reference and (losses or nan or zero or layouts)"
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_accuracy.py", "-k", which]))
+"""
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_instruction_set(isa, monkeypatch):
+    monkeypatch.setenv("ICSD_CPU_ISA", isa)
+    run = subprocess.run([sys.executable, "-c", ISA_SCRIPT], capture_output=True, text=True, check=False)
+    if "this processor runs" in run.stdout + run.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_unknown_instruction_set_is_an_error():
+    code = "import torch, icsd; icsd.cross_sample_similarity(torch.ones(2, 2))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"ICSD_CPU_ISA": "sse9", "PATH": ""},
+    )
+    assert run.returncode
+    assert "ICSD_CPU_ISA is 'sse9'; this processor runs" in run.stderr
