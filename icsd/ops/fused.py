@@ -10,7 +10,6 @@ code goes through the dispatcher (`torch.ops.icsd.*`).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -55,9 +54,6 @@ class FusedBackend(registry.Backend, Launcher):
     divergences: frozenset[str]
     dtypes = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
     device_type: str
-
-    @abstractmethod
-    def unavailable(self) -> str | None:
 
     def unsupported(self, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
         for tensor in tensors:
