@@ -88,7 +88,8 @@ def load(path: Path | str, entries: Collection[str] | None = None) -> dict[str, 
             return _unflatten(chosen, file)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(
-            f"checkpoint {path} is truncated or not a .safetensors file ({error}); use another checkpoint of its folder"
+            f"checkpoint {path} is truncated or not a .safetensors file ({error}): give another one, "
+            "or remove it and its run falls back on an earlier one"
         ) from error
 
 

@@ -33,6 +33,7 @@ from icsd.data import CaptionedImages, open_dataset
 from icsd.errors import InputError
 from icsd.evaluation import evaluate_attributes, format_scores
 from icsd.models import build_text_encoder, restore_text_encoder
+from icsd.ops.registry import select
 from icsd.pictures import caption_grid
 from icsd.training import checkpoint
 from icsd.training.config import TrainConfig
@@ -74,11 +75,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         torch.manual_seed(config.seed)
         captions = [caption for captions in train_set.captions for caption in captions]
         trainer = Trainer(config, build_text_encoder(config.text, captions))
-        folder = _new_folder(config.out, train_set.name)
     else:
         trainer = _restore(config, resume)
-        folder = resume
+    backend = _backend(trainer.device)
+    folder = resume or _new_folder(config.out, train_set.name)
     run = Run(folder, config, trainer, train_set, test_set)
+    run.announce(backend)
     run.train()
     run.report()
     return folder
@@ -128,6 +130,21 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.pictures = folder / "pictures"
 
+    def announce(self, backend: str) -> None:
+        """Say what is about to happen."""
+        networks = {"model": self.trainer.model, "discriminators": self.trainer.discriminators}
+        sizes = ", ".join(
+            f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M weights"
+            for name, network in networks.items()
+        )
+        threads = f", threads: {torch.get_num_threads()}" if self.trainer.device.type == "cpu" else ""
+        print(f"run          {self.folder}")
+        print(f"data         {self.train_set.name}: {len(self.train_set)} pictures, {len(self.test_set)} more held out")
+        if self.train_set.attribution:
+            print(f"             {self.train_set.attribution}")
+        print(f"networks     {sizes}")
+        print(f"device       {self.trainer.device}{threads}; operator: {backend}", flush=True)
+
     def train(self) -> None:
         """Take the remaining steps."""
         start, stop, batch_size = self.trainer.step_count, self.config.steps, self.config.batch_size
@@ -174,6 +191,7 @@ class Run:
         """Score the model where the data has attributes, and say where everything is and what to try next."""
         print()
         if self.config.evaluate and self.test_set.attributes:
+            print("scoring: training a classifier of the attributes on real pictures ...", flush=True)
             scores = evaluate_attributes(
                 lambda captions, seed: self.trainer.paint(captions, seed)[-1], self.train_set, self.test_set
             )
@@ -189,23 +207,12 @@ class Run:
         print(f"try next     icsd sample {sentence} --checkpoint {folder}")
 
     def _begin(self) -> None:
-        """Lay out the folder and say what is about to happen."""
+        """Lay out the folder."""
         self.pictures.mkdir(exist_ok=True)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(_plain(self.config), sort_keys=False))
-        _cut(self.metrics, self.trainer.step_count)
-        networks = {"model": self.trainer.model, "discriminators": self.trainer.discriminators}
-        sizes = ", ".join(
-            f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M weights"
-            for name, network in networks.items()
-        )
-        threads = f", {torch.get_num_threads()} threads" if self.trainer.device.type == "cpu" else ""
-        print(f"run          {self.folder}")
-        print(f"data         {self.train_set.name}: {len(self.train_set)} pictures, {len(self.test_set)} more held out")
         if self.train_set.attribution:
-            print(f"             {self.train_set.attribution}")
             (self.pictures / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
-        print(f"networks     {sizes}")
-        print(f"device       {self.trainer.device}{threads}", flush=True)
+        _cut(self.metrics, self.trainer.step_count)
 
     def _log(self, writer: SummaryWriter, losses: dict[str, float], images_per_second: float) -> None:
         step = self.trainer.step_count
@@ -281,6 +288,14 @@ def _new_folder(out: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def _backend(device: torch.device) -> str:
+    """Name the operator's backend for this device, before a run begins that could not use it."""
+    try:
+        return select(None, [torch.empty(2, 1, device=device)]).name
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"ICSD_BACKEND cannot be used: {error}") from error
 
 
 def _restore(config: TrainConfig, folder: Path) -> Trainer:

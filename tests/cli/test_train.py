@@ -66,6 +66,14 @@ def test_errors_name_the_key_and_leave_nothing_behind(fails, workplace, argument
     assert sorted(Path().iterdir()) == before
 
 
+def test_an_unknown_backend_lists_the_known_ones(fails, workplace, monkeypatch):
+    monkeypatch.setenv("ICSD_BACKEND", "abacus")
+    message = fails("train", "--config", "tiny.yaml")
+    assert "'abacus' is unknown" in message
+    assert "'reference'" in message
+    assert not Path("runs").exists()
+
+
 def test_resuming_refuses_another_configuration(icsd, workplace):
     icsd("train", "--config", "tiny.yaml", "--steps", "1")
     before = (RUN / "config.yaml").read_text()
