@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from icsd import ops
 
 
 class _Loss(nn.Module):
-    def __init__(self, divergence: str, options: dict[str, Any]) -> None:
+    def __init__(self, divergence: str | Callable[[Tensor, Tensor], Tensor], options: dict[str, Any]) -> None:
         super().__init__()
         self.divergence = divergence
         self.options = options
@@ -24,11 +24,11 @@ class SimilarityDistillationLoss(_Loss):
     """`icsd.similarity_distillation_loss` as a module.
 
     Args:
-        divergence: `"mse"`, `"kl"` or `"smooth_l1"`.
+        divergence: As the function takes it.
         **options: Any keyword of the function.
     """
 
-    def __init__(self, divergence: str = "mse", **options: Any) -> None:
+    def __init__(self, divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse", **options: Any) -> None:
         super().__init__(divergence, options)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -40,11 +40,11 @@ class InterstageDistillationLoss(_Loss):
     """`icsd.interstage_distillation_loss` as a module.
 
     Args:
-        divergence: `"mse"`, `"kl"` or `"smooth_l1"`.
+        divergence: As the function takes it.
         **options: Any keyword of the function.
     """
 
-    def __init__(self, divergence: str = "mse", **options: Any) -> None:
+    def __init__(self, divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse", **options: Any) -> None:
         super().__init__(divergence, options)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch  # before the native module, so that both share torch's OpenMP pool
 from torch import Tensor
 
 from icsd.ops.fused import FusedBackend
-from icsd.ops.reference import compute_dtype
+from icsd.ops.gram import compute_dtype
 
 try:
     from icsd import _native

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from icsd.ops import registry
 from icsd.ops.divergences import make_divergence
-from icsd.ops.reference import similarity_from_gram
+from icsd.ops.gram import similarity_from_gram
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -43,7 +43,7 @@ def cross_sample_similarity(x: Tensor, *, eps: float = 1e-8, backend: str | None
 def similarity_distillation_loss(
     student: Tensor,
     teacher: Tensor,
-    divergence: str = "mse",
+    divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     *,
     reduction: Reduction = "mean",
     detach_teacher: bool = True,
@@ -56,7 +56,8 @@ def similarity_distillation_loss(
     Args:
         student: Features `(*B, N, D_s)`.
         teacher: Features `(*B, N, D_t)` of the same samples.
-        divergence: `"mse"`; `"kl"`, of rows as softmax distributions; or `"smooth_l1"`.
+        divergence: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; or a function of your own that
+            maps the similarities S and T, `(*B, N, N)` each, to `(*B)`: the passes over the features stay fused.
         reduction: `"mean"` over all that is summed, `"sum"`, or `"none"`: each group's mean.
         detach_teacher: Whether the teacher is constant.
         eps: Least norm, see `cross_sample_similarity`.
@@ -87,7 +88,7 @@ def similarity_distillation_loss(
 
 def interstage_distillation_loss(
     stages: Sequence[Tensor],
-    divergence: str = "mse",
+    divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     *,
     weights: Sequence[float] | None = None,
     teacher: int = -1,
@@ -168,7 +169,7 @@ def _distill(students, teachers, weights, divergence, parameters, reduction, det
     if detach_teacher:
         teacher = teacher.detach()
     tensors = [*students.values(), teacher]
-    loss = registry.select(backend, tensors, divergence).distill(tensors[:-1], teacher, weights, divergence, eps)
+    loss = registry.select(backend, tensors).distill(tensors[:-1], teacher, weights, divergence, eps)
     if reduction == "sum":
         return loss.sum() * divergence.terms(teacher.shape[-2])
     if reduction == "mean" and loss.dim():

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from icsd.ops import registry
-from icsd.ops.divergences import DIVERGENCES, Divergence
-from icsd.ops.reference import compute_dtype, distill_grams
+from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
+from icsd.ops.gram import compute_dtype
 
 
 class Launcher(Protocol):
@@ -49,20 +49,22 @@ class Launcher(Protocol):
 
 
 class FusedBackend(registry.Backend, Launcher):
-    """A backend by its launcher."""
+    """A backend by its launcher.
+
+    Attributes:
+        divergences: Names of those it has a kernel for.
+        device_type: Where its tensors are.
+    """
 
     divergences: frozenset[str]
-    dtypes = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
     device_type: str
 
-    def unsupported(self, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
+    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
         for tensor in tensors:
             if tensor.device.type != self.device_type:
                 return f"it takes {self.device_type} tensors, got {tensor.device.type}"
             if tensor.layout != torch.strided:
                 return f"it takes dense tensors, got {tensor.layout}"
-        if divergence is not None and divergence.name not in self.divergences:
-            return f"it has no kernel for the divergence {divergence.name!r}"
         return None
 
     def gram(self, x: Tensor) -> Tensor:
@@ -78,6 +80,8 @@ class FusedBackend(registry.Backend, Launcher):
         divergence: Divergence,
         eps: float,
     ) -> Tensor:
+        if divergence.name not in self.divergences:
+            return distill_grams([self.gram(x) for x in students], self.gram(teacher), weights, divergence, eps)
         stages = [*students, teacher]
         save = torch.is_grad_enabled() and any(stage.requires_grad for stage in stages)
         how = (list(weights), divergence.name, divergence.parameters(), eps, save and teacher.requires_grad)

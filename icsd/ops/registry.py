@@ -29,7 +29,7 @@ class Backend(ABC):
         """Why this machine and this build cannot run it, or None."""
 
     @abstractmethod
-    def unsupported(self, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
+    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
         """Why it does not take these inputs, or None."""
 
     @abstractmethod
@@ -105,7 +105,7 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def select(requested: str | None, tensors: Sequence[Tensor], divergence: Divergence | None = None) -> Backend:
+def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
     """The backend for these inputs.
 
     Raises:
@@ -115,13 +115,11 @@ def select(requested: str | None, tensors: Sequence[Tensor], divergence: Diverge
     name = requested or _chosen.get() or os.environ.get("ICSD_BACKEND") or None
     candidates = list(_backends.values()) if name is None else [get(name)]
     for backend in candidates:
-        if _refusal(backend, tensors, divergence) is None:
+        if _refusal(backend, tensors) is None:
             return backend
-    lines = [
-        f"  {backend.name}: {_refusal(backend, tensors, divergence) or 'applies'}" for backend in _backends.values()
-    ]
+    lines = [f"  {backend.name}: {_refusal(backend, tensors) or 'applies'}" for backend in _backends.values()]
     raise RuntimeError("\n".join([f"backend {name!r} does not apply here; the candidates are", *lines]))
 
 
-def _refusal(backend: Backend, tensors: Sequence[Tensor], divergence: Divergence | None) -> str | None:
-    return backend.unavailable() or backend.unsupported(tensors, divergence)
+def _refusal(backend: Backend, tensors: Sequence[Tensor]) -> str | None:
+    return backend.unavailable() or backend.unsupported(tensors)

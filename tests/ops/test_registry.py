@@ -86,7 +86,11 @@ def test_status():
         (ValueError, "must agree", lambda x: pair(x[None], x)),
         (TypeError, "teacher must be float32", lambda x: pair(x, x.bool())),
         (ValueError, "student is on cpu and teacher on meta", lambda x: pair(x, x.to("meta"))),
-        (ValueError, "divergence must be one of 'mse', 'kl', 'smooth_l1', got 'mae'", lambda x: pair(x, x, "mae")),
+        (
+            ValueError,
+            "divergence must be one of 'mse', 'kl', 'smooth_l1' or a function of .*, got 'mae'",
+            lambda x: pair(x, x, "mae"),
+        ),
         (ValueError, "'mse' has no parameter 'beta'; it takes none", lambda x: pair(x, x, beta=1)),
         (
             ValueError,
@@ -96,6 +100,8 @@ def test_status():
         (ValueError, "teacher_temperature must be a positive", lambda x: pair(x, x, "kl", teacher_temperature=0)),
         (ValueError, "beta must be a positive", lambda x: pair(x, x, "smooth_l1", beta=float("inf"))),
         (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'", lambda x: pair(x, x, reduction="max")),
+        (ValueError, "a function has no parameter 'beta'", lambda x: pair(x, x, torch.sub, beta=1)),
+        (ValueError, r"one value for each group; it returned \(4, 4\)", lambda x: pair(x, x, torch.sub)),
         (ValueError, "at least two", lambda x: interstage([x])),
         (ValueError, "teacher must index one of the 2 stages, got 2", lambda x: interstage([x, x], teacher=2)),
         (ValueError, "one number for each of the 1 students, got 2", lambda x: interstage([x, x], weights=[1, 2])),

@@ -1,0 +1,30 @@
+"""Gram matrices and similarities in plain PyTorch: what every loss of the operator is a function of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """What these are accumulated in: float64 if one of them is, float32 otherwise."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def gram(x: Tensor) -> Tensor:
+    """K = X Xᵀ, `(*B, N, D)` to `(*B, N, N)`, in compute dtype, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(compute_dtype(x))
+        return x @ x.mT
+
+
+def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
+    """S_ij = K_ij / (n_i n_j) with n_i = max(sqrt(K_ii), eps); a zero row has similarity 0 and passes no gradient.
+
+    A row whose squared norm is not finite is NaN.
+    """
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    zero = square == 0
+    norm = square.masked_fill(zero, 1).sqrt().clamp(min=eps)
+    inverse = norm.reciprocal().masked_fill(zero, 0).masked_fill(square.isinf(), torch.nan)
+    return gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2))
