@@ -102,18 +102,13 @@ class Grams {
   static constexpr int64_t kMaxSplit = 512;  // samples up to which the features are shared out
   static constexpr int64_t kSide = 128;      // side of a block of the matrix
   static constexpr int64_t kLine = 64;       // threads' shares begin on whole cache lines of features
-  static constexpr int64_t kCached = 1 << 16;  // elements of a block's rows that stay in the second-level cache
 
   double* partial(int64_t matrix, int thread) { return sums_.data() + (matrix * threads_ + thread) * side_ * side_; }
 
   void add_block(int64_t matrix, GramBlock block, Range features, double* sums) {
     const Features& x = stages_[matrix / shape_.groups];
-    const int64_t chunk = std::clamp<int64_t>(kCached / std::max<int64_t>(side_, 1) / kLine * kLine, 512, 4096);
-    const GramKernel kernel = kernels().gram[static_cast<int>(x.dtype)];
-    for (int64_t begin = features.begin; begin < features.end; begin += chunk) {
-      kernel(at(x, matrix % shape_.groups, 0, begin), x.sample_stride, std::min(chunk, features.end - begin), block,
-             sums, side_);
-    }
+    kernels().gram[static_cast<int>(x.dtype)](at(x, matrix % shape_.groups, 0, features.begin), x.sample_stride,
+                                              features.end - features.begin, block, sums, side_);
   }
 
   void put(int64_t matrix, int64_t i, int64_t j, double value) {

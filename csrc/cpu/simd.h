@@ -132,24 +132,50 @@ inline void store_partial(T* p, V v, std::int64_t count) {
   std::memcpy(p, padded, count * sizeof(T));
 }
 
-// The sum of `Width` adjacent lanes, by halves.
-template <class C, int Width>
-inline C sum_lanes(const C* lanes) {
-  if constexpr (Width == 1) {
-    return lanes[0];
-  } else {
-    typedef C Half __attribute__((vector_size(Width / 2 * sizeof(C))));
-    Half low, high;
-    std::memcpy(&low, lanes, sizeof low);
-    std::memcpy(&high, lanes + Width / 2, sizeof high);
-    const Half folded = low + high;
-    return sum_lanes<C, Width / 2>(reinterpret_cast<const C*>(&folded));
-  }
+// Stores past the cache to a whole-vector address, to be ordered by `fence` before another thread reads them.
+template <class T>
+constexpr bool kStreams = false;
+#if defined(__AVX512F__) || defined(__AVX2__)
+template <>
+inline constexpr bool kStreams<float> = true;
+template <>
+inline constexpr bool kStreams<double> = true;
+#endif
+#if defined(__AVX512F__)
+inline void stream(float* p, FloatVector v) { _mm512_stream_ps(p, reinterpret_cast<__m512>(v)); }
+inline void stream(double* p, DoubleVector v) { _mm512_stream_pd(p, reinterpret_cast<__m512d>(v)); }
+inline void fence() { _mm_sfence(); }
+#elif defined(__AVX2__)
+inline void stream(float* p, FloatVector v) { _mm256_stream_ps(p, reinterpret_cast<__m256>(v)); }
+inline void stream(double* p, DoubleVector v) { _mm256_stream_pd(p, reinterpret_cast<__m256d>(v)); }
+inline void fence() { _mm_sfence(); }
+#else
+template <class T, class V>
+inline void stream(T* p, V v) {
+  store(p, v);
 }
+inline void fence() {}
+#endif
 
-template <class C>
-inline C sum(const Vector<C>& v) {
-  return sum_lanes<C, kLanes<C>>(reinterpret_cast<const C*>(&v));
+// The sum of all lanes.
+#if defined(__AVX512F__)
+inline float sum(FloatVector v) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v)); }
+inline double sum(DoubleVector v) { return _mm512_reduce_add_pd(reinterpret_cast<__m512d>(v)); }
+#elif defined(__AVX2__)
+inline float sum(FloatVector v) {
+  const __m256 wide = reinterpret_cast<__m256>(v);
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(wide), _mm256_extractf128_ps(wide, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+inline double sum(DoubleVector v) {
+  const __m256d wide = reinterpret_cast<__m256d>(v);
+  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(wide), _mm256_extractf128_pd(wide, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+}
+#else
+inline float sum(FloatVector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline double sum(DoubleVector v) { return v[0] + v[1]; }
+#endif
 
 }  // namespace icsd::cpu::ICSD_ISA
