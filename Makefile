@@ -31,9 +31,18 @@ clean:  ## remove the environment and everything built (runs/ stays)
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml setup.py $(shell find csrc -type f) | .venv/bin/pip
+# Python.h is in a Debian package of its own; where it is missing, unpack that package here: no root needed.
+.venv/headers: | .venv/bin/pip
+	mkdir -p $@
+	if ! test -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; then \
+		cd $@ && apt-get download libpython3-dev "lib$$(../bin/python -c 'import sysconfig; print("python" + sysconfig.get_python_version())')-dev" \
+		&& for package in *.deb; do dpkg -x $$package .; done; \
+	fi
+
+.venv/installed: pyproject.toml setup.py $(shell find csrc -type f) | .venv/headers
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -e ".[emoji,test]"
+	CPATH=$$(echo $(CURDIR)/.venv/headers/usr/include $(CURDIR)/.venv/headers/usr/include/python3* | tr ' ' ':') \
+		$(BIN)/pip install -e ".[emoji,test]"
 	touch $@
 
 .venv/installed-bench: .venv/installed

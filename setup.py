@@ -47,6 +47,9 @@ class NinjaBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link `ext` to where setuptools wants it."""
+        headers = [sysconfig.get_paths()["include"], *os.environ.get("CPATH", "").split(":")]
+        if not any((Path(folder) / "Python.h").exists() for folder in headers if folder):
+            sys.exit(f"icsd: {headers[0]}/Python.h is missing; install Python's headers (apt-get install python3-dev)")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def test_status():
         (ValueError, "student is on cpu and teacher on meta", lambda x: pair(x, x.to("meta"))),
         (
             ValueError,
-            "divergence must be one of 'mse', 'kl', 'smooth_l1' or a function of .*, got 'mae'",
+            "divergence must be one of 'mse', .* or a function of .*, got 'mae'",
             lambda x: pair(x, x, "mae"),
         ),
         (ValueError, "'mse' has no parameter 'beta'; it takes none", lambda x: pair(x, x, beta=1)),

@@ -1,0 +1,39 @@
+"""The native module: fused kernels on raw pointers. `icsd.ops.cpu` calls it with tensors it checked and keeps alive."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+# (address, dtype code of csrc/core/dtype.h, features, group stride, sample stride), strides in elements
+_Features = tuple[int, int, int, int, int]
+
+class _Build(TypedDict):
+    compiler: str
+    cpu: str
+    cuda: str
+
+build: _Build
+
+def cpu_isa() -> str: ...
+def gram(x: _Features, groups: int, samples: int, out: int) -> None: ...
+def combine(matrix: int, outputs: int, x: _Features, groups: int, samples: int, out: _Features) -> None: ...
+def distill(
+    stages: Sequence[_Features],
+    groups: int,
+    samples: int,
+    weights: Sequence[float],
+    divergence: int,
+    parameters: Sequence[float],
+    eps: float,
+    teacher_gradient: bool,
+    loss: int,
+    slots: int,
+) -> None: ...
+def distill_backward(
+    grad: int,
+    slots: int,
+    stages: Sequence[_Features],
+    outs: Sequence[_Features],
+    wide: bool,
+    groups: int,
+    samples: int,
+) -> None: ...
