@@ -194,17 +194,17 @@ void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples,
 // How the results of `combine` reach memory.
 enum class Store { whole, streamed, partial };
 
-// R outputs of kColumns vectors, of which `count` elements are stored; `x` is a panel of rows of as many.
+// R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many.
 template <class T, int R, Store S>
-void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T>* x, int64_t samples, T* out,
-                  int64_t out_stride, int64_t count) {
+void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T>* x, int64_t x_stride, int64_t samples,
+                  T* out, int64_t out_stride, int64_t count) {
   using C = Compute<T>;
-  constexpr int kStep = kLanes<C>, kWidth = kStep * kColumns;
+  constexpr int kStep = kLanes<C>;
   Vector<C> sums[R][kColumns];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kColumns; ++v) sums[r][v] = Vector<C>{};
   }
-  for (int64_t j = 0; j < samples; ++j, packed += R, x += kWidth) {
+  for (int64_t j = 0; j < samples; ++j, packed += R, x += x_stride) {
     Vector<C> row[kColumns];
     for (int v = 0; v < kColumns; ++v) row[v] = load(x + v * kStep);
     for (int r = 0; r < R; ++r) {
@@ -228,7 +228,7 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
 }
 
 template <class T>
-using CombineTile = void (*)(const Compute<T>*, const double*, const Compute<T>*, int64_t, T*, int64_t, int64_t);
+using CombineTile = void (*)(const Compute<T>*, const double*, const Compute<T>*, int64_t, int64_t, T*, int64_t, int64_t);
 
 template <class T, Store S, int R = kOutputs>
 CombineTile<T> combine_tile_of(int64_t outputs) {
@@ -260,28 +260,30 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   const C* matrix = static_cast<const C*>(packed);
   const bool streamed = streams(out, out_stride, outputs, features);
   const int64_t width = panel_width(2 * samples, sizeof(C), kWidth, kWidth, 1024);
-  C* const rows = panel<C>(0, samples * width);
+  const bool in_place = std::is_same_v<T, C> && samples <= kInPlaceSamples;
+  C* const rows = panel<C>(0, samples * kWidth);
   for (int64_t k = 0; k < features; k += width) {
     const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
-    for (int64_t j = 0; j < samples; ++j) {
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t begin = strip * kWidth;
-        C* to = rows + (strip * samples + j) * kWidth;
-        const int64_t count = std::min(kWidth, take - begin);
-        if (count < kWidth) std::fill_n(to, kWidth, C(0));
-        copy_row(x + j * stride + k + begin, count, to);
-      }
-    }
-    Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T), strips * blocks_of(outputs));
+    Prefetch ahead(x + k + take, stride * sizeof(T), in_place ? 0 : samples, next * sizeof(T),
+                   strips * blocks_of(outputs));
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t begin = strip * kWidth, count = std::min(kWidth, take - begin);
+      const C* strip_rows = rows;
+      int64_t strip_stride = kWidth;
+      if (in_place && count == kWidth) {
+        if constexpr (std::is_same_v<T, C>) strip_rows = x + k + begin;
+        strip_stride = stride;
+      } else {
+        if (count < kWidth) std::fill_n(rows, samples * kWidth, C(0));
+        for (int64_t j = 0; j < samples; ++j) copy_row(x + j * stride + k + begin, count, rows + j * kWidth);
+      }
       for (int64_t block = 0; block < blocks_of(outputs); ++block) {
         const int64_t first = block_start(block, outputs), height = block_start(block + 1, outputs) - first;
         const auto tile = count < kWidth ? combine_tile_of<T, Store::partial>(height)
                           : streamed     ? combine_tile_of<T, kStreams<T> ? Store::streamed : Store::whole>(height)
                                          : combine_tile_of<T, Store::whole>(height);
-        tile(matrix + first * samples, scale + first, rows + strip * samples * kWidth, samples,
+        tile(matrix + first * samples, scale + first, strip_rows, strip_stride, samples,
              out + first * out_stride + k + begin, out_stride, count);
         ahead.next();
       }
