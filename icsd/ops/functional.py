@@ -49,21 +49,24 @@ def similarity_distillation_loss(
     detach_teacher: bool = True,
     eps: float = 1e-8,
     backend: str | None = None,
-    **parameters: float,
+    **parameters: float | str,
 ) -> Tensor:
     """Divergence of a student's cross-sample similarities from a teacher's.
 
     Args:
         student: Features `(*B, N, D_s)`.
         teacher: Features `(*B, N, D_t)` of the same samples.
-        divergence: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; or a function of your own that
-            maps the similarities S and T, `(*B, N, N)` each, to `(*B)`: the passes over the features stay fused.
+        divergence: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; one of the literature's, `"sp"`,
+            `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"` and `"rkd_angle"` (`docs/losses.md`); or a function of
+            your own that maps the similarities S and T, `(*B, N, N)` each, to `(*B)`: the passes over the features stay
+            fused.
         reduction: `"mean"` over all that is summed, `"sum"`, or `"none"`: each group's mean.
         detach_teacher: Whether the teacher is constant.
         eps: Least norm, see `cross_sample_similarity`.
         backend: One of `icsd.backends()`; by default the best that applies.
         **parameters: The divergence's own: `student_temperature` (0.1), `teacher_temperature` (0.1) and
-            `include_diagonal` (True) of `"kl"`; `beta` (1.0) of `"smooth_l1"`.
+            `include_diagonal` (True) of `"kl"`; `beta` (1.0) of `"smooth_l1"`; `kernel` ("rbf"), `gamma` (0.4) and
+            `order` (2) of `"cc"`; `mode` ("paper" or "code") of `"cc"`, `"pkt"` and the RKD ones.
 
     Returns:
         A scalar, or `(*B)` for `reduction="none"`; float64 if an input is, float32 otherwise. 0 for empty batches.
@@ -96,7 +99,7 @@ def interstage_distillation_loss(
     detach_teacher: bool = True,
     eps: float = 1e-8,
     backend: str | None = None,
-    **parameters: float,
+    **parameters: float | str,
 ) -> Tensor:
     """Interstage cross-sample similarity distillation: Σ_i w_i d(S(X_i), S(X_teacher)) over the other stages.
 

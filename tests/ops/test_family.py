@@ -252,7 +252,8 @@ def test_identical_features(case, dtype, backend):
     x, _ = features(dtype=dtype)
     loss, gradient, second = gradients_of(case, x, x.detach(), backend)
     assert loss == 0
-    assert gradient.abs().max() < 50 * torch.finfo(dtype).eps
+    # Where that code adds 1e-7 to the probabilities, equal ones are not quite stationary.
+    assert gradient.abs().max() < 50 * torch.finfo(dtype).eps + (1e-7 if case == "pkt-code" else 0)
     assert second.isfinite().all()
 
 
@@ -266,7 +267,7 @@ def test_few_samples(case, n, backend):
     assert gradient.isfinite().all()
     assert second.isfinite().all()
     if n == 0 or (n == 1 and case in NORMALISED):
-        assert loss == 0
+        assert loss.abs() < 1e-14
     if n == 2 and case in ("pkt", "cka", "dist", "rkd_distance", "rkd_angle"):  # nothing to relate to the only relation
         assert loss.abs() < 1e-14
 
@@ -301,10 +302,10 @@ def test_degenerate_features(case, degenerate, dtype, backend):
 
 def test_collapse_is_no_agreement():
     x, y = features()
-    assert loss_of("cka", constant(x), y) == 1
-    assert loss_of("dist", x, constant(y)) == 1
+    assert loss_of("cka", constant(x), y).item() == pytest.approx(1)
+    assert loss_of("dist", x, constant(y)).item() == pytest.approx(1)
     collapsed = torch.full((6, 4099), 0.1)  # whose sums round
-    assert loss_of("cka", collapsed, torch.randn(6, 9)) == 1
+    assert loss_of("cka", collapsed, y.float()).item() == pytest.approx(1)
     assert loss_of("rkd_angle", collapsed, collapsed) == 0
 
 
@@ -327,9 +328,9 @@ def test_nan_and_inf_are_not_hidden(case, backend, value):
     x, y = (z.detach() for z in features(5, 3, 4, 2, dtype=torch.float32))
     x[1, 2, 0] = value
     loss = loss_of(case, x, y, backend=backend, reduction="none")
-    assert loss[0].isfinite()
-    assert loss[1].isnan()
-    assert loss_of(case, y, x, backend=backend, reduction="none").isnan().tolist() == [False, True]
+    assert loss.isfinite().tolist() == [True, False]
+    assert loss.isnan()[1] or (case.startswith("cc-") and value == math.inf)
+    assert loss_of(case, y, x, backend=backend, reduction="none").isfinite().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -380,17 +381,17 @@ def test_angles_never_take_cubic_memory():
     assert sum(tensor.numel() for tensor in held.values()) < 20 * n * n < n**3
 
 
-def test_compile_fullgraph():
-    cases = ["sp", "cc", "pkt", "cka", "rkd_distance", "rkd_angle"]
-
-    def total(x, y):
-        return sum(loss_of(case, x, y, backend="cpu") for case in cases)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_fullgraph(backend):
+    def losses(x, y):
+        return torch.stack([loss_of(case, x, y, backend=backend) for case in FAMILY])
 
     x, y = features(dtype=torch.float32)
-    expected = total(x, y)
-    loss = torch.compile(total, fullgraph=True)(x, y)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, x), rtol=1e-4, atol=1e-6)
+    expected = losses(x, y)
+    results = torch.compile(losses, fullgraph=True, backend="aot_eager")(x, y)
+    torch.testing.assert_close(results, expected)
+    gradients = [torch.autograd.grad(each.sum(), x) for each in (results, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

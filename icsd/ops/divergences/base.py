@@ -1,0 +1,94 @@
+"""What a divergence is: a frozen dataclass of its parameters with its definition in plain PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from icsd.ops.gram import similarity_from_gram
+
+# Differences of equal entries of a Gram matrix, in units of rounding of the entries: nothing can be read from less.
+NOISE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence(ABC):
+    """A function of two `(*B, N, N)` Gram matrices, one value for each of the `B` groups."""
+
+    name: ClassVar[str]
+
+    def parameters(self) -> list[float]:
+        """The parameters of one that has a native kernel, in the order that reads them and the constructor takes."""
+        return []
+
+    @abstractmethod
+    def terms(self, n: int) -> int:
+        """How many terms the mean over a group of `n` samples averages: what turns it into a sum."""
+
+    @abstractmethod
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        """The mean over each group; 0 for an empty one.
+
+        Args:
+            student: K_s, `(*B, N, N)`.
+            teacher: K_t, `(*B, N, N)`.
+            eps: Least norm of a sample.
+
+        Returns:
+            `(*B)`.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityDivergence(Divergence):
+    """A divergence of the cosine similarities."""
+
+    @abstractmethod
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        """The mean over each group of d(S, T); 0 for an empty one: two `(*B, N, N)` to `(*B)`."""
+
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        return self.forward(similarity_from_gram(student, eps), similarity_from_gram(teacher, eps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Custom(SimilarityDivergence):
+    """A user's own d(S, T).
+
+    Attributes:
+        function: Two `(*B, N, N)` matrices of similarities to `(*B)`, differentiable by autograd.
+    """
+
+    name: ClassVar[str] = "custom"
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def terms(self, n: int) -> int:
+        return 1
+
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        loss = self.function(similarity, target)
+        if loss.shape != similarity.shape[:-2]:
+            raise ValueError(
+                f"divergence must map two {tuple(similarity.shape)} matrices to {tuple(similarity.shape[:-2])}, one "
+                f"value for each group; it returned {tuple(loss.shape)}"
+            )
+        return loss
+
+
+def require_positive(owner: str, **values: float) -> None:
+    """Raises a ValueError that names the first parameter which is not a positive finite number."""
+    for parameter, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {parameter} must be a positive finite number, got {value!r}")
+
+
+def require_choice(owner: str, choices: tuple[str, ...], **values: str) -> None:
+    """Raises a ValueError that names the first parameter whose value is none of the choices."""
+    for parameter, value in values.items():
+        if value not in choices:
+            raise ValueError(f"{owner}: {parameter} must be {' or '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,92 @@
+"""Divergences that compare the directions of two matrices, row by row or as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from icsd.ops.divergences.base import NOISE, Divergence, SimilarityDivergence
+
+
+@dataclasses.dataclass(frozen=True)
+class SP(Divergence):
+    """Similarity-preserving distillation: 1/N² Σ_i |k_i/|k_i| - l_i/|l_i||² of the rows k_i of K_s and l_i of K_t.
+
+    Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. The row of a zero sample stays zero.
+    """
+
+    name: ClassVar[str] = "sp"
+
+    def terms(self, n: int) -> int:
+        return n * n
+
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        # The least norm of a row of products is the square of a sample's.
+        student, teacher = (_unit(gram, (-1,), eps**4)[0] for gram in (student, teacher))
+        return (student - teacher).square().sum((-2, -1)) / max(1, self.terms(student.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class DIST(SimilarityDivergence):
+    """DIST's relation matching: mean_i (1 - ρ(S_i, T_i)), ρ being Pearson's correlation of rows.
+
+    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, whose inter-class term correlates rows
+    and intra-class term columns; of similarities, which are symmetric, both are this one. Two constant rows have ρ = 1,
+    a constant one and another ρ = 0.
+    """
+
+    name: ClassVar[str] = "dist"
+
+    def terms(self, n: int) -> int:
+        return n
+
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        centred = [matrix - matrix.mean(-1, keepdim=True) for matrix in (similarity, target)]
+        loss = _decorrelation(*centred, similarity, target, dims=(-1,))
+        return loss.sum((-2, -1)) / max(1, self.terms(similarity.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class CKA(Divergence):
+    """1 - CKA, the linear centred kernel alignment <HK_sH, HK_tH> / (|HK_sH| |HK_tH|), H = I - 1/N.
+
+    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. Two constant batches have
+    CKA = 1, a constant one and another CKA = 0.
+    """
+
+    name: ClassVar[str] = "cka"
+
+    def terms(self, n: int) -> int:
+        return 1
+
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        loss = _decorrelation(_centre(student), _centre(teacher), student, teacher, dims=(-2, -1))
+        return loss.sum((-2, -1))
+
+
+def _centre(gram: Tensor) -> Tensor:
+    """H K H."""
+    rows = gram - gram.mean(-1, keepdim=True)
+    return rows - rows.mean(-2, keepdim=True)
+
+
+def _decorrelation(a: Tensor, b: Tensor, raw_a: Tensor, raw_b: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """1 - <a, b> / (|a| |b|), of what `a` and `b` are after subtracting a mean from `raw_a` and `raw_b`.
+
+    As |a/|a| - b/|b||²/2, which does not cancel where they agree.
+    """
+    noise = (NOISE * torch.finfo(a.dtype).eps) ** 2
+    a, a_varies = _unit(a, dims, noise * raw_a.detach().square().sum(dims, keepdim=True))
+    b, b_varies = _unit(b, dims, noise * raw_b.detach().square().sum(dims, keepdim=True))
+    return ((a - b).square().sum(dims, keepdim=True) + (a_varies != b_varies)) / 2
+
+
+def _unit(x: Tensor, dims: tuple[int, ...], least_square: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Directions x / |x|, and where they are: elsewhere, up to the least |x|², they are 0 and pass no gradient."""
+    square = x.square().sum(dims, keepdim=True)
+    vanishes = square <= least_square  # NaN does not
+    inverse = square.masked_fill(vanishes, 1).rsqrt().masked_fill(square.isinf(), torch.nan)
+    return (x * inverse).masked_fill(vanishes, 0), ~vanishes

@@ -1,0 +1,98 @@
+"""Divergences that compare the rows of two matrices as distributions over the other samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from icsd.ops.divergences.base import SimilarityDivergence, require_choice, require_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class KL(SimilarityDivergence):
+    """mean_i KL(softmax_j(T_ij / τ_t) || softmax_j(S_ij / τ_s)).
+
+    The loss of CompRess (Koohpayegani et al., NeurIPS 2020), ISD (Tejankar et al., ICCV 2021) and SEED (Fang et al.,
+    ICLR 2021) with the batch as its own memory bank.
+
+    Attributes:
+        student_temperature: τ_s.
+        teacher_temperature: τ_t.
+        include_diagonal: Whether each sample's similarity with itself takes part in its row.
+    """
+
+    name: ClassVar[str] = "kl"
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.1
+    include_diagonal: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self.name, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature
+        )
+
+    def parameters(self) -> list[float]:
+        return [float(self.student_temperature), float(self.teacher_temperature), float(self.include_diagonal)]
+
+    def terms(self, n: int) -> int:
+        return n
+
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        n = similarity.shape[-1]
+        if not self.include_diagonal:
+            similarity, target = _off_diagonal(similarity), _off_diagonal(target)
+        log_p = F.log_softmax(similarity / self.student_temperature, dim=-1)
+        log_q = F.log_softmax(target / self.teacher_temperature, dim=-1)
+        return (log_q.exp() * (log_q - log_p)).sum((-2, -1)) / max(1, self.terms(n))
+
+
+@dataclasses.dataclass(frozen=True)
+class PKT(SimilarityDivergence):
+    """Probabilistic knowledge transfer: mean_i KL(q_i || p_i) with p_ij = k_ij / Σ_j k_ij, k_ij = (S_ij + 1) / 2.
+
+    q is the teacher's p. Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV
+    2018.
+
+    Attributes:
+        mode: `"paper"` leaves each sample out of its own distribution; `"code"` (the authors') keeps it, adds 1e-7 to
+            the probabilities in the logarithm and averages over N² terms instead of N rows.
+    """
+
+    name: ClassVar[str] = "pkt"
+    mode: Literal["paper", "code"] = "paper"
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, ("paper", "code"), mode=self.mode)
+
+    def terms(self, n: int) -> int:
+        return n if self.mode == "paper" else n * n
+
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        n = similarity.shape[-1]
+        if self.mode == "paper":
+            # Opposite samples have k = 0, of which there is no logarithm.
+            p, q = (_normalise(_off_diagonal(k + 1).clamp(min=1e-7)) for k in (similarity, target))
+            ratio = q.log() - p.log()
+        else:
+            p, q = _normalise(similarity + 1), _normalise(target + 1)
+            ratio = (q + 1e-7).log() - (p + 1e-7).log()
+        return (q * ratio).sum((-2, -1)) / max(1, self.terms(n))
+
+
+def _normalise(rows: Tensor) -> Tensor:
+    return rows / rows.sum(-1, keepdim=True)
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """`(*B, N, N)` without its diagonal: `(*B, N, max(N - 1, 0))`."""
+    n = matrix.shape[-1]
+    if n == 0:
+        return matrix
+    rows = torch.arange(n, device=matrix.device).unsqueeze(1)
+    columns = torch.arange(n - 1, device=matrix.device).unsqueeze(0)
+    columns = (columns + (columns >= rows)).expand(*matrix.shape[:-2], n, n - 1)
+    return matrix.gather(-1, columns)

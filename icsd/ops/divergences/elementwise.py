@@ -1,0 +1,101 @@
+"""Divergences that compare two matrices element by element."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from icsd.ops.divergences.base import Divergence, SimilarityDivergence, require_choice, require_positive
+from icsd.ops.gram import similarity_from_gram
+
+
+@dataclasses.dataclass(frozen=True)
+class MSE(SimilarityDivergence):
+    """mean_ij (S_ij - T_ij)²."""
+
+    name: ClassVar[str] = "mse"
+
+    def terms(self, n: int) -> int:
+        return n * n
+
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        return (similarity - target).square().sum((-2, -1)) / max(1, self.terms(similarity.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothL1(SimilarityDivergence):
+    """mean_ij h(S_ij - T_ij) with h(x) = x²/(2β) where |x| < β, |x| - β/2 elsewhere.
+
+    Attributes:
+        beta: Width of the quadratic zone.
+    """
+
+    name: ClassVar[str] = "smooth_l1"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(self.name, beta=self.beta)
+
+    def parameters(self) -> list[float]:
+        return [float(self.beta)]
+
+    def terms(self, n: int) -> int:
+        return n * n
+
+    def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
+        loss = F.smooth_l1_loss(similarity, target, reduction="none", beta=self.beta)
+        return loss.sum((-2, -1)) / max(1, self.terms(similarity.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class CC(Divergence):
+    """Correlation congruence: mean_ij (κ(x_i, x_j) - κ(y_i, y_j))².
+
+    Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+
+    Attributes:
+        kernel: κ: `"bilinear"`, <x_i, x_j>, or `"rbf"`, the Taylor expansion exp(-2γ) Σ_{p<=P} (2γ <x_i, x_j>)^p / p!
+            of exp(-γ|x_i - x_j|²) for samples of norm 1.
+        gamma: γ.
+        order: P.
+        mode: `"paper"` gives rbf samples of norm 1; `"code"` (torchdistill) expands raw products, and takes |κ_s - κ_t|
+            for its square.
+    """
+
+    name: ClassVar[str] = "cc"
+    kernel: Literal["rbf", "bilinear"] = "rbf"
+    gamma: float = 0.4
+    order: int = 2
+    mode: Literal["paper", "code"] = "paper"
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, ("rbf", "bilinear"), kernel=self.kernel)
+        require_choice(self.name, ("paper", "code"), mode=self.mode)
+        require_positive(self.name, gamma=self.gamma, order=self.order)
+        if self.order % 1:
+            raise ValueError(f"{self.name}: order must be a whole number, got {self.order!r}")
+
+    def terms(self, n: int) -> int:
+        return n * n
+
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        loss = (self._kernel(student, eps) - self._kernel(teacher, eps)).square().sum((-2, -1))
+        if self.mode == "code":
+            zero = loss == 0
+            loss = loss.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+        return loss / max(1, self.terms(student.shape[-1]))
+
+    def _kernel(self, gram: Tensor, eps: float) -> Tensor:
+        """κ without its constant term, which differences of κ do not have."""
+        if self.kernel == "bilinear":
+            return gram
+        if self.mode == "paper":
+            gram = similarity_from_gram(gram, eps)
+        series = gram * (2 * self.gamma / self.order)
+        for power in range(int(self.order) - 1, 0, -1):
+            series = (series + 1) * gram * (2 * self.gamma / power)
+        return series * math.exp(-2 * self.gamma)

@@ -1,0 +1,126 @@
+"""Relational knowledge distillation: divergences of the distances and angles among the samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from icsd.ops.divergences.base import NOISE, Divergence, require_choice
+
+# How many angles are held at once, unless those of a single vertex are more.
+_ANGLES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class RKDDistance(Divergence):
+    """Huber distance of d_ij/μ among the students from that among the teachers, with d_ij = |x_i - x_j|, μ its mean.
+
+    Park et al., "Relational Knowledge Distillation", CVPR 2019.
+
+    Attributes:
+        mode: `"paper"` averages, for the loss and for μ, over the N(N - 1) pairs of different samples; `"code"` (the
+            authors') over all N² for the loss and those at a distance for μ.
+    """
+
+    name: ClassVar[str] = "rkd_distance"
+    mode: Literal["paper", "code"] = "paper"
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, ("paper", "code"), mode=self.mode)
+
+    def terms(self, n: int) -> int:
+        return n * (n - 1) if self.mode == "paper" else n * n
+
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        loss = F.smooth_l1_loss(self._relative(student), self._relative(teacher), reduction="none")
+        return loss.sum((-2, -1)) / max(1, self.terms(student.shape[-1]))
+
+    def _relative(self, gram: Tensor) -> Tensor:
+        square, same = _squared_distances(gram)
+        distance = square.sqrt().masked_fill(same, 0)
+        pairs = max(1, self.terms(gram.shape[-1])) if self.mode == "paper" else (~same).sum((-2, -1)).clamp(min=1)
+        mean = distance.sum((-2, -1)) / pairs
+        return distance / mean.masked_fill(mean == 0, 1)[..., None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RKDAngle(Divergence):
+    """Huber distance of cos∠(x_i x_j x_k) among the students from that among the teachers, over all triplets.
+
+    Park et al., "Relational Knowledge Distillation", CVPR 2019. Takes O(N³) time; for large batches memory is O(N²),
+    the angles being computed again for the gradient. The angle at coincident samples has cosine 0.
+
+    Attributes:
+        mode: `"paper"` averages over the N(N - 1)(N - 2) triplets of different samples; `"code"` (the authors') over
+            all N³.
+    """
+
+    name: ClassVar[str] = "rkd_angle"
+    mode: Literal["paper", "code"] = "paper"
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, ("paper", "code"), mode=self.mode)
+
+    def terms(self, n: int) -> int:
+        return n * (n - 1) * (n - 2) if self.mode == "paper" else n**3
+
+    def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+        n = student.shape[-1]
+        matrices = (student, _inverse_distances(student), teacher, _inverse_distances(teacher))
+        vertices = max(1, _ANGLES // max(1, student.numel()))
+        if vertices >= n:
+            loss = self._at_vertices(*matrices, 0, n)
+        else:
+            loss = torch.stack(
+                [
+                    checkpoint(
+                        self._at_vertices,
+                        *matrices,
+                        start,
+                        min(start + vertices, n),
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                    for start in range(0, n, vertices)
+                ]
+            ).sum(0)
+        return loss / max(1, self.terms(n))
+
+    def _at_vertices(
+        self, student: Tensor, inverse_s: Tensor, teacher: Tensor, inverse_t: Tensor, start: int, stop: int
+    ) -> Tensor:
+        """The sum over the angles at the vertices from `start` to `stop`: four `(*B, N, N)` to `(*B)`."""
+        cosines = (_cosines(student, inverse_s, start, stop), _cosines(teacher, inverse_t, start, stop))
+        loss = F.smooth_l1_loss(*cosines, reduction="none")
+        total = loss.sum((-3, -2, -1))
+        if self.mode == "paper":
+            total = total - loss.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
+        return total
+
+
+def _cosines(gram: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
+    """<x_i - x_j, x_k - x_j> / (d_ij d_kj) at the vertices j from `start` to `stop`: `(*B, stop - start, N, N)`."""
+    at_vertex, inverse = gram[..., start:stop, :], inverse[..., start:stop, :]
+    square = gram.diagonal(dim1=-2, dim2=-1)[..., start:stop]
+    products = (gram.unsqueeze(-3) - at_vertex.unsqueeze(-1)) + (square.unsqueeze(-1) - at_vertex).unsqueeze(-2)
+    return products * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+
+
+def _inverse_distances(gram: Tensor) -> Tensor:
+    """1 / d_ij, 0 for coincident samples."""
+    square, same = _squared_distances(gram)
+    return square.rsqrt().masked_fill(same, 0)
+
+
+def _squared_distances(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """d_ij² = K_ii + K_jj - 2 K_ij, and which samples coincide: there it is 1 and passes no gradient."""
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    i, j = square.unsqueeze(-1), square.unsqueeze(-2)
+    distance = (i - gram) + (j - gram)
+    same = distance <= NOISE * torch.finfo(gram.dtype).eps * (i + j)  # NaN is not
+    return distance.masked_fill(same, 1), same
