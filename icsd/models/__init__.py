@@ -9,6 +9,7 @@ from icsd.models.distillation import (
     similarity_matrices,
 )
 from icsd.models.generator import Generator, GeneratorConfig, GeneratorOutput, image_pyramid
+from icsd.models.matching import MatchingHead, matching_loss
 from icsd.models.text import TextConfig, TextEncoder, TextFeatures, build_text_encoder, restore_text_encoder
 from icsd.models.text_to_image import TextToImage
 
@@ -22,6 +23,7 @@ __all__ = [
     "GeneratorConfig",
     "GeneratorOutput",
     "InterstageDistillation",
+    "MatchingHead",
     "TextConfig",
     "TextEncoder",
     "TextFeatures",
@@ -29,6 +31,7 @@ __all__ = [
     "build_discriminators",
     "build_text_encoder",
     "image_pyramid",
+    "matching_loss",
     "restore_text_encoder",
     "similarity_matrices",
 ]

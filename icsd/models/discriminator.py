@@ -12,7 +12,7 @@ from icsd.errors import InputError
 class DiscriminatorConfig:
     """The discriminators."""
 
-    width: int = 32
+    width: int = 16
     """Channels of the first layer at 64 pixels (ndf); each discriminator ends in 8 * width x 4 x 4."""
 
     def __post_init__(self) -> None:
@@ -38,6 +38,9 @@ class Discriminator(nn.Module):
     Channels double with every halving of the side: up to 64 pixels they end in 8 * width, above that they start at
     `width` and 3x3 convolutions bring them back to 8 * width.
 
+    Attributes:
+        channels: Channels of its features, 8 * width.
+
     Args:
         resolution: Side of the pictures, 4 times a power of two.
         width: Channels of the first layer at 64 pixels.
@@ -47,7 +50,7 @@ class Discriminator(nn.Module):
     def __init__(self, resolution: int, width: int, sentence_dim: int) -> None:
         super().__init__()
         downs = (resolution // 4).bit_length() - 1
-        end = 8 * width
+        self.channels = end = 8 * width
         channels = max(width, end >> (downs - 1))
         layers: list[nn.Module] = [_down(3, channels), nn.LeakyReLU(0.2)]
         for _ in range(downs - 1):

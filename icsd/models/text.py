@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from icsd.data.captions import Vocabulary
@@ -101,7 +102,7 @@ class BiLSTMEncoder(TextEncoder):
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
         words, _ = pad_packed_sequence(states, batch_first=True)
-        return TextFeatures(words.transpose(1, 2), torch.cat((last[0], last[1]), dim=1), _mask(lengths, words))
+        return _features(words, torch.cat((last[0], last[1]), dim=1), lengths)
 
     def unknown(self, caption: str) -> list[str]:
         """See `TextEncoder`."""
@@ -145,8 +146,7 @@ class SentenceEncoder(TextEncoder):
         words, sentences = zip(*load_minilm()(captions, self.max_words), strict=True)
         lengths = torch.tensor([len(pieces) for pieces in words])
         projected = self.words(pad_sequence(list(words), batch_first=True).to(device))
-        sentence = self.sentence(torch.stack(sentences).to(device))
-        return TextFeatures(projected.transpose(1, 2), sentence, _mask(lengths, projected))
+        return _features(projected, self.sentence(torch.stack(sentences).to(device)), lengths)
 
     def unknown(self, caption: str) -> list[str]:
         """None: every word is made of known pieces."""
@@ -174,9 +174,17 @@ class _StandardisedProjection(nn.Module):
         return self.project((x - self.mean) / self.std)
 
 
-def _mask(lengths: Tensor, words: Tensor) -> Tensor:
-    """Where the words are: lengths `(B,)` and word features `(B, T, E)` -> `(B, T)` bool on the features' device."""
-    return (torch.arange(words.shape[1]) < lengths.unsqueeze(1)).to(words.device)
+def _features(words: Tensor, sentence: Tensor, lengths: Tensor) -> TextFeatures:
+    """Word features `(B, T, E)`, sentence features `(B, E)` and lengths `(B,)` as `TextFeatures`.
+
+    Each feature vector is brought to zero mean and unit variance: a young encoder's are so small that beside the noise
+    of unit variance the generator would not see them for hundreds of steps.
+    """
+    mask = torch.arange(words.shape[1]) < lengths.unsqueeze(1)
+    width = sentence.shape[1:]
+    return TextFeatures(
+        F.layer_norm(words, width).transpose(1, 2), F.layer_norm(sentence, width), mask.to(words.device)
+    )
 
 
 def build_text_encoder(config: TextConfig, captions: Iterable[str]) -> TextEncoder:

@@ -16,14 +16,17 @@ class OptimiserConfig:
     adversarial: Literal["bce", "hinge"] = "hinge"
     """GAN loss: binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
 
-    generator_lr: float = 2e-4
+    generator_lr: float = 1e-3
     """Adam's learning rate of the generator."""
 
-    discriminator_lr: float = 4e-4
-    """Adam's learning rate of the discriminators and the text encoder."""
+    discriminator_lr: float = 1e-3
+    """Adam's learning rate of the discriminators, their matching heads and the text encoder."""
 
-    betas: tuple[float, float] = (0.0, 0.9)
+    betas: tuple[float, float] = (0.0, 0.99)
     """Adam's decay rates of gradient and squared gradient."""
+
+    matching_weight: float = 5.0
+    """Weight of the loss by which each painted picture should find its sentence among the batch's (lambda of DAMSM)."""
 
     kl_weight: float = 1.0
     """Weight of the condition's divergence from a standard normal."""
@@ -38,8 +41,9 @@ class OptimiserConfig:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise InputError(f"optimiser.betas holds {beta}: give two numbers in [0, 1)")
-        if not self.kl_weight >= 0:
-            raise InputError(f"optimiser.kl_weight is {self.kl_weight}: give 0 or more")
+        for key in ("matching_weight", "kl_weight"):
+            if not getattr(self, key) >= 0:
+                raise InputError(f"optimiser.{key} is {getattr(self, key)}: give 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"optimiser.ema_decay is {self.ema_decay}: give a number in [0, 1)")
 
@@ -64,7 +68,7 @@ class TrainConfig:
     steps: int = 1500
     """Training steps, each one update of the discriminators and one of the generator."""
 
-    batch_size: int = 32
+    batch_size: int = 16
     """Pictures per step."""
 
     device: str = "auto"

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from icsd.errors import InputError
@@ -11,10 +11,12 @@ from icsd.models import (
     CSDConfig,
     GeneratorOutput,
     InterstageDistillation,
+    MatchingHead,
     TextEncoder,
     TextToImage,
     build_discriminators,
     image_pyramid,
+    matching_loss,
 )
 from icsd.models.conditioning import kl_to_standard_normal
 from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss
@@ -43,6 +45,7 @@ class Trainer:
         model: Text encoder and generator in training.
         ema: Their moving average, buffers too; the one to paint with.
         discriminators: One per stage.
+        matching: Their matching heads.
         step_count: Steps taken so far.
 
     Args:
@@ -58,6 +61,9 @@ class Trainer:
         self.model = TextToImage(text_encoder, config.generator).to(self.device, memory_format=layout)
         self.discriminators = build_discriminators(config.discriminator, self.resolutions, text_encoder.dim)
         self.discriminators.to(self.device, memory_format=layout)
+        channels = [discriminator.channels for discriminator in self.discriminators]
+        self.matching = nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels)
+        self.matching.to(self.device, memory_format=layout)
         average = get_ema_multi_avg_fn(config.optimiser.ema_decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.adversarial = ADVERSARIAL[config.optimiser.adversarial]
@@ -67,8 +73,9 @@ class Trainer:
         self.generator_optimiser = torch.optim.Adam(
             self.model.generator.parameters(), options.generator_lr, options.betas
         )
+        judges = (self.discriminators, self.matching, text_encoder)
         self.discriminator_optimiser = torch.optim.Adam(
-            [*self.discriminators.parameters(), *text_encoder.parameters()], options.discriminator_lr, options.betas
+            [weight for module in judges for weight in module.parameters()], options.discriminator_lr, options.betas
         )
         self.step_count = 0
 
@@ -94,10 +101,10 @@ class Trainer:
         losses = self._discriminator_losses(images, painted.images, text.sentence)
         self._update(self.discriminator_optimiser, losses)
 
-        self.discriminators.requires_grad_(False)
+        self._freeze_judges(True)
         generator_losses = self._generator_losses(painted, text.sentence.detach())
         self._update(self.generator_optimiser, generator_losses)
-        self.discriminators.requires_grad_(True)
+        self._freeze_judges(False)
 
         self.ema.update_parameters(self.model)
         self.step_count += 1
@@ -110,6 +117,7 @@ class Trainer:
             f"discriminator/{side}": discriminator_loss(self.adversarial, *stage, sentence)
             for side, *stage in zip(self.resolutions, self.discriminators, real, fake, strict=True)
         }
+        losses["discriminator/matching"] = self._matching(real, sentence)
         if self.distil_discriminators:
             losses["discriminator/csd"] = self.distil_discriminators(real)
         return losses
@@ -120,11 +128,21 @@ class Trainer:
             f"generator/{side}": generator_loss(self.adversarial, *stage, sentence)
             for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True)
         }
+        losses["generator/matching"] = self.config.optimiser.matching_weight * self._matching(fake, sentence)
         losses["generator/kl"] = self.config.optimiser.kl_weight * kl_to_standard_normal(painted.mu, painted.logvar)
         if self.distil_generator:
             sources = {"rgb": painted.images, "hidden": painted.hidden, "discriminator": fake}
             losses["generator/csd"] = self.distil_generator(sources[self.config.distillation.generator.source])
         return losses
+
+    def _matching(self, features: list[Tensor], sentence: Tensor) -> Tensor:
+        """The stages' matching losses together."""
+        return sum(matching_loss(head(stage), sentence) for head, stage in zip(self.matching, features, strict=True))
+
+    def _freeze_judges(self, frozen: bool) -> None:
+        """Spares the generator's backward pass the gradients of what judges it."""
+        self.discriminators.requires_grad_(not frozen)
+        self.matching.requires_grad_(not frozen)
 
     @staticmethod
     def _update(optimiser: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
@@ -148,6 +166,7 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "model": self.model.state_dict(),
             "discriminators": self.discriminators.state_dict(),
+            "matching": self.matching.state_dict(),
             "generator_optimiser": self.generator_optimiser.state_dict()["state"],
             "discriminator_optimiser": self.discriminator_optimiser.state_dict()["state"],
             "rng": torch.get_rng_state(),
@@ -167,6 +186,7 @@ class Trainer:
         self.ema.n_averaged.fill_(self.step_count)
         self.model.load_state_dict(state["model"])
         self.discriminators.load_state_dict(state["discriminators"])
+        self.matching.load_state_dict(state["matching"])
         for name in ("generator_optimiser", "discriminator_optimiser"):
             optimiser = getattr(self, name)
             groups = optimiser.state_dict()["param_groups"]

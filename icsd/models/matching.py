@@ -1,0 +1,42 @@
+"""Image-text matching within a batch: the sentence half of DAMSM (AttnGAN, Xu et al. 2018).
+
+AttnGAN's image encoder is an Inception network trained beforehand; here the discriminators' own features are projected
+beside the sentences, and the projection learns on real pictures while the GAN does.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MatchingHead(nn.Module):
+    """Discriminator features -> a vector beside the sentences.
+
+    Args:
+        channels: Channels of the features.
+        sentence_dim: Width of the sentence features.
+    """
+
+    def __init__(self, channels: int, sentence_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, sentence_dim, 4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, channels, 4, 4)` -> `(B, sentence_dim)`."""
+        return self.project(features).flatten(1)
+
+
+def matching_loss(pictures: Tensor, sentences: Tensor, sharpness: float = 10.0) -> Tensor:
+    """Each picture should find its sentence among the batch's, and each sentence its picture.
+
+    Args:
+        pictures: `(B, E)`.
+        sentences: `(B, E)`, row by row those of the pictures.
+        sharpness: Factor on the cosines before the softmax, the paper's gamma 3.
+
+    Returns:
+        The mean cross-entropy of both directions, a scalar; log B at chance.
+    """
+    scores = sharpness * F.normalize(pictures, dim=1) @ F.normalize(sentences, dim=1).T
+    own = torch.arange(len(scores), device=scores.device)
+    return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
