@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from icsd.data import CaptionedImages
+from icsd.evaluation import AttributeScore, evaluate_attributes, format_scores
+
+COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
+
+
+def flat_pictures(split, count):
+    values = torch.arange(count) % len(COLOURS)
+    names = list(COLOURS)
+    pictures = torch.tensor([COLOURS[names[value]] for value in values], dtype=torch.uint8)
+    pictures = pictures[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+    captions = [[f"a {names[value]} picture"] for value in values]
+    return CaptionedImages(
+        "flat",
+        split,
+        pictures,
+        captions,
+        values.tolist(),
+        attributes={"colour": values},
+        attribute_names={"colour": names},
+    )
+
+
+def paint_what_is_asked(captions, seed):
+    colours = torch.tensor([COLOURS[caption.split()[1]] for caption in captions]) / 127.5 - 1
+    return colours[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+
+
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch):
+    from icsd.evaluation import attributes
+
+    train = attributes.train_classifier
+    monkeypatch.setattr(attributes, "train_classifier", lambda train_set: train(train_set, steps=40, batch_size=12))
+
+
+def score(paint):
+    (only,) = evaluate_attributes(paint, flat_pictures("train", 30), flat_pictures("test", 12))
+    return only
+
+
+def test_a_painter_who_listens_reaches_the_ceiling():
+    one = score(paint_what_is_asked)
+    assert (one.attribute, one.values) == ("colour", 3)
+    assert one.ceiling == one.result == 1
+    assert one.floor == pytest.approx(1 / 3)
+
+
+def test_a_painter_who_does_not_listen_stays_at_the_floor():
+    one = score(lambda captions, seed: paint_what_is_asked(["a red picture"] * len(captions), seed))
+    assert one.ceiling == 1
+    assert one.result == one.floor == pytest.approx(1 / 3)
+
+
+def test_the_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    score(paint_what_is_asked)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_repeat_gets_another_seed():
+    seeds = []
+
+    def paint(captions, seed):
+        seeds.append(seed)
+        return paint_what_is_asked(captions, seed)
+
+    score(paint)
+    assert seeds == [0, 1, 2, 3]
+
+
+def test_scores_are_laid_out_one_per_line():
+    table = format_scores([AttributeScore("tone", 6, 0.97, 0.8, 0.17), AttributeScore("role", 46, 0.96, 0.5, 0.02)])
+    assert table.splitlines()[1].split() == ["tone", "6", "0.970", "0.800", "0.170"]
+    assert len(table.splitlines()) == 3
