@@ -5,6 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+HEADERS = $$(echo $(CURDIR)/.venv/headers/usr/include $(CURDIR)/.venv/headers/usr/include/python3* | tr ' ' ':')
 SENTENCE := a woman with dark skin, firefighter
 
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ test: .venv/installed  ## run all tests and the linter
 	$(BIN)/ruff check .
 
 bench: .venv/installed-bench  ## measure the operator against plain and compiled PyTorch
-	$(BIN)/pytest benchmarks --benchmark-only
+	CPATH=$(HEADERS) $(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and everything built (runs/ stays)
 	rm -rf .venv build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
@@ -41,10 +42,9 @@ clean:  ## remove the environment and everything built (runs/ stays)
 
 .venv/installed: pyproject.toml setup.py $(shell find csrc -type f) | .venv/headers
 	$(BIN)/pip install $(TORCH)
-	CPATH=$$(echo $(CURDIR)/.venv/headers/usr/include $(CURDIR)/.venv/headers/usr/include/python3* | tr ' ' ':') \
-		$(BIN)/pip install -e ".[emoji,test]"
+	CPATH=$(HEADERS) $(BIN)/pip install -e ".[emoji,test]"
 	touch $@
 
 .venv/installed-bench: .venv/installed
-	$(BIN)/pip install -e ".[bench]"
+	CPATH=$(HEADERS) $(BIN)/pip install -e ".[bench]"
 	touch $@

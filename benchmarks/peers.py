@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import icsd
 from icsd.ops.divergences import Divergence
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+IMPLEMENTATIONS = ["icsd", "plain", "compile", "composite"]
+if torch.backends.mkldnn.is_available():
+    IMPLEMENTATIONS.append("composite-onednn")
+if find_spec("pytorch_metric_learning"):
+    IMPLEMENTATIONS.append("metric-learning")
+
+
+def losses(divergence: Divergence) -> dict[str, Loss]:
+    """The `IMPLEMENTATIONS` of `mse` or `kl`, functions of a student `(N, D_s)` and a teacher `(N, D_t)`."""
+    plain = partial(plain_loss, divergence=divergence)
+    found: dict[str, Loss] = {
+        "icsd": partial(icsd.similarity_distillation_loss, divergence=divergence.name, backend="cpu"),
+        "plain": plain,
+        "compile": torch.compile(plain, dynamic=False),
+        "composite": CompositeLoss(divergence),
+    }
+    if "composite-onednn" in IMPLEMENTATIONS:
+        found["composite-onednn"] = OneDNNCompositeLoss(divergence)
+    if "metric-learning" in IMPLEMENTATIONS:
+        from pytorch_metric_learning.distances import CosineSimilarity
+
+        found["metric-learning"] = partial(plain, similarity=CosineSimilarity())
+    return found
 
 
 def plain_similarity(x: Tensor) -> Tensor:
@@ -15,9 +46,17 @@ def plain_similarity(x: Tensor) -> Tensor:
     return x @ x.mT
 
 
-def plain_loss(student: Tensor, teacher: Tensor, divergence: Divergence) -> Tensor:
-    """The divergence of normalised copies' products."""
-    s, t = plain_similarity(student), plain_similarity(teacher)
+def plain_loss(
+    student: Tensor,
+    teacher: Tensor,
+    divergence: Divergence,
+    similarity: Callable[[Tensor], Tensor] = plain_similarity,
+) -> Tensor:
+    """The divergence of two similarity matrices, by PyTorch's own losses."""
+    return _divergence(similarity(student), similarity(teacher), divergence)
+
+
+def _divergence(s: Tensor, t: Tensor, divergence: Divergence) -> Tensor:
     if divergence.name == "mse":
         return F.mse_loss(s, t)
     if divergence.name == "smooth_l1":
@@ -27,27 +66,90 @@ def plain_loss(student: Tensor, teacher: Tensor, divergence: Divergence) -> Tens
     return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
 
 
-class CompositeMSE(torch.autograd.Function):
-    """The Gram trick in PyTorch: no normalised copy, an analytic backward of one product, for `mse`."""
+class CompositeLoss:
+    """The best that PyTorch's operators do, for `mse` and `kl`.
+
+    No normalised copy is made: the diagonal of K = X Xᵀ holds the norms. Only one triangle of K is multiplied, all
+    work on N x N matrices is compiled into one function, and the gradient is one product. That product is written into
+    a buffer which is kept, since fresh memory costs as much as the product where D is large: each gradient is gone
+    with the next backward pass.
+
+    Args:
+        divergence: `MSE()` or a `KL(...)` with its diagonal.
+    """
+
+    def __init__(self, divergence: Divergence) -> None:
+        self.combination = torch.compile(partial(_combination, divergence=divergence), dynamic=False)
+        self.buffer = torch.empty(0)
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of `(N, D_s)` and `(N, D_t)`; only the student gets a gradient."""
+        return _Composite.apply(self, student, teacher)
+
+    def gram(self, x: Tensor) -> Tensor:
+        """X Xᵀ: off the diagonal one block and its mirror image; blocks of 32 no longer gain from the symmetry."""
+        if len(x) <= 32:
+            return self.product(x, x)
+        upper, lower = x.tensor_split(2)
+        corner = self.product(upper, lower)
+        return torch.cat([torch.cat([self.gram(upper), corner], 1), torch.cat([corner.mT, self.gram(lower)], 1)])
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """A Bᵀ."""
+        return a @ b.mT
+
+    def gradient(self, combination: Tensor, student: Tensor) -> Tensor:
+        """The product of `combination` and `student`."""
+        if self.buffer.shape != student.shape or self.buffer.dtype != student.dtype:
+            self.buffer = torch.empty_like(student)
+        return torch.mm(combination, student, out=self.buffer)
+
+
+class OneDNNCompositeLoss(CompositeLoss):
+    """The composite with oneDNN's products, which leave those of `torch.mm` (MKL) behind on some processors.
+
+    `torch.mm` takes oneDNN for bfloat16 but not for float32, so this calls the operator that torch.compile emits.
+    """
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+    def gradient(self, combination: Tensor, student: Tensor) -> Tensor:
+        return self.product(combination, student.mT)
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss: CompositeLoss, student: Tensor, teacher: Tensor) -> Tensor:
+        value, combination = loss.combination(loss.gram(student), loss.gram(teacher))
+        ctx.loss = loss
+        ctx.save_for_backward(student, combination)
+        return value
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        gram = student @ student.mT
-        inverse = gram.diagonal().rsqrt()
-        target = teacher @ teacher.mT
-        target_inverse = target.diagonal().rsqrt()
-        similarity = gram.mul_(inverse[:, None]).mul_(inverse)
-        difference = similarity - target.mul_(target_inverse[:, None]).mul_(target_inverse)
-        n = len(student)
-        coefficients = difference * (4 / (n * n))
-        coefficients.fill_diagonal_(0)
-        projection = (coefficients * similarity).sum(1)
-        coefficients.mul_(inverse[:, None]).mul_(inverse)
-        coefficients.diagonal().sub_(projection * inverse.square())
-        ctx.save_for_backward(student, coefficients)
-        return difference.square_().mean()
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None]:
+        student, combination = ctx.saved_tensors
+        return None, ctx.loss.gradient(combination * grad, student), None
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        student, coefficients = ctx.saved_tensors
-        return torch.mm(coefficients * grad, student, out=torch.empty_like(student)), None
+
+def _combination(gram: Tensor, teacher_gram: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    """The loss, and the matrix that takes the student to the loss's gradient."""
+    s, inverse = _similarity_and_inverse_norms(gram)
+    t, _ = _similarity_and_inverse_norms(teacher_gram)
+    n = len(s)
+    if divergence.name == "mse":
+        symmetric_gradient = (s - t) * (4 / n**2)
+    else:
+        p = F.softmax(s / divergence.student_temperature, dim=-1)
+        q = F.softmax(t / divergence.teacher_temperature, dim=-1)
+        gradient = (p - q) / (n * divergence.student_temperature)
+        symmetric_gradient = gradient + gradient.mT
+    off_diagonal = symmetric_gradient - torch.diag(symmetric_gradient.diagonal())
+    projection = (off_diagonal * s).sum(1)
+    combination = off_diagonal * inverse[:, None] * inverse - torch.diag(projection * inverse.square())
+    return _divergence(s, t, divergence), combination
+
+
+def _similarity_and_inverse_norms(gram: Tensor) -> tuple[Tensor, Tensor]:
+    inverse = gram.diagonal().clamp(min=1e-16).rsqrt()
+    return gram * inverse[:, None] * inverse, inverse

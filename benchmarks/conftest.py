@@ -1,0 +1,87 @@
+"""Options and fixtures of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from time import perf_counter
+
+import pytest
+import torch
+
+from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks.results import environment
+from benchmarks.workloads import DTYPES, Workload
+
+MOST_ROUNDS = 1000
+SHORTEST_ROUND = 100e-6
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the whole grid of shapes")
+    parser.addoption("--seconds", type=float, default=0.2, help="time of each turn of each implementation")
+    parser.addoption("--threads", type=int, help="CPU threads; torch's own choice by default")
+
+
+def pytest_configure(config):
+    if config.getoption("--threads"):
+        torch.set_num_threads(config.getoption("--threads"))
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    del machine_info["node"]  # a result file names no host
+
+
+@pytest.fixture(scope="session")
+def ceilings() -> Ceilings:
+    """The machine's rates, measured once a run."""
+    return measure_ceilings(DTYPES)
+
+
+@pytest.fixture(scope="session")
+def surroundings() -> dict[str, str | int]:
+    """The columns of the results that are the same for a whole run."""
+    return {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **environment()}
+
+
+@pytest.fixture(scope="module")
+def workload(request) -> Workload:
+    """What the case given by indirect parametrisation is about."""
+    return Workload(request.param)
+
+
+@pytest.fixture
+def label(benchmark, surroundings, ceilings) -> Callable[..., None]:
+    """Says in pytest-benchmark's group and extra info what is measured: the columns of `benchmarks.results`."""
+
+    def label(dtype: torch.dtype, unit: str = "s", floor: float | None = None, **labels: str | int) -> None:
+        labels["dtype"] = str(dtype).removeprefix("torch.")
+        benchmark.group = "{benchmark} {work} {samples} x {features} {dtype} {loss}".format(**labels)
+        benchmark.extra_info.update(
+            surroundings,
+            **labels,
+            unit=unit,
+            floor=floor,
+            copy_gb_s=round(ceilings.copy_bandwidth / 1e9, 2),
+            gemm_gflop_s=round(ceilings.gemm_rate[dtype] / 1e9, 1),
+        )
+
+    return label
+
+
+@pytest.fixture
+def measure(benchmark, label, pytestconfig) -> Callable[..., None]:
+    """Labels and times a call within the turn's budget."""
+
+    def measure(call: Callable[[], object], floor: float | None = None, **labels: str | int | torch.dtype) -> None:
+        label(floor=floor, **labels)
+        start = perf_counter()
+        call()
+        once = perf_counter() - start
+        iterations = max(1, round(SHORTEST_ROUND / once))
+        rounds = round(pytestconfig.getoption("--seconds") / (iterations * once))
+        benchmark.pedantic(call, iterations=iterations, rounds=min(max(rounds, 3), MOST_ROUNDS))
+        if floor:
+            benchmark.extra_info["ratio_to_floor"] = benchmark.stats["median"] / floor
+
+    return measure

@@ -1,0 +1,55 @@
+"""How much memory a call needs on top of what is there before it."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+PROCESS = Path("/proc/self")
+
+
+@contextmanager
+def frugal_process() -> Iterator[Executor]:
+    """A process of its own that gives memory back as soon as it is freed, so that resident memory is memory in use."""
+    variable = "MALLOC_MMAP_THRESHOLD_"
+    before = os.environ.get(variable)
+    os.environ[variable] = str(1 << 16)  # read by glibc when the process starts
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (torch.get_num_threads(),)) as executor:
+            executor.submit(os.getpid).result()
+            yield executor
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def peak_extra_bytes(call: Callable[[], object]) -> int:
+    """The high-water mark of this process's resident memory during `call`, above where it stood before.
+
+    That counts every page touched: tensors, the result, native buffers, the libraries' workspaces. What a warm-up call
+    leaves behind counts as being there before. Run it in a `frugal_process`.
+
+    Raises:
+        OSError: The system does not tell; Linux does.
+    """
+    call()
+    gc.collect()
+    (PROCESS / "clear_refs").write_text("5")  # sets the high-water mark to the present
+    before = _status("VmRSS")
+    call()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    lines = (PROCESS / "status").read_text().splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return 1024 * int(kibibytes)

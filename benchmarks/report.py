@@ -1,0 +1,136 @@
+"""Rows as tables to read: ratios first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import geometric_mean
+
+import torch
+
+from benchmarks.results import Change, Row
+
+PEERS = ("plain", "compile", "composite", "metric-learning")
+
+Cases = list[dict[str, Row]]  # for each case, its rows by implementation
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Everything that one run measured of our implementation and its peers."""
+    parts = [_heading(rows)]
+    for name, table in (
+        ("operator", _operator),
+        ("overhead", _overhead),
+        ("memory", _memory),
+        ("training", _training),
+    ):
+        if cases := _cases(row for row in rows if row.benchmark == name):
+            parts.append(table(cases))
+    if not any(row.implementation == "metric-learning" for row in rows):
+        parts.append("pytorch-metric-learning is not installed; where it is, it is one more peer")
+    return "\n\n".join(parts)
+
+
+def changes(found: Sequence[Change], drift: float) -> str:
+    """What `benchmarks.results.compare` found, for reading."""
+    lines = [f"The peers take {drift:.2f} times as long as before; our times are compared with that taken out.", ""]
+    table = [
+        (*_name(change.after), change.after.benchmark, change.after.work, f"{change.ratio:.2f}x", change.verdict)
+        for change in found
+        if change.verdict != "same"
+    ]
+    if table:
+        lines += [_table(("N x D", "dtype", "loss", "benchmark", "work", "after / before", ""), table), ""]
+    return "\n".join([*lines, f"{len(table)} of {len(found)} measurements changed beyond noise"])
+
+
+def _cases(rows: Iterable[Row]) -> Cases:
+    """Where ours is among the implementations: by dtype, loss and shape."""
+    cases: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(row.case, {})[row.implementation] = row
+    ours = [case for case in cases.values() if "icsd" in case]
+    return sorted(ours, key=lambda case: _order(case["icsd"]))
+
+
+def _order(row: Row) -> tuple[bool, str, int, int, str]:
+    return row.dtype != "float32", row.loss, row.samples, row.features, row.work
+
+
+def _heading(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    rates = {row.dtype: f"{row.gemm_gflop_s:,.0f} GFLOP/s in {row.dtype}" for row in rows}
+    return (
+        f"{first.machine}, threads: {first.threads}, native code: {first.isa}, torch {first.torch}, icsd {first.icsd}\n"
+        f"measured in this run: copy {first.copy_gb_s:,.1f} GB/s, matrix product {', '.join(rates.values())}"
+    )
+
+
+def _operator(cases: Cases) -> str:
+    peers = _peers(cases)
+    table = []
+    for dtype in dict.fromkeys(case["icsd"].dtype for case in cases):
+        chosen = [case for case in cases if case["icsd"].dtype == dtype]
+        for case in chosen:
+            row = case["icsd"]
+            table.append((*_name(row), *_speedups([case], peers), f"{row.ratio_to_floor:.2f}", _seconds(row.median)))
+        floor = geometric_mean(case["icsd"].ratio_to_floor for case in chosen)
+        table.append(("geometric mean", dtype, "", *_speedups(chosen, peers), f"{floor:.2f}", ""))
+    title = "forward + backward: how many times longer the peers take; our time / the floor; our time"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *peers, '/ floor', 'icsd'), table)}"
+
+
+def _overhead(cases: Cases) -> str:
+    peers = _peers(cases)
+    table = [
+        (*_name(case["icsd"]), case["icsd"].work, *_speedups([case], peers), _seconds(case["icsd"].median))
+        for case in cases
+    ]
+    title = "call overhead: how many times longer the peers take where there is next to nothing to compute"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'work', *peers, 'icsd'), table)}"
+
+
+def _memory(cases: Cases) -> str:
+    implementations = ["icsd", *_peers(cases)]
+    table = []
+    for case in cases:
+        row = case["icsd"]
+        gradient = row.samples * row.features * getattr(torch, row.dtype).itemsize
+        peaks = [case[name].median if name in case else 0 for name in implementations]
+        table.append((*_name(row), *(f"{peak / gradient:.2f} ({peak / 2**20:.1f} MiB)" for peak in peaks)))
+    title = "peak memory of forward + backward on top of the inputs, in multiples of the gradient that is its result"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *implementations), table)}"
+
+
+def _training(cases: Cases) -> str:
+    works = {case["icsd"].work: case for case in cases}
+    table = []
+    if "step" in works and "distillation" in works:
+        for name, step in works["step"].items():
+            loss = works["distillation"][name]
+            table.append((name, f"{loss.median / step.median:.2%}", _seconds(loss.median), _seconds(step.median)))
+    title = "training step of the emoji demo: what the distillation between the stages takes of it"
+    return f"{title}\n\n{_table(('backend', 'share', 'distillation', 'step'), table)}"
+
+
+def _name(row: Row) -> tuple[str, str, str]:
+    return f"{row.samples:,} x {row.features:,}", row.dtype, row.loss
+
+
+def _peers(cases: Cases) -> list[str]:
+    return [peer for peer in PEERS if any(peer in case for case in cases)]
+
+
+def _speedups(cases: Cases, peers: Sequence[str]) -> list[str]:
+    """The geometric mean of peer's time / our time, for each peer."""
+    ratios = [[case[peer].median / case["icsd"].median for case in cases if peer in case] for peer in peers]
+    return [f"{geometric_mean(found):.1f}x" if found else "" for found in ratios]
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e6:,.1f} µs" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,254 @@
+"""Result files: one row for each implementation of each case of each run, and what changed between two files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+
+import icsd
+from icsd.errors import InputError
+
+LEAST_CHANGE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        date: When the run began, UTC; rows of one run share it.
+        machine: Model of the processor.
+        threads: CPU threads.
+        torch: Its version.
+        icsd: Its version.
+        isa: Instruction set the native code chose.
+        benchmark: operator, overhead, memory or training.
+        work: What was done: forward+backward, forward, step, ...
+        samples: N.
+        features: D.
+        dtype: Of the features.
+        loss: Name of the divergence.
+        implementation: icsd or a peer.
+        unit: Of median and quartiles: s, or B for bytes.
+        median: Over all rounds of all turns.
+        lower_quartile: Likewise.
+        upper_quartile: Likewise.
+        floor: Least time by `benchmarks.ceilings.floor_seconds`, where there is one.
+        ratio_to_floor: median / floor.
+        ratio_to_plain: median / the median of plain PyTorch in the same run, where that was measured.
+        copy_gb_s: Measured copy bandwidth, 10⁹ bytes per second.
+        gemm_gflop_s: Measured GEMM rate of the dtype, 10⁹ flops per second.
+    """
+
+    date: str
+    machine: str
+    threads: int
+    torch: str
+    icsd: str
+    isa: str
+    benchmark: str
+    work: str
+    samples: int
+    features: int
+    dtype: str
+    loss: str
+    implementation: str
+    unit: str
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    floor: float | None
+    ratio_to_floor: float | None
+    ratio_to_plain: float | None
+    copy_gb_s: float
+    gemm_gflop_s: float
+
+    @property
+    def case(self) -> tuple[str | int, ...]:
+        """What was measured, whoever implements it."""
+        return self.benchmark, self.work, self.samples, self.features, self.dtype, self.loss
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Row)]
+LABELS = COLUMNS[: COLUMNS.index("median")]
+
+
+def environment() -> dict[str, str | int]:
+    """The columns that say on what a run was made; no name of a host or path."""
+    from icsd import _native
+
+    return {
+        "machine": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "icsd": icsd.__version__,
+        "isa": _native.cpu_isa(),
+    }
+
+
+def rows_from_report(path: Path) -> list[Row]:
+    """The rows of a run from pytest-benchmark's JSON report: all turns of an implementation make one row."""
+    pooled: dict[tuple, tuple[dict[str, Any], list[float]]] = {}
+    for entry in json.loads(path.read_text())["benchmarks"]:
+        labels = entry["extra_info"]
+        values = labels.pop("values", entry["stats"]["data"])
+        identity = tuple(labels[column] for column in LABELS)
+        pooled.setdefault(identity, (labels, []))[1].extend(values)
+    rows = [_row(labels, values) for labels, values in pooled.values()]
+    plain = {row.case: row.median for row in rows if row.implementation == "plain"}
+    return [
+        dataclasses.replace(row, ratio_to_plain=row.median / plain[row.case]) if row.case in plain else row
+        for row in rows
+    ]
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows to a file, which is made if there is none.
+
+    Raises:
+        InputError: The file is not one of results.
+    """
+    new = not path.exists()
+    if not new:
+        _check_header(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a file.
+
+    Raises:
+        InputError: There is no such file, or it is not one of results.
+    """
+    _check_header(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return [Row(**{key: _parse(key, text) for key, text in line.items()}) for line in csv.DictReader(file)]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path} holds a row that cannot be read ({error}): delete that row") from error
+
+
+def best_composite(rows: Iterable[Row]) -> list[Row]:
+    """The rows with only the fastest composite of each case, as `composite`."""
+    best: dict[tuple, Row] = {}
+    for row in rows:
+        name = "composite" if row.implementation.startswith("composite") else row.implementation
+        row = dataclasses.replace(row, implementation=name)
+        key = (*row.case, name)
+        if key not in best or row.median < best[key].median:
+            best[key] = row
+    return list(best.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """How one measurement of ours differs between two files.
+
+    Attributes:
+        before: Latest row of the one.
+        after: Latest row of the other.
+        ratio: after / before, the machine's own change taken out.
+        verdict: slower, faster or same ("larger" and "smaller" for memory).
+    """
+
+    before: Row
+    after: Row
+    ratio: float
+    verdict: str
+
+
+def drift(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, float]:
+    """How much slower the machine of `after` is: quartiles of the peers' time ratios; all 1 without peers."""
+    ratios = [
+        new.median / old.median
+        for old, new in _pairs(before, after)
+        if new.implementation != "icsd" and new.unit == "s"
+    ]
+    if not ratios:
+        return 1.0, 1.0, 1.0
+    lower, middle, upper = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return lower, middle, upper
+
+
+def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
+    """What changed in our own measurements between the latest runs of two files, the worst first.
+
+    The peers' code does not change, so their drift is the machine's and is taken out of our times. A change counts if
+    it exceeds 5 % and the quartile ranges do not meet, even where the drift is taken at its own quartiles.
+    """
+    lower, middle, upper = drift(before, after)
+    changes = []
+    for old, new in _pairs(before, after):
+        if new.implementation != "icsd":
+            continue
+        low, mid, high = (lower, middle, upper) if new.unit == "s" else (1.0, 1.0, 1.0)
+        ratio = new.median / old.median / mid
+        verdict = "same"
+        if ratio > 1 + LEAST_CHANGE and new.lower_quartile / high > old.upper_quartile:
+            verdict = "slower" if new.unit == "s" else "larger"
+        elif ratio < 1 - LEAST_CHANGE and new.upper_quartile / low < old.lower_quartile:
+            verdict = "faster" if new.unit == "s" else "smaller"
+        changes.append(Change(old, new, ratio, verdict))
+    return sorted(changes, key=lambda change: -change.ratio)
+
+
+def _pairs(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The latest rows of what both hold."""
+    old, new = (
+        {(*row.case, row.implementation): row for row in sorted(rows, key=lambda row: row.date)}
+        for rows in (before, after)
+    )
+    return [(old[key], row) for key, row in new.items() if key in old]
+
+
+def _row(labels: dict[str, Any], values: list[float]) -> Row:
+    lower, middle, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    floor = labels["floor"]
+    return Row(
+        **{column: labels[column] for column in (*LABELS, "copy_gb_s", "gemm_gflop_s")},
+        median=middle,
+        lower_quartile=lower,
+        upper_quartile=upper,
+        floor=floor,
+        ratio_to_floor=middle / floor if floor else None,
+        ratio_to_plain=None,
+    )
+
+
+def _check_header(path: Path) -> None:
+    try:
+        header = path.read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a result file ({error}): give another file") from error
+    if header != ",".join(COLUMNS):
+        raise InputError(f"{path} does not begin with the columns of this version's results: give another file")
+
+
+def _parse(column: str, text: str) -> str | int | float | None:
+    if column in ("threads", "samples", "features"):
+        return int(text)
+    if column in LABELS:
+        return text
+    return float(text) if text else None
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from benchmarks.peers import IMPLEMENTATIONS, losses
+from icsd import similarity_distillation_loss
+from icsd.ops.divergences import make_divergence
+
+
+def loss_and_gradient(loss, student, teacher):
+    student = student.clone().requires_grad_()
+    value = loss(student, teacher)
+    return value.detach(), torch.autograd.grad(3 * value, student)[0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("n", [1, 16, 65])
+def test_every_peer_computes_the_loss(n, divergence, implementation):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(n, 50) + 1, torch.randn(n, 70) - 1
+
+    def definition(s, t):
+        return similarity_distillation_loss(s, t, divergence, backend="reference")
+
+    true_loss, true_gradient = loss_and_gradient(definition, student.double(), teacher.double())
+    with torch.compiler.set_stance("force_eager"):
+        peer = losses(make_divergence(divergence))[implementation]
+        for _ in range(2):  # the second time with whatever the first one kept
+            loss, gradient = loss_and_gradient(peer, student, teacher)
+            torch.testing.assert_close(loss.double(), true_loss, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-3, atol=1e-6)
