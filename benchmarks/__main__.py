@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     if not options.seconds > 0:
         raise InputError(f"--seconds is {options.seconds}: give a positive number")
     results.append(options.results, [])
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores / 4:
         print(f"This machine is busy (load {load:.1f} on {cores} cores): expect rough figures.")
     with tempfile.TemporaryDirectory() as folder:

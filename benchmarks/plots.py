@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +88,9 @@ def _scaling(rows: Sequence[Row], along: str, fixed: str, path: Path) -> bool:
     for axis, (value, panel) in zip(axes.flat, panels.items(), strict=False):
         _lines(axis, panel, along)
         axis.set_title(f"{other} = {value:,}", loc="left")
+    points = Counter(point for panel in panels.values() for point in {getattr(row, along) for row in panel})
+    axes.flat[0].set_xticks([point for point, count in points.items() if 2 * count >= len(panels)])
+    for axis in axes[-1]:
         axis.set_xlabel(f"{letter} ({'features a sample' if letter == 'D' else 'samples'})")
     for axis in axes[:, 0]:
         axis.set_ylabel("time")
@@ -107,7 +110,6 @@ def _lines(axis: Axes, rows: Sequence[Row], along: str) -> None:
     floor = sorted({(getattr(row, along), row.floor) for row in rows})
     axis.plot(*zip(*floor, strict=True), color="black", linestyle="--", linewidth=1.2, label="floor of this machine")
     axis.set(xscale="log", yscale="log")
-    axis.set_xticks([point for point, _ in floor])
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(_duration))
@@ -142,6 +144,7 @@ def _speedups(rows: Sequence[Row], path: Path) -> bool:
             plt.setp(texts, path_effects=[withStroke(linewidth=2, foreground="white")])
         axis.axhline(1, color=COLOURS["icsd"], linewidth=1.5, label=LABELS["icsd"])
         axis.set_xticks(range(len(common)), [f"{n} x\n{d:,}" for n, d in common], fontsize=8)
+        axis.set_xlim(-0.6, len(common) - 0.4)
         axis.tick_params(axis="x", length=0)
         axis.grid(visible=False, axis="x")
         axis.set_title(f"{loss}, {dtype}", loc="left")
