@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import plots, report, results
+from benchmarks.ceilings import CONTENTION_LIMIT, contention
 from icsd.errors import InputError
 
 SUITE = Path(__file__).parent
@@ -79,15 +79,16 @@ def _run(options: argparse.Namespace) -> int:
     if not options.seconds > 0:
         raise InputError(f"--seconds is {options.seconds}: give a positive number")
     results.append(options.results, [])
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores / 4:
-        print(f"This machine is busy (load {load:.1f} on {cores} cores): expect rough figures.")
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    if contention() > CONTENTION_LIMIT:
+        print(
+            f"This machine is too busy to measure {torch.get_num_threads()} threads; see benchmarks/README.md on noise."
+        )
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / "report.json"
         command = [str(SUITE), "--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", "--disable-warnings"]
         command += [f"--benchmark-json={measured}", f"--seconds={options.seconds}"]
         command += ["--full"] if options.full else []
-        command += [f"--threads={options.threads}"] if options.threads else []
         command += ["-k", options.select] if options.select else []
         code = pytest.main([*command, "-p", "no:cacheprovider"])
         rows = results.rows_from_report(measured) if measured.exists() else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 COPIED_BYTES = 256 << 20
 GEMM_SIZES = (512, 1024, 2048)
+SERIAL_ELEMENTS = 32000  # just under what PyTorch shares among threads
+CONTENTION_LIMIT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,25 @@ def floor_seconds(
     moved = size * (2 * student_features + teacher_features) + size * student_features
     flops = samples**2 * (student_features + teacher_features) + 2 * samples**2 * student_features
     return max(moved / ceilings.copy_bandwidth, flops / ceilings.gemm_rate[dtype])
+
+
+def contention() -> float:
+    """How long a small parallel region takes, relative to the same work without threads.
+
+    Under 1 on a quiet machine. Where another program holds one of the cores, each region waits for it to yield, some
+    milliseconds long: hundreds. Above `CONTENTION_LIMIT`, times say more about the neighbours than about the code.
+    """
+    return _median_time(4 * SERIAL_ELEMENTS) / (4 * _median_time(SERIAL_ELEMENTS))
+
+
+def _median_time(elements: int) -> float:
+    x = torch.ones(elements)
+    times = []
+    for _ in range(10):
+        start = perf_counter()
+        x.add_(1)
+        times.append(perf_counter() - start)
+    return median(times)
 
 
 def _copy_bandwidth(seconds: float) -> float:

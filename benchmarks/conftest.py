@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 import torch
 
-from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks.ceilings import Ceilings, contention, measure_ceilings
 from benchmarks.results import environment
 from benchmarks.workloads import DTYPES, Workload
 
@@ -20,12 +20,6 @@ SHORTEST_ROUND = 100e-6
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the whole grid of shapes")
     parser.addoption("--seconds", type=float, default=0.2, help="time of each turn of each implementation")
-    parser.addoption("--threads", type=int, help="CPU threads; torch's own choice by default")
-
-
-def pytest_configure(config):
-    if config.getoption("--threads"):
-        torch.set_num_threads(config.getoption("--threads"))
 
 
 def pytest_benchmark_update_machine_info(machine_info):
@@ -64,6 +58,7 @@ def label(benchmark, surroundings, ceilings) -> Callable[..., None]:
             floor=floor,
             copy_gb_s=round(ceilings.copy_bandwidth / 1e9, 2),
             gemm_gflop_s=round(ceilings.gemm_rate[dtype] / 1e9, 1),
+            contention=round(contention(), 2),
         )
 
     return label

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.results import Change, Row
 
+DISTURBED = "busy"
 PEERS = ("plain", "compile", "composite", "metric-learning")
 
 Cases = list[dict[str, Row]]  # for each case, its rows by implementation
@@ -25,6 +26,12 @@ def tables(rows: Sequence[Row]) -> str:
     ):
         if cases := _cases(row for row in rows if row.benchmark == name):
             parts.append(table(cases))
+    disturbed = sum(row.disturbed for row in rows)
+    if disturbed:
+        parts.append(
+            f"{DISTURBED}: the machine had other things to do during {disturbed} of {len(rows)} measurements; they are "
+            "left out of means and figures"
+        )
     if not any(row.implementation == "metric-learning" for row in rows):
         parts.append("pytorch-metric-learning is not installed; where it is, it is one more peer")
     return "\n\n".join(parts)
@@ -72,9 +79,9 @@ def _operator(cases: Cases) -> str:
         chosen = [case for case in cases if case["icsd"].dtype == dtype]
         for case in chosen:
             row = case["icsd"]
-            table.append((*_name(row), *_speedups([case], peers), f"{row.ratio_to_floor:.2f}", _seconds(row.median)))
-        floor = geometric_mean(case["icsd"].ratio_to_floor for case in chosen)
-        table.append(("geometric mean", dtype, "", *_speedups(chosen, peers), f"{floor:.2f}", ""))
+            table.append((*_name(row), *_speedups([case], peers), _over_floor([row]), _seconds(row.median)))
+        floor = _over_floor([case["icsd"] for case in chosen])
+        table.append(("geometric mean", dtype, "", *_speedups(chosen, peers), floor, ""))
     title = "forward + backward: how many times longer the peers take; our time / the floor; our time"
     return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *peers, '/ floor', 'icsd'), table)}"
 
@@ -122,8 +129,19 @@ def _peers(cases: Cases) -> list[str]:
 
 def _speedups(cases: Cases, peers: Sequence[str]) -> list[str]:
     """The geometric mean of peer's time / our time, for each peer."""
-    ratios = [[case[peer].median / case["icsd"].median for case in cases if peer in case] for peer in peers]
-    return [f"{geometric_mean(found):.1f}x" if found else "" for found in ratios]
+    return [_mean_ratio([(case[peer], case["icsd"]) for case in cases if peer in case]) for peer in peers]
+
+
+def _mean_ratio(pairs: Sequence[tuple[Row, Row]]) -> str:
+    quiet = [(peer, ours) for peer, ours in pairs if not (peer.disturbed or ours.disturbed)]
+    if quiet:
+        return f"{geometric_mean(peer.median / ours.median for peer, ours in quiet):.1f}x"
+    return DISTURBED if pairs else ""
+
+
+def _over_floor(rows: Sequence[Row]) -> str:
+    ratios = [row.ratio_to_floor for row in rows if not row.disturbed]
+    return f"{geometric_mean(ratios):.2f}" if ratios else DISTURBED
 
 
 def _seconds(value: float) -> str:

@@ -9,12 +9,13 @@ import platform
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 
 import icsd
+from benchmarks.ceilings import CONTENTION_LIMIT
 from icsd.errors import InputError
 
 LEAST_CHANGE = 0.05
@@ -47,6 +48,7 @@ class Row:
         ratio_to_plain: median / the median of plain PyTorch in the same run, where that was measured.
         copy_gb_s: Measured copy bandwidth, 10⁹ bytes per second.
         gemm_gflop_s: Measured GEMM rate of the dtype, 10⁹ flops per second.
+        contention: `benchmarks.ceilings.contention` before each turn, the median.
     """
 
     date: str
@@ -71,6 +73,12 @@ class Row:
     ratio_to_plain: float | None
     copy_gb_s: float
     gemm_gflop_s: float
+    contention: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine was too busy for this time to mean anything."""
+        return self.unit == "s" and self.contention > CONTENTION_LIMIT
 
     @property
     def case(self) -> tuple[str | int, ...]:
@@ -97,13 +105,11 @@ def environment() -> dict[str, str | int]:
 
 def rows_from_report(path: Path) -> list[Row]:
     """The rows of a run from pytest-benchmark's JSON report: all turns of an implementation make one row."""
-    pooled: dict[tuple, tuple[dict[str, Any], list[float]]] = {}
+    turns: dict[tuple, list[dict[str, Any]]] = {}
     for entry in json.loads(path.read_text())["benchmarks"]:
-        labels = entry["extra_info"]
-        values = labels.pop("values", entry["stats"]["data"])
-        identity = tuple(labels[column] for column in LABELS)
-        pooled.setdefault(identity, (labels, []))[1].extend(values)
-    rows = [_row(labels, values) for labels, values in pooled.values()]
+        labels = {"values": entry["stats"]["data"], **entry["extra_info"]}
+        turns.setdefault(tuple(labels[column] for column in LABELS), []).append(labels)
+    rows = [_row(labels) for labels in turns.values()]
     plain = {row.case: row.median for row in rows if row.implementation == "plain"}
     return [
         dataclasses.replace(row, ratio_to_plain=row.median / plain[row.case]) if row.case in plain else row
@@ -207,25 +213,28 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
 
 
 def _pairs(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The latest rows of what both hold."""
+    """The latest rows of what both hold, undisturbed."""
     old, new = (
         {(*row.case, row.implementation): row for row in sorted(rows, key=lambda row: row.date)}
         for rows in (before, after)
     )
-    return [(old[key], row) for key, row in new.items() if key in old]
+    pairs = [(old[key], row) for key, row in new.items() if key in old]
+    return [pair for pair in pairs if not any(row.disturbed for row in pair)]
 
 
-def _row(labels: dict[str, Any], values: list[float]) -> Row:
+def _row(turns: list[dict[str, Any]]) -> Row:
+    values = [value for turn in turns for value in turn["values"]]
     lower, middle, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    floor = labels["floor"]
+    floor = turns[0]["floor"]
     return Row(
-        **{column: labels[column] for column in (*LABELS, "copy_gb_s", "gemm_gflop_s")},
+        **{column: turns[0][column] for column in (*LABELS, "copy_gb_s", "gemm_gflop_s")},
         median=middle,
         lower_quartile=lower,
         upper_quartile=upper,
         floor=floor,
         ratio_to_floor=middle / floor if floor else None,
         ratio_to_plain=None,
+        contention=median(turn["contention"] for turn in turns),
     )
 
 

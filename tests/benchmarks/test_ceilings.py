@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.ceilings import Ceilings, floor_seconds, measure_ceilings
+from benchmarks.ceilings import CONTENTION_LIMIT, Ceilings, contention, floor_seconds, measure_ceilings
 
 MEMORY_BOUND = Ceilings(copy_bandwidth=1e9, gemm_rate={torch.float32: 1e15, torch.bfloat16: 1e15})
 COMPUTE_BOUND = Ceilings(copy_bandwidth=1e15, gemm_rate={torch.float32: 1e9, torch.bfloat16: 4e9})
@@ -32,3 +32,8 @@ def test_measured_ceilings_are_rates():
     assert 1e8 < ceilings.copy_bandwidth < 1e13
     assert ceilings.gemm_rate.keys() == {torch.float32, torch.bfloat16}
     assert all(1e8 < rate < 1e15 for rate in ceilings.gemm_rate.values())
+
+
+def test_one_thread_knows_no_contention():
+    assert torch.get_num_threads() == 1
+    assert 0 < contention() < CONTENTION_LIMIT

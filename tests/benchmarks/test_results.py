@@ -32,6 +32,7 @@ ROW = Row(
     ratio_to_plain=None,
     copy_gb_s=20.0,
     gemm_gflop_s=300.0,
+    contention=0.5,
 )
 
 
@@ -46,7 +47,7 @@ def peers(scale=1.0, **changes):
 
 def entry(data, **labels):
     labels = {column: getattr(ROW, column) for column in results.LABELS} | {"floor": 0.5} | labels
-    labels |= {"copy_gb_s": 20.0, "gemm_gflop_s": 300.0}
+    labels |= {"copy_gb_s": 20.0, "gemm_gflop_s": 300.0, "contention": 0.5}
     return {"extra_info": labels, "stats": {"data": data}}
 
 
@@ -129,6 +130,10 @@ def test_memory_knows_no_drift():
     larger = dataclasses.replace(memory, median=150.0, lower_quartile=150.0, upper_quartile=150.0)
     assert verdicts([memory, *peers()], [larger, *peers(1.5)]) == ["larger"]
     assert verdicts([larger, *peers()], [memory, *peers()]) == ["smaller"]
+
+
+def test_what_a_busy_machine_measured_is_not_compared():
+    assert verdicts([ROW], [row(9.0, contention=400.0), row(1.0, samples=32)]) == []
 
 
 def test_the_latest_run_of_a_file_is_compared():

@@ -22,6 +22,7 @@ def row(benchmark="operator", work="forward+backward", n=16, d=1024, dtype="floa
     median = floor * SLOWDOWN.get(implementation, 1)
     values = {"median": median, "lower_quartile": median, "upper_quartile": median, "floor": floor}
     values |= {"ratio_to_floor": median / floor, "ratio_to_plain": None, "copy_gb_s": 20.0, "gemm_gflop_s": 300.0}
+    values["contention"] = 0.5
     labels = {"benchmark": benchmark, "work": work, "samples": n, "features": d, "dtype": dtype, "loss": loss}
     fixed = {"date": "2026-01-01", "machine": "A Processor", "threads": 2, "torch": "2.13.0", "icsd": "0.1.0"}
     return Row(**fixed | {"isa": "avx2", "implementation": implementation, "unit": "s"} | labels | values | changes)
@@ -71,6 +72,19 @@ def test_parts_of_a_run_are_shown_too(part, tmp_path):
         "icsd": [row()],
     }[part]
     assert "A Processor" in report.tables(rows)
+    assert plots.draw(rows, tmp_path) == []
+
+
+def test_a_busy_machine_has_no_ratios(tmp_path):
+    rows = operator_rows()
+    rows[1] = dataclasses.replace(rows[1], median=9.0, contention=400.0)  # plain at 16 x 1,024, float32, mse
+    text = report.tables(rows)
+    (line,) = (line for line in text.splitlines() if line.split()[:5] == ["16", "x", "1,024", "float32", "mse"])
+    assert line.split()[5:9] == ["busy", "3.8x", "1.9x", "1.30"]
+    assert "1 of 144 measurements" in text
+    assert all("6.9x" in line for line in text.splitlines() if line.startswith("geometric mean"))
+    rows = [dataclasses.replace(row, contention=400.0) for row in rows]
+    assert "busy" in report.tables(rows)
     assert plots.draw(rows, tmp_path) == []
 
 
