@@ -25,7 +25,7 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.0, 0.99)
     """Adam's decay rates of gradient and squared gradient."""
 
-    matching_weight: float = 5.0
+    matching_weight: float = 15.0
     """Weight of the loss by which each painted picture should find its sentence among the batch's (lambda of DAMSM)."""
 
     kl_weight: float = 1.0
@@ -65,7 +65,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial weights, noise and order of the data."""
 
-    steps: int = 1500
+    steps: int = 2500
     """Training steps, each one update of the discriminators and one of the generator."""
 
     batch_size: int = 16
