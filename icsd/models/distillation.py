@@ -20,10 +20,10 @@ class CSDConfig:
     weight: float = 1.0
     """Weight of the loss; 0 leaves this side out."""
 
-    divergence: Literal["mse", "kl", "smooth_l1"] = "mse"
-    """Distance of the similarity matrices."""
+    divergence: str = "mse"
+    """Distance of the similarity matrices: mse, kl, smooth_l1 or any other of docs/losses.md."""
 
-    parameters: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, float | str] = field(default_factory=dict)
     """Parameters of the divergence by name, such as {"student_temperature": 0.1} for kl."""
 
     direction: Literal["refined-to-coarse", "coarse-to-refined"] = "refined-to-coarse"

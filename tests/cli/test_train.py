@@ -39,6 +39,11 @@ def test_the_configurations_of_the_repository_are_valid(icsd, path):
     assert code == 0, err
 
 
+def test_the_demo_is_the_default(icsd):
+    demo = icsd("train", "--config", str(CONFIGS[0].with_name("emoji.yaml")), "--print_config")[1]
+    assert demo == icsd("train", "--print_config")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
