@@ -100,11 +100,12 @@ def test_a_resumed_run_ends_in_the_same_weights(config):
 
 def test_an_interrupted_run_leaves_a_checkpoint_that_resumes(config, monkeypatch):
     whole = run.train(config)
+    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         after_step(patch, 3, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match=r"step 3 of 6.*\n.*icsd train --resume .*procedural-flowers-2"):
             run.train(config)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     folder = config.out / "procedural-flowers-2"
     assert final_state(folder)["step"] == 3
     run.train(config, resume=folder)
