@@ -10,8 +10,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from icsd.errors import InputError
-
 Split = Literal["train", "test"]
 
 
@@ -117,29 +115,3 @@ def to_picture(image: Image.Image, resolution: int) -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def open_dataset(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
-    """Open one split of the configured images.
-
-    Args:
-        config: Which images.
-        split: "train" or "test"; no image is in both.
-        resolution: Side R of the images, in pixels.
-
-    Returns:
-        The images, deterministic in ``config`` and ``resolution``.
-
-    Raises:
-        InputError: If the configuration, a file or a needed package cannot be used; the message says what to do.
-    """
-    if (config.root is None) == (config.name == "folder"):
-        remedy = "give the folder of images" if config.root is None else "leave it out or set data.name=folder"
-        raise InputError(f"data.root={config.root} does not go with data.name={config.name}; {remedy}")
-    if config.name == "emoji":
-        from icsd.data.emoji import open_emoji as opener
-    elif config.name == "folder":
-        from icsd.data.folder import open_folder as opener
-    else:
-        from icsd.data.procedural import open_procedural as opener
-    return opener(config, split, resolution)
