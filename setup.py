@@ -22,10 +22,10 @@ X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 COMPILE_FLAGS = [
     *["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"],
-    *["-Wall", "-Wextra", "-Wno-maybe-uninitialized"],  # GCC 12's AVX-512 headers warn of themselves
+    *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],  # GCC 12's AVX-512 headers warn of themselves
 ]
 
-# One object of csrc/cpu/kernels.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
+# One object of csrc/cpu/kernels.cpp and of rows.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
 CPU_ISAS = {"portable": []}
 if X86:
     CPU_ISAS |= {
@@ -104,7 +104,8 @@ class NinjaBuild(build_ext):
         for source in ("operator", "dispatch", "threads"):
             compile_source(f"cpu/{source}.cpp", source, [])
         for isa, isa_flags in CPU_ISAS.items():
-            compile_source("cpu/kernels.cpp", f"kernels_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
+            for source in ("kernels", "rows"):
+                compile_source(f"cpu/{source}.cpp", f"{source}_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
         ninja_file.build(str(target), "link", objects)
         ninja_file.default(str(target))
 

@@ -294,12 +294,17 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
 
 }  // namespace
 
+extern const AllRowKernels<float> rows_float;
+extern const AllRowKernels<double> rows_double;
+
 const Kernels kernels = {
     ICSD_STRING(ICSD_ISA),
     {gram<float>, gram<double>, gram<bfloat16>, gram<float16>},
     {combine<float>, combine<double>, combine<bfloat16>, combine<float16>},
     {pack<float, float>, pack<double, float>, pack<bfloat16, float>, pack<float16, float>},
     {pack<float, double>, pack<double, double>, pack<bfloat16, double>, pack<float16, double>},
+    &rows_float,
+    &rows_double,
 };
 
 }  // namespace icsd::cpu::ICSD_ISA

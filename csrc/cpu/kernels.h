@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "cpu/rows.h"
 
 namespace icsd::cpu {
 
@@ -31,6 +32,8 @@ struct Kernels {
   CombineKernel combine[kDTypes];
   PackKernel<float> pack_float[kDTypes];
   PackKernel<double> pack_double[kDTypes];
+  const AllRowKernels<float>* rows_float;
+  const AllRowKernels<double>* rows_double;
 
   template <class C>
   PackKernel<C> pack(DType dtype) const {
@@ -38,6 +41,14 @@ struct Kernels {
       return pack_double[static_cast<int>(dtype)];
     } else {
       return pack_float[static_cast<int>(dtype)];
+    }
+  }
+  template <class C>
+  const AllRowKernels<C>& rows() const {
+    if constexpr (sizeof(C) == 8) {
+      return *rows_double;
+    } else {
+      return *rows_float;
     }
   }
 };

@@ -145,8 +145,10 @@ class Epilogue {
         how_(how),
         students_(static_cast<int64_t>(stages.size()) - 1),
         divergence_(how.parameters, static_cast<C>(shape.samples)),
+        kernels_(kernels().template rows<C>().of[static_cast<int>(how.divergence)]),
         inverse_norms_(stages.size() * shape.groups * shape.samples),
-        rows_(students_ * shape.groups * shape.samples) {}
+        rows_(students_ * shape.groups * shape.samples),
+        statistics_(D<C>::kStatistics * rows_.size()) {}
 
   void normalise(int thread, int threads) {
     const Range range = part(static_cast<int64_t>(inverse_norms_.size()), thread, threads);
@@ -159,16 +161,20 @@ class Epilogue {
   void measure(int thread, int threads) {
     const int64_t n = shape_.samples;
     const Range range = part(static_cast<int64_t>(rows_.size()), thread, threads);
-    std::vector<C> s(n), t(n);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [student, group, i] = locate(item);
-      similarity_row(student, group, i, s);
-      similarity_row(students_, group, i, t);
+      const SimilarityRow<C> s = similarity_row(student, group, i), t = similarity_row(students_, group, i);
       Row row;
-      for (int64_t j = 0; j < n; ++j) {
-        if (divergence_.diagonal || j != i) divergence_.update(row, s[j], t[j]);
+      if (divergence_.diagonal) {
+        kernels_.measure(arguments(), s, t, 0, n, &row);
+      } else {
+        kernels_.measure(arguments(), s, t, 0, i, &row);
+        kernels_.measure(arguments(), s, t, i + 1, n, &row);
       }
       rows_[item] = row;
+      C numbers[kMaxStatistics];
+      divergence_.statistics(row, numbers);
+      for (int k = 0; k < D<C>::kStatistics; ++k) statistics_[k * rows_.size() + item] = numbers[k];
     }
   }
 
@@ -185,23 +191,24 @@ class Epilogue {
   void differentiate(int thread, int threads) {
     const int64_t n = shape_.samples;
     const Range range = part(shape_.groups * n, thread, threads);
-    std::vector<C> s(n), t(n), for_student(n), for_teacher(n);
+    std::vector<C> for_student(n), for_teacher(n);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const int64_t group = item / n, i = item % n;
-      similarity_row(students_, group, i, t);
+      const SimilarityRow<C> t = similarity_row(students_, group, i);
       std::fill(for_teacher.begin(), for_teacher.end(), C(0));
       for (int64_t student = 0; student < students_; ++student) {
-        similarity_row(student, group, i, s);
-        const Row* rows = rows_.data() + index(student, group, 0);
+        const SimilarityRow<C> s = similarity_row(student, group, i);
         const C weight = static_cast<C>(how_.weights[student]);
-        for (int64_t j = 0; j < n; ++j) for_student[j] = weight * divergence_.student(s[j], t[j], rows[i], rows[j]);
-        if (how_.teacher_gradient) {
-          for (int64_t j = 0; j < n; ++j) for_teacher[j] += weight * divergence_.teacher(s[j], t[j], rows[i], rows[j]);
-        }
-        write_row(student, group, i, for_student, s);
+        const Statistics<C> others{statistics_.data() + index(student, group, 0), static_cast<int64_t>(rows_.size())};
+        C own[kMaxStatistics];
+        for (int k = 0; k < D<C>::kStatistics; ++k) own[k] = others.data[k * others.stride + i];
+        std::fill(for_student.begin(), for_student.end(), C(0));
+        kernels_.student(arguments(), s, t, 0, n, own, others, weight, for_student.data());
+        if (how_.teacher_gradient) kernels_.teacher(arguments(), s, t, 0, n, own, others, weight, for_teacher.data());
+        write_row(student, group, i, for_student);
       }
       if (how_.teacher_gradient) {
-        write_row(students_, group, i, for_teacher, t);
+        write_row(students_, group, i, for_teacher);
       } else {
         stages_[students_].row(group, i)[n] = inverse_norms_[index(students_, group, i)];
       }
@@ -209,7 +216,7 @@ class Epilogue {
   }
 
  private:
-  using Row = typename D<C>::Row;
+  using Row = typename D<C>::template Row<C>;
 
   struct Location {
     int64_t stage, group, sample;
@@ -221,28 +228,24 @@ class Epilogue {
     return (stage * shape_.groups + group) * shape_.samples + i;
   }
 
-  void similarity_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& out) const {
-    const C* k = stages_[stage].row(group, i);
+  SimilarityRow<C> similarity_row(int64_t stage, int64_t group, int64_t i) const {
     const C* r = inverse_norms_.data() + index(stage, group, 0);
-    const C own = r[i];
-    for (int64_t j = 0; j < shape_.samples; ++j) out[j] = k[j] * (own * r[j]);
+    return {stages_[stage].row(group, i), r, r[i]};
   }
 
-  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji and the row of S. The projection on x_i, on the diagonal, is absent
-  // where eps stood in for the norm.
-  void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g, const std::vector<C>& s) {
+  DivergenceArguments<C> arguments() const { return {how_.parameters, static_cast<C>(shape_.samples)}; }
+
+  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where eps stood
+  // in for the norm.
+  void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g) {
     const int64_t n = shape_.samples;
-    const C* r = inverse_norms_.data() + index(stage, group, 0);
+    const SimilarityRow<C> s = similarity_row(stage, group, i);
     C* a = stages_[stage].row(group, i);
     if (!divergence_.diagonal) g[i] = 0;
-    const bool clamped = std::sqrt(a[i]) < static_cast<C>(how_.eps);
-    C projection = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      projection += g[j] * s[j];
-      a[j] = g[j] * r[j];
-    }
-    if (!clamped) a[i] = -(projection - g[i] * s[i]) * r[i];
-    a[n] = r[i];
+    const C own = a[i], on_diagonal = g[i] * (own * (s.own * s.own));
+    const C projection = kernels().template rows<C>().project(s, g.data(), 0, n, a);
+    if (!(std::sqrt(own) < static_cast<C>(how_.eps))) a[i] = -(projection - on_diagonal) * s.own;
+    a[n] = s.own;
   }
 
   const std::vector<Matrices<C>>& stages_;
@@ -250,8 +253,10 @@ class Epilogue {
   const Distillation& how_;
   int64_t students_;
   D<C> divergence_;
+  const RowKernels<C>& kernels_;
   std::vector<C> inverse_norms_;
   std::vector<Row> rows_;
+  std::vector<C> statistics_;  // one array for each number, over all rows
 };
 
 template <class C, template <class> class D>

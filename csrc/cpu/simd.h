@@ -11,6 +11,7 @@
 #endif
 
 #include "core/dtype.h"
+#include "core/math.h"
 
 #if defined(__AVX512F__)
 #define ICSD_VECTOR_BYTES 64
@@ -25,6 +26,7 @@ namespace icsd::cpu::ICSD_ISA {
 typedef float FloatVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::uint32_t UintVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+typedef std::uint64_t LongVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::uint16_t HalfBits __attribute__((vector_size(ICSD_VECTOR_BYTES / 2)));
 
 template <class C>
@@ -178,4 +180,70 @@ inline float sum(FloatVector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline double sum(DoubleVector v) { return v[0] + v[1]; }
 #endif
 
+// e^x by its series around the nearest multiple n of ln 2; 2^n is made in the exponent's bits, which the sum with
+// 1.5 · 2^mantissa leaves at the low end. Arguments are clamped to results that are normal numbers; NaN stays.
+template <class V, class U, int kMantissa, int kTerms>
+inline V exponential(V x, double least, double ln2_high, double ln2_low) {
+  using C = std::remove_reference_t<decltype(x[0])>;
+  constexpr C kShift = C(1.5) * C(std::uint64_t{1} << kMantissa);
+  constexpr std::uint64_t kBias = (std::uint64_t{1} << (8 * sizeof(C) - kMantissa - 2)) - 1;
+  const C low = C(least), high = C(-least);
+  x = x < low ? V{} + low : x;
+  x = x > high ? V{} + high : x;
+  const V shifted = x * C(1.4426950408889634) + kShift;
+  const V n = shifted - kShift;
+  const V r = (x - n * C(ln2_high)) - n * C(ln2_low);
+  V series = V{} + 1;
+  for (int k = kTerms; k > 0; --k) series = 1 + series * r * C(1.0 / k);
+  U bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + kBias) << kMantissa;
+  V power;
+  std::memcpy(&power, &bits, sizeof bits);
+  return series * power;
+}
+
+// Whether a lane of a comparison's result is true.
+template <class M>
+inline bool any_lane(M mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)) != 0;
+#else
+  bool any = false;
+  for (std::size_t lane = 0; lane < sizeof(M) / sizeof(mask[0]); ++lane) any |= mask[lane] != 0;
+  return any;
+#endif
+}
+
 }  // namespace icsd::cpu::ICSD_ISA
+
+namespace icsd {
+
+template <>
+struct Math<cpu::ICSD_ISA::FloatVector> {
+  using V = cpu::ICSD_ISA::FloatVector;
+  static ICSD_HD V exp(V x) {
+    return cpu::ICSD_ISA::exponential<V, cpu::ICSD_ISA::UintVector, 23, 7>(x, -87, 0.693359375, -2.12194440e-4);
+  }
+  template <class M>
+  static ICSD_HD bool any(M mask) {
+    return cpu::ICSD_ISA::any_lane(mask);
+  }
+};
+
+template <>
+struct Math<cpu::ICSD_ISA::DoubleVector> {
+  using V = cpu::ICSD_ISA::DoubleVector;
+  static ICSD_HD V exp(V x) {
+    return cpu::ICSD_ISA::exponential<V, cpu::ICSD_ISA::LongVector, 52, 13>(x, -708, 6.93147180369123816490e-01,
+                                                                            1.90821492927058770002e-10);
+  }
+  template <class M>
+  static ICSD_HD bool any(M mask) {
+    return cpu::ICSD_ISA::any_lane(mask);
+  }
+};
+
+}  // namespace icsd

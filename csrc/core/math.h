@@ -1,0 +1,21 @@
+// What the divergences need beyond arithmetic, for a scalar here and for whatever vector type specialises it.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#define ICSD_HD __host__ __device__ inline
+#else
+// Never a symbol of its own: files compiled for different instruction sets would share one copy.
+#define ICSD_HD inline __attribute__((always_inline))
+#endif
+
+namespace icsd {
+
+template <class V>
+struct Math {
+  static ICSD_HD V exp(V x) { return std::exp(x); }
+  static ICSD_HD bool any(bool condition) { return condition; }
+};
+
+}  // namespace icsd

@@ -1,0 +1,107 @@
+// Compiled once for each instruction set, with ICSD_ISA its namespace.
+#include "cpu/rows.h"
+
+#include <cstring>
+
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace icsd::cpu::ICSD_ISA {
+namespace {
+
+using std::int64_t;
+
+template <class C>
+Vector<C> similarity(SimilarityRow<C> row, int64_t j) {
+  return load(row.gram + j) * (row.own * load(row.inverse_norms + j));
+}
+template <class C>
+C similarity_at(SimilarityRow<C> row, int64_t j) {
+  return row.gram[j] * (row.own * row.inverse_norms[j]);
+}
+
+template <class C, template <class> class D>
+void measure(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
+             void* result) {
+  using V = Vector<C>;
+  using Row = typename D<C>::template Row<C>;
+  using Lanes = typename D<C>::template Row<V>;
+  constexpr int kFields = sizeof(Row) / sizeof(C);
+  const D<C> divergence(arguments.parameters, arguments.samples);
+  Lanes lanes;
+  int64_t j = begin;
+  for (; j + kLanes<C> <= end; j += kLanes<C>) divergence.update(lanes, similarity(s, j), similarity(t, j));
+  Row row = *static_cast<Row*>(result);
+  if (j > begin) {
+    C fields[kFields][kLanes<C>];
+    std::memcpy(fields, &lanes, sizeof lanes);
+    for (int lane = 0; lane < kLanes<C>; ++lane) {
+      Row one;
+      C* to = reinterpret_cast<C*>(&one);
+      for (int field = 0; field < kFields; ++field) to[field] = fields[field][lane];
+      divergence.merge(row, one);
+    }
+  }
+  for (; j < end; ++j) divergence.update(row, similarity_at(s, j), similarity_at(t, j));
+  *static_cast<Row*>(result) = row;
+}
+
+template <class C, template <class> class D, bool kTeacher, class V>
+V gradient(const D<C>& divergence, V s, V t, const V* own, const V* other) {
+  if constexpr (kTeacher) {
+    return divergence.teacher(s, t, own, other);
+  } else {
+    return divergence.student(s, t, own, other);
+  }
+}
+
+template <class C, template <class> class D, bool kTeacher>
+void differentiate(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
+                   const C* own, Statistics<C> others, C weight, C* g) {
+  using V = Vector<C>;
+  constexpr int kCount = D<C>::kStatistics;
+  const D<C> divergence(arguments.parameters, arguments.samples);
+  V own_lanes[kCount + 1], other_lanes[kCount + 1];
+  for (int k = 0; k < kCount; ++k) own_lanes[k] = V{} + own[k];
+  int64_t j = begin;
+  for (; j + kLanes<C> <= end; j += kLanes<C>) {
+    for (int k = 0; k < kCount; ++k) other_lanes[k] = load(others.data + k * others.stride + j);
+    const V value = gradient<C, D, kTeacher>(divergence, similarity(s, j), similarity(t, j), own_lanes, other_lanes);
+    store(g + j, load(g + j) + weight * value);
+  }
+  for (; j < end; ++j) {
+    C other[kCount + 1];
+    for (int k = 0; k < kCount; ++k) other[k] = others.data[k * others.stride + j];
+    g[j] += weight * gradient<C, D, kTeacher>(divergence, similarity_at(s, j), similarity_at(t, j), own, other);
+  }
+}
+
+template <class C>
+C project(SimilarityRow<C> s, const C* g, int64_t begin, int64_t end, C* a) {
+  Vector<C> lanes{};
+  int64_t j = begin;
+  for (; j + kLanes<C> <= end; j += kLanes<C>) {
+    const Vector<C> value = load(g + j);
+    lanes += value * similarity(s, j);
+    store(a + j, value * load(s.inverse_norms + j));
+  }
+  C projection = sum(lanes);
+  for (; j < end; ++j) {
+    projection += g[j] * similarity_at(s, j);
+    a[j] = g[j] * s.inverse_norms[j];
+  }
+  return projection;
+}
+
+template <class C, template <class> class D>
+constexpr RowKernels<C> kernels_of = {measure<C, D>, differentiate<C, D, false>, differentiate<C, D, true>};
+
+template <class C>
+constexpr AllRowKernels<C> all = {{kernels_of<C, Mse>, kernels_of<C, Kl>, kernels_of<C, SmoothL1>}, project<C>};
+
+}  // namespace
+
+extern const AllRowKernels<float> rows_float = all<float>;
+extern const AllRowKernels<double> rows_double = all<double>;
+
+}  // namespace icsd::cpu::ICSD_ISA

@@ -1,0 +1,54 @@
+// The work on rows of N x N matrices: what the divergences of `core/divergence.h` take and give, whole vectors at a time.
+#pragma once
+
+#include <cstdint>
+
+#include "core/divergence.h"
+
+namespace icsd::cpu {
+
+// A row of a Gram matrix as a row of similarities: S_j = own r_j K_j.
+template <class C>
+struct SimilarityRow {
+  const C* gram;
+  const C* inverse_norms;
+  C own;
+};
+
+// The statistics of the other rows, one array for each number, `stride` apart.
+template <class C>
+struct Statistics {
+  const C* data;
+  std::int64_t stride;
+};
+
+// The parameters of a divergence and the number of samples, which make one.
+template <class C>
+struct DivergenceArguments {
+  const double* parameters;
+  C samples;
+};
+
+// Of one divergence; all take the columns [begin, end) of a row.
+template <class C>
+struct RowKernels {
+  // Adds them to a Row<C>.
+  void (*measure)(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
+                  std::int64_t end, void* row);
+  // g_j += weight (dL/dS_ij + dL/dS_ji), or of T; `own` are the row's own statistics.
+  using Differentiate = void (*)(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
+                                 std::int64_t begin, std::int64_t end, const C* own, Statistics<C> others, C weight, C* g);
+  Differentiate student, teacher;
+};
+
+// a_j = g_j r_j, in place of g or elsewhere; returns Σ_j g_j S_j.
+template <class C>
+using ProjectKernel = C (*)(SimilarityRow<C> s, const C* g, std::int64_t begin, std::int64_t end, C* a);
+
+template <class C>
+struct AllRowKernels {
+  RowKernels<C> of[kDivergences];
+  ProjectKernel<C> project;
+};
+
+}  // namespace icsd::cpu
