@@ -17,6 +17,7 @@ except ImportError as error:
     _import_error = str(error)
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/core/dtype.h
+_NO_FEATURES = (0, 0, 0, 0, 0)
 _DIVERGENCES = {"mse": 0, "kl": 1, "smooth_l1": 2}  # csrc/core/divergence.h
 
 
@@ -60,8 +61,8 @@ class CPUBackend(FusedBackend):
         stages = [_sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
         dtype = compute_dtype(*stages)
-        loss = stages[0].new_empty(groups, dtype=dtype)
-        slots = stages[0].new_empty((len(stages), *groups, n, n + 1) if save else (0,), dtype=dtype)
+        loss = torch.empty(groups, dtype=dtype)
+        slots = torch.empty((len(stages), *groups, n, n + 1) if save else 0, dtype=dtype)
         _native.distill(
             [_features(stage) for stage in stages],
             loss.numel(),
@@ -82,12 +83,12 @@ class CPUBackend(FusedBackend):
         grad = grad.contiguous()
         stages = [_sample_dense(stage) for stage in stages]
         pairs = zip(stages, wanted, strict=True)
-        outs = [stage.new_empty(stage.shape) if want else None for stage, want in pairs]
+        outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
         _native.distill_backward(
             grad.data_ptr(),
             slots.data_ptr(),
             [_features(stage) for stage in stages],
-            [(0, 0, 0, 0, 0) if out is None else _features(out) for out in outs],
+            [_NO_FEATURES if out is None else _features(out) for out in outs],
             slots.dtype == torch.float64,
             grad.numel(),
             slots.shape[-2],
@@ -99,13 +100,13 @@ def _sample_dense(x: Tensor) -> Tensor:
     """`x` itself if each sample's features are adjacent and one stride leads from group to group; a copy otherwise."""
     if x.dim() > 3:
         x = x.flatten(0, -3).unflatten(0, x.shape[:-2]) if x.numel() else x
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
 
 
 def _features(x: Tensor) -> tuple[int, int, int, int, int]:
     """The native module's (address, dtype, features, group stride, sample stride)."""
-    group_stride = x.stride(-3) if x.dim() > 2 else 0
-    return x.data_ptr(), _DTYPES[x.dtype], x.shape[-1], group_stride, x.stride(-2)
+    *group_strides, sample_stride, _ = x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], x.shape[-1], group_strides[-1] if group_strides else 0, sample_stride
 
 
 def _groups(x: Tensor) -> int:

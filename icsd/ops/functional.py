@@ -77,8 +77,8 @@ def similarity_distillation_loss(
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     return _distill(
-        {"student": student},
-        {"teacher": teacher},
+        ("student", "teacher"),
+        [student, teacher],
         [1.0],
         divergence,
         parameters,
@@ -126,18 +126,21 @@ def interstage_distillation_loss(
         ValueError: Fewer than two stages, or shapes, devices, weights, divergence or a parameter do not fit.
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
-    named = {f"stages[{i}]": stage for i, stage in enumerate(stages)}
-    if len(named) < 2:
-        raise ValueError(f"stages must hold at least two: a student and the teacher; got {len(named)}")
-    if not -len(named) <= teacher < len(named):
-        raise ValueError(f"teacher must index one of the {len(named)} stages, got {teacher}")
-    name = list(named)[teacher]
-    teachers = {name: named.pop(name)}
+    tensors = list(stages)
+    names = [f"stages[{i}]" for i in range(len(tensors))]
+    if len(tensors) < 2:
+        raise ValueError(f"stages must hold at least two: a student and the teacher; got {len(tensors)}")
+    if not -len(tensors) <= teacher < len(tensors):
+        raise ValueError(f"teacher must index one of the {len(tensors)} stages, got {teacher}")
+    tensors.append(tensors.pop(teacher))
+    names.append(names.pop(teacher))
     if weights is None:
-        weights = [1.0] * len(named)
-    elif len(weights) != len(named):
-        raise ValueError(f"weights must hold one number for each of the {len(named)} students, got {len(weights)}")
-    return _distill(named, teachers, weights, divergence, parameters, reduction, detach_teacher, eps, backend)
+        weights = [1.0] * (len(tensors) - 1)
+    elif len(weights) != len(tensors) - 1:
+        raise ValueError(
+            f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
+        )
+    return _distill(names, tensors, list(weights), divergence, parameters, reduction, detach_teacher, eps, backend)
 
 
 def flatten_samples(maps: Tensor) -> Tensor:
@@ -148,20 +151,20 @@ def flatten_samples(maps: Tensor) -> Tensor:
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
 
-def _distill(students, teachers, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
-    """Checks everything, then runs a backend. Students and teachers are named tensors; there is one teacher."""
-    ((teacher_name, teacher),) = teachers.items()
-    for name, tensor in (*students.items(), *teachers.items()):
+def _distill(names, tensors, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
+    """Checks everything, then runs a backend; the last of the tensors is the teacher."""
+    teacher = tensors[-1]
+    _check_features(names[-1], teacher)
+    shape, device = teacher.shape[:-1], teacher.device
+    for name, tensor in zip(names, tensors[:-1], strict=False):
         _check_features(name, tensor)
-        if tensor.shape[:-1] != teacher.shape[:-1]:
+        if tensor.shape[:-1] != shape:
             raise ValueError(
-                f"{name} and {teacher_name} must agree in all but the last dimension, got "
+                f"{name} and {names[-1]} must agree in all but the last dimension, got "
                 f"{tuple(tensor.shape)} and {tuple(teacher.shape)}: give features of the same samples"
             )
-        if tensor.device != teacher.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and {teacher_name} on {teacher.device}: move them to one device"
-            )
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} and {names[-1]} on {device}: move them to one device")
     for weight in weights:
         if not -math.inf < weight < math.inf:
             raise ValueError(f"weights must be finite, got {weight}")
@@ -170,8 +173,7 @@ def _distill(students, teachers, weights, divergence, parameters, reduction, det
     _check_eps(eps)
     divergence = make_divergence(divergence, **parameters)
     if detach_teacher:
-        teacher = teacher.detach()
-    tensors = [*students.values(), teacher]
+        tensors[-1] = teacher = teacher.detach()
     loss = registry.select(backend, tensors).distill(tensors[:-1], teacher, weights, divergence, eps)
     if reduction == "sum":
         return loss.sum() * divergence.terms(teacher.shape[-2])

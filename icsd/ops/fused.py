@@ -84,12 +84,12 @@ class FusedBackend(registry.Backend, Launcher):
             return distill_grams([self.gram(x) for x in students], self.gram(teacher), weights, divergence, eps)
         stages = [*students, teacher]
         save = torch.is_grad_enabled() and any(stage.requires_grad for stage in stages)
-        how = (list(weights), divergence.name, divergence.parameters(), eps, save and teacher.requires_grad)
+        how = (weights, divergence.name, divergence.parameters(), eps, save and teacher.requires_grad)
         if not _is_plain(*stages):
             return torch.ops.icsd.distill(stages, *how, save, self.name)[0]
         if not save:
             return self.launch_distill(stages, *how, False)[0]
-        return _Distill.apply(self, *how, *stages)[0]
+        return _Distill.apply(self, how, *stages)[0]
 
 
 def _is_plain(*tensors: Tensor) -> bool:
@@ -97,7 +97,7 @@ def _is_plain(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        and all(type(tensor) is Tensor or type(tensor) is torch.nn.Parameter for tensor in tensors)
     )
 
 
@@ -142,33 +142,35 @@ class _Gram(torch.autograd.Function):
 
 class _Distill(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, launcher, weights, divergence, parameters, eps, teacher_gradient, *stages):
-        loss, slots = launcher.launch_distill(stages, weights, divergence, parameters, eps, teacher_gradient, True)
+    def forward(ctx, launcher, how, *stages):
+        loss, slots = launcher.launch_distill(stages, *how, True)
         ctx.mark_non_differentiable(slots)
+        ctx.set_materialize_grads(False)
         ctx.launcher = launcher
-        ctx.how = weights, divergence, parameters, eps
-        ctx.teacher_gradient = teacher_gradient
-        ctx.save_for_backward(slots, *(stages if teacher_gradient else stages[:-1]))
+        ctx.how = how
+        ctx.save_for_backward(slots, *(stages if how[-1] else stages[:-1]))
         return loss, slots
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _):
+    def backward(ctx, grad: Tensor | None, _):
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         slots, *stages = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[6 : 6 + len(stages)]
+        wanted = ctx.needs_input_grad[2 : 2 + len(stages)]
         if torch.is_grad_enabled():
             grads = iter(_differentiable_backward(ctx, grad, slots, stages, wanted))
         else:
             grads = iter(ctx.launcher.launch_distill_backward(grad, slots, stages, wanted))
-        teacher = () if ctx.teacher_gradient else (None,)
-        return (None,) * 6 + tuple(next(grads) if want else None for want in wanted) + teacher
+        teacher = () if len(wanted) == len(ctx.needs_input_grad) - 2 else (None,)
+        return None, None, *(next(grads) if want else None for want in wanted), *teacher
 
 
 def _differentiable_backward(ctx, grad: Tensor, slots: Tensor, stages: list[Tensor], wanted) -> Sequence[Tensor]:
     """The same gradients as functions of `grad` and the stages, for `create_graph=True`."""
-    weights, divergence, parameters, eps = ctx.how
+    weights, divergence, parameters, eps, teacher_gradient = ctx.how
     stages = [stage.view_as(stage) for stage in stages]  # one input each, though a tensor may be given twice
     grams = [_Gram.apply(ctx.launcher, stage) for stage in stages]
-    students, teacher = (grams[:-1], grams[-1]) if ctx.teacher_gradient else (grams, slots[-1, ..., :-1])
+    students, teacher = (grams[:-1], grams[-1]) if teacher_gradient else (grams, slots[-1, ..., :-1])
     loss = distill_grams(students, teacher, weights, DIVERGENCES[divergence](*parameters), eps)
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
     return torch.autograd.grad(loss, inputs, grad, create_graph=True)
@@ -201,7 +203,7 @@ def _distill_autograd(stages, weights, divergence, parameters, eps, teacher_grad
     launcher = _Dispatched(name)
     if not save:
         return launcher.launch_distill(stages, weights, divergence, parameters, eps, teacher_gradient, save)
-    return _Distill.apply(launcher, weights, divergence, parameters, eps, teacher_gradient, *stages)
+    return _Distill.apply(launcher, (weights, divergence, parameters, eps, teacher_gradient), *stages)
 
 
 @torch.library.register_fake("icsd::gram", lib=_library)
