@@ -22,7 +22,8 @@ X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 COMPILE_FLAGS = [
     *["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"],
-    *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],  # GCC 12's AVX-512 headers warn of themselves
+    # GCC 12's AVX-512 headers warn of themselves.
+    *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
 
 # One object of csrc/cpu/kernels.cpp and of rows.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch  # before the native module, so that both share torch's OpenMP pool
 from torch import Tensor
 
-from icsd.ops.fused import FusedBackend
+from icsd.ops.fused import Distillation, FusedBackend, saved_shape
 from icsd.ops.gram import compute_dtype
 
 try:
@@ -27,7 +27,7 @@ class CPUBackend(FusedBackend):
     name = "cpu"
     description = "fused C++ kernels"
     device_type = "cpu"
-    divergences = frozenset(_DIVERGENCES)
+    regimes = dict.fromkeys(_DIVERGENCES, ("sample",))
 
     def unavailable(self) -> str | None:
         """Why the native module is not there, if it is not."""
@@ -48,37 +48,28 @@ class CPUBackend(FusedBackend):
         _native.combine(matrix.data_ptr(), matrix.shape[-2], _features(x), _groups(x), x.shape[-2], _features(out))
         return out
 
-    def launch_distill(
-        self,
-        stages: Sequence[Tensor],
-        weights: Sequence[float],
-        divergence: str,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        save: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         stages = [_sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
         dtype = compute_dtype(*stages)
         loss = torch.empty(groups, dtype=dtype)
-        slots = torch.empty((len(stages), *groups, n, n + 1) if save else 0, dtype=dtype)
+        slots = torch.empty(saved_shape(stages, how) if save else 0, dtype=dtype)
         _native.distill(
             [_features(stage) for stage in stages],
             loss.numel(),
             n,
-            weights,
-            _DIVERGENCES[divergence],
-            parameters,
-            eps,
-            teacher_gradient,
+            how.weights,
+            _DIVERGENCES[how.divergence],
+            how.parameters,
+            how.eps,
+            how.teacher_gradient,
             loss.data_ptr(),
             slots.data_ptr() if save else 0,
         )
         return loss, slots
 
     def launch_distill_backward(
-        self, grad: Tensor, slots: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool]
+        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
     ) -> list[Tensor]:
         grad = grad.contiguous()
         stages = [_sample_dense(stage) for stage in stages]
@@ -86,12 +77,12 @@ class CPUBackend(FusedBackend):
         outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
         _native.distill_backward(
             grad.data_ptr(),
-            slots.data_ptr(),
+            saved.data_ptr(),
             [_features(stage) for stage in stages],
             [_NO_FEATURES if out is None else _features(out) for out in outs],
-            slots.dtype == torch.float64,
+            saved.dtype == torch.float64,
             grad.numel(),
-            slots.shape[-2],
+            saved.shape[-2],
         )
         return [out for out in outs if out is not None]
 

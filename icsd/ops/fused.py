@@ -1,8 +1,9 @@
 """What every compiled backend shares: the `torch.library` operators and their derivatives.
 
-A backend brings four functions on plain tensors (`Launcher`). Two data passes do all the work: the forward reads each
-stage once and leaves a small matrix, the backward multiplies it with the stage. Higher derivatives go through `gram`,
-which is differentiable any number of times, and plain PyTorch on the N x N matrices.
+A backend brings four functions on plain tensors (`Launcher`), and says which regimes (`icsd.ops.regimes`) it has for
+which divergences. In sample space two data passes do all the work: the forward reads each stage once and leaves a small
+matrix, the backward multiplies it with the stage. Higher derivatives go through `gram`, which is differentiable any
+number of times, and plain PyTorch on the N x N matrices.
 
 Eager calls on ordinary tensors go straight to the launcher; under `torch.compile`, fake tensors and functorch the same
 code goes through the dispatcher (`torch.ops.icsd.*`).
@@ -10,8 +11,9 @@ code goes through the dispatcher (`torch.ops.icsd.*`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +21,32 @@ from torch import Tensor
 from icsd.ops import registry
 from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
 from icsd.ops.gram import compute_dtype
+from icsd.ops.regimes import Regime, choose_regime
+
+
+class Distillation(NamedTuple):
+    """What a launcher is asked for.
+
+    Attributes:
+        weights: One for each student.
+        divergence: Its name.
+        parameters: Its parameters, in the order of its kernel (`Divergence.kernel_parameters`).
+        eps: Least norm.
+        teacher_gradient: Whether the backward pass may ask for the teacher's gradient.
+        regime: How to compute it.
+    """
+
+    weights: Sequence[float]
+    divergence: str
+    parameters: list[float]
+    eps: float
+    teacher_gradient: bool
+    regime: Regime
+
+    @property
+    def backward_reads_teacher(self) -> bool:
+        """Whether the backward pass needs the teacher's features: they then stay alive until it."""
+        return self.teacher_gradient or self.regime != "sample"
 
 
 class Launcher(Protocol):
@@ -30,33 +58,33 @@ class Launcher(Protocol):
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
         """`matrix` `(*B, M, N)` in compute dtype times `x` `(*B, N, D)`, in the dtype of `x`."""
 
-    def launch_distill(
-        self,
-        stages: Sequence[Tensor],
-        weights: Sequence[float],
-        divergence: str,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        save: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The loss `(*B)` and, if `save`, the slots `(stages, *B, N, N + 1)` of `csrc/cpu/operator.h`."""
+    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
+        """The loss `(*B)` and, if `save`, what the backward pass needs: in the shape of `saved_shape`."""
 
     def launch_distill_backward(
-        self, grad: Tensor, slots: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool]
+        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
     ) -> list[Tensor]:
-        """The gradients of the stages that are wanted; `grad` is `(*B)`."""
+        """The gradients of the stages that are wanted; `grad` is `(*B)`.
+
+        The teacher is among the stages if `how.backward_reads_teacher`, and may be wanted if `how.teacher_gradient`.
+        """
+
+
+def saved_shape(stages: Sequence[Tensor], how: Distillation) -> tuple[int, ...]:
+    """The shape of what `launch_distill` saves: the slots `(stages, *B, N, N + 1)` of csrc/cpu/operator.h."""
+    *groups, n, _ = stages[-1].shape
+    return (len(stages), *groups, n, n + 1)
 
 
 class FusedBackend(registry.Backend, Launcher):
     """A backend by its launcher.
 
     Attributes:
-        divergences: Names of those it has a kernel for.
+        regimes: Those it has for each divergence it has a kernel for, by name; `"sample"` is always among them.
         device_type: Where its tensors are.
     """
 
-    divergences: frozenset[str]
+    regimes: Mapping[str, Collection[Regime]]
     device_type: str
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
@@ -80,15 +108,24 @@ class FusedBackend(registry.Backend, Launcher):
         divergence: Divergence,
         eps: float,
     ) -> Tensor:
-        if divergence.name not in self.divergences:
+        parameters = divergence.kernel_parameters()
+        if divergence.name not in self.regimes or parameters is None:
             return distill_grams([self.gram(x) for x in students], self.gram(teacher), weights, divergence, eps)
         stages = [*students, teacher]
+        *groups, n, _ = teacher.shape
+        regime = choose_regime(
+            self.regimes[divergence.name],
+            math.prod(groups),
+            n,
+            [stage.shape[-1] for stage in stages],
+            compute_dtype(*stages).itemsize,
+        )
         save = torch.is_grad_enabled() and any(stage.requires_grad for stage in stages)
-        how = (weights, divergence.name, divergence.parameters(), eps, save and teacher.requires_grad)
+        how = Distillation(weights, divergence.name, parameters, eps, save and teacher.requires_grad, regime)
         if not _is_plain(*stages):
             return torch.ops.icsd.distill(stages, *how, save, self.name)[0]
         if not save:
-            return self.launch_distill(stages, *how, False)[0]
+            return self.launch_distill(stages, how, False)[0]
         return _Distill.apply(self, how, *stages)[0]
 
 
@@ -115,13 +152,13 @@ class _Dispatched:
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.icsd.combine(matrix, x, self.name)
 
-    def launch_distill(self, *arguments) -> tuple[Tensor, Tensor]:
+    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.distill(*arguments, self.name)
+            return torch.ops.icsd.distill(stages, *how, save, self.name)
 
-    def launch_distill_backward(self, *arguments) -> list[Tensor]:
+    def launch_distill_backward(self, grad, saved, stages, wanted, how: Distillation) -> list[Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.distill_backward(*arguments, self.name)
+            return torch.ops.icsd.distill_backward(grad, saved, stages, wanted, *how, self.name)
 
 
 class _Gram(torch.autograd.Function):
@@ -142,68 +179,80 @@ class _Gram(torch.autograd.Function):
 
 class _Distill(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, launcher, how, *stages):
-        loss, slots = launcher.launch_distill(stages, *how, True)
-        ctx.mark_non_differentiable(slots)
+    def forward(ctx, launcher: Launcher, how: Distillation, *stages: Tensor):
+        loss, saved = launcher.launch_distill(stages, how, True)
+        ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
         ctx.launcher = launcher
         ctx.how = how
-        ctx.save_for_backward(slots, *(stages if how[-1] else stages[:-1]))
-        return loss, slots
+        ctx.save_for_backward(saved, *(stages if how.backward_reads_teacher else stages[:-1]))
+        return loss, saved
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, _):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        slots, *stages = ctx.saved_tensors
+        saved, *stages = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2 : 2 + len(stages)]
         if torch.is_grad_enabled():
-            grads = iter(_differentiable_backward(ctx, grad, slots, stages, wanted))
+            grads = iter(_differentiable_backward(ctx.launcher, grad, saved, stages, wanted, ctx.how))
         else:
-            grads = iter(ctx.launcher.launch_distill_backward(grad, slots, stages, wanted))
-        teacher = () if len(wanted) == len(ctx.needs_input_grad) - 2 else (None,)
+            grads = iter(ctx.launcher.launch_distill_backward(grad, saved, stages, wanted, ctx.how))
+        teacher = () if ctx.how.backward_reads_teacher else (None,)
         return None, None, *(next(grads) if want else None for want in wanted), *teacher
 
 
-def _differentiable_backward(ctx, grad: Tensor, slots: Tensor, stages: list[Tensor], wanted) -> Sequence[Tensor]:
+def _differentiable_backward(
+    launcher: Launcher, grad: Tensor, saved: Tensor, stages: list[Tensor], wanted: Sequence[bool], how: Distillation
+) -> Sequence[Tensor]:
     """The same gradients as functions of `grad` and the stages, for `create_graph=True`."""
-    weights, divergence, parameters, eps, teacher_gradient = ctx.how
     stages = [stage.view_as(stage) for stage in stages]  # one input each, though a tensor may be given twice
-    grams = [_Gram.apply(ctx.launcher, stage) for stage in stages]
-    students, teacher = (grams[:-1], grams[-1]) if teacher_gradient else (grams, slots[-1, ..., :-1])
-    loss = distill_grams(students, teacher, weights, DIVERGENCES[divergence](*parameters), eps)
+    grams = [_Gram.apply(launcher, stage) for stage in stages]
+    students, teacher = (grams[:-1], grams[-1]) if how.backward_reads_teacher else (grams, saved[-1, ..., :-1])
+    divergence = DIVERGENCES[how.divergence].from_kernel_parameters(how.parameters)
+    loss = distill_grams(students, teacher, how.weights, divergence, how.eps)
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
     return torch.autograd.grad(loss, inputs, grad, create_graph=True)
 
 
+_HOW = "float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, str regime"
 _library = torch.library.Library("icsd", "DEF")
 _library.define("gram(Tensor x, str backend) -> Tensor")
 _library.define("combine(Tensor matrix, Tensor x, str backend) -> Tensor")
+_library.define(f"distill(Tensor[] stages, {_HOW}, bool save, str backend) -> (Tensor loss, Tensor saved)")
 _library.define(
-    "distill(Tensor[] stages, float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, "
-    "bool save, str backend) -> (Tensor loss, Tensor slots)"
+    f"distill_backward(Tensor grad, Tensor saved, Tensor[] stages, bool[] wanted, {_HOW}, str backend) -> Tensor[]"
 )
-_library.define("distill_backward(Tensor grad, Tensor slots, Tensor[] stages, bool[] wanted, str backend) -> Tensor[]")
 
 
 def _register_operators() -> None:
-    for operator in ("gram", "combine", "distill", "distill_backward"):
+    def launch_distill(stages, *arguments):
+        *how, save, name = arguments
+        return registry.get(name).launch_distill(stages, Distillation(*how), save)
 
-        def launch(*arguments, method: str = f"launch_{operator}"):
-            *arguments, name = arguments
-            return getattr(registry.get(name), method)(*arguments)
+    def launch_distill_backward(grad, saved, stages, wanted, *arguments):
+        *how, name = arguments
+        return registry.get(name).launch_distill_backward(grad, saved, stages, wanted, Distillation(*how))
 
+    launches = {
+        "gram": lambda x, name: registry.get(name).launch_gram(x),
+        "combine": lambda matrix, x, name: registry.get(name).launch_combine(matrix, x),
+        "distill": launch_distill,
+        "distill_backward": launch_distill_backward,
+    }
+    for operator, launch in launches.items():
         _library.impl(operator, launch, "CPU")
         _library.impl(operator, launch, "CUDA")
     _library.impl("gram", lambda x, name: _Gram.apply(_Dispatched(name), x), "Autograd")
     _library.impl("distill", _distill_autograd, "Autograd")
 
 
-def _distill_autograd(stages, weights, divergence, parameters, eps, teacher_gradient, save, name):
-    launcher = _Dispatched(name)
+def _distill_autograd(stages, *arguments):
+    *how, save, name = arguments
+    launcher, how = _Dispatched(name), Distillation(*how)
     if not save:
-        return launcher.launch_distill(stages, weights, divergence, parameters, eps, teacher_gradient, save)
-    return _Distill.apply(launcher, (weights, divergence, parameters, eps, teacher_gradient), *stages)
+        return launcher.launch_distill(stages, how, save)
+    return _Distill.apply(launcher, how, *stages)
 
 
 @torch.library.register_fake("icsd::gram", lib=_library)
@@ -217,15 +266,15 @@ def _(matrix, x, backend):
 
 
 @torch.library.register_fake("icsd::distill", lib=_library)
-def _(stages, weights, divergence, parameters, eps, teacher_gradient, save, backend):
-    *groups, n, _ = stages[-1].shape
+def _(stages, *arguments):
+    *how, save, _ = arguments
     dtype = compute_dtype(*stages)
-    slots = (len(stages), *groups, n, n + 1) if save else (0,)
-    return stages[-1].new_empty(groups, dtype=dtype), stages[-1].new_empty(slots, dtype=dtype)
+    saved = saved_shape(stages, Distillation(*how)) if save else (0,)
+    return stages[-1].new_empty(stages[-1].shape[:-2], dtype=dtype), stages[-1].new_empty(saved, dtype=dtype)
 
 
 @torch.library.register_fake("icsd::distill_backward", lib=_library)
-def _(grad, slots, stages, wanted, backend):
+def _(grad, saved, stages, wanted, *_):
     return [stage.new_empty(stage.shape) for stage, want in zip(stages, wanted, strict=True) if want]
 
 

@@ -81,9 +81,9 @@ def test_only_wanted_gradients_are_computed(monkeypatch):
     asked = []
     original = CPUBackend.launch_distill_backward
 
-    def record(self, grad, slots, stages, wanted):
+    def record(self, grad, saved, stages, wanted, how):
         asked.append(tuple(wanted))
-        return original(self, grad, slots, stages, wanted)
+        return original(self, grad, saved, stages, wanted, how)
 
     monkeypatch.setattr(CPUBackend, "launch_distill_backward", record)
     first, second, teacher = stages_of(4, 5, 6)
@@ -108,10 +108,11 @@ def test_opcheck(batch):
     stages = stages_of(9, 20, 4, batch=batch, dtype=torch.float32)
     matrix = torch.randn(*batch, 3, 5)
     for save in (True, False):
-        arguments = (stages, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, save, "cpu")
+        arguments = (stages, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", save, "cpu")
         torch.library.opcheck(torch.ops.icsd.distill.default, arguments)
-    loss, slots = torch.ops.icsd.distill(stages, [1.0, 0.5], "mse", [], 1e-8, True, True, "cpu")
-    arguments = (torch.ones_like(loss), slots, [stage.detach() for stage in stages], [True, False, True], "cpu")
+    how = ([1.0, 0.5], "mse", [], 1e-8, True, "sample")
+    loss, saved = torch.ops.icsd.distill(stages, *how, True, "cpu")
+    arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, "cpu")
     torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
     torch.library.opcheck(torch.ops.icsd.gram.default, (stages[1], "cpu"))
     torch.library.opcheck(torch.ops.icsd.combine.default, (matrix, stages[1].detach(), "cpu"))

@@ -1,8 +1,8 @@
 """Divergences of a student's samples from a teacher's, as functions of their Gram matrices.
 
 Each is a frozen dataclass of its parameters with its definition in plain PyTorch. A backend that has a kernel for one
-knows it by `name` and `parameters()` (`csrc/core/divergence.h` holds the same mathematics); for the others it computes
-the Gram matrices and leaves the rest to the definition. `docs/losses.md` lists them all.
+knows it by `name` and `kernel_parameters()` (`csrc/core/divergence.h` holds the same mathematics); for the others it
+computes the Gram matrices and leaves the rest to the definition. `docs/losses.md` lists them all.
 """
 
 from __future__ import annotations

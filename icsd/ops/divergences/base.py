@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -22,9 +22,14 @@ class Divergence(ABC):
 
     name: ClassVar[str]
 
-    def parameters(self) -> list[float]:
-        """The parameters of one that has a native kernel, in the order that reads them and the constructor takes."""
-        return []
+    def kernel_parameters(self) -> list[float] | None:
+        """What `csrc/core/divergence.h` takes to make this one, or None if it holds no such divergence."""
+        return None
+
+    @classmethod
+    def from_kernel_parameters(cls, parameters: Sequence[float]) -> Divergence:
+        """The divergence whose `kernel_parameters` these are."""
+        return cls(*parameters)
 
     @abstractmethod
     def terms(self, n: int) -> int:

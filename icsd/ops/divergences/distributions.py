@@ -35,7 +35,7 @@ class KL(SimilarityDivergence):
             self.name, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature
         )
 
-    def parameters(self) -> list[float]:
+    def kernel_parameters(self) -> list[float]:
         return [float(self.student_temperature), float(self.teacher_temperature), float(self.include_diagonal)]
 
     def terms(self, n: int) -> int:

@@ -19,6 +19,9 @@ class MSE(SimilarityDivergence):
 
     name: ClassVar[str] = "mse"
 
+    def kernel_parameters(self) -> list[float]:
+        return []
+
     def terms(self, n: int) -> int:
         return n * n
 
@@ -40,7 +43,7 @@ class SmoothL1(SimilarityDivergence):
     def __post_init__(self) -> None:
         require_positive(self.name, beta=self.beta)
 
-    def parameters(self) -> list[float]:
+    def kernel_parameters(self) -> list[float]:
         return [float(self.beta)]
 
     def terms(self, n: int) -> int:
