@@ -10,21 +10,14 @@ A run folder such as ``runs/emoji-busts`` holds
 
 from __future__ import annotations
 
-import json
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -35,8 +28,10 @@ from icsd.evaluation import evaluate_attributes, format_scores
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops.registry import select
 from icsd.pictures import caption_grid
-from icsd.training import checkpoint
+from icsd.training import checkpoint, run_folder
+from icsd.training.batches import batch_indices
 from icsd.training.config import TrainConfig
+from icsd.training.interruption import finishing_steps
 from icsd.training.trainer import Trainer
 
 CHECKPOINTS_KEPT = 3
@@ -78,29 +73,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     else:
         trainer = _restore(config, resume)
     backend = _backend(trainer.device)
-    folder = resume or _new_folder(config.out, train_set.name)
+    folder = resume or run_folder.new_folder(config.out, train_set.name)
     run = Run(folder, config, trainer, train_set, test_set)
     run.announce(backend)
     run.train()
     run.report()
     return folder
-
-
-def batch_indices(length: int, batch_size: int, seed: int, start: int, stop: int) -> Iterator[list[int]]:
-    """Draw the batches of steps ``start`` to ``stop``: a new order every epoch, no sample left out.
-
-    Epochs follow each other without a gap, so a batch may hold the end of one and the beginning of the next. Every
-    batch depends on seed and step alone: resuming needs no state.
-    """
-    epoch, order = -1, []
-    for step in range(start, stop):
-        batch = []
-        for place in range(step * batch_size, (step + 1) * batch_size):
-            if place // length != epoch:
-                epoch = place // length
-                order = np.random.default_rng((seed, epoch)).permutation(length).tolist()
-            batch.append(order[place % length])
-        yield batch
 
 
 class Run:
@@ -127,7 +105,6 @@ class Run:
         self.trainer = trainer
         self.train_set = train_set
         self.test_set = test_set
-        self.metrics = folder / "metrics.jsonl"
         self.pictures = folder / "pictures"
 
     def announce(self, backend: str) -> None:
@@ -163,7 +140,7 @@ class Run:
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
         writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
-        with progress, writer, _finishing_steps() as interruption:
+        with progress, writer, finishing_steps() as interruption:
             recent, since = [], time.perf_counter()
             for batch in loader:
                 recent.append(self.trainer.step(batch))
@@ -198,32 +175,31 @@ class Run:
             print("attributes a classifier reads: in real unseen pictures (ceiling), in pictures painted from unseen")
             print("captions (result), and had those captions been shuffled (floor)\n")
             print(f"{format_scores(scores)}\n")
-            self._append({"step": self.trainer.step_count, "attributes": [asdict(score) for score in scores]})
+            run_folder.append_metrics(
+                self.folder, {"step": self.trainer.step_count, "attributes": [asdict(score) for score in scores]}
+            )
         folder = shlex.quote(str(self.folder))
         sentence = shlex.quote(self.test_set.captions[0][0])
         print(f"picture      {self._picture_path()}")
         print(f"checkpoint   {checkpoint.latest(self.folder)}")
-        print(f"metrics      {self.metrics}   (curves: tensorboard --logdir {folder})")
+        print(f"metrics      {run_folder.metrics_path(self.folder)}   (curves: tensorboard --logdir {folder})")
         print(f"try next     icsd sample {sentence} --checkpoint {folder}")
 
     def _begin(self) -> None:
         """Lay out the folder."""
         self.pictures.mkdir(exist_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(_plain(self.config), sort_keys=False))
+        run_folder.begin(self.folder, self.config, self.trainer.step_count)
         if self.train_set.attribution:
             (self.pictures / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
-        _cut(self.metrics, self.trainer.step_count)
 
     def _log(self, writer: SummaryWriter, losses: dict[str, float], images_per_second: float) -> None:
         step = self.trainer.step_count
-        self._append({"step": step, "images_per_second": round(images_per_second, 2), **losses})
+        run_folder.append_metrics(
+            self.folder, {"step": step, "images_per_second": round(images_per_second, 2), **losses}
+        )
         for name, value in losses.items():
             writer.add_scalar(name, value, step)
         writer.add_scalar("images_per_second", images_per_second, step)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
     def _draw(self, writer: SummaryWriter) -> None:
         """Paint held-out captions, always the same with the same noise, beside the real pictures."""
@@ -248,7 +224,7 @@ class Run:
     def _save(self) -> None:
         self._check_finite({})
         state = {
-            "config": _plain(self.config),
+            "config": run_folder.plain(self.config),
             "attribution": self.train_set.attribution,
             **self.trainer.state_dict(),
         }
@@ -278,18 +254,6 @@ class Run:
         raise InputError(f"training diverged by step {self.trainer.step_count}, {bad} is not finite: {advice}")
 
 
-def _new_folder(out: Path, name: str) -> Path:
-    """Make ``out/name``, or ``out/name-2``, ... if there is one."""
-    number = 1
-    while True:
-        folder = Path(out) / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-
-
 def _backend(device: torch.device) -> str:
     """Name the operator's backend for this device, before a run begins that could not use it."""
     try:
@@ -302,17 +266,12 @@ def _restore(config: TrainConfig, folder: Path) -> Trainer:
     """Make the trainer that wrote the newest checkpoint of a run folder."""
     path = checkpoint.latest(folder)
     state = checkpoint.load(path)
-    checkpoint.check_config(path, state["config"], _plain(config), FREE_ON_RESUME)
+    checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
     if state["step"] >= config.steps:
         raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
     trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
     trainer.load_state_dict(state)
     return trainer
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as JSON values."""
-    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def _summary(losses: dict[str, float]) -> dict[str, str]:
@@ -321,32 +280,3 @@ def _summary(losses: dict[str, float]) -> dict[str, str]:
     for name, value in losses.items():
         groups["CSD" if name.endswith("/csd") else name[0].upper()] += value
     return {name: f"{value:.3f}" for name, value in groups.items()}
-
-
-def _cut(metrics: Path, step: int) -> None:
-    """Drop the lines past ``step``, which a resumed run writes again."""
-    if metrics.exists():
-        lines = metrics.read_text().splitlines(keepends=True)
-        metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-
-
-@contextmanager
-def _finishing_steps() -> Iterator[SimpleNamespace]:
-    """Catch the first SIGINT or SIGTERM and remember it; a second one acts at once."""
-    caught = SimpleNamespace(signal=None)
-    previous = {}
-
-    def handle(number: int, frame: Any) -> None:
-        caught.signal = number
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield caught
-    finally:
-        restore()

@@ -12,6 +12,7 @@ from icsd.errors import InputError
 from icsd.evaluation import AttributeScore
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.training import checkpoint, run
+from icsd.training.batches import batch_indices
 from icsd.training.config import TrainConfig
 from icsd.training.trainer import Trainer
 
@@ -52,17 +53,17 @@ def after_step(monkeypatch, step, action):
 
 
 def test_batches_cover_every_epoch_and_resume_anywhere():
-    batches = list(run.batch_indices(length=10, batch_size=4, seed=1, start=0, stop=5))
+    batches = list(batch_indices(length=10, batch_size=4, seed=1, start=0, stop=5))
     drawn = [index for batch in batches for index in batch]
     assert [len(batch) for batch in batches] == [4] * 5
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
-    assert list(run.batch_indices(10, 4, seed=1, start=3, stop=5)) == batches[3:]
-    assert list(run.batch_indices(10, 4, seed=2, start=0, stop=5)) != batches
+    assert list(batch_indices(10, 4, seed=1, start=3, stop=5)) == batches[3:]
+    assert list(batch_indices(10, 4, seed=2, start=0, stop=5)) != batches
 
 
 def test_batches_may_be_larger_than_the_set():
-    (batch,) = run.batch_indices(length=3, batch_size=7, seed=0, start=0, stop=1)
+    (batch,) = batch_indices(length=3, batch_size=7, seed=0, start=0, stop=1)
     assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
 
 
