@@ -1,17 +1,17 @@
 """Backends of the operator, and the choice among them.
 
-Asked for by name (argument, `use_backend`, `ICSD_BACKEND`), exactly that backend runs or an error lists every
-candidate; otherwise the best that applies runs, `reference` being the last.
+Asked for by name (argument, `use_backend`, or `ICSD_BACKEND` when the package is imported), exactly that backend runs or
+an error lists every candidate; otherwise the best that applies runs, `reference` being the last.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from torch import Tensor
 
@@ -66,7 +66,17 @@ class BackendStatus:
 
 
 _backends: dict[str, Backend] = {}
-_chosen: ContextVar[str | None] = ContextVar("icsd_backend", default=None)
+_default: str | None = os.environ.get("ICSD_BACKEND") or None
+
+
+class _Choice(threading.local):
+    """The name that this thread asks for: a form of thread-local state that torch.compile traces and guards."""
+
+    def __init__(self) -> None:
+        self.name = _default
+
+
+_choice = _Choice()
 
 
 def register(backend: Backend) -> None:
@@ -93,16 +103,18 @@ def backends() -> list[BackendStatus]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the operator on one backend within the `with` block (of this thread or task).
+    """Runs the operator on one backend within the `with` block, in this thread.
+
+    Compiled functions may hold such a block or be called within one: they are compiled again for another choice.
 
     Raises:
         ValueError: Unknown name.
     """
-    token = _chosen.set(get(name).name)
+    before, _choice.name = _choice.name, get(name).name
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _choice.name = before
 
 
 def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
@@ -112,7 +124,7 @@ def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
         ValueError: The one asked for is unknown.
         RuntimeError: The one asked for does not apply; the message lists every candidate with its reason.
     """
-    name = requested or _chosen.get() or os.environ.get("ICSD_BACKEND") or None
+    name = requested or _choice.name
     candidates = list(_backends.values()) if name is None else [get(name)]
     for backend in candidates:
         if _refusal(backend, tensors) is None:

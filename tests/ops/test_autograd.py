@@ -1,5 +1,7 @@
 """Derivatives of every order, and the operators as torch.library, torch.compile and DataLoader see them."""
 
+import threading
+
 import pytest
 import torch
 
@@ -135,6 +137,58 @@ def test_compile_fullgraph(backend, dynamic):
             loss = call(coarse, fine)
             results.append((loss, *torch.autograd.grad(loss, (coarse, fine))))
         torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def launches(monkeypatch):
+    """A list that grows with every distillation of the native module."""
+    from icsd.ops.cpu import CPUBackend
+
+    seen = []
+    original = CPUBackend.launch_distill
+
+    def record(self, *arguments):
+        seen.append(threading.current_thread().name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(CPUBackend, "launch_distill", record)
+    return seen
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_functions_follow_the_choice_of_backend(dynamic, monkeypatch):
+    seen = launches(monkeypatch)
+    student, teacher = stages_of(40, 30, dtype=torch.float32)
+    expected = icsd.similarity_distillation_loss(student, teacher, backend="reference")
+    compiled = torch.compile(lambda a, b: icsd.similarity_distillation_loss(a, b), fullgraph=True, dynamic=dynamic)
+
+    def check(launched):
+        seen.clear()
+        torch.testing.assert_close(compiled(student, teacher), expected)
+        assert len(seen) == launched
+
+    check(1)
+    with icsd.use_backend("reference"):
+        check(0)
+        thread = threading.Thread(target=compiled, args=(student, teacher), name="another")
+        thread.start()
+        thread.join()
+        assert seen == ["another"]
+    check(1)
+
+
+def test_choice_of_backend_inside_a_compiled_function(monkeypatch):
+    seen = launches(monkeypatch)
+    student, teacher = stages_of(40, 30, dtype=torch.float32)
+
+    @torch.compile(fullgraph=True)
+    def twice(student, teacher):
+        with icsd.use_backend("reference"):
+            loss = icsd.similarity_distillation_loss(student, teacher)
+        return loss + icsd.similarity_distillation_loss(student, teacher)
+
+    torch.testing.assert_close(twice(student, teacher), 2 * icsd.similarity_distillation_loss(student, teacher))
+    assert len(seen) == 2
+    assert icsd.ops.registry.select(None, [student]).name == "cpu"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,5 +1,6 @@
 """The choice of a backend, and errors that name the argument, the value and the remedy."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -19,18 +20,29 @@ def chosen(backend=None, tensor=None):
     return registry.select(backend, [torch.ones(2, 3) if tensor is None else tensor]).name
 
 
-def test_order_of_choice(monkeypatch):
-    monkeypatch.delenv("ICSD_BACKEND", raising=False)
+def test_order_of_choice():
     assert chosen() == "cpu"
-    monkeypatch.setenv("ICSD_BACKEND", "reference")
-    assert chosen() == "reference"
     with icsd.use_backend("cpu"):
         assert chosen() == "cpu"
         with icsd.use_backend("reference"):
             assert chosen() == "reference"
             assert chosen("cpu") == "cpu"
         assert chosen() == "cpu"
-    assert chosen() == "reference"
+    assert chosen() == "cpu"
+
+
+def test_environment_chooses_for_every_thread():
+    code = """
+import threading, torch, icsd
+from icsd.ops import registry
+def show(): print(registry.select(None, [torch.ones(2, 3)]).name)
+show()
+thread = threading.Thread(target=show); thread.start(); thread.join()
+with icsd.use_backend("cpu"): show()
+"""
+    environment = os.environ | {"ICSD_BACKEND": "reference"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["reference", "reference", "cpu"]
 
 
 def test_context_is_of_its_thread():
