@@ -1,7 +1,7 @@
 """Backends of the operator, and the choice among them.
 
-Asked for by name (argument, `use_backend`, or `ICSD_BACKEND` when the package is imported), exactly that backend runs or
-an error lists every candidate; otherwise the best that applies runs, `reference` being the last.
+Asked for by name (argument, `use_backend`, or `ICSD_BACKEND` when the package is imported), exactly that backend runs
+or an error lists every candidate; otherwise the best that applies runs, `reference` being the last.
 """
 
 from __future__ import annotations
