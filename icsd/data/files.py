@@ -1,0 +1,236 @@
+"""Files in folders and archives, read where they lie; and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from icsd.errors import InputError
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
+
+
+class File(NamedTuple):
+    """One file; as text, where it lies: ``CUB_200_2011.tgz/CUB_200_2011/images.txt``."""
+
+    source: str
+    """The folder or archive that holds it."""
+    path: str
+    """Its path in there, with forward slashes."""
+
+    def __str__(self) -> str:
+        return f"{self.source}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder, or archive, that it is in."""
+        return PurePosixPath(str(self)).parent.name
+
+
+class Place(NamedTuple):
+    """Where the bytes of a file begin and end on disk, so that it can be read at random."""
+
+    path: str
+    offset: int = 0
+    length: int | None = None  # to the end
+
+    def open(self) -> BinaryIO:
+        """Open the bytes for reading."""
+        if self.length is None:
+            return open(self.path, "rb")
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.length))
+
+
+class Files:
+    """A read-only view of the files in folders and archives (.zip, .tar, .tar.gz, .tgz, ...); nothing is extracted.
+
+    An archive inside an archive counts as a folder. Hidden files and what a Mac adds to archives are left out.
+
+    Args:
+        paths: Folders and archives.
+
+    Raises:
+        InputError: A path is neither, or an archive is broken or holds a path that leads out of it.
+
+    Attributes:
+        sources: The folders and archives as given.
+        all: Every file, sorted.
+    """
+
+    def __init__(self, paths: Iterable[Path | str]) -> None:
+        self.sources = [str(path) for path in paths]
+        self._sources: dict[str, _Folder | _Tar | _Zip] = {}
+        self.all: list[File] = []
+        for path in map(Path, self.sources):
+            if path.is_dir():
+                self._add(str(path), _Folder(path))
+            elif not path.exists():
+                raise InputError(f"{path} does not exist; give a folder or an archive ({', '.join(ARCHIVE_SUFFIXES)})")
+            else:
+                self._add_archive(str(path), path)
+        self.all.sort()
+
+    def read(self, files: Iterable[File]) -> Iterator[tuple[File, bytes]]:
+        """Read some of the files, in the order in which they are stored: compressed archives have no other.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        wanted = defaultdict(set)
+        for file in files:
+            wanted[file.source].add(file.path)
+        for source, paths in wanted.items():
+            try:
+                for path, data in self._sources[source].read(paths):
+                    yield File(source, path), data
+            except _BROKEN as error:
+                raise _unreadable(source, error) from error
+
+    def place(self, file: File) -> Place:
+        """Where ``file`` can be read at random.
+
+        Raises:
+            InputError: It is in an archive that is compressed, or in another archive.
+        """
+        place = self._sources[file.source].place(file.path)
+        if place is None:
+            raise InputError(f"{file.source} cannot be read at random; unpack it, or run `icsd data prepare` on it")
+        return place
+
+    def _add(self, name: str, source: _Folder | _Tar | _Zip) -> None:
+        if name in self._sources:
+            raise InputError(f"{name} is given twice; give every folder and archive once")
+        self._sources[name] = source
+        for path in source.paths:
+            file = File(name, path)
+            if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(path).parts):
+                if isinstance(source, _Folder) or not path.lower().endswith(ARCHIVE_SUFFIXES):
+                    self.all.append(file)
+                else:
+                    ((_, data),) = self.read([file])
+                    self._add_archive(str(file), io.BytesIO(data))
+
+    def _add_archive(self, name: str, file: Path | io.BytesIO) -> None:
+        try:
+            source = _Zip(file) if name.lower().endswith(".zip") else _Tar(file)
+        except _BROKEN as error:
+            raise _unreadable(name, error) from error
+        for path, count in Counter(source.paths).items():
+            if count > 1:
+                raise InputError(f"{name} holds {path} {count} times; make or download the archive again")
+            if path.startswith("/") or ".." in PurePosixPath(path).parts or "\\" in path:
+                raise InputError(f"{name} holds the unsafe path {path!r}; get the archive from its publisher again")
+        self._add(name, source)
+
+
+def check_new(path: Path) -> None:
+    """Raise unless ``path`` is missing or an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is not an empty folder; choose a new one, nothing was written")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Write a folder under the name ``path.partial``; it gets its own name when it is complete, or is removed.
+
+    Args:
+        path: A missing or empty folder.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        InputError: There is something at ``path`` already, or a killed process left its partial folder.
+    """
+    path = Path(path)
+    check_new(path)
+    partial = path.absolute().with_name(f"{path.absolute().name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        raise InputError(f"{partial} is left of an interrupted run, or one still runs; remove it if not") from None
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.paths = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
+
+    def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
+        return ((path, (self.root / path).read_bytes()) for path in sorted(paths))
+
+    def place(self, path: str) -> Place:
+        return Place(str(self.root / path))
+
+
+class _Tar:
+    def __init__(self, file: Path | io.BytesIO) -> None:
+        self.file = file
+        name, fileobj = (file, None) if isinstance(file, Path) else (None, file)
+        self.tar = tarfile.open(name, fileobj=fileobj)  # noqa: SIM115 (read as long as the object lives)
+        members = [member for member in self.tar.getmembers() if member.isfile()]
+        end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
+        self.tar.fileobj.seek(end)
+        if len(self.tar.fileobj.read()) < 512:  # tarfile takes a header cut short for the end, which is zeros
+            raise EOFError("unexpected end of data")
+        self.paths = [_relative(member.name) for member in members]
+        self.members = dict(zip(self.paths, members, strict=True))
+
+    def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
+        for path in sorted(paths, key=lambda path: self.members[path].offset_data):
+            yield path, self.tar.extractfile(self.members[path]).read()
+
+    def place(self, path: str) -> Place | None:
+        member = self.members[path]
+        if not isinstance(self.tar.fileobj, io.BufferedReader) or member.issparse():
+            return None
+        return Place(str(self.file), member.offset_data, member.size)
+
+
+class _Zip:
+    def __init__(self, file: Path | io.BytesIO) -> None:
+        self.zip = zipfile.ZipFile(file)
+        self.paths = [_relative(member.filename) for member in self.zip.infolist() if not member.is_dir()]
+        self.members = {_relative(member.filename): member for member in self.zip.infolist()}
+
+    def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
+        for path in sorted(paths, key=lambda path: self.members[path].header_offset):
+            yield path, self.zip.read(self.members[path])
+
+    def place(self, path: str) -> None:
+        return None
+
+
+def _relative(path: str) -> str:
+    """The path without a leading ``./``."""
+    return str(PurePosixPath(path))
+
+
+def _unreadable(source: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{source} is truncated or broken ({reason}); download or copy it again")
