@@ -55,6 +55,10 @@ class Vocabulary:
         """Words of ``caption`` that `encode` will skip, each once, in order of appearance."""
         return list(dict.fromkeys(word for word in tokenise(caption) if word not in self._index))
 
+    def indices(self, caption: str) -> list[int]:
+        """Indices of the known words of ``caption``, in order."""
+        return [self._index[word] for word in tokenise(caption) if word in self._index]
+
     def encode(self, captions: Sequence[str], max_words: int = 18, *, training: bool = False) -> tuple[Tensor, Tensor]:
         """Turn captions into padded indices.
 
@@ -72,7 +76,7 @@ class Vocabulary:
         """
         rows = []
         for caption in captions:
-            row = torch.tensor([self._index[word] for word in tokenise(caption) if word in self._index] or [0])
+            row = torch.tensor(self.indices(caption) or [0])
             if len(row) > max_words:
                 row = row[torch.randperm(len(row))[:max_words].sort().values] if training else row[:max_words]
             rows.append(row)

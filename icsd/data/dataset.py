@@ -1,14 +1,15 @@
-"""Captioned images and the one function that opens them."""
+"""Captioned images and their configuration."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from icsd.data.captions import Vocabulary
+from icsd.errors import InputError
 
 Split = Literal["train", "test"]
 
@@ -17,11 +18,12 @@ Split = Literal["train", "test"]
 class DataConfig:
     """Which captioned images to use, and what is held out of training."""
 
-    name: Literal["emoji", "procedural-flowers", "procedural-birds", "folder"] = "emoji"
-    """Source: real emoji art, drawn flowers or birds, or your own folder of images with captions."""
+    name: Literal["emoji", "procedural-flowers", "procedural-birds", "folder", "webdataset", "cub", "oxford"] = "emoji"
+    """Source: real emoji art, drawn flowers or birds, your own folder of images with captions, WebDataset shards, or
+    what `icsd data prepare` made of CUB-200-2011 or Oxford-102."""
 
     root: Path | None = None
-    """Folder of images with captions; name=folder only."""
+    """Folder with the images and captions, shards or prepared set; for folder, webdataset, cub and oxford."""
 
     subset: Literal["busts", "people", "all"] = "busts"
     """Emoji: 828 head-and-shoulders pictures, all 1,368 people, or every named emoji (3,944)."""
@@ -30,7 +32,8 @@ class DataConfig:
     """Test split of emoji and procedural sets: unseen combinations of attributes each seen, or unseen classes."""
 
     test_fraction: float = 0.1
-    """Share of a folder's images that goes to the test split, chosen by a hash of the file name."""
+    """Share of a folder's or shards' images that goes to the test split, chosen by a hash of the file name, where they
+    do not tell it themselves."""
 
     size: int = 2000
     """Number of pictures of a procedural set, both splits together."""
@@ -41,15 +44,23 @@ class DataConfig:
     flip: bool = False
     """Mirror training pictures at random; not for captions that tell left from right."""
 
+    margin: float = 0.0
+    """Share by which pictures are made larger than asked for, to cut a square from them: at random in training, in the
+    middle in the test split. AttnGAN cuts 64 pixels from 76, a margin of 0.1875; 0 always keeps the middle square."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin <= 1:
+            raise InputError(f"data.margin is {self.margin}: give a share from 0 to 1")
+
 
 class Pictures(Protocol):
-    """Pictures by index: a uint8 tensor (N, 3, R, R) held in memory, or an object that decodes on demand."""
+    """Pictures by index: a uint8 tensor (N, 3, H, W) held in memory, or an object that decodes on demand."""
 
     def __len__(self) -> int:
         """Number of pictures."""
 
     def __getitem__(self, index: int) -> Tensor:
-        """Picture ``index``, uint8 (3, R, R)."""
+        """Picture ``index``, uint8 (3, H, W)."""
 
 
 @dataclass(eq=False, repr=False)
@@ -63,13 +74,16 @@ class CaptionedImages(Dataset):
     Attributes:
         name: Source of the images.
         split: "train" or "test".
-        pictures: N pictures, uint8 (3, R, R) each.
+        pictures: N pictures, uint8 (3, H, W) each, both sides at least R.
         captions: Captions of each picture, the plainest first.
         class_ids: Class of each picture; captions of one class are close in meaning.
         attributes: Name to int64 (N,) values; empty where unknown.
         attribute_names: Name to the names of its values.
         attribution: Line owed by whoever shows the pictures, or None.
         flip: Mirror half of the training pictures at random.
+        resolution: Side R of the squares cut from the pictures, at random in the train split, else in the middle; None
+            where the pictures are such squares.
+        vocabulary: Words that a released text encoder of this set goes with, or None.
     """
 
     name: str
@@ -81,6 +95,8 @@ class CaptionedImages(Dataset):
     attribute_names: dict[str, list[str]] = field(default_factory=dict)
     attribution: str | None = None
     flip: bool = False
+    resolution: int | None = None
+    vocabulary: Vocabulary | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -92,6 +108,7 @@ class CaptionedImages(Dataset):
         sentences = self.captions[index]
         training = self.split == "train"
         choice = int(torch.randint(len(sentences), ())) if training else 0
+        picture = self._cut(picture, training)
         if training and self.flip and torch.rand(()) < 0.5:
             picture = picture.flip(-1)
         return {
@@ -101,17 +118,10 @@ class CaptionedImages(Dataset):
             "index": index,
         }
 
-
-def to_picture(image: Image.Image, resolution: int) -> Tensor:
-    """Bring any Pillow image to uint8 (3, resolution, resolution).
-
-    Turns it as its EXIF orientation says, lays transparency on white, cuts the middle square and resizes (Lanczos).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits instead of scaling them
-        image = image.point(lambda value: value * (1 / 256), "L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    def _cut(self, picture: Tensor, training: bool) -> Tensor:
+        side = self.resolution or picture.shape[-1]
+        spare = [length - side for length in picture.shape[-2:]]
+        if not any(spare):
+            return picture
+        top, left = (int(torch.randint(length + 1, ())) if training else length // 2 for length in spare)
+        return picture[:, top : top + side, left : left + side]

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from icsd.data.captions import with_article
-from icsd.data.dataset import CaptionedImages, DataConfig, Split, to_picture
+from icsd.data.dataset import CaptionedImages, DataConfig, Split
+from icsd.data.images import to_picture
 from icsd.errors import InputError
 
 ATTRIBUTION = (

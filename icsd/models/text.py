@@ -187,12 +187,15 @@ def _features(words: Tensor, sentence: Tensor, lengths: Tensor) -> TextFeatures:
     )
 
 
-def build_text_encoder(config: TextConfig, captions: Iterable[str]) -> TextEncoder:
+def build_text_encoder(
+    config: TextConfig, captions: Iterable[str], vocabulary: Vocabulary | None = None
+) -> TextEncoder:
     """A new text encoder.
 
     Args:
         config: Which, and how wide.
         captions: All training captions: they make the vocabulary or the standardisation.
+        vocabulary: The bilstm's words instead, where the data set brings those of a released encoder.
 
     Returns:
         The encoder.
@@ -201,7 +204,7 @@ def build_text_encoder(config: TextConfig, captions: Iterable[str]) -> TextEncod
         InputError: The packages of the sentence encoder are missing.
     """
     if config.encoder == "bilstm":
-        return BiLSTMEncoder(config, Vocabulary.build(captions))
+        return BiLSTMEncoder(config, vocabulary or Vocabulary.build(captions))
     return SentenceEncoder(config, captions)
 
 

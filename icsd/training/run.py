@@ -69,7 +69,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     if resume is None:
         torch.manual_seed(config.seed)
         captions = [caption for captions in train_set.captions for caption in captions]
-        trainer = Trainer(config, build_text_encoder(config.text, captions))
+        trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary))
     else:
         trainer = _restore(config, resume)
     backend = _backend(trainer.device)

@@ -1,11 +1,8 @@
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from icsd.data import CaptionedImages, DataConfig, open_dataset
-from icsd.data.dataset import to_picture
 from icsd.errors import InputError
 
 
@@ -52,48 +49,41 @@ def test_loader_is_deterministic_under_torch_seeds(workers):
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour"),
-    [("RGB", (255, 0, 0)), ("L", 76), ("CMYK", (0, 255, 255, 0)), ("P", (255, 0, 0)), ("LA", (76, 255)), ("1", 1)],
+    "config",
+    [DataConfig(root="somewhere"), *(DataConfig(name=name) for name in ("folder", "webdataset", "cub", "oxford"))],
 )
-def test_every_mode_becomes_rgb(mode, colour):
-    image = Image.new("RGB", (6, 6), colour).convert("P") if mode == "P" else Image.new(mode, (6, 6), colour)
-    picture = to_picture(image, 4)
-    assert picture.shape == (3, 4, 4)
-    assert picture.dtype == torch.uint8
-    expected = {"RGB": (255, 0, 0), "CMYK": (255, 0, 0), "P": (255, 0, 0), "1": (255, 255, 255)}.get(mode, (76, 76, 76))
-    assert picture[:, 1, 1].tolist() == list(expected)
-
-
-def test_sixteen_bits_are_scaled_not_clipped():
-    image = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
-    assert to_picture(image, 4).unique().tolist() == [0x80]
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "PA", "P"])
-def test_transparency_lies_on_white(mode):
-    image = Image.new("RGBA", (6, 6), (200, 0, 0, 0))
-    image.putpixel((3, 3), (200, 0, 0, 255))
-    if mode == "P":
-        image = Image.new("P", (6, 6), 7)
-        image.info["transparency"] = 7
-    picture = to_picture(image.convert("PA") if mode == "PA" else image, 6)
-    assert picture[:, 0, 0].tolist() == [255, 255, 255]
-
-
-def test_orientation_is_applied():
-    image = Image.new("RGB", (4, 4), "white")
-    image.putpixel((0, 0), (0, 0, 0))
-    image.getexif()[0x0112] = 6  # turn by 90 degrees clockwise: the top left corner goes to the top right
-    assert to_picture(image, 4)[0, 0].tolist() == [255, 255, 255, 0]
-
-
-def test_the_middle_square_is_kept():
-    image = Image.new("RGB", (12, 4), "black")
-    image.paste((255, 255, 255), (4, 0, 8, 4))
-    assert to_picture(image, 4).min() == 255
-
-
-@pytest.mark.parametrize("config", [DataConfig(root="somewhere"), DataConfig(name="folder")])
-def test_root_goes_with_folders_only(config):
+def test_root_goes_with_stored_sets_only(config):
     with pytest.raises(InputError, match=r"data\.root"):
         open_dataset(config, "train", 8)
+
+
+def coordinates(height, width):
+    """A picture whose first two channels tell each pixel's row and column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns, columns]).byte()
+
+
+def test_training_pictures_are_cut_at_random_and_others_in_the_middle():
+    pictures = [coordinates(8, 12)] * 8
+    corners = {}
+    for split in ("train", "test"):
+        dataset = CaptionedImages("made", split, pictures, [["a"]] * 8, [0] * 8, resolution=5)
+        images = [dataset[0]["image"] for _ in range(400)]
+        assert {image.shape for image in images} == {(3, 5, 5)}
+        corners[split] = {tuple(image.add(1).mul(127.5).round()[:2, 0, 0].int().tolist()) for image in images}
+    assert corners["test"] == {(1, 3)}
+    assert corners["train"] == {(top, left) for top in range(4) for left in range(8)}
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1875])
+def test_margin(margin):
+    config = DataConfig(name="procedural-flowers", size=24, margin=margin)
+    dataset = open_dataset(config, "train", 64)
+    assert dataset.pictures.shape[-1] == {0.0: 64, 0.1875: 76}[margin]
+    assert dataset[0]["image"].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("margin", [-0.1, 1.5, float("nan")])
+def test_margin_is_checked(margin):
+    with pytest.raises(InputError, match=r"data\.margin"):
+        DataConfig(margin=margin)

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from icsd.data import DataConfig, folder, open_dataset
+from icsd.data import DataConfig, images, open_dataset
 from icsd.data.folder import write_folder
 from icsd.errors import InputError
 
@@ -113,9 +114,25 @@ def test_jsonl(root):
     assert len(by_caption(root)["caption 0"]) == 2
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_lists_tell_classes_and_splits(root, form):
+    names = ["a.png", "b.jpg", "deep/c.JPG", "d.jpeg", "e.png", "f.gif"]
+    rows = [(name, f"caption {name}", "xyyzzz"[i], "test" if i in (1, 4) else "train") for i, name in enumerate(names)]
+    if form == "csv":
+        lines = ["file,caption,class,split", *map(",".join, rows), "a.png,again,,"]
+    else:
+        lines = [json.dumps(dict(zip(("file", "caption", "class", "split"), row, strict=True))) for row in rows]
+        lines.append(json.dumps({"file": "a.png", "caption": ["again", ""]}))
+    (root / f"captions.{form}").write_text("\n".join(lines))
+    train, test = (open_dataset(config(root, seed=5), split, 8) for split in ("train", "test"))
+    assert test.captions == [["caption b.jpg"], ["caption e.png"]]
+    assert train.captions[0] == ["caption a.png", "again"]
+    assert (train.class_ids, test.class_ids) == ([0, 2, 1, 2], [1, 2]), "in the order of their names"
+
+
 def test_large_folders_are_decoded_on_demand(root, monkeypatch):
     cached = open_dataset(config(root), "train", 8)
-    monkeypatch.setattr(folder, "_MEMORY", 0)
+    monkeypatch.setattr(images, "_MEMORY", 0)
     lazy = open_dataset(config(root), "train", 8)
     assert isinstance(cached.pictures, torch.Tensor)
     assert not isinstance(lazy.pictures, torch.Tensor)
@@ -139,7 +156,7 @@ def test_test_fraction_is_checked(root, fraction):
 @pytest.mark.parametrize("memory", [0, 2**20])
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
 def test_unreadable_image_is_named(root, monkeypatch, memory, content):
-    monkeypatch.setattr(folder, "_MEMORY", memory)
+    monkeypatch.setattr(images, "_MEMORY", memory)
     (root / "a.png").write_bytes(content)
     assert f"{root / 'a.png'} cannot be read as an image" in error(root)
 
@@ -185,6 +202,11 @@ def test_captions_in_another_encoding(root):
         ("captions.jsonl", '{"file": "a.png", "caption": 3}', "line 1, must read"),
         ("captions.csv", "file,caption\na.png," + "x" * 200_000, "is not CSV after line 1"),
         ("captions.jsonl", '{"file": "z.png", "caption": "x"}', "line 1, names 'z.png'"),
+        ("captions.jsonl", '{"file": "a.png", "caption": ["x", 3]}', "line 1, must read"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "x", "class": 3}', "line 1, must read"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "x", "split": "val"}', "line 1, tells the split 'val'"),
+        ("captions.csv", "file,caption,class\na.png,x,1\na.png,y,2", "puts a.png into '2', an earlier row into '1'"),
+        ("captions.csv", "file,caption,split\na.png,x,test\na.png,y,train", "puts a.png into 'train'"),
     ],
 )
 def test_bad_lists(root, name, text, complaint):
@@ -192,6 +214,17 @@ def test_bad_lists(root, name, text, complaint):
     message = error(root)
     assert complaint in message
     assert str(root) in message
+
+
+@pytest.mark.parametrize(
+    ("splits", "complaint"),
+    [("train,,train,,,", "has no split while others have one"), (",".join(["train"] * 6), "test")],
+)
+def test_incomplete_splits(root, splits, complaint):
+    names = ["a.png", "b.jpg", "deep/c.JPG", "d.jpeg", "e.png", "f.gif"]
+    rows = [f"{name},x,{split}" for name, split in zip(names, splits.split(","), strict=True)]
+    (root / "captions.csv").write_text("\n".join(["file,caption,split", *rows]))
+    assert complaint in error(root)
 
 
 def test_two_lists(root):
@@ -210,6 +243,17 @@ def test_written_folder_reads_back(tmp_path):
     assert torch.equal(images, emoji.pictures[order])
     assert [captions for dataset in back for captions in dataset.captions] == [emoji.captions[i] for i in order]
     assert (tmp_path / "out" / "ATTRIBUTION").read_text().strip() == emoji.attribution
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    dataset = open_dataset(DataConfig(holdout="unseen-class"), "test", 8)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(dataset, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten(root):
