@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jsonargparse import Namespace
+from PIL import Image
 
 from icsd.cli.parser import Parser, check_picture_file
-from icsd.data import DataConfig, open_dataset
-from icsd.data.folder import write_folder
+from icsd.data import CaptionedImages, DataConfig, open_dataset, write_folder
+from icsd.data.files import check_new
+from icsd.data.prepared import describe, write_prepared
+from icsd.data.records import Listing, with_splits
+from icsd.data.sources import READERS, list_set
 from icsd.errors import InputError
 from icsd.pictures import caption_grid
 
-DESCRIPTION = """Look at a captioned image set, or export one.
+DESCRIPTION = """Prepare a captioned image set, look at one, or export one.
 
 Examples:
+
+  icsd data prepare cub CUB_200_2011.tgz birds.zip data/birds
+      CUB-200-2011 as downloaded; then: icsd train --config configs/birds.yaml
 
   icsd data preview
       the emoji that the demo trains on, in preview.png
@@ -28,11 +37,44 @@ Examples:
   icsd data export flowers --data.name procedural-flowers --data.size 500
       a folder of drawn flowers, a .txt with captions beside each"""
 
+PREPARE = """Read a set from the archives or folders in which it was published, check it, and write it ready to train:
+pictures cropped and reduced once, captions, classes and splits in one captions.jsonl, the vocabulary, AttnGAN's
+pickles, and beside it a contact sheet. Archives are read where they lie, and no code of a pickle is run.
+
+  icsd data prepare cub CUB_200_2011.tgz birds.zip data/birds
+      the 2011 images, and AttnGAN's captions (or Reed's: any archive with text_c10 and the lists of classes)
+
+  icsd data prepare oxford 102flowers.tgz cvpr2016_flowers.tar.gz data/flowers
+      Oxford-102, and Reed's captions
+
+  icsd data prepare folder photos data/photos
+      your own images: a .txt beside each, a captions.csv (file,caption) or a captions.jsonl
+
+  icsd data prepare webdataset shards data/photos
+      WebDataset shards, .tar files
+
+  icsd data prepare cub CUB_200_2011 text data/birds --partial --dry-run
+      what could be made of an incomplete download; writes nothing
+
+The last path is the new folder. It appears when it is complete; after an error or Ctrl-C nothing is left of it."""
+
+_CONFIGS = {"cub": "birds", "oxford": "flowers", "folder": "folder", "webdataset": "folder"}
+
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
     """Add the actions and their options."""
-    parser.usage = "icsd data {preview,export} [options]"
+    parser.usage = "icsd data {prepare,preview,export} [options]"
     parser.description = DESCRIPTION
+    prepare = Parser(usage="icsd data prepare SET PATH... OUT [options]", description=PREPARE)
+    prepare.add_argument("set", type=Literal[tuple(READERS)], metavar="SET", help=", ".join(READERS))
+    prepare.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="archives and folders that hold the set")
+    prepare.add_argument("out", type=Path, metavar="OUT", help="new or empty folder to write to")
+    prepare.add_argument("--size", type=int, default=304, help="shorter side of the pictures at most; 304 suits 256")
+    prepare.add_argument("--partial", action="store_true", help="go on with what there is of an incomplete set")
+    prepare.add_argument("--dry-run", action="store_true", help="say what was found and would be done; write nothing")
+    prepare.add_argument("--test_fraction", type=float, default=0.1, help="share held out where the set tells no split")
+    prepare.add_argument("--seed", type=int, default=0, help="seed of that split")
+    prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
     preview = Parser(
         usage="icsd data preview [options]",
         description="Write a contact sheet: pictures of a set with their first captions.",
@@ -49,31 +91,97 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
         command.add_argument("--split", type=Literal["train", "test"], default="train", help="which part of the set")
         command.add_class_arguments(DataConfig, "data")
     subcommands = parser.add_subcommands(dest="action")
+    subcommands.add_subcommand("prepare", prepare, help="read a downloaded set and write it ready to train")
     subcommands.add_subcommand("preview", preview, help="write a contact sheet of pictures and captions")
     subcommands.add_subcommand("export", export, help="write pictures and captions to a folder")
 
 
 def run(options: Namespace) -> int:
-    """Preview or export."""
-    action = options[options.action]
-    if action.resolution < 1:
-        raise InputError(f"resolution is {action.resolution}: give at least 1")
-    dataset = open_dataset(action.data, action.split, action.resolution)
-    if options.action == "export":
-        write_folder(dataset, action.folder)
-        print(f"{action.folder}: {len(dataset)} pictures of {dataset.name}, split {action.split}")
+    """Do what the action says."""
+    return {"prepare": _prepare, "preview": _preview, "export": _export}[options.action](options[options.action])
+
+
+def _prepare(options: Namespace) -> int:
+    for key in ("size", "workers"):
+        if options[key] < 1:
+            raise InputError(f"{key} is {options[key]}: give at least 1")
+    check_new(options.out)
+    files, listing = list_set(options.set, options.paths)
+    if listing.problems and not options.partial:
+        problems = "\n  ".join(listing.problems)
+        raise InputError(
+            f"{options.set} is not complete; correct this, or give --partial to go on with what there is. "
+            f"Nothing was written:\n  {problems}"
+        )
+    listing.records = with_splits(listing.records, options.test_fraction, options.seed)
+    _summarise(options, listing)
+    if options.dry_run:
+        print("dry run      nothing was written")
         return 0
-    if action.count < 1:
-        raise InputError(f"count is {action.count}: give at least 1")
-    check_picture_file(action.out)
-    count = min(action.count, len(dataset))
+    write_prepared(
+        options.set,
+        listing,
+        files,
+        options.out,
+        size=options.size,
+        workers=options.workers,
+        partial=options.partial,
+    )
+    name = options.set if options.set in ("cub", "oxford") else "folder"
+    sheet = options.out.with_name(f"{options.out.name}-contact-sheet.png")
+    dataset = open_dataset(DataConfig(name=name, root=options.out), "train", 128)
+    _contact_sheet(dataset, 24).save(sheet)
+    print(f"written      {options.out}")
+    print(f"look at      {sheet}")
+    root = shlex.quote(str(options.out))
+    print(f"try next     icsd train --config configs/{_CONFIGS[options.set]}.yaml --data.root {root}")
+    return 0
+
+
+def _summarise(options: Namespace, listing: Listing) -> None:
+    print(f"set          {options.set}, from {' and '.join(map(str, options.paths))}")
+    for split, numbers in describe(listing).items():
+        told = ", ".join(f"{number:,} {what}" for what, number in numbers.items())
+        print(f"{split:<13}{told}")
+    if listing.vocabulary:
+        print(f"vocabulary   {len(listing.vocabulary.words):,} words, those of the captions.pickle given")
+    boxed = sum(record.box is not None for record in listing.records)
+    crop = f"{boxed:,} cropped to their boxes, " if boxed else ""
+    print(f"pictures     {crop}shorter side at most {options.size} pixels")
+    for what, lines in (("problem", listing.problems), ("note", listing.notes)):
+        for line in lines:
+            print(f"{what:<13}{line}")
+
+
+def _preview(options: Namespace) -> int:
+    dataset = _open(options)
+    if options.count < 1:
+        raise InputError(f"count is {options.count}: give at least 1")
+    check_picture_file(options.out)
+    _contact_sheet(dataset, options.count).save(options.out)
+    print(options.out)
+    return 0
+
+
+def _export(options: Namespace) -> int:
+    dataset = _open(options)
+    write_folder(dataset, options.folder)
+    print(f"{options.folder}: {len(dataset)} pictures of {dataset.name}, split {dataset.split}")
+    return 0
+
+
+def _open(options: Namespace) -> CaptionedImages:
+    if options.resolution < 1:
+        raise InputError(f"resolution is {options.resolution}: give at least 1")
+    return open_dataset(options.data, options.split, options.resolution)
+
+
+def _contact_sheet(dataset: CaptionedImages, count: int) -> Image.Image:
+    count = min(count, len(dataset))
     chosen = [index * len(dataset) // count for index in range(count)]
-    grid = caption_grid(
+    return caption_grid(
         [torch.stack([dataset[index]["image"] for index in chosen])],
         [dataset.captions[index][0] for index in chosen],
-        title=f"{dataset.name}, split {action.split}: {len(dataset)} pictures",
+        title=f"{dataset.name}, split {dataset.split}: {len(dataset)} pictures",
         footer=dataset.attribution,
     )
-    grid.save(action.out)
-    print(action.out)
-    return 0

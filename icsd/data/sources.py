@@ -1,9 +1,20 @@
-"""Which module opens which images."""
+"""Which module opens or lists which images."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from icsd.data.cub import read_cub
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
 from icsd.data.emoji import open_emoji
-from icsd.data.folder import open_folder
+from icsd.data.files import Files
+from icsd.data.folder import open_folder, read_folder
+from icsd.data.oxford import read_oxford
+from icsd.data.prepared import open_prepared
 from icsd.data.procedural import open_procedural
+from icsd.data.records import Listing
+from icsd.data.webdataset import open_webdataset, read_webdataset, shards
 from icsd.errors import InputError
 
 SOURCES = {
@@ -11,7 +22,34 @@ SOURCES = {
     "procedural-flowers": open_procedural,
     "procedural-birds": open_procedural,
     "folder": open_folder,
+    "webdataset": open_webdataset,
+    "cub": open_prepared,
+    "oxford": open_prepared,
 }
+
+STORED = ("folder", "webdataset", "cub", "oxford")
+"""The sources that lie in a folder of the user's."""
+
+
+READERS = {"cub": read_cub, "oxford": read_oxford, "folder": read_folder, "webdataset": read_webdataset}
+"""What can be prepared."""
+
+
+def list_set(name: str, paths: Sequence[Path]) -> tuple[Files, Listing]:
+    """List the captioned pictures of a set as it was published, or of your own.
+
+    Args:
+        name: One of `READERS`.
+        paths: Folders and archives that hold the images, captions and lists.
+
+    Returns:
+        The files in them, and the pictures.
+
+    Raises:
+        InputError: A file cannot be read or contradicts another.
+    """
+    files = shards(paths) if name == "webdataset" else Files(paths)
+    return files, READERS[name](files)
 
 
 def open_dataset(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
@@ -28,7 +66,9 @@ def open_dataset(config: DataConfig, split: Split, resolution: int) -> Captioned
     Raises:
         InputError: If the configuration, a file or a needed package cannot be used; the message says what to do.
     """
-    if (config.root is None) == (config.name == "folder"):
-        remedy = "give the folder of images" if config.root is None else "leave it out or set data.name=folder"
+    if (config.root is None) == (config.name in STORED):
+        remedy = "give its folder" if config.root is None else f"leave it out or set data.name to one of {STORED}"
         raise InputError(f"data.root={config.root} does not go with data.name={config.name}; {remedy}")
-    return SOURCES[config.name](config, split, resolution)
+    dataset = SOURCES[config.name](config, split, round(resolution * (1 + config.margin)))
+    dataset.resolution = resolution
+    return dataset

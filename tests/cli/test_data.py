@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from layouts import CUB, pack
 from PIL import Image
 
 FLOWERS = ("--data.name", "procedural-flowers", "--data.size", "24")
@@ -20,9 +21,71 @@ def test_an_exported_set_can_be_read_as_a_folder(icsd, workplace):
     assert icsd("data", "preview", "--data.name", "folder", "--data.root", "flowers", "--split", "test")[0] == 0
 
 
+@pytest.fixture
+def download(cub, workplace):
+    """Archives of drawn birds in the current folder."""
+    pack(cub / CUB, workplace / "CUB_200_2011.tgz")
+    pack(cub / "birds", workplace / "birds.zip")
+    return ["prepare", "cub", "CUB_200_2011.tgz", "birds.zip", "data/birds"]
+
+
+def everything():
+    return sorted(Path().rglob("*"))
+
+
+def test_prepare(icsd, download):
+    code, out, err = icsd("data", *download, "--partial", "--workers", "2")
+    assert code == 0, err
+    assert "train        34 pictures, 23 classes, 340 captions\n" in out
+    assert "problem      the train split has 34 pictures of 23 classes, the set is known for 8,855 of 150\n" in out
+    assert out.endswith("try next     icsd train --config configs/birds.yaml --data.root data/birds\n")
+    with Image.open("data/birds-contact-sheet.png") as picture:
+        assert min(picture.size) > 300
+    shown = icsd("data", "preview", "--data.name", "cub", "--data.root", "data/birds", "--data.margin", "0.1875")
+    assert shown == (0, "preview.png\n", "")
+
+
+@pytest.mark.parametrize(("options", "code"), [(["--partial"], 0), ([], 2)])
+def test_a_dry_run_writes_nothing(icsd, download, options, code):
+    before = everything()
+    ended, out, err = icsd("data", *download, "--dry-run", *options)
+    assert ended == code
+    assert "the test split has 6 pictures of 4 classes, the set is known for 2,933 of 50\n" in out + err
+    assert ("nothing was written\n" in out) == (code == 0)
+    assert everything() == before
+
+
+def test_an_incomplete_set_is_refused(fails, download):
+    before = everything()
+    message = fails("data", *download)
+    assert "give --partial to go on" in message
+    assert message.count("the set is known for") == 2
+    assert everything() == before
+
+
+@pytest.mark.parametrize("name", ["folder", "webdataset"])
+def test_prepare_what_is_ones_own(icsd, workplace, name):
+    assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0
+    source = "flowers" if name == "folder" else str(pack(Path("flowers"), Path("flowers.tar"), base=""))
+    code, out, _ = icsd("data", "prepare", name, source, "data/flowers", "--test_fraction", "0.25")
+    assert code == 0
+    assert "test         4 pictures, 4 classes, 40 captions\n" in out
+    assert out.endswith("try next     icsd train --config configs/folder.yaml --data.root data/flowers\n")
+    assert icsd("data", "preview", "--data.name", "folder", "--data.root", "data/flowers")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["prepare", "coco", "in", "out"], '"set"'),
+        (["prepare", "cub", "out"], "out"),
+        (["prepare", "cub", "absent.tgz", "out"], "absent.tgz does not exist"),
+        (["prepare", "cub", "full", "out"], "hold no images.txt"),
+        (["prepare", "folder", "full", "out"], "full holds 0 images"),
+        (["prepare", "webdataset", "full", "out"], "full holds no .tar"),
+        (["prepare", "folder", "full", "full"], "full is not an empty folder"),
+        (["prepare", "folder", "full", "out", "--size", "0"], "size is 0"),
+        (["prepare", "folder", "full", "out", "--workers", "0"], "workers is 0"),
         (["preview", "--resolution", "0"], "resolution is 0"),
         (["preview", "--count", "0"], "count is 0"),
         (["preview", "--out", "sheet"], "out is sheet"),

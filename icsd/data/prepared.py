@@ -1,0 +1,195 @@
+"""Prepared sets: pictures cropped and reduced once, with everything that was said of them.
+
+A prepared set is a folder that `icsd.data.folder` reads: ``images/`` and a ``captions.jsonl`` with captions, classes
+and splits. Beside them lie ``set.json`` with what was found, and the pickles of `icsd.data.attngan`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from icsd.data.attngan import pickles
+from icsd.data.captions import Vocabulary
+from icsd.data.dataset import CaptionedImages, DataConfig, Split
+from icsd.data.files import Files, new_folder
+from icsd.data.folder import open_folder
+from icsd.data.images import UNREADABLE, to_rgb, to_short_side, unreadable
+from icsd.data.records import Listing, Record
+from icsd.errors import InputError
+
+FORMAT_VERSION = 1
+
+_QUALITY = 95  # of JPEG, with full colour resolution: 304 pixels take about 45 KB
+
+
+def open_prepared(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
+    """Open one split of what `write_prepared` wrote; see `icsd.data.open_dataset`."""
+    path = Path(config.root) / "set.json"
+    remedy = f"make one with `icsd data prepare {config.name} DOWNLOADS... FOLDER`"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found = (about["set"], about["format"])
+        vocabulary = about["vocabulary"] and Vocabulary(about["vocabulary"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"data.root={config.root} is no prepared set ({error}); {remedy}") from error
+    if found != (config.name, FORMAT_VERSION):
+        raise InputError(f"{path} is of {found[0]}, format {found[1]}, not of data.name={config.name}; {remedy}")
+    dataset = open_folder(config, split, resolution)
+    dataset.name = config.name
+    dataset.vocabulary = vocabulary
+    return dataset
+
+
+def write_prepared(
+    name: str, listing: Listing, files: Files, out: Path, *, size: int = 304, workers: int = 1, partial: bool = False
+) -> None:
+    """Crop, reduce and write every picture of a listing, with its captions, class and split.
+
+    Args:
+        name: What ``data.name`` opens the set again.
+        listing: The pictures, each with a split.
+        files: Where they are.
+        out: A new or empty folder, written whole or not at all.
+        size: Shorter side of the pictures at most, in pixels; smaller ones are not enlarged.
+        workers: Threads that decode; Pillow lets them run side by side.
+        partial: Leave out images that cannot be read, and say so in ``set.json``.
+
+    Raises:
+        InputError: ``out`` holds anything already, two pictures have one name, or an image cannot be read.
+        OSError: The disk is full or the like; nothing is left behind.
+    """
+    targets: dict[str, Record] = {}
+    for record in listing.records:
+        other = targets.setdefault(_target(record), record)
+        if other is not record:
+            raise InputError(f"{other.image} and {record.image} would become one file; rename one of them")
+    with new_folder(out) as folder:
+        broken: dict[str, str] = {}
+
+        def write(record: Record, data: bytes) -> None:
+            try:
+                encoded = _encode(data, record, size)
+            except UNREADABLE as error:
+                if not partial:
+                    raise unreadable(str(record.image), error) from error
+                broken[record.name] = str(unreadable(str(record.image), error))
+                return
+            target = folder / _target(record)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(encoded)
+
+        by_image = {record.image: record for record in listing.records}
+        progress = tqdm(total=len(by_image), desc="preparing", unit="image", mininterval=0.5)
+        with progress, _Pool(workers) as pool:
+            for image, data in files.read(by_image):
+                pool.submit(write, by_image[image], data)
+                progress.update()
+        records = [record for record in listing.records if record.name not in broken]
+        problems = [*listing.problems, *broken.values()]
+        _write_texts(folder, name, replace(listing, records=records, problems=problems), size)
+
+
+def describe(listing: Listing) -> dict[str, dict[str, int]]:
+    """Numbers of pictures, classes and captions of each split."""
+    about = {}
+    for split in ("train", "test"):
+        records = [record for record in listing.records if record.split == split]
+        about[split] = {
+            "pictures": len(records),
+            "classes": len({record.label for record in records}),
+            "captions": sum(len(record.captions) for record in records),
+        }
+    return about
+
+
+def crop_to_box(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """Cut a square around a box, its side 1.5 times the box's longer one, as far as the image goes (StackGAN, AttnGAN).
+
+    Raises:
+        ValueError: The box lies outside of the image.
+    """
+    left, top, width, height = box
+    half = int(0.75 * max(width, height))
+    x, y = int(left + width / 2), int(top + height / 2)
+    edges = (max(0, x - half), max(0, y - half), min(image.width, x + half), min(image.height, y + half))
+    if not (edges[0] < edges[2] and edges[1] < edges[3]):
+        raise ValueError(f"its box {box} lies outside of its {image.width} x {image.height} pixels")
+    return image.crop(edges)
+
+
+def _target(record: Record) -> str:
+    return str("images" / PurePosixPath(record.name).with_suffix(".jpg"))
+
+
+def _encode(data: bytes, record: Record, size: int) -> bytes:
+    with Image.open(io.BytesIO(data)) as image:
+        if record.box:
+            image = to_rgb(crop_to_box(image, record.box))
+        else:
+            image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded smaller
+            image = to_rgb(image)
+    if min(image.size) > size:
+        image = to_short_side(image, size)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=_QUALITY, subsampling=0)
+    return encoded.getvalue()
+
+
+def _write_texts(folder: Path, name: str, listing: Listing, size: int) -> None:
+    """Write all that is no picture."""
+    rows = [
+        {"file": _target(record), "caption": record.captions, "class": record.class_name, "split": record.split}
+        for record in listing.records
+    ]
+    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    (folder / "captions.jsonl").write_text(lines, encoding="utf-8")
+    about = {
+        "format": FORMAT_VERSION,
+        "set": name,
+        "size": size,
+        "splits": describe(listing),
+        "problems": listing.problems,
+        "notes": listing.notes,
+        "vocabulary": listing.vocabulary and listing.vocabulary.words,
+    }
+    (folder / "set.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+    vocabulary = listing.vocabulary or Vocabulary.build(
+        caption for record in listing.records for caption in record.captions
+    )
+    splits = {split: [record for record in listing.records if record.split == split] for split in ("train", "test")}
+    for path, data in pickles(splits, vocabulary).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+class _Pool:
+    """Threads with a short queue, so that what is read does not pile up; the first error ends it."""
+
+    def __init__(self, workers: int) -> None:
+        self.executor = ThreadPoolExecutor(workers)
+        self.pending: deque[Future] = deque()
+        self.most = 4 * workers
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.pending.append(self.executor.submit(function, *arguments))
+        if len(self.pending) > self.most:
+            self.pending.popleft().result()
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        self.executor.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for future in self.pending:
+                future.result()
