@@ -1,0 +1,137 @@
+// Small kernels, each for something that CUDA promises and the emulator must keep.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+#include <mma.h>
+
+#include "cuda/launch.cuh"
+
+using icsd::cuda::launch;
+namespace wmma = nvcuda::wmma;
+
+namespace {
+
+__global__ void round_to(const float* x, float* half, float* bfloat16, float* tf32, int n) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    half[i] = __half2float(__float2half(x[i]));
+    bfloat16[i] = __bfloat162float(__float2bfloat16(x[i]));
+    tf32[i] = wmma::__float_to_tf32(x[i]);
+  }
+}
+
+// One tile of c = a b, a row-major and b column-major.
+template <int m, int n, int k, class T, class E, class C>
+__global__ void product(const E* a, const E* b, C* c) {
+  __shared__ __align__(32) C tile[m * (n + 8)];
+  wmma::fragment<wmma::matrix_a, m, n, k, T, wmma::row_major> left;
+  wmma::fragment<wmma::matrix_b, m, n, k, T, wmma::col_major> right;
+  wmma::fragment<wmma::accumulator, m, n, k, C> sum;
+  wmma::load_matrix_sync(left, a, k);
+  wmma::load_matrix_sync(right, b, k);
+  wmma::fill_fragment(sum, C(0));
+  wmma::mma_sync(sum, left, right, sum);
+  for (C& x : sum.x) x *= 2;
+  wmma::store_matrix_sync(tile, sum, n + 8, wmma::mem_row_major);
+  __syncwarp();
+  for (int i = threadIdx.x; i < m * n; i += 32) c[i] = tile[i / n * (n + 8) + i % n];
+}
+
+constexpr unsigned kAll = 0xffffffff;
+
+__global__ void warp(const int* x, int* out) {
+  const int lane = threadIdx.x % 32, value = x[threadIdx.x];
+  int* to = out + threadIdx.x;
+  const auto write = [&](int result) {
+    *to = result;
+    to += blockDim.x;
+  };
+  write(__shfl_sync(kAll, value, 5));
+  write(__shfl_sync(kAll, value, lane + 1, 8));
+  write(__shfl_up_sync(kAll, value, 3));
+  write(__shfl_down_sync(kAll, value, 3, 16));
+  write(__shfl_xor_sync(kAll, value, 9));
+  write(__popc(__ballot_sync(kAll, value % 3 == 0)));
+  write(__any_sync(kAll, value == 40));
+  write(__all_sync(kAll, value < 90));
+  write(__reduce_add_sync(kAll, value));
+  write(__reduce_max_sync(kAll, value));
+  write(__reduce_min_sync(kAll, value));
+  // The halves of the warp go separate ways.
+  const unsigned half = lane < 16 ? 0x0000ffff : 0xffff0000;
+  write(lane < 16 ? __reduce_add_sync(half, value) : __reduce_max_sync(half, value));
+  write(__syncthreads_count(value % 2));
+  write(__syncthreads_or(value == 40));
+  write(__syncthreads_and(value < 90));
+}
+
+__global__ void atomics(float* sum, int* largest, unsigned* turns, int* order) {
+  atomicAdd(sum, 0.5f);
+  atomicMax(largest, int(threadIdx.x * 7 % 31));
+  atomicInc(turns, 9);
+  if (threadIdx.x == 0) order[atomicAdd(order + gridDim.x, 1)] = blockIdx.x;
+}
+
+// Copies rows, the first half of each by way of shared memory.
+__global__ void move_rows(const float* x, float* out, int columns) {
+  ICSD_DYNAMIC_SHARED(float4, row);
+  const auto* from = reinterpret_cast<const float4*>(x + blockIdx.x * columns);
+  auto* to = reinterpret_cast<float4*>(out + blockIdx.x * columns);
+  const int half = columns / 8;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) __pipeline_memcpy_async(&row[i], &from[i], 16);
+  __pipeline_commit();
+  for (int i = half + threadIdx.x; i < 2 * half; i += blockDim.x) __stcs(&to[i], __ldcs(&from[i]));
+  __pipeline_wait_prior(0);
+  for (int i = threadIdx.x; i < half; i += blockDim.x) to[i] = row[i];
+}
+
+__global__ void zero_filled(const float* x, float* out) {
+  __shared__ float4 line;
+  __pipeline_memcpy_async(&line, x, 16, 10);
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  *reinterpret_cast<float4*>(out) = line;
+}
+
+__global__ void nothing() {}
+
+}  // namespace
+
+extern "C" {
+
+void emulate_round_to(const float* x, float* half, float* bfloat16, float* tf32, int n) {
+  launch(round_to, 1, 64, 0, nullptr, x, half, bfloat16, tf32, n);
+}
+void emulate_product_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
+  launch(product<16, 16, 16, __nv_bfloat16, __nv_bfloat16, float>, 1, 32, 0, nullptr, a, b, c);
+}
+void emulate_product_float16(const __half* a, const __half* b, float* c) {
+  launch(product<32, 8, 16, __half, __half, float>, 1, 32, 0, nullptr, a, b, c);
+}
+void emulate_product_tf32(const float* a, const float* b, float* c) {
+  launch(product<16, 16, 8, wmma::precision::tf32, float, float>, 1, 32, 0, nullptr, a, b, c);
+}
+void emulate_product_float64(const double* a, const double* b, double* c) {
+  launch(product<8, 8, 4, double, double, double>, 1, 32, 0, nullptr, a, b, c);
+}
+void emulate_warp(const int* x, int* out) { launch(warp, 1, 64, 0, nullptr, x, out); }
+void emulate_atomics(float* sum, int* largest, unsigned* turns, int* order, int blocks) {
+  launch(atomics, blocks, 32, 0, nullptr, sum, largest, turns, order);
+}
+void emulate_move_rows(const float* x, float* out, int rows, int columns) {
+  launch(move_rows, rows, 32, columns * 2, nullptr, x, out, columns);
+}
+void emulate_zero_filled(const float* x, float* out) { launch(zero_filled, 1, 1, 0, nullptr, x, out); }
+int emulate_launch(int blocks, int threads, int shared, int allowed) {
+  if (allowed >= 0) {
+    const cudaError_t refused = cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+    if (refused != cudaSuccess) return refused;
+  }
+  const cudaLaunchConfig_t config = {blocks, threads, std::size_t(shared), nullptr, nullptr, 0};
+  return cudaLaunchKernelEx(&config, nothing);
+}
+int emulate_attribute(int attribute) {
+  int value = -1;
+  cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(attribute), 0);
+  return value;
+}
+}

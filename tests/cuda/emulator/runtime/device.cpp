@@ -1,0 +1,263 @@
+// The host's side: launches, memory, streams, and what the tests set and ask for.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include "cuda_runtime_api.h"
+#include "multiprocessor.h"
+
+struct CUstream_st {};
+struct CUevent_st {
+  std::chrono::steady_clock::time_point time;
+};
+
+namespace emulator {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kSharedByDefault = 48 << 10;
+// ThreadSanitizer knows of 8,000 threads and fibers at a time.
+constexpr unsigned kConcurrentThreads = 4096;
+
+struct Device {
+  std::mutex mutex;
+  std::uint64_t seed = 0;
+  bool concurrent_blocks = false;
+  int multiprocessors = 4;
+  std::atomic<std::uint64_t> launches{0};
+  std::map<const void*, int> shared_limits;
+  std::string failure;
+};
+
+Device& device() {
+  static Device device;
+  return device;
+}
+
+thread_local cudaError_t last_error = cudaSuccess;
+
+cudaError_t result(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+int shared_opt_in() {
+  const int kib = __CUDA_ARCH__ >= 1200 ? 99 : __CUDA_ARCH__ >= 900 ? 227 : __CUDA_ARCH__ > 800 ? 99 : __CUDA_ARCH__ == 800 ? 163 : 64;
+  return kib << 10;
+}
+
+void run(Launch& launch) {
+  std::vector<uint3> blocks;
+  for (unsigned z = 0; z < launch.grid.z; ++z) {
+    for (unsigned y = 0; y < launch.grid.y; ++y) {
+      for (unsigned x = 0; x < launch.grid.x; ++x) blocks.push_back({x, y, z});
+    }
+  }
+  if (launch.seed) std::shuffle(blocks.begin(), blocks.end(), std::minstd_rand(launch.seed));
+  if (!device().concurrent_blocks) {
+    for (std::size_t i = 0; i < blocks.size() && !launch.failed; ++i) Multiprocessor::here().run(launch, blocks[i]);
+    return;
+  }
+  const std::size_t at_once = std::max(2u, kConcurrentThreads / (launch.block.x * launch.block.y * launch.block.z));
+  for (std::size_t begin = 0; begin < blocks.size(); begin += at_once) {
+    std::vector<std::thread> threads;
+    for (std::size_t i = begin; i < std::min(begin + at_once, blocks.size()); ++i) {
+      threads.emplace_back([&launch, block = blocks[i]] { Multiprocessor::here().run(launch, block); });
+    }
+    for (auto& thread : threads) thread.join();
+  }
+}
+
+}  // namespace
+
+cudaError_t start(const void* kernel, const std::function<void()>& body, const cudaLaunchConfig_t& config) {
+  const dim3 &grid = config.grid, &block = config.block;
+  const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 ||
+      grid.y > 0xffff || grid.z == 0 || grid.z > 0xffff) {
+    return result(cudaErrorInvalidConfiguration);
+  }
+  const std::lock_guard lock(device().mutex);
+  const auto limit = device().shared_limits.find(kernel);
+  if (config.dynamicSmemBytes > std::size_t(limit == device().shared_limits.end() ? kSharedByDefault : limit->second)) {
+    return result(cudaErrorInvalidValue);
+  }
+  ++device().launches;
+  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed};
+  run(launch);
+  if (!launch.failed) return cudaSuccess;
+  device().failure = launch.failure;
+  return result(cudaErrorLaunchFailure);
+}
+
+cudaError_t allow_shared(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value < 0 || value > shared_opt_in()) return result(cudaErrorInvalidValue);
+  const std::lock_guard lock(device().mutex);
+  device().shared_limits[kernel] = value;
+  return cudaSuccess;
+}
+
+cudaError_t occupancy(int* blocks, int threads, std::size_t shared) {
+  *blocks = std::min<int>(2048 / threads, shared ? shared_opt_in() / shared : 32);
+  return cudaSuccess;
+}
+
+extern "C" {
+
+// The schedule: 0 runs warps and lanes in order, any other number is another hostile order.
+void emulator_seed(std::uint64_t seed) { device().seed = seed; }
+// Whether each block has an OS thread of its own.
+void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
+void emulator_multiprocessors(int count) { device().multiprocessors = count; }
+std::uint64_t emulator_launches() { return device().launches; }
+// What was wrong with the last launch that failed.
+const char* emulator_failure() { return device().failure.c_str(); }
+}
+
+}  // namespace emulator
+
+using emulator::result;
+
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+  *pointer = nullptr;
+  if (!bytes) return cudaSuccess;
+  if (posix_memalign(pointer, 256, bytes)) return result(cudaErrorMemoryAllocation);
+  std::memset(*pointer, 0xff, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* pointer) {
+  std::free(pointer);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t) { return cudaMalloc(pointer, bytes); }
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cudaFree(pointer); }
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+  return cudaMemcpy(to, from, bytes, kind);
+}
+cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }
+
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  *stream = new CUstream_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new CUevent_st{};
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  event->time = std::chrono::steady_clock::now();
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  *milliseconds = std::chrono::duration<float, std::milli>(to->time - from->time).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : result(cudaErrorInvalidDevice); }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (device != 0) return result(cudaErrorInvalidDevice);
+  switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = emulator::kMaxThreads;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = emulator::kSharedByDefault;
+      break;
+    case cudaDevAttrWarpSize:
+      *value = 32;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = emulator::device().multiprocessors;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 4 << 20;
+      break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = 2 * emulator::kMaxThreads;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = __CUDA_ARCH__ / 100;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = __CUDA_ARCH__ / 10 % 10;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = emulator::shared_opt_in();
+      break;
+    default:
+      return result(cudaErrorInvalidValue);
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+
+cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice:
+      return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+  }
+  return "unrecognized error code";
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? emulator::emulator_failure() : cudaGetErrorName(error);
+}

@@ -1,0 +1,120 @@
+"""Builds CUDA translation units for the emulator (tests/cuda/emulator) with nothing but g++."""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EMULATOR = Path(__file__).parent / "emulator"
+CACHE = ROOT / "build" / "emulator"
+COMPILER = os.environ.get("CXX", "g++").split()[-1]  # without a ccache before it: results are cached here
+
+# Libraries of several modes live in one process: nothing unique among them, no names in common.
+LANGUAGE = ["-std=c++17", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing"]
+INCLUDES = [f"-I{EMULATOR / 'include'}", f"-I{ROOT / 'csrc'}"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-parameter"]
+
+# What each mode adds to the translation unit, to the runtime, and to what links either. The runtime itself is never
+# instrumented: what it does is no part of the program under test.
+KERNEL_FLAGS = {
+    "plain": ["-O2"],
+    "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "counted": ["-O2", "-fno-tree-vectorize", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],
+}
+RUNTIME_FLAGS = {"plain": [], "address": ["-DEMULATOR_ASAN"], "thread": ["-DEMULATOR_TSAN"], "counted": []}
+LINK_FLAGS = {
+    "plain": [],
+    "address": ["-fsanitize=address,undefined"],
+    "thread": ["-fsanitize=thread"],
+    "counted": [],
+}
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+def run(command: list[str | Path]) -> str:
+    """The output of a command that must succeed."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@cache
+def compiler_version() -> str:
+    return run([COMPILER, "--version"])
+
+
+def cached(name: str, key: str, make) -> Path:
+    """The file `make(path)` writes, made once for each key."""
+    digest = hashlib.sha256("\0".join([compiler_version(), key]).encode()).hexdigest()[:16]
+    target = CACHE / digest / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{os.getpid()}.{name}")
+        make(partial)
+        partial.replace(target)
+    return target
+
+
+def compile_object(source: Path, flags: list[str]) -> Path:
+    command = [COMPILER, "-x", "c++", *LANGUAGE, *INCLUDES, *flags, source]
+    seen = [flag for flag in flags if not flag.startswith("-D")]  # the others are seen in what they make of the source
+    return cached(
+        f"{source.stem}.o",
+        run([*command, "-E"]) + " ".join(seen),
+        lambda target: run([*command, "-c", "-o", target]),
+    )
+
+
+def link(name: str, parts: list[Path], flags: list[str]) -> Path:
+    return cached(
+        name, " ".join(map(str, [*parts, *flags])), lambda target: run([COMPILER, *parts, *flags, "-o", target])
+    )
+
+
+def device_flags(arch: int) -> list[str]:
+    return ["-D__CUDACC__", f"-D__CUDA_ARCH__={arch}0"]
+
+
+def build_runtime(mode: str, arch: int) -> Path:
+    sources = [s for s in sorted((EMULATOR / "runtime").glob("*.cpp")) if s.stem != "meter" or mode == "counted"]
+    flags = ["-O2", *WARNINGS, *RUNTIME_FLAGS[mode], *device_flags(arch)]
+    objects = [compile_object(source, flags) for source in sources]
+    return link("libemulator.so", objects, ["-shared", "-pthread", *LINK_FLAGS[mode]])
+
+
+def build(
+    source: Path, mode: str = "plain", arch: int = 80, executable: bool = False, flags: tuple[str, ...] = ()
+) -> Path:
+    """The library (or program) of a `.cu` for the emulated architecture `arch`, as in sm_80."""
+    runtime = build_runtime(mode, arch)
+    compiled = compile_object(source, [*WARNINGS, *KERNEL_FLAGS[mode], *device_flags(arch), *flags])
+    kind = [] if executable else ["-shared"]
+    return link(
+        source.stem if executable else f"lib{source.stem}.so",
+        [compiled, runtime],
+        [*kind, f"-Wl,-rpath,{runtime.parent}", *LINK_FLAGS[mode]],
+    )
+
+
+def load(source: Path, mode: str = "plain", arch: int = 80, seed: int = 1) -> ctypes.CDLL:
+    """A library whose `extern "C"` functions are called with pointers to tensors' memory."""
+    library = ctypes.CDLL(str(build(source, mode, arch)))
+    library.emulator_failure.restype = ctypes.c_char_p
+    for name in ("emulator_launches", "emulator_bytes_read", "emulator_bytes_written"):
+        if hasattr(library, name):
+            getattr(library, name).restype = ctypes.c_uint64
+    library.emulator_seed(ctypes.c_uint64(seed))
+    return library
+
+
+def pointer(tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
