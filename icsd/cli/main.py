@@ -13,6 +13,7 @@ from icsd.errors import InputError
 
 COMMANDS = {
     "train": "train a model from a configuration; leaves checkpoints, pictures and scores in a run folder",
+    "pretrain": "pretrain the encoders that judge how well a picture matches its sentence (DAMSM)",
     "sample": "paint sentences with a trained model",
     "doctor": "say what is installed, what was built, and what runs here",
     "data": "look at a captioned image set, or export it to a folder",

@@ -1,8 +1,9 @@
-"""What the commands share: the argument parser and the check of an output file."""
+"""What the commands share: the argument parser, the defaults of a resumed run and the check of an output file."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,14 @@ class Parser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
         raise InputError(f"{' '.join(message.split())} (see `{program} --help`)") from ex
+
+
+def resumed_defaults(arguments: Sequence[str]) -> list[Path]:
+    """The configuration of the run that ``--resume`` names, to take the place of the defaults."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--resume", type=Path, nargs="?")
+    resume = early.parse_known_args(arguments)[0].resume
+    return [resume / "config.yaml"] if resume else []
 
 
 def check_picture_file(path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import Namespace
 
-from icsd.cli.parser import Parser
+from icsd.cli.parser import Parser, resumed_defaults
 from icsd.training.config import TrainConfig
 
 DESCRIPTION = """Train a model: its run folder gets the resolved configuration, checkpoints, picture grids, metrics and
@@ -36,10 +35,7 @@ Every key of the configuration is an option below; the command line outranks the
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
     """Add the options; a resumed run's own configuration takes the place of the defaults."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--resume", type=Path, nargs="?")
-    resume = early.parse_known_args(arguments)[0].resume
-    parser.default_config_files = [resume / "config.yaml"] if resume else []
+    parser.default_config_files = resumed_defaults(arguments)
     parser.usage = "icsd train [--config FILE] [--resume RUN] [--KEY VALUE ...]"
     parser.description = DESCRIPTION
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")

@@ -1,0 +1,48 @@
+"""``icsd pretrain``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from icsd.cli.parser import Parser, resumed_defaults
+from icsd.training.pretrain import PretrainConfig
+
+DESCRIPTION = """Pretrain a text and an image encoder (DAMSM): each picture should find its sentence among a batch's,
+each sentence its picture, and each word its region. The run folder gets the resolved configuration, metrics with the
+R-precision of held-out pairs, and checkpoints, for `icsd train --damsm.checkpoint`.
+
+Examples:
+
+  icsd pretrain --config configs/pretrain/emoji.yaml
+      minutes on the CPU: a small image network that learns from nothing
+
+  icsd pretrain --data.name cub --data.root data/birds --image.weights inception_v3_google-0cc3c7bd.pth
+      as published: Inception-v3 with ImageNet weights under learned projections; for a GPU
+
+  icsd pretrain --resume runs/damsm-emoji-busts --steps 3000
+      go on after Ctrl-C, or for longer
+
+Every key of the configuration is an option below; the command line outranks the file, and the file the defaults."""
+
+
+def configure(parser: Parser, arguments: Sequence[str]) -> None:
+    """Add the options; a resumed run's own configuration takes the place of the defaults."""
+    parser.default_config_files = resumed_defaults(arguments)
+    parser.usage = "icsd pretrain [--config FILE] [--resume RUN] [--KEY VALUE ...]"
+    parser.description = DESCRIPTION
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
+    parser.add_class_arguments(PretrainConfig)
+
+
+def run(options: Namespace) -> int:
+    """Pretrain."""
+    from icsd.training.pretrain import pretrain
+
+    resume = options.pop("resume")
+    options.pop("config")
+    pretrain(PretrainConfig(**options), resume)
+    return 0

@@ -1,0 +1,122 @@
+"""DAMSM, the deep attentional multimodal similarity model: how well pictures match sentences, and regions words.
+
+T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks", CVPR
+2018, section 3.2; the numbers in brackets are its equations. All pairs of a batch are scored at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from icsd.errors import InputError
+from icsd.models.image_encoder import ImageEncoder, ImageFeatures
+from icsd.models.text import TextEncoder, TextFeatures
+
+
+@dataclass
+class DAMSMConfig:
+    """How pictures and sentences are matched."""
+
+    attention_sharpness: float = 4.0
+    """Gamma 1: how much a word attends to its best regions."""
+
+    word_sharpness: float = 5.0
+    """Gamma 2: how much the best matching words of a sentence count."""
+
+    match_sharpness: float = 10.0
+    """Gamma 3: factor on the matches before the softmax over a batch."""
+
+    mode: Literal["paper", "code"] = "paper"
+    """code leaves out the power 1/gamma2 of the paper's equation (10), as the published code does."""
+
+    same_class_is_wrong: bool = False
+    """Whether captions of other pictures of the same class are wrong answers. Not for CUB, where they fit as well; for
+    sets whose captions tell the pictures of a class apart."""
+
+    def __post_init__(self) -> None:
+        for key in ("attention_sharpness", "word_sharpness", "match_sharpness"):
+            if not getattr(self, key) > 0:
+                raise InputError(f"damsm.{key} is {getattr(self, key)}: give a positive number")
+
+
+class DAMSMLosses(NamedTuple):
+    """The two halves of the loss (13), each the mean over the batch of both directions' sum."""
+
+    words: Tensor
+    """L1w + L2w (12), a scalar."""
+    sentence: Tensor
+    """L1s + L2s, a scalar."""
+
+
+class DAMSM(nn.Module):
+    """A text and an image encoder of one feature space.
+
+    Args:
+        text_encoder: Reads captions.
+        image_encoder: Looks at pictures; its features are as wide as the text encoder's.
+        config: How the two are matched.
+    """
+
+    def __init__(self, text_encoder: TextEncoder, image_encoder: ImageEncoder, config: DAMSMConfig) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.image_encoder = image_encoder
+        self.config = config
+
+    def forward(self, images: Tensor, text: TextFeatures, class_ids: Tensor | None = None) -> DAMSMLosses:
+        """`damsm_losses` of pictures `(B, 3, r, r)` in [-1, 1] and the features of their captions."""
+        return damsm_losses(self.image_encoder(images), text, self.config, class_ids)
+
+
+def damsm_losses(
+    images: ImageFeatures, text: TextFeatures, config: DAMSMConfig, class_ids: Tensor | None = None
+) -> DAMSMLosses:
+    """How far each picture is from finding its sentence among the batch's, and each sentence its picture.
+
+    Args:
+        images: Of B pictures.
+        text: Of their B captions, row by row.
+        config: The sharpnesses.
+        class_ids: `(B,)`; other pictures of the same class are left out, unless `config.same_class_is_wrong`.
+
+    Returns:
+        The word and the sentence half; 2 log B each at chance.
+    """
+    whole = F.normalize(images.whole, dim=1) @ F.normalize(text.sentence, dim=1).T
+    ignored = None if config.same_class_is_wrong else class_ids
+    matches = (word_matches(images, text, config), whole)
+    return DAMSMLosses(*(_both_directions(config.match_sharpness * scores, ignored) for scores in matches))
+
+
+def word_matches(images: ImageFeatures, text: TextFeatures, config: DAMSMConfig) -> Tensor:
+    """R(Q, D) of equation (10): how well the words of each sentence are found in the regions of each picture.
+
+    Args:
+        images: Of I pictures.
+        text: Of C captions.
+        config: The sharpnesses.
+
+    Returns:
+        `(I, C)`.
+    """
+    words = text.words.transpose(1, 2)  # (C, T, E)
+    products = torch.einsum("cte,ier->ictr", words, images.regions)  # (7)
+    padding = ~text.mask[:, :, None]
+    over_words = products.masked_fill(padding, -torch.inf).softmax(2)  # (8)
+    attention = (config.attention_sharpness * over_words).softmax(3)  # (9)
+    contexts = torch.einsum("ictr,ier->icte", attention, images.regions)
+    relevance = F.cosine_similarity(contexts, words, dim=3)
+    matches = (config.word_sharpness * relevance).masked_fill(~text.mask, -torch.inf).logsumexp(2)  # (10)
+    return matches / config.word_sharpness if config.mode == "paper" else matches
+
+
+def _both_directions(scores: Tensor, class_ids: Tensor | None) -> Tensor:
+    """Cross-entropy of `(B, B)` scores whose diagonal is right, over rows plus over columns (11)."""
+    own = torch.arange(len(scores), device=scores.device)
+    if class_ids is not None:
+        same = class_ids[:, None] == class_ids
+        scores = scores.masked_fill(same & (own[:, None] != own), -torch.inf)
+    return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)

@@ -1,0 +1,32 @@
+import math
+
+import torch
+
+from icsd.evaluation.retrieval import r_precision
+
+
+def test_own_caption_is_found():
+    features = torch.eye(200)
+    assert r_precision(features, features) == 1
+    assert r_precision(features, features.roll(1, 0)) == 0
+
+
+def test_chance():
+    torch.manual_seed(0)
+    pictures, sentences = torch.randn(2, 3000, 8)
+    assert abs(r_precision(pictures, sentences, candidates=10) - 0.1) < 0.02
+
+
+def test_mismatched_captions_are_of_other_classes():
+    # Captions of one class are alike: only those of the other class can be told from the own one.
+    sentences = torch.eye(2).repeat_interleave(50, 0)
+    classes = [0] * 50 + [1] * 50
+    assert r_precision(sentences, sentences, classes, candidates=51) == 1
+    assert r_precision(sentences, sentences, candidates=51) < 0.1
+    assert r_precision(sentences, sentences, classes, candidates=52) == 0  # one of its own class has to be taken
+
+
+def test_few_pictures():
+    one = torch.ones(1, 3)
+    assert r_precision(one, one) == 1
+    assert math.isnan(r_precision(one[:0], one[:0]))

@@ -1,0 +1,97 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from icsd.data import DataConfig
+from icsd.errors import InputError
+from icsd.models.damsm import DAMSMConfig
+from icsd.models.image_encoder import ImageEncoderConfig
+from icsd.models.text import TextConfig
+from icsd.training import checkpoint
+from icsd.training.pretrain import PretrainConfig, Pretrainer, load_damsm, pretrain
+
+
+@pytest.fixture
+def config(tmp_path):
+    return PretrainConfig(
+        data=DataConfig(name="procedural-flowers", size=40),
+        text=TextConfig(dim=8, embedding_dim=8),
+        image=ImageEncoderConfig("cnn", width=4),
+        damsm=DAMSMConfig(same_class_is_wrong=True),
+        out=tmp_path / "runs",
+        resolution=16,
+        steps=6,
+        batch_size=8,
+        threads=1,
+        log_every=2,
+        evaluate_every=3,
+    )
+
+
+def test_a_run_leaves_metrics_and_encoders(config, capsys):
+    folder = pretrain(config)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "damsm/words" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "r_precision" in line] == [3, 6]
+    assert f"icsd train --damsm.checkpoint {folder}" in capsys.readouterr().out
+
+    damsm = load_damsm(folder)
+    assert not damsm.training
+    assert not any(weight.requires_grad for weight in damsm.parameters())
+    assert damsm.config == config.damsm
+    saved = checkpoint.load(checkpoint.latest(folder))["damsm"]
+    assert all(torch.equal(saved[name], value) for name, value in damsm.state_dict().items())
+
+
+def test_the_loss_falls(config):
+    folder = pretrain(replace(config, steps=60, log_every=20, evaluate_every=60))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["damsm/sentence"] for line in lines if "damsm/sentence" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_resuming_ends_in_the_same_weights(config):
+    whole = checkpoint.load(checkpoint.latest(pretrain(config)))
+    part = pretrain(replace(config, steps=3))
+    pretrain(config, resume=part)
+    resumed = checkpoint.load(checkpoint.latest(part))
+    assert all(torch.equal(resumed["damsm"][name], value) for name, value in whole["damsm"].items())
+    with pytest.raises(InputError, match="has taken its 6 steps"):
+        pretrain(config, resume=part)
+    with pytest.raises(InputError, match=r"text\.dim"):
+        pretrain(replace(config, text=TextConfig(dim=10, embedding_dim=8), steps=9), resume=part)
+
+
+def test_divergence_is_reported(config, monkeypatch):
+    monkeypatch.setattr(Pretrainer, "step", diverging(Pretrainer.step))
+    with pytest.raises(InputError, match="damsm/words is not finite"):
+        pretrain(config)
+
+
+def diverging(plain):
+    def step(pretrainer, batch):
+        return plain(pretrainer, batch) | {"damsm/words": torch.tensor(torch.nan)}
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 1}, "batch_size is 1"),
+        ({"steps": 0}, "steps is 0"),
+        ({"lr": -1.0}, r"lr is -1\.0"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_bad_configuration(config, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(config, **change)
+
+
+def test_a_training_checkpoint_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "step-1.safetensors", {"config": {}, "text": {}})
+    with pytest.raises(InputError, match="has no entry damsm"):
+        load_damsm(tmp_path / "step-1.safetensors")
