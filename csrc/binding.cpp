@@ -135,14 +135,16 @@ std::vector<Features> stages_of(const std::vector<FeaturesTuple>& tuples, Shape 
   return stages;
 }
 
-// What each divergence's parameters must be for its mathematics to be defined.
-void check_parameters(int divergence, const std::vector<double>& parameters) {
-  constexpr std::size_t kCount[] = {0, 3, 1};  // in the order of DivergenceKind
-  if (divergence < 0 || divergence >= 3) refuse("unknown divergence code " + std::to_string(divergence));
-  if (parameters.size() != kCount[divergence]) {
-    refuse("divergence " + std::to_string(divergence) + " takes " + std::to_string(kCount[divergence]) +
-           " parameters, got " + std::to_string(parameters.size()));
+icsd::DivergenceKind divergence_of(int code, const std::vector<double>& parameters) {
+  if (code < 0 || code >= icsd::kDivergences) refuse("unknown divergence code " + std::to_string(code));
+  const auto kind = static_cast<icsd::DivergenceKind>(code);
+  const std::size_t count =
+      icsd::with_divergence(kind, [](auto tag) { return decltype(tag)::template Of<double>::kParameters; });
+  if (parameters.size() != count) {
+    refuse("divergence " + std::to_string(code) + " takes " + std::to_string(count) + " parameters, got " +
+           std::to_string(parameters.size()));
   }
+  return kind;
 }
 
 void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
@@ -152,8 +154,7 @@ void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t s
   const std::vector<Features> stages = stages_of(tuples, shape);
   if (stages.empty()) refuse("there is no teacher");
   if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
-  check_parameters(divergence, parameters);
-  const icsd::cpu::Distillation how{static_cast<icsd::DivergenceKind>(divergence), parameters.data(), weights.data(), eps,
+  const icsd::cpu::Distillation how{divergence_of(divergence, parameters), parameters.data(), weights.data(), eps,
                                     teacher_gradient};
   with_compute_type(any_wide(stages), [&](auto c) {
     using C = decltype(c);

@@ -1,6 +1,9 @@
-// The divergences d(S, T), one definition for the host, for its vectors and for the device.
+// The row-wise divergences of two matrices, one definition for the host, for its vectors and for the device.
 //
-// A divergence of scalar type T is a struct with
+// A divergence of scalar type T is a struct, made of DivergenceArguments<T>, with
+//   kParameters, kStatistics  how many numbers it takes, and how many of a row its gradients need
+//   similarities              whether s and t are cosine similarities S and T, or the products K of the samples
+//   diagonal                  whether the diagonal takes part
 //   Row<V>                    what a part of one row of (S, T) leaves behind; V is T or a vector of T's, which then holds
 //                             a part of the row in each of its lanes
 //   update(row, s, t)         takes one element of the row
@@ -9,27 +12,35 @@
 //   statistics(row, out)      the kStatistics numbers of the whole row that gradients need
 //   student(s, t, i, j)       dL/dS_ij + dL/dS_ji, from the statistics of the rows i and j
 //   teacher(s, t, i, j)       dL/dT_ij + dL/dT_ji
-//   diagonal                  whether the diagonal takes part
-// S and T are symmetric, so both gradients are of the symmetrised element.
+// S and T are symmetric, so both gradients are of the symmetrised element. NaN passes through all of them.
 #pragma once
 
 #include <cmath>
+#include <limits>
+#include <stdexcept>
 
 #include "core/math.h"
 
 namespace icsd {
 
-enum class DivergenceKind : int { mse = 0, kl = 1, smooth_l1 = 2 };
-constexpr int kDivergences = 3;
+enum class DivergenceKind : int { mse = 0, kl = 1, smooth_l1 = 2, sp = 3, cc = 4, pkt = 5, dist = 6 };
+constexpr int kDivergences = 7;
 constexpr int kMaxStatistics = 5;
 
 template <class T>
+struct DivergenceArguments {
+  const double* parameters;  // on the host
+  T samples;
+  T eps;  // least norm of a sample
+};
+
+template <class T>
 struct Mse {
-  static constexpr bool diagonal = true;
-  static constexpr int kStatistics = 0;
+  static constexpr int kParameters = 0, kStatistics = 0;
+  static constexpr bool similarities = true, diagonal = true;
   T scale;  // 1 / N²
 
-  ICSD_HD Mse(const double*, T n) : scale(1 / (n * n)) {}
+  ICSD_HD explicit Mse(const DivergenceArguments<T>& of) : scale(1 / (of.samples * of.samples)) {}
 
   template <class V>
   struct Row {
@@ -54,11 +65,12 @@ struct Mse {
 
 template <class T>
 struct SmoothL1 {
-  static constexpr bool diagonal = true;
-  static constexpr int kStatistics = 0;
+  static constexpr int kParameters = 1, kStatistics = 0;
+  static constexpr bool similarities = true, diagonal = true;
   T scale, beta;
 
-  ICSD_HD SmoothL1(const double* parameters, T n) : scale(1 / (n * n)), beta(static_cast<T>(parameters[0])) {}
+  ICSD_HD explicit SmoothL1(const DivergenceArguments<T>& of)
+      : scale(1 / (of.samples * of.samples)), beta(static_cast<T>(of.parameters[0])) {}
 
   template <class V>
   struct Row {
@@ -88,15 +100,16 @@ struct SmoothL1 {
 // maxima, so that low temperatures cancel nothing.
 template <class T>
 struct Kl {
-  static constexpr int kStatistics = 5;
+  static constexpr int kParameters = 3, kStatistics = 5;
+  static constexpr bool similarities = true;
   bool diagonal;
   T scale, inverse_student, inverse_teacher;
 
-  ICSD_HD Kl(const double* parameters, T n)
-      : diagonal(parameters[2] != 0),
-        scale(1 / n),
-        inverse_student(static_cast<T>(1 / parameters[0])),
-        inverse_teacher(static_cast<T>(1 / parameters[1])) {}
+  ICSD_HD explicit Kl(const DivergenceArguments<T>& of)
+      : diagonal(of.parameters[2] != 0),
+        scale(1 / of.samples),
+        inverse_student(static_cast<T>(1 / of.parameters[0])),
+        inverse_teacher(static_cast<T>(1 / of.parameters[1])) {}
 
   template <class V>
   struct Row {
@@ -168,5 +181,277 @@ struct Kl {
     return scale * inverse_teacher * (teacher_row(s, t, i) + teacher_row(s, t, j));
   }
 };
+
+// |k/|k| - l/|l||² = 2 (1 - ρ) of rows k of products and l of the teacher's, ρ = <k, l> / (|k| |l|). A row that vanishes
+// has no direction and passes no gradient.
+template <class T>
+struct Sp {
+  static constexpr int kParameters = 0, kStatistics = 3;
+  static constexpr bool similarities = false, diagonal = true;
+  T scale, least_square;
+
+  ICSD_HD explicit Sp(const DivergenceArguments<T>& of)
+      : scale(1 / (of.samples * of.samples)), least_square(of.eps * of.eps * (of.eps * of.eps)) {}
+
+  template <class V>
+  struct Row {
+    V ss{}, tt{}, st{};
+  };
+  template <class V>
+  ICSD_HD void update(Row<V>& row, V s, V t) const {
+    row.ss += s * s;
+    row.tt += t * t;
+    row.st += s * t;
+  }
+  ICSD_HD void merge(Row<T>& row, const Row<T>& other) const {
+    row.ss += other.ss;
+    row.tt += other.tt;
+    row.st += other.st;
+  }
+  ICSD_HD bool vanishes(T square) const { return square <= least_square; }
+  // By quotients: squares of squares leave the range of float32.
+  static ICSD_HD T disagreement(const Row<T>& row) { return 1 - row.st / row.ss * std::sqrt(row.ss / row.tt); }
+
+  ICSD_HD T value(const Row<T>& row) const {
+    const bool no_s = vanishes(row.ss), no_t = vanishes(row.tt);
+    if (no_s || no_t) return no_s && no_t ? 0 : scale;
+    return 2 * scale * disagreement(row);
+  }
+  ICSD_HD void statistics(const Row<T>& row, T* out) const {
+    const bool no_s = vanishes(row.ss), no_t = vanishes(row.tt);
+    out[0] = no_s ? 0 : 1 / std::sqrt(row.ss);
+    out[1] = no_t ? 0 : 1 / std::sqrt(row.tt);
+    out[2] = no_s || no_t ? 1 : disagreement(row);
+  }
+  template <class V>
+  static ICSD_HD V student_row(V s, V t, const V* row) {
+    const V u = s * row[0], v = t * row[1];
+    return row[0] * ((u - v) - row[2] * u);
+  }
+  template <class V>
+  static ICSD_HD V teacher_row(V s, V t, const V* row) {
+    const V u = s * row[0], v = t * row[1];
+    return row[1] * ((v - u) - row[2] * v);
+  }
+  template <class V>
+  ICSD_HD V student(V s, V t, const V* i, const V* j) const {
+    return 2 * scale * (student_row(s, t, i) + student_row(s, t, j));
+  }
+  template <class V>
+  ICSD_HD V teacher(V s, V t, const V* i, const V* j) const {
+    return 2 * scale * (teacher_row(s, t, i) + teacher_row(s, t, j));
+  }
+};
+
+// (κ(s) - κ(t))², κ the identity of products or e^{-2γ} Σ_{1 <= p <= P} (2γ s)^p / p! of similarities; the constant term
+// would cancel.
+template <class T>
+struct Cc {
+  static constexpr int kParameters = 3, kStatistics = 0;
+  static constexpr bool diagonal = true;
+  bool similarities;
+  T scale, twice_gamma, factor;
+  int order;
+
+  ICSD_HD explicit Cc(const DivergenceArguments<T>& of)
+      : similarities(of.parameters[0] != 0),
+        scale(1 / (of.samples * of.samples)),
+        twice_gamma(static_cast<T>(2 * of.parameters[1])),
+        factor(static_cast<T>(std::exp(-2 * of.parameters[1]))),
+        order(static_cast<int>(of.parameters[2])) {}
+
+  // Σ_{1 <= p <= order} x^p / p!
+  template <class V>
+  static ICSD_HD V series(V x, int order) {
+    V sum{};
+    for (int power = order; power > 0; --power) sum = (sum + 1) * x * (T(1) / static_cast<T>(power));
+    return sum;
+  }
+  template <class V>
+  ICSD_HD V kernel(V x) const {
+    return similarities ? factor * series(twice_gamma * x, order) : x;
+  }
+  template <class V>
+  ICSD_HD V slope(V x) const {
+    return similarities ? factor * twice_gamma * (series(twice_gamma * x, order - 1) + 1) : V{} + 1;
+  }
+
+  template <class V>
+  struct Row {
+    V sum{};
+  };
+  template <class V>
+  ICSD_HD void update(Row<V>& row, V s, V t) const {
+    const V difference = kernel(s) - kernel(t);
+    row.sum += difference * difference;
+  }
+  ICSD_HD void merge(Row<T>& row, const Row<T>& other) const { row.sum += other.sum; }
+  ICSD_HD T value(const Row<T>& row) const { return scale * row.sum; }
+  ICSD_HD void statistics(const Row<T>&, T*) const {}
+  template <class V>
+  ICSD_HD V student(V s, V t, const V*, const V*) const {
+    return 4 * scale * (kernel(s) - kernel(t)) * slope(s);
+  }
+  template <class V>
+  ICSD_HD V teacher(V s, V t, const V* i, const V* j) const {
+    return student(t, s, i, j);
+  }
+};
+
+// KL(q || p) with p = a/Σa, a = (S + 1)/2, and q = b/Σb of the teacher: Σ b ln(b/a) / Σb + ln(Σa/Σb).
+template <class T>
+struct Pkt {
+  static constexpr int kParameters = 0, kStatistics = 3;
+  static constexpr bool similarities = true, diagonal = false;
+  static constexpr T kLeast = T(0.5e-7);  // opposite samples have no affinity, of which there is no logarithm
+  T scale;
+
+  ICSD_HD explicit Pkt(const DivergenceArguments<T>& of) : scale(1 / of.samples) {}
+
+  template <class V>
+  static ICSD_HD V affinity(V s) {
+    const V a = s * T(0.5) + T(0.5);
+    return a < kLeast ? V{} + kLeast : a;
+  }
+  // Of the affinity: 0 where the least one stands in.
+  template <class V>
+  static ICSD_HD V slope(V s) {
+    return s * T(0.5) + T(0.5) < kLeast ? V{} : V{} + T(0.5);
+  }
+
+  template <class V>
+  struct Row {
+    V sum_s{}, sum_t{};
+    V weighted{};
+  };
+  template <class V>
+  ICSD_HD void update(Row<V>& row, V s, V t) const {
+    const V a = affinity(s), b = affinity(t);
+    row.sum_s += a;
+    row.sum_t += b;
+    row.weighted += b * Math<V>::log(b / a);
+  }
+  ICSD_HD void merge(Row<T>& row, const Row<T>& other) const {
+    row.sum_s += other.sum_s;
+    row.sum_t += other.sum_t;
+    row.weighted += other.weighted;
+  }
+  ICSD_HD T value(const Row<T>& row) const {
+    if (row.sum_t == 0) return 0;  // nothing took part: a single sample
+    return scale * (row.weighted / row.sum_t + std::log(row.sum_s / row.sum_t));
+  }
+  ICSD_HD void statistics(const Row<T>& row, T* out) const {
+    out[0] = 1 / row.sum_s;
+    out[1] = 1 / row.sum_t;
+    out[2] = row.weighted / row.sum_t;
+  }
+  template <class V>
+  ICSD_HD V student(V s, V t, const V* i, const V* j) const {
+    const V ratio = affinity(t) / affinity(s);
+    return scale * slope(s) * ((i[0] - ratio * i[1]) + (j[0] - ratio * j[1]));
+  }
+  template <class V>
+  ICSD_HD V teacher(V s, V t, const V* i, const V* j) const {
+    const V difference = Math<V>::log(affinity(t) / affinity(s));
+    return scale * slope(t) * (i[1] * (difference - i[2]) + j[1] * (difference - j[2]));
+  }
+};
+
+// 1 - ρ, Pearson's correlation of rows, by Welford's running means and sums of squares about them; with a² and b² those
+// of s and t and d² that of s - t, 1 - ρ = (d² - (a - b)²) / 2ab, which cancels little where S and T agree. Variation
+// within the noise of rounding counts as none: such a row has no direction and passes no gradient.
+template <class T>
+struct Dist {
+  static constexpr int kParameters = 0, kStatistics = 5;
+  static constexpr bool similarities = true, diagonal = true;
+  T scale;
+
+  ICSD_HD explicit Dist(const DivergenceArguments<T>& of) : scale(1 / of.samples) {}
+
+  template <class V>
+  struct Row {
+    V count{}, mean_s{}, mean_t{}, ss{}, tt{}, dd{};
+  };
+  template <class V>
+  ICSD_HD void update(Row<V>& row, V s, V t) const {
+    row.count += 1;
+    const V share = 1 / row.count, rest = 1 - share, from_s = s - row.mean_s, from_t = t - row.mean_t;
+    row.mean_s += from_s * share;
+    row.mean_t += from_t * share;
+    row.ss += from_s * from_s * rest;
+    row.tt += from_t * from_t * rest;
+    row.dd += (from_s - from_t) * (from_s - from_t) * rest;
+  }
+  ICSD_HD void merge(Row<T>& row, const Row<T>& other) const {
+    if (other.count == 0) return;
+    const T count = row.count + other.count, share = other.count / count, weight = row.count * share;
+    const T from_s = other.mean_s - row.mean_s, from_t = other.mean_t - row.mean_t;
+    row.count = count;
+    row.mean_s += from_s * share;
+    row.mean_t += from_t * share;
+    row.ss += other.ss + from_s * from_s * weight;
+    row.tt += other.tt + from_t * from_t * weight;
+    row.dd += other.dd + (from_s - from_t) * (from_s - from_t) * weight;
+  }
+  static ICSD_HD bool vanishes(T square, T mean, T count) {
+    constexpr T noise = 8 * std::numeric_limits<T>::epsilon();  // NOISE of icsd/ops/divergences/base.py
+    return square <= noise * noise * (square + count * mean * mean);
+  }
+  // 1 - ρ; 0 for two constant rows, 1 for one.
+  static ICSD_HD T disagreement(const Row<T>& row) {
+    const bool no_s = vanishes(row.ss, row.mean_s, row.count), no_t = vanishes(row.tt, row.mean_t, row.count);
+    if (no_s || no_t) return no_s && no_t ? 0 : 1;
+    const T a = std::sqrt(row.ss), b = std::sqrt(row.tt), difference = (row.ss - row.tt) / (a + b);
+    return (row.dd - difference * difference) / (2 * a * b);
+  }
+  ICSD_HD T value(const Row<T>& row) const { return scale * disagreement(row); }
+  ICSD_HD void statistics(const Row<T>& row, T* out) const {
+    out[0] = row.mean_s;
+    out[1] = vanishes(row.ss, row.mean_s, row.count) ? 0 : 1 / std::sqrt(row.ss);
+    out[2] = row.mean_t;
+    out[3] = vanishes(row.tt, row.mean_t, row.count) ? 0 : 1 / std::sqrt(row.tt);
+    out[4] = disagreement(row);
+  }
+  template <class V>
+  static ICSD_HD V student_row(V s, V t, const V* row) {
+    const V u = (s - row[0]) * row[1], v = (t - row[2]) * row[3];
+    return row[1] * ((u - v) - row[4] * u);
+  }
+  template <class V>
+  static ICSD_HD V teacher_row(V s, V t, const V* row) {
+    const V u = (s - row[0]) * row[1], v = (t - row[2]) * row[3];
+    return row[3] * ((v - u) - row[4] * v);
+  }
+  template <class V>
+  ICSD_HD V student(V s, V t, const V* i, const V* j) const {
+    return scale * (student_row(s, t, i) + student_row(s, t, j));
+  }
+  template <class V>
+  ICSD_HD V teacher(V s, V t, const V* i, const V* j) const {
+    return scale * (teacher_row(s, t, i) + teacher_row(s, t, j));
+  }
+};
+
+// Names a divergence to a generic function, which makes it with `typename decltype(tag)::template Of<T>`.
+template <template <class> class D>
+struct DivergenceTag {
+  template <class T>
+  using Of = D<T>;
+};
+
+// call(DivergenceTag<D>) with the divergence of a number.
+template <class Call>
+auto with_divergence(DivergenceKind kind, const Call& call) {
+  switch (kind) {
+    case DivergenceKind::mse: return call(DivergenceTag<Mse>{});
+    case DivergenceKind::kl: return call(DivergenceTag<Kl>{});
+    case DivergenceKind::smooth_l1: return call(DivergenceTag<SmoothL1>{});
+    case DivergenceKind::sp: return call(DivergenceTag<Sp>{});
+    case DivergenceKind::cc: return call(DivergenceTag<Cc>{});
+    case DivergenceKind::pkt: return call(DivergenceTag<Pkt>{});
+    case DivergenceKind::dist: return call(DivergenceTag<Dist>{});
+  }
+  throw std::invalid_argument("unknown divergence code");
+}
 
 }  // namespace icsd

@@ -15,6 +15,7 @@ namespace icsd {
 template <class V>
 struct Math {
   static ICSD_HD V exp(V x) { return std::exp(x); }
+  static ICSD_HD V log(V x) { return std::log(x); }  // of positive normal numbers
   static ICSD_HD bool any(bool condition) { return condition; }
 };
 

@@ -144,7 +144,7 @@ class Epilogue {
         shape_(shape),
         how_(how),
         students_(static_cast<int64_t>(stages.size()) - 1),
-        divergence_(how.parameters, static_cast<C>(shape.samples)),
+        divergence_(arguments()),
         kernels_(kernels().template rows<C>().of[static_cast<int>(how.divergence)]),
         inverse_norms_(stages.size() * shape.groups * shape.samples),
         rows_(students_ * shape.groups * shape.samples),
@@ -154,7 +154,7 @@ class Epilogue {
     const Range range = part(static_cast<int64_t>(inverse_norms_.size()), thread, threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [stage, group, i] = locate(item);
-      inverse_norms_[item] = inverse_norm(stages_[stage].row(group, i)[i], how_.eps);
+      inverse_norms_[item] = divergence_.similarities ? inverse_norm(stages_[stage].row(group, i)[i], how_.eps) : 1;
     }
   }
 
@@ -233,10 +233,12 @@ class Epilogue {
     return {stages_[stage].row(group, i), r, r[i]};
   }
 
-  DivergenceArguments<C> arguments() const { return {how_.parameters, static_cast<C>(shape_.samples)}; }
+  DivergenceArguments<C> arguments() const {
+    return {how_.parameters, static_cast<C>(shape_.samples), static_cast<C>(how_.eps)};
+  }
 
-  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where eps stood
-  // in for the norm.
+  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where nothing or
+  // eps stood in for the norm.
   void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g) {
     const int64_t n = shape_.samples;
     const SimilarityRow<C> s = similarity_row(stage, group, i);
@@ -244,7 +246,7 @@ class Epilogue {
     if (!divergence_.diagonal) g[i] = 0;
     const C own = a[i], on_diagonal = g[i] * (own * (s.own * s.own));
     const C projection = kernels().template rows<C>().project(s, g.data(), 0, n, a);
-    if (!(std::sqrt(own) < static_cast<C>(how_.eps))) a[i] = -(projection - on_diagonal) * s.own;
+    if (divergence_.similarities && !(std::sqrt(own) < static_cast<C>(how_.eps))) a[i] = -(projection - on_diagonal) * s.own;
     a[n] = s.own;
   }
 
@@ -368,11 +370,9 @@ void combine(const C* matrix, int64_t outputs, const Features& x, const Features
 
 template <class C>
 void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
-  switch (how.divergence) {
-    case DivergenceKind::mse: return distill_with<C, Mse>(stages, shape, how, loss, slots);
-    case DivergenceKind::kl: return distill_with<C, Kl>(stages, shape, how, loss, slots);
-    case DivergenceKind::smooth_l1: return distill_with<C, SmoothL1>(stages, shape, how, loss, slots);
-  }
+  with_divergence(how.divergence, [&](auto tag) {
+    distill_with<C, decltype(tag)::template Of>(stages, shape, how, loss, slots);
+  });
 }
 
 template <class C>

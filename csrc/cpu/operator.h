@@ -22,7 +22,8 @@ struct Shape {
 
 // Matrices are of compute type C: double where a stage is float64, float elsewhere.
 //
-// A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero row).
+// A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero row), or
+// 1 for a divergence of products.
 // For a stage with a gradient, dL/dX = diag(r) A X. For a teacher without one, A is its Gram matrix.
 
 // K = X Xᵀ: (groups, samples, samples).

@@ -27,7 +27,7 @@ void measure(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow
   using Row = typename D<C>::template Row<C>;
   using Lanes = typename D<C>::template Row<V>;
   constexpr int kFields = sizeof(Row) / sizeof(C);
-  const D<C> divergence(arguments.parameters, arguments.samples);
+  const D<C> divergence(arguments);
   Lanes lanes;
   int64_t j = begin;
   for (; j + kLanes<C> <= end; j += kLanes<C>) divergence.update(lanes, similarity(s, j), similarity(t, j));
@@ -60,7 +60,7 @@ void differentiate(DivergenceArguments<C> arguments, SimilarityRow<C> s, Similar
                    const C* own, Statistics<C> others, C weight, C* g) {
   using V = Vector<C>;
   constexpr int kCount = D<C>::kStatistics;
-  const D<C> divergence(arguments.parameters, arguments.samples);
+  const D<C> divergence(arguments);
   V own_lanes[kCount + 1], other_lanes[kCount + 1];
   for (int k = 0; k < kCount; ++k) own_lanes[k] = V{} + own[k];
   int64_t j = begin;
@@ -97,7 +97,9 @@ template <class C, template <class> class D>
 constexpr RowKernels<C> kernels_of = {measure<C, D>, differentiate<C, D, false>, differentiate<C, D, true>};
 
 template <class C>
-constexpr AllRowKernels<C> all = {{kernels_of<C, Mse>, kernels_of<C, Kl>, kernels_of<C, SmoothL1>}, project<C>};
+constexpr AllRowKernels<C> all = {{kernels_of<C, Mse>, kernels_of<C, Kl>, kernels_of<C, SmoothL1>, kernels_of<C, Sp>,
+                                   kernels_of<C, Cc>, kernels_of<C, Pkt>, kernels_of<C, Dist>},
+                                  project<C>};
 
 }  // namespace
 

@@ -7,7 +7,7 @@
 
 namespace icsd::cpu {
 
-// A row of a Gram matrix as a row of similarities: S_j = own r_j K_j.
+// A row of a Gram matrix as a row of similarities, S_j = own r_j K_j; for a divergence of products, own and all r_j are 1.
 template <class C>
 struct SimilarityRow {
   const C* gram;
@@ -20,13 +20,6 @@ template <class C>
 struct Statistics {
   const C* data;
   std::int64_t stride;
-};
-
-// The parameters of a divergence and the number of samples, which make one.
-template <class C>
-struct DivergenceArguments {
-  const double* parameters;
-  C samples;
 };
 
 // Of one divergence; all take the columns [begin, end) of a row.

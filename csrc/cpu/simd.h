@@ -27,6 +27,8 @@ typedef float FloatVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::uint32_t UintVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::uint64_t LongVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+typedef std::int32_t IntVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+typedef std::int64_t LongIntVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::uint16_t HalfBits __attribute__((vector_size(ICSD_VECTOR_BYTES / 2)));
 
 template <class C>
@@ -203,6 +205,27 @@ inline V exponential(V x, double least, double ln2_high, double ln2_low) {
   return series * power;
 }
 
+// ln x of positive normal numbers x = 2^n m, sqrt(1/2) <= m < sqrt(2), by the series of 2 artanh((m - 1) / (m + 1)); NaN
+// and Inf give NaN.
+template <class V, class U, class I, int kMantissa, int kTerms>
+inline V logarithm(V x) {
+  using C = std::remove_reference_t<decltype(x[0])>;
+  C root = C(0.70710678118654752);
+  std::remove_reference_t<decltype(U{}[0])> root_bits;
+  std::memcpy(&root_bits, &root, sizeof root);
+  U bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const U exponent = (bits - root_bits) & ~(((U{} + 1) << kMantissa) - 1);
+  const U mantissa = bits - exponent;
+  V m;
+  std::memcpy(&m, &mantissa, sizeof m);
+  const V n = __builtin_convertvector(reinterpret_cast<I>(exponent) >> kMantissa, V);
+  const V z = (m - 1) / (m + 1), square = z * z;
+  V series{};
+  for (int k = kTerms; k > 0; --k) series = series * square + C(2.0 / (2 * k - 1));
+  return n * C(0.69314718055994531) + z * series + (x - x);
+}
+
 // Whether a lane of a comparison's result is true.
 template <class M>
 inline bool any_lane(M mask) {
@@ -227,6 +250,9 @@ struct Math<cpu::ICSD_ISA::FloatVector> {
   static ICSD_HD V exp(V x) {
     return cpu::ICSD_ISA::exponential<V, cpu::ICSD_ISA::UintVector, 23, 7>(x, -87, 0.693359375, -2.12194440e-4);
   }
+  static ICSD_HD V log(V x) {
+    return cpu::ICSD_ISA::logarithm<V, cpu::ICSD_ISA::UintVector, cpu::ICSD_ISA::IntVector, 23, 5>(x);
+  }
   template <class M>
   static ICSD_HD bool any(M mask) {
     return cpu::ICSD_ISA::any_lane(mask);
@@ -239,6 +265,9 @@ struct Math<cpu::ICSD_ISA::DoubleVector> {
   static ICSD_HD V exp(V x) {
     return cpu::ICSD_ISA::exponential<V, cpu::ICSD_ISA::LongVector, 52, 13>(x, -708, 6.93147180369123816490e-01,
                                                                             1.90821492927058770002e-10);
+  }
+  static ICSD_HD V log(V x) {
+    return cpu::ICSD_ISA::logarithm<V, cpu::ICSD_ISA::LongVector, cpu::ICSD_ISA::LongIntVector, 52, 11>(x);
   }
   template <class M>
   static ICSD_HD bool any(M mask) {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch  # before the native module, so that both share torch's OpenMP pool
 from torch import Tensor
 
+from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, saved_shape
 from icsd.ops.gram import compute_dtype
 
@@ -18,7 +19,6 @@ except ImportError as error:
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/core/dtype.h
 _NO_FEATURES = (0, 0, 0, 0, 0)
-_DIVERGENCES = {"mse": 0, "kl": 1, "smooth_l1": 2}  # csrc/core/divergence.h
 
 
 class CPUBackend(FusedBackend):
@@ -27,7 +27,7 @@ class CPUBackend(FusedBackend):
     name = "cpu"
     description = "fused C++ kernels"
     device_type = "cpu"
-    regimes = dict.fromkeys(_DIVERGENCES, ("sample",))
+    regimes = dict.fromkeys(KERNELS, ("sample",))
 
     def unavailable(self) -> str | None:
         """Why the native module is not there, if it is not."""
@@ -59,7 +59,7 @@ class CPUBackend(FusedBackend):
             loss.numel(),
             n,
             how.weights,
-            _DIVERGENCES[how.divergence],
+            KERNELS[how.divergence],
             how.parameters,
             how.eps,
             how.teacher_gradient,

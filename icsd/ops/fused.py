@@ -59,7 +59,7 @@ class Launcher(Protocol):
         """`matrix` `(*B, M, N)` in compute dtype times `x` `(*B, N, D)`, in the dtype of `x`."""
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        """The loss `(*B)` and, if `save`, what the backward pass needs: in the shape of `saved_shape`."""
+        """The loss `(*B)` and, if `save`, what the backward pass needs: in the shape of `saved_shape` and `saved_dtype`."""
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
@@ -71,9 +71,26 @@ class Launcher(Protocol):
 
 
 def saved_shape(stages: Sequence[Tensor], how: Distillation) -> tuple[int, ...]:
-    """The shape of what `launch_distill` saves: the slots `(stages, *B, N, N + 1)` of csrc/cpu/operator.h."""
-    *groups, n, _ = stages[-1].shape
+    """The shape of what `launch_distill` saves.
+
+    * `sample`: the slots `(stages, *B, N, N + 1)` of csrc/cpu/operator.h.
+    * `feature`: the moments `(*B, E)` of csrc/cpu/feature.h: of every student X̂ᵀX̂ and X̂ᵀŶ, then of the teacher ŶᵀŶ.
+    * `streamed`: `(*B, E)` as in csrc/cpu/streamed.h: the squared norms of all stages' samples, then of every student
+      `MAX_STATISTICS` numbers of each row.
+    """
+    *groups, n, width = stages[-1].shape
+    students = stages[:-1]
+    if how.regime == "feature":
+        moments = sum(student.shape[-1] * (student.shape[-1] + width) for student in students)
+        return (*groups, moments + width * width)
+    if how.regime == "streamed":
+        return (*groups, n * (len(stages) + MAX_STATISTICS * len(students)))
     return (len(stages), *groups, n, n + 1)
+
+
+def saved_dtype(stages: Sequence[Tensor], how: Distillation) -> torch.dtype:
+    """The dtype of what `launch_distill` saves: moments over many samples are sums in float64."""
+    return torch.float64 if how.regime == "feature" else compute_dtype(*stages)
 
 
 class FusedBackend(registry.Backend, Launcher):
@@ -215,6 +232,8 @@ def _differentiable_backward(
     return torch.autograd.grad(loss, inputs, grad, create_graph=True)
 
 
+MAX_STATISTICS = 5  # csrc/core/divergence.h
+
 _HOW = "float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, str regime"
 _library = torch.library.Library("icsd", "DEF")
 _library.define("gram(Tensor x, str backend) -> Tensor")
@@ -269,8 +288,12 @@ def _(matrix, x, backend):
 def _(stages, *arguments):
     *how, save, _ = arguments
     dtype = compute_dtype(*stages)
-    saved = saved_shape(stages, Distillation(*how)) if save else (0,)
-    return stages[-1].new_empty(stages[-1].shape[:-2], dtype=dtype), stages[-1].new_empty(saved, dtype=dtype)
+    how = Distillation(*how)
+    saved = saved_shape(stages, how) if save else (0,)
+    return (
+        stages[-1].new_empty(stages[-1].shape[:-2], dtype=dtype),
+        stages[-1].new_empty(saved, dtype=saved_dtype(stages, how)),
+    )
 
 
 @torch.library.register_fake("icsd::distill_backward", lib=_library)

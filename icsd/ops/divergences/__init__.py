@@ -25,6 +25,7 @@ __all__ = [
     "CKA",
     "DIST",
     "DIVERGENCES",
+    "KERNELS",
     "KL",
     "MSE",
     "PKT",
@@ -42,6 +43,8 @@ __all__ = [
 DIVERGENCES: dict[str, type[Divergence]] = {
     cls.name: cls for cls in (MSE, KL, SmoothL1, SP, CC, PKT, CKA, DIST, RKDDistance, RKDAngle)
 }
+# Those of csrc/core/divergence.h, by their DivergenceKind.
+KERNELS = {"mse": 0, "kl": 1, "smooth_l1": 2, "sp": 3, "cc": 4, "pkt": 5, "dist": 6}
 _PARAMETERS = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in DIVERGENCES.items()}
 
 

@@ -20,6 +20,9 @@ class SP(Divergence):
 
     name: ClassVar[str] = "sp"
 
+    def kernel_parameters(self) -> list[float]:
+        return []
+
     def terms(self, n: int) -> int:
         return n * n
 
@@ -39,6 +42,9 @@ class DIST(SimilarityDivergence):
     """
 
     name: ClassVar[str] = "dist"
+
+    def kernel_parameters(self) -> list[float]:
+        return []
 
     def terms(self, n: int) -> int:
         return n

@@ -68,6 +68,9 @@ class PKT(SimilarityDivergence):
     def __post_init__(self) -> None:
         require_choice(self.name, ("paper", "code"), mode=self.mode)
 
+    def kernel_parameters(self) -> list[float] | None:
+        return [] if self.mode == "paper" else None
+
     def terms(self, n: int) -> int:
         return n if self.mode == "paper" else n * n
 

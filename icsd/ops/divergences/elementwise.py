@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -81,6 +82,14 @@ class CC(Divergence):
         require_positive(self.name, gamma=self.gamma, order=self.order)
         if self.order % 1:
             raise ValueError(f"{self.name}: order must be a whole number, got {self.order!r}")
+
+    def kernel_parameters(self) -> list[float] | None:
+        return [float(self.kernel == "rbf"), float(self.gamma), float(self.order)] if self.mode == "paper" else None
+
+    @classmethod
+    def from_kernel_parameters(cls, parameters: Sequence[float]) -> CC:
+        rbf, gamma, order = parameters
+        return cls("rbf" if rbf else "bilinear", gamma, order)
 
     def terms(self, n: int) -> int:
         return n * n
