@@ -29,18 +29,9 @@ COMPILE_FLAGS = [
 # One object of csrc/cpu/kernels.cpp and of rows.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
 CPU_ISAS = {"portable": []}
 if X86:
-    CPU_ISAS |= {
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": [
-            "-mavx512f",
-            "-mavx512bw",
-            "-mavx512dq",
-            "-mavx512vl",
-            "-mfma",
-            "-mf16c",
-            "-mprefer-vector-width=512",
-        ],
-    }
+    avx2 = ["-mavx2", "-mfma", "-mf16c"]
+    avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+    CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": [*avx512, "-mavx512bf16"]}
 
 
 class NinjaBuild(build_ext):

@@ -16,6 +16,7 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 const Kernels& choose() {
@@ -27,6 +28,7 @@ const Kernels& choose() {
     return wanted.empty() || wanted == candidate.isa;
   };
 #if defined(ICSD_X86)
+  if (has_avx512bf16() && fits(avx512bf16::kernels)) return avx512bf16::kernels;
   if (has_avx512() && fits(avx512::kernels)) return avx512::kernels;
   if (has_avx2() && fits(avx2::kernels)) return avx2::kernels;
 #endif

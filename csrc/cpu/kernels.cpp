@@ -18,17 +18,18 @@ namespace {
 
 using std::int64_t;
 
-// Register tiles: Gram kTileRows x kTileColumns sums; combine up to kOutputs outputs x kColumns vectors.
+// Register tiles: Gram kTile x kTile sums; combine up to kOutputs outputs x kColumns vectors.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 4, kTileColumns = 4, kOutputs = 6, kColumns = 4;
+constexpr int kTile = 4, kOutputs = 6, kColumns = 4;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 3, kTileColumns = 3, kOutputs = 6, kColumns = 2;
+constexpr int kTile = 3, kOutputs = 6, kColumns = 2;
 #else
-constexpr int kTileRows = 3, kTileColumns = 3, kOutputs = 4, kColumns = 2;
+constexpr int kTile = 3, kOutputs = 4, kColumns = 2;
 #endif
 
 constexpr int64_t kLine = 64;                   // bytes of a cache line
 constexpr int64_t kPanelBytes = 256 << 10;      // of a panel, to stay in the second-level cache
+constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel of `gram`
 constexpr int64_t kInPlaceSamples = 16;         // this many rows need no panel: each has its way of the cache
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results above this go past the cache
 
@@ -58,13 +59,13 @@ C* panel(int slot, int64_t elements) {
   return reinterpret_cast<C*>((address + kLine - 1) / kLine * kLine);
 }
 
-// `width` elements in compute type, then zeros up to a whole vector.
-template <class T>
-void copy_row(const T* from, int64_t width, Compute<T>* to) {
-  constexpr int kStep = kLanes<Compute<T>>;
+// `width` elements as P, then zeros up to a whole vector.
+template <class T, class P>
+void copy_row(const T* from, int64_t width, P* to) {
+  constexpr int kStep = kLanes<P>;
   int64_t k = 0;
-  for (; k + kStep <= width; k += kStep) store(to + k, load(from + k));
-  if (k < width) store(to + k, load_partial(from + k, width - k));
+  for (; k + kStep <= width; k += kStep) store(to + k, load_as<P>(from + k));
+  if (k < width) store(to + k, load_partial<P>(from + k, width - k));
 }
 
 // Fetches a (rows x bytes) rectangle into the second-level cache in `parts` equal parts, one for each call of `next`.
@@ -96,80 +97,104 @@ class Prefetch {
   int64_t byte_ = 0;
 };
 
-// The products of I rows of `a` and J rows of `b`, whole vectors of them: gram[r][c] += <a_r, b_c>.
-template <class C, int I, int J>
-void gram_tile(const C* a, int64_t a_stride, const C* b, int64_t b_stride, int64_t width, double* gram,
+// A panel's rows, `stride` elements apart.
+template <class P>
+struct Rows {
+  P* data;
+  int64_t stride;
+
+  Rows from(int64_t row) const { return {data + row * stride, stride}; }
+};
+
+// The products of I rows of `a` and J rows of `b`, whole vectors of them: gram[r][c] += <a_r, b_c>. With kFill, the rows
+// of `a` are read from `source` and left in the panel for the tiles to come, in the shadow of the multiplications. With
+// kDiagonal, `b` is `a`, and one triangle is enough.
+template <class T, int I, int J, bool kFill, bool kDiagonal>
+void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, double* gram,
                int64_t gram_stride) {
-  Vector<C> sums[I][J];
-  for (int r = 0; r < I; ++r) {
-    for (int c = 0; c < J; ++c) sums[r][c] = Vector<C>{};
-  }
-  for (int64_t k = 0; k < width; k += kLanes<C>) {
-    Vector<C> left[I];
-    for (int r = 0; r < I; ++r) left[r] = load(a + r * a_stride + k);
+  using C = Compute<T>;
+  using P = Operand<T>;
+  Vector<C> sums[I * J];
+  for (Vector<C>& sum : sums) sum = Vector<C>{};
+  for (int64_t k = 0; k < width; k += kLanes<P>) {
+    Vector<P> left[I];
+    for (int r = 0; r < I; ++r) {
+      if constexpr (kFill) {
+        left[r] = load_as<P>(source.data + r * source.stride + k);
+        store(a.data + r * a.stride + k, left[r]);
+      } else {
+        left[r] = load_as<P>(a.data + r * a.stride + k);
+      }
+    }
     for (int c = 0; c < J; ++c) {
-      const Vector<C> right = load(b + c * b_stride + k);
-      for (int r = 0; r < I; ++r) sums[r][c] += left[r] * right;
+      const Vector<P> right = kDiagonal ? left[c] : load_as<P>(b.data + c * b.stride + k);
+      for (int r = kDiagonal ? c : 0; r < I; ++r) sums[r * J + c] = multiply_add(left[r], right, sums[r * J + c]);
     }
   }
+  C totals[I * J];
+  sum_each(sums, totals);
   for (int r = 0; r < I; ++r) {
-    for (int c = 0; c < J; ++c) gram[r * gram_stride + c] += sum(sums[r][c]);
+    for (int c = 0; c < J; ++c) gram[r * gram_stride + c] += totals[r * J + c];
   }
 }
 
-template <class C>
-using GramTile = void (*)(const C*, int64_t, const C*, int64_t, int64_t, double*, int64_t);
+template <class T>
+using GramTile = void (*)(Rows<Operand<T>>, Rows<Operand<T>>, Rows<const T>, int64_t, double*, int64_t);
 
 // gram_tile for each number of rows and columns that an edge can leave.
-template <class C, int I, int J>
-GramTile<C> gram_tile_of(int64_t rows, int64_t columns) {
+template <class T, bool kFill, int I = kTile, int J = kTile>
+GramTile<T> gram_tile_of(int64_t rows, int64_t columns, bool diagonal) {
   if (rows < I) {
-    if constexpr (I > 1) return gram_tile_of<C, I - 1, J>(rows, columns);
+    if constexpr (I > 1) return gram_tile_of<T, kFill, I - 1, J>(rows, columns, diagonal);
   }
   if (columns < J) {
-    if constexpr (J > 1) return gram_tile_of<C, I, J - 1>(rows, columns);
+    if constexpr (J > 1) return gram_tile_of<T, kFill, I, J - 1>(rows, columns, diagonal);
   }
-  return gram_tile<C, I, J>;
+  if constexpr (I == J) {
+    if (diagonal) return gram_tile<T, I, J, kFill, true>;
+  }
+  return gram_tile<T, I, J, kFill, false>;
 }
 
 template <class T>
 void gram(const void* data, int64_t stride, int64_t features, GramBlock block, double* out, int64_t out_stride) {
-  using C = Compute<T>;
-  constexpr int kStep = kLanes<C>;
+  using P = Operand<T>;
+  constexpr int kStep = kLanes<P>;
   const int64_t rows = block.row_end - block.row_begin, columns = block.column_end - block.column_begin;
   const bool on_diagonal = block.row_begin == block.column_begin;
-  const int64_t samples = on_diagonal ? std::max(rows, columns) : rows + columns;
-  const int64_t width = std::min(panel_width(samples, sizeof(C), kStep, 512, 4096), round_up(features, kStep));
+  const int64_t samples = on_diagonal ? rows : rows + columns;
+  const int64_t width =
+      std::min(panel_width(samples, sizeof(P), kStep, kLeastBytes / sizeof(P), kMostBytes / sizeof(P)),
+               round_up(features, kStep));
   const int64_t panel_stride = width + kStep;  // not a power of two
+  const Rows<P> panel_rows{panel<P>(0, samples * panel_stride), panel_stride};
   const T* x = static_cast<const T*>(data);
 
-  struct Rows {
-    const C* data;
-    int64_t stride;
-  };
-  const auto prepare = [&](int64_t first, int64_t count, int64_t k, int64_t take, int slot) -> Rows {
-    const T* from = x + first * stride + k;
-    if constexpr (std::is_same_v<T, C>) {
-      if (count <= kInPlaceSamples && take % kStep == 0) return {from, stride};
-    }
-    C* to = panel<C>(slot, count * panel_stride);
-    for (int64_t i = 0; i < count; ++i) copy_row(from + i * stride, take, to + i * panel_stride);
-    return {to, panel_stride};
-  };
-
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows * ((columns + kTileColumns - 1) / kTileColumns);
+  const int64_t tiles = (rows + kTile - 1) / kTile * ((columns + kTile - 1) / kTile);
   for (int64_t k = 0; k < features; k += width) {
     const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
-    const Rows a = prepare(block.row_begin, on_diagonal ? samples : rows, k, take, 0);
-    const Rows b = on_diagonal ? a : prepare(block.column_begin, columns, k, take, 1);
-    Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), a.stride == stride ? 0 : rows,
-                   next * sizeof(T), on_diagonal ? (tiles + 1) / 2 : tiles);
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      for (int64_t j = 0; j < columns && (!on_diagonal || j < i + kTileRows); j += kTileColumns) {
-        const int64_t height = std::min<int64_t>(kTileRows, rows - i), breadth = std::min<int64_t>(kTileColumns, columns - j);
-        gram_tile_of<C, kTileRows, kTileColumns>(height, breadth)(
-            a.data + i * a.stride, a.stride, b.data + j * b.stride, b.stride, round_up(take, kStep),
-            out + i * out_stride + j, out_stride);
+    const auto fill = [&](Rows<P> to, int64_t first, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) copy_row(x + (first + i) * stride + k, take, to.from(i).data);
+    };
+    const bool whole = take % kStep == 0;
+    Rows<P> a = panel_rows, b = a;
+    bool in_place = false;
+    if constexpr (std::is_same_v<P, T>) {
+      in_place = on_diagonal && whole && rows <= kInPlaceSamples;
+      if (in_place) a = b = {const_cast<T*>(x) + block.row_begin * stride + k, stride};
+    }
+    if (!on_diagonal) fill(b = a.from(rows), block.column_begin, columns);
+    if (!whole) fill(a, block.row_begin, rows);
+    Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), in_place ? 0 : rows, next * sizeof(T),
+                   on_diagonal ? (tiles + 1) / 2 : tiles);
+    for (int64_t i = 0; i < rows; i += kTile) {
+      const Rows<const T> source{x + (block.row_begin + i) * stride + k, stride};
+      for (int64_t j = 0; j < columns && (!on_diagonal || j <= i); j += kTile) {
+        const int64_t height = std::min<int64_t>(kTile, rows - i), breadth = std::min<int64_t>(kTile, columns - j);
+        const bool filling = whole && !in_place && j == 0, diagonal = on_diagonal && i == j;
+        const auto tile = filling ? gram_tile_of<T, true>(height, breadth, diagonal)
+                                  : gram_tile_of<T, false>(height, breadth, diagonal);
+        tile(a.from(i), b.from(j), source, round_up(take, kStep), out + i * out_stride + j, out_stride);
         ahead.next();
       }
     }
@@ -211,6 +236,7 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
       for (int v = 0; v < kColumns; ++v) sums[r][v] += packed[r] * row[v];
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const C factor = static_cast<C>(scale[r]);
     for (int v = 0; v < kColumns; ++v) {

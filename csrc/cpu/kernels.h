@@ -63,6 +63,9 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
 #endif
 
 // The best instruction set of this processor, or the one ICSD_CPU_ISA names. Throws std::invalid_argument.

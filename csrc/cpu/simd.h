@@ -31,10 +31,34 @@ typedef std::int32_t IntVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::int64_t LongIntVector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
 typedef std::uint16_t HalfBits __attribute__((vector_size(ICSD_VECTOR_BYTES / 2)));
 
-template <class C>
-using Vector = std::conditional_t<std::is_same_v<C, double>, DoubleVector, FloatVector>;
-template <class C>
-constexpr int kLanes = ICSD_VECTOR_BYTES / sizeof(C);
+typedef std::uint16_t Bfloat16Vector __attribute__((vector_size(ICSD_VECTOR_BYTES)));
+
+template <class P>
+struct VectorOf {
+  using type = FloatVector;
+};
+template <>
+struct VectorOf<double> {
+  using type = DoubleVector;
+};
+template <>
+struct VectorOf<bfloat16> {
+  using type = Bfloat16Vector;
+};
+template <class P>
+using Vector = typename VectorOf<P>::type;
+template <class P>
+constexpr int kLanes = ICSD_VECTOR_BYTES / sizeof(P);
+
+// What the products of a Gram matrix are taken of: elements themselves where the processor multiplies them into wider
+// sums, in compute type otherwise.
+#if defined(__AVX512BF16__)
+template <class T>
+using Operand = std::conditional_t<std::is_same_v<T, bfloat16>, bfloat16, Compute<T>>;
+#else
+template <class T>
+using Operand = Compute<T>;
+#endif
 
 inline FloatVector load(const float* p) {
   FloatVector v;
@@ -81,16 +105,29 @@ inline FloatVector load(const float16* p) {
 #endif
 }
 
+// A vector of P from elements that are P already or convert to it.
+template <class P, class T>
+inline Vector<P> load_as(const T* p) {
+  if constexpr (std::is_same_v<P, T>) {
+    Vector<P> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  } else {
+    return load(p);
+  }
+}
+
 // The first `count` elements, zeros after them; reads nothing past them.
-template <class T>
-inline Vector<Compute<T>> load_partial(const T* p, std::int64_t count) {
-  T padded[kLanes<Compute<T>>] = {};
+template <class P, class T>
+inline Vector<P> load_partial(const T* p, std::int64_t count) {
+  T padded[kLanes<P>] = {};
   std::memcpy(padded, p, count * sizeof(T));
-  return load(padded);
+  return load_as<P>(padded);
 }
 
 inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
+inline void store(bfloat16* p, Bfloat16Vector v) { std::memcpy(p, &v, sizeof v); }
 
 inline void store(bfloat16* p, FloatVector v) {
   UintVector bits;
@@ -181,6 +218,46 @@ inline double sum(DoubleVector v) {
 inline float sum(FloatVector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline double sum(DoubleVector v) { return v[0] + v[1]; }
 #endif
+
+// sums + a b; pairs of neighbours are added where sums are wider than what they are sums of.
+template <class V>
+inline V multiply_add(V a, V b, V sums) {
+  return sums + a * b;
+}
+#if defined(__AVX512BF16__)
+inline FloatVector multiply_add(Bfloat16Vector a, Bfloat16Vector b, FloatVector sums) {
+  return reinterpret_cast<FloatVector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sums), reinterpret_cast<__m512bh>(a),
+                                                        reinterpret_cast<__m512bh>(b)));
+}
+#endif
+
+// The sum of each vector.
+template <int kCount, class V, class C>
+inline void sum_each(const V (&vectors)[kCount], C* sums) {
+#if defined(__AVX512F__)
+  if constexpr (kCount == 16 && std::is_same_v<C, float>) {
+    // Halves the vectors four times: each step adds the halves of two vectors into the halves of one.
+    __m512 v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) v[i] = reinterpret_cast<__m512>(vectors[i]);
+    for (int i = 0; i < 8; ++i) {
+      v[i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]) + _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
+      v[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+    for (int count = 2; count > 0; count /= 2) {
+      for (int i = 0; i < count; ++i) {
+        v[i] = _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88) + _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd);
+      }
+    }
+    _mm512_storeu_ps(sums, v[0]);
+    return;
+  }
+#endif
+  for (int i = 0; i < kCount; ++i) sums[i] = sum(vectors[i]);
+}
 
 // e^x by its series around the nearest multiple n of ln 2; 2^n is made in the exponent's bits, which the sum with
 // 1.5 · 2^mantissa leaves at the low end. Arguments are clamped to results that are normal numbers; NaN stays.
