@@ -1,7 +1,5 @@
 #include "cpu/operator.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -53,23 +51,23 @@ class Grams {
         matrices_(static_cast<int64_t>(stages.size()) * shape.groups),
         split_features_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
         side_(split_features_ ? shape.samples : std::min(shape.samples, kSide)),
+        sides_(blocks_of(shape.samples, kSide)),
+        blocks_(matrices_ * (sides_ * (sides_ + 1) / 2)),
         sums_((split_features_ ? matrices_ * threads : threads) * side_ * side_) {}
 
-  void accumulate(int thread) {
+  void accumulate(Member member) {
     if (split_features_) {
       for (int64_t matrix = 0; matrix < matrices_; ++matrix) {
         const int64_t features = stages_[matrix / shape_.groups].features;
-        const Range lines = part(blocks_of(features, kLine), thread, threads_);
+        const Range lines = part(blocks_of(features, kLine), member.thread, member.threads);
         add_block(matrix, {0, side_, 0, side_}, {lines.begin * kLine, std::min(lines.end * kLine, features)},
-                  partial(matrix, thread));
+                  partial(matrix, member.thread));
       }
       return;
     }
-    const int64_t sides = blocks_of(shape_.samples, kSide), per_matrix = sides * (sides + 1) / 2;
-    double* sums = sums_.data() + thread * side_ * side_;
-#pragma omp for schedule(dynamic) nowait
-    for (int64_t item = 0; item < matrices_ * per_matrix; ++item) {
-      const int64_t matrix = item / per_matrix;
+    double* sums = sums_.data() + member.thread * side_ * side_;
+    blocks_.each([&](int64_t item) {
+      const int64_t per_matrix = sides_ * (sides_ + 1) / 2, matrix = item / per_matrix;
       int64_t row = 0, column = item % per_matrix;
       for (; column > row; ++row) column -= row + 1;
       const GramBlock block{row * kSide, std::min((row + 1) * kSide, shape_.samples), column * kSide,
@@ -81,18 +79,18 @@ class Grams {
           put(matrix, i, j, sums[(i - block.row_begin) * side_ + (j - block.column_begin)]);
         }
       }
-    }
+    });
   }
 
-  void finish(int thread) {
+  void finish(Member member) {
     if (!split_features_) return;
     const int64_t n = shape_.samples;
-    const Range rows = part(matrices_ * n, thread, threads_);
+    const Range rows = part(matrices_ * n, member.thread, member.threads);
     for (int64_t item = rows.begin; item < rows.end; ++item) {
       const int64_t matrix = item / n, i = item % n;
       for (int64_t j = 0; j <= i; ++j) {
         double sum = 0;
-        for (int owner = 0; owner < threads_; ++owner) sum += partial(matrix, owner)[i * n + j];
+        for (int owner = 0; owner < member.threads; ++owner) sum += partial(matrix, owner)[i * n + j];
         put(matrix, i, j, sum);
       }
     }
@@ -122,7 +120,8 @@ class Grams {
   int threads_;
   int64_t matrices_;
   bool split_features_;
-  int64_t side_;
+  int64_t side_, sides_;
+  Queue blocks_;
   std::vector<double> sums_;
 };
 
@@ -150,17 +149,17 @@ class Epilogue {
         rows_(students_ * shape.groups * shape.samples),
         statistics_(D<C>::kStatistics * rows_.size()) {}
 
-  void normalise(int thread, int threads) {
-    const Range range = part(static_cast<int64_t>(inverse_norms_.size()), thread, threads);
+  void normalise(Member member) {
+    const Range range = part(static_cast<int64_t>(inverse_norms_.size()), member.thread, member.threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [stage, group, i] = locate(item);
       inverse_norms_[item] = divergence_.similarities ? inverse_norm(stages_[stage].row(group, i)[i], how_.eps) : 1;
     }
   }
 
-  void measure(int thread, int threads) {
+  void measure(Member member) {
     const int64_t n = shape_.samples;
-    const Range range = part(static_cast<int64_t>(rows_.size()), thread, threads);
+    const Range range = part(static_cast<int64_t>(rows_.size()), member.thread, member.threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [student, group, i] = locate(item);
       const SimilarityRow<C> s = similarity_row(student, group, i), t = similarity_row(students_, group, i);
@@ -188,9 +187,9 @@ class Epilogue {
     return static_cast<C>(loss);
   }
 
-  void differentiate(int thread, int threads) {
+  void differentiate(Member member) {
     const int64_t n = shape_.samples;
-    const Range range = part(shape_.groups * n, thread, threads);
+    const Range range = part(shape_.groups * n, member.thread, member.threads);
     std::vector<C> for_student(n), for_teacher(n);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const int64_t group = item / n, i = item % n;
@@ -272,21 +271,19 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Distil
   const int threads = threads_for(work_of(stages, shape));
   Grams<C> grams(stages, matrices, shape, threads);
   Epilogue<C, D> epilogue(matrices, shape, how);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int thread = omp_get_thread_num();
-    grams.accumulate(thread);
-#pragma omp barrier
-    grams.finish(thread);
-#pragma omp barrier
-    epilogue.normalise(thread, threads);
-#pragma omp barrier
-    epilogue.measure(thread, threads);
-#pragma omp barrier
-#pragma omp for nowait
-    for (int64_t group = 0; group < shape.groups; ++group) loss[group] = epilogue.loss(group);
-    if (slots) epilogue.differentiate(thread, threads);
-  }
+  in_parallel(threads, [&](Member member) {
+    grams.accumulate(member);
+    member.barrier();
+    grams.finish(member);
+    member.barrier();
+    epilogue.normalise(member);
+    member.barrier();
+    epilogue.measure(member);
+    member.barrier();
+    const Range groups = part(shape.groups, member.thread, member.threads);
+    for (int64_t group = groups.begin; group < groups.end; ++group) loss[group] = epilogue.loss(group);
+    if (slots) epilogue.differentiate(member);
+  });
 }
 
 // One product of `combine`: a packed matrix for each group.
@@ -319,10 +316,10 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
   }
   const int64_t count = static_cast<int64_t>(jobs.size());
   const int64_t shares = threads == 1 ? 1 : std::max<int64_t>(1, kShares * threads / std::max<int64_t>(count, 1));
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-#pragma omp for
-    for (int64_t item = 0; item < count; ++item) {
+  Queue queue(count * shares);
+  in_parallel(threads, [&](Member member) {
+    const Range range = part(count, member.thread, member.threads);
+    for (int64_t item = range.begin; item < range.end; ++item) {
       Job& job = jobs[item];
       const Product<C>& p = *job.product;
       kernels().template pack<C>(p.x.dtype)(p.matrix + job.group * p.group_stride, p.row_stride, p.outputs,
@@ -332,18 +329,18 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
         job.scale[i] = row * (p.group_scale ? p.group_scale[job.group] : C(1));
       }
     }
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < count * shares; ++item) {
+    member.barrier();
+    queue.each([&](int64_t item) {
       const Job& job = jobs[item / shares];
       const Product<C>& p = *job.product;
       const Range lines = part(blocks_of(p.x.features, kLine), static_cast<int>(item % shares), static_cast<int>(shares));
       const int64_t begin = lines.begin * kLine, end = std::min(lines.end * kLine, p.x.features);
-      if (begin >= end) continue;
+      if (begin >= end) return;
       kernels().combine[static_cast<int>(p.x.dtype)](
           job.packed.data(), job.scale.data(), at(p.x, job.group, 0, begin), p.x.sample_stride, shape.samples,
           end - begin, const_cast<char*>(at(p.out, job.group, 0, begin)), p.out.sample_stride, p.outputs);
-    }
-  }
+    });
+  });
 }
 
 }  // namespace
@@ -354,12 +351,11 @@ void gram(const Features& x, Shape shape, C* out) {
   const std::vector<Matrices<C>> matrices{{out, shape.samples, shape.samples * shape.samples}};
   const int threads = threads_for(work_of(stages, shape));
   Grams<C> grams(stages, matrices, shape, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    grams.accumulate(omp_get_thread_num());
-#pragma omp barrier
-    grams.finish(omp_get_thread_num());
-  }
+  in_parallel(threads, [&](Member member) {
+    grams.accumulate(member);
+    member.barrier();
+    grams.finish(member);
+  });
 }
 
 template <class C>

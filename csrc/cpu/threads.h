@@ -1,12 +1,52 @@
 // Threads for a parallel region: OpenMP's pool, which torch shares where both load the same libgomp.
 #pragma once
 
+#include <omp.h>
+
+#include <atomic>
 #include <cstdint>
 
 namespace icsd::cpu {
 
 // torch.get_num_threads(), but one for work too small to share and in a forked child, whose pool did not survive.
 int threads_for(std::int64_t work);
+
+// One of the threads of a parallel region.
+struct Member {
+  int thread, threads;
+
+  void barrier() const {
+    if (threads > 1) {
+#pragma omp barrier
+    }
+  }
+};
+
+// Runs work(Member) on as many threads; on one without a region, whose barriers cost system calls even there.
+template <class Work>
+void in_parallel(int threads, const Work& work) {
+  if (threads == 1) {
+    work(Member{0, 1});
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  work(Member{omp_get_thread_num(), omp_get_num_threads()});
+}
+
+// The items [0, total), each taken by whichever thread asks next.
+class Queue {
+ public:
+  explicit Queue(std::int64_t total) : total_(total) {}
+
+  template <class Work>
+  void each(const Work& work) {
+    for (std::int64_t item = next_++; item < total_; item = next_++) work(item);
+  }
+
+ private:
+  std::int64_t total_;
+  std::atomic<std::int64_t> next_{0};
+};
 
 // Part `index` of `count` equal parts of [0, total).
 struct Range {
