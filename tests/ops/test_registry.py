@@ -142,7 +142,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_accu
 """
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set(isa, monkeypatch):
     monkeypatch.setenv("ICSD_CPU_ISA", isa)
     run = subprocess.run([sys.executable, "-c", ISA_SCRIPT], capture_output=True, text=True, check=False)
