@@ -47,4 +47,5 @@ clean:  ## remove the environment and everything built (runs/ stays)
 
 .venv/installed-bench: .venv/installed
 	CPATH=$(HEADERS) $(BIN)/pip install -e ".[bench]"
+	$(BIN)/pip install --no-deps torchdistill==1.1.5
 	touch $@

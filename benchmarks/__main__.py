@@ -22,9 +22,10 @@ against the floor of this machine. Rows are added to a file of results, tables a
 the file."""
 
 EXAMPLES = """examples:
-  python -m benchmarks                                   about four minutes on two cores
+  python -m benchmarks                                   everything
+  python -m benchmarks --select grid                     the means over N in 8 ... 256 by D in 8,192 ... 524,288
   python -m benchmarks --select "operator and 16x65536"  a part of it (an expression for pytest -k)
-  python -m benchmarks --full                            N to 256 and D to 524,288: an hour or two, 8 GB
+  python -m benchmarks --quick                           a few shapes: about four minutes on two cores
   python -m benchmarks compare before.csv after.csv      what got slower or faster beyond noise
 
 Close other programs first: see benchmarks/README.md on noise."""
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=_run)
-    parser.add_argument("--full", action="store_true", help="measure the whole grid of shapes")
+    parser.add_argument("--quick", action="store_true", help="measure a few shapes instead of the whole grid")
     parser.add_argument("--select", metavar="EXPRESSION", help="run the tests whose names match, as pytest -k does")
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="time of each of an implementation's turns (%(default)s)"
@@ -88,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         measured = Path(folder) / "report.json"
         command = [str(SUITE), "--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", "--disable-warnings"]
         command += [f"--benchmark-json={measured}", f"--seconds={options.seconds}"]
-        command += ["--full"] if options.full else []
+        command += ["--quick"] if options.quick else []
         command += ["-k", options.select] if options.select else []
         code = pytest.main([*command, "-p", "no:cacheprovider"])
         rows = results.rows_from_report(measured) if measured.exists() else []

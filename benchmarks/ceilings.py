@@ -11,6 +11,8 @@ from time import perf_counter
 import torch
 from torch.nn import functional as F
 
+from icsd.ops.regimes import feature_flops, sample_flops
+
 COPIED_BYTES = 256 << 20
 GEMM_SIZES = (512, 1024, 2048)
 SERIAL_ELEMENTS = 32000  # just under what PyTorch shares among threads
@@ -41,16 +43,17 @@ def measure_ceilings(dtypes: Iterable[torch.dtype], seconds: float = 1.0) -> Cei
 
 
 def floor_seconds(
-    samples: int, student_features: int, teacher_features: int, dtype: torch.dtype, ceilings: Ceilings
+    samples: int, student_features: int, teacher_features: int, dtype: torch.dtype, loss: str, ceilings: Ceilings
 ) -> float:
-    """The least time of forward + backward in sample space, with a gradient for the student alone.
+    """The least time of forward + backward, with a gradient for the student alone.
 
     max(bytes / copy bandwidth, flops / GEMM rate), where
 
     * bytes = itemsize · N · (2 D_s + D_t) read + itemsize · N · D_s written: the student is read in both passes, the
       teacher in the first, and the gradient is written once;
     * flops = N² D_s + N² D_t + 2 N² D_s: two Gram matrices by their symmetric halves and the product that is the
-      gradient. Work on N x N matrices is left out, whatever the divergence.
+      gradient. For mse, the N D² of feature space (`icsd.ops.regimes`) where that is less. Work on N x N matrices is
+      left out, whatever the divergence.
 
     Features that stay in a cache between the passes can beat the bandwidth of memory, hence the floor.
 
@@ -59,11 +62,15 @@ def floor_seconds(
         student_features: D_s.
         teacher_features: D_t.
         dtype: Of the features.
+        loss: Name of the divergence.
         ceilings: Of this machine, measured in the same run on the same threads.
     """
     size = samples * dtype.itemsize
     moved = size * (2 * student_features + teacher_features) + size * student_features
-    flops = samples**2 * (student_features + teacher_features) + 2 * samples**2 * student_features
+    widths = (student_features, teacher_features)
+    flops = sample_flops(samples, widths)
+    if loss == "mse":
+        flops = min(flops, feature_flops(samples, widths))
     return max(moved / ceilings.copy_bandwidth, flops / ceilings.gemm_rate[dtype])
 
 

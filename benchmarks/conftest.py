@@ -18,7 +18,7 @@ SHORTEST_ROUND = 100e-6
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="the whole grid of shapes")
+    parser.addoption("--quick", action="store_true", help="a few shapes instead of the whole grid")
     parser.addoption("--seconds", type=float, default=0.2, help="time of each turn of each implementation")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from icsd.ops.divergences import Divergence
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+# Of mse and kl; those of the literature's losses are ours and torchdistill's.
 IMPLEMENTATIONS = ["icsd", "plain", "compile", "composite"]
 if torch.backends.mkldnn.is_available():
     IMPLEMENTATIONS.append("composite-onednn")
@@ -23,21 +25,52 @@ if find_spec("pytorch_metric_learning"):
 
 
 def losses(divergence: Divergence) -> dict[str, Loss]:
-    """The `IMPLEMENTATIONS` of `mse` or `kl`, functions of a student `(N, D_s)` and a teacher `(N, D_t)`."""
+    """All implementations of a divergence, functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
+
+    `mse` and `kl` have the `IMPLEMENTATIONS`, the `TORCHDISTILL` losses ours and torchdistill's.
+    """
+    ours = partial(
+        icsd.similarity_distillation_loss,
+        divergence=divergence.name,
+        backend="cpu",
+        **dataclasses.asdict(divergence),
+    )
+    if divergence.name in TORCHDISTILL:
+        return {"icsd": ours, "torchdistill": torchdistill_loss(divergence.name)}
     plain = partial(plain_loss, divergence=divergence)
+    combination = torch.compile(partial(_combination, divergence=divergence), dynamic=False)
     found: dict[str, Loss] = {
-        "icsd": partial(icsd.similarity_distillation_loss, divergence=divergence.name, backend="cpu"),
+        "icsd": ours,
         "plain": plain,
         "compile": torch.compile(plain, dynamic=False),
-        "composite": CompositeLoss(divergence),
+        "composite": CompositeLoss(combination),
     }
     if "composite-onednn" in IMPLEMENTATIONS:
-        found["composite-onednn"] = OneDNNCompositeLoss(divergence)
+        found["composite-onednn"] = OneDNNCompositeLoss(combination)
     if "metric-learning" in IMPLEMENTATIONS:
         from pytorch_metric_learning.distances import CosineSimilarity
 
         found["metric-learning"] = partial(plain, similarity=CosineSimilarity())
     return found
+
+
+# torchdistill's modules, the names by which they find the features, and their other arguments. Not its SPKDLoss, which
+# divides the rows of "sp" by their L1 norms, nor its DISTLoss, which is of class probabilities.
+TORCHDISTILL = {
+    "cc": ("CCKDLoss", ("features", "features"), ({"type": "gaussian", "gamma": 0.4, "max_p": 2}, "batchmean")),
+    "pkt": ("PKTLoss", ("features", "output", "features", "output"), ()),
+    "rkd_distance": ("RKDLoss", ("features", "features"), (1.0, 0.0, "mean")),
+    "rkd_angle": ("RKDLoss", ("features", "features"), (0.0, 1.0, "mean")),
+}
+
+
+def torchdistill_loss(name: str) -> Loss:
+    """One of the literature's losses as torchdistill has it: ours in `mode="code"`."""
+    from torchdistill.losses import mid_level
+
+    module, paths, arguments = TORCHDISTILL[name]
+    loss = getattr(mid_level, module)(*paths, *arguments)
+    return lambda student, teacher: loss({"features": {"output": student}}, {"features": {"output": teacher}})
 
 
 def plain_similarity(x: Tensor) -> Tensor:
@@ -75,11 +108,11 @@ class CompositeLoss:
     with the next backward pass.
 
     Args:
-        divergence: `MSE()` or a `KL(...)` with its diagonal.
+        combination: `_combination` of `MSE()` or a `KL(...)` with its diagonal, compiled.
     """
 
-    def __init__(self, divergence: Divergence) -> None:
-        self.combination = torch.compile(partial(_combination, divergence=divergence), dynamic=False)
+    def __init__(self, combination: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.combination = combination
         self.buffer = torch.empty(0)
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     Returns:
         The files written: time against D and against N with the floor, and speed-ups.
     """
-    operator = [row for row in rows if row.benchmark == "operator" and not row.disturbed]
+    operator = [row for row in rows if row.benchmark in ("operator", "regimes") and not row.disturbed]
     figures = {
         "time-against-features.png": lambda path: _scaling(operator, "features", "samples", path),
         "time-against-samples.png": lambda path: _scaling(operator, "samples", "features", path),

@@ -8,9 +8,10 @@ from statistics import geometric_mean
 import torch
 
 from benchmarks.results import Change, Row
+from benchmarks.workloads import GRID
 
 DISTURBED = "busy"
-PEERS = ("plain", "compile", "composite", "metric-learning")
+PEERS = ("plain", "compile", "composite", "metric-learning", "torchdistill")
 
 Cases = list[dict[str, Row]]  # for each case, its rows by implementation
 
@@ -20,6 +21,8 @@ def tables(rows: Sequence[Row]) -> str:
     parts = [_heading(rows)]
     for name, table in (
         ("operator", _operator),
+        ("regimes", _operator),
+        ("family", _operator),
         ("overhead", _overhead),
         ("memory", _memory),
         ("training", _training),
@@ -32,8 +35,6 @@ def tables(rows: Sequence[Row]) -> str:
             f"{DISTURBED}: the machine had other things to do during {disturbed} of {len(rows)} measurements; they are "
             "left out of means and figures"
         )
-    if not any(row.implementation == "metric-learning" for row in rows):
-        parts.append("pytorch-metric-learning is not installed; where it is, it is one more peer")
     return "\n\n".join(parts)
 
 
@@ -75,13 +76,16 @@ def _heading(rows: Sequence[Row]) -> str:
 def _operator(cases: Cases) -> str:
     peers = _peers(cases)
     table = []
-    for dtype in dict.fromkeys(case["icsd"].dtype for case in cases):
-        chosen = [case for case in cases if case["icsd"].dtype == dtype]
+    for dtype, loss in dict.fromkeys((case["icsd"].dtype, case["icsd"].loss) for case in cases):
+        chosen = [case for case in cases if (case["icsd"].dtype, case["icsd"].loss) == (dtype, loss)]
         for case in chosen:
             row = case["icsd"]
             table.append((*_name(row), *_speedups([case], peers), _over_floor([row]), _seconds(row.median)))
-        floor = _over_floor([case["icsd"] for case in chosen])
-        table.append(("geometric mean", dtype, "", *_speedups(chosen, peers), floor, ""))
+        grid = [case for case in chosen if (case["icsd"].samples, case["icsd"].features) in GRID]
+        for name, some in (("geometric mean", chosen), ("of the grid", grid if len(grid) == len(GRID) else [])):
+            if len(some) > 1:
+                floor = _over_floor([case["icsd"] for case in some])
+                table.append((name, dtype, loss, *_speedups(some, peers), floor, ""))
     title = "forward + backward: how many times longer the peers take; our time / the floor; our time"
     return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *peers, '/ floor', 'icsd'), table)}"
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import platform
 import re
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,8 +32,9 @@ class Row:
         threads: CPU threads.
         torch: Its version.
         icsd: Its version.
+        commit: Of the git repository it is in, with + if files differ from it; empty if it is in none.
         isa: Instruction set the native code chose.
-        benchmark: operator, overhead, memory or training.
+        benchmark: operator, family, regimes, overhead, memory or training.
         work: What was done: forward+backward, forward, step, ...
         samples: N.
         features: D.
@@ -56,6 +58,7 @@ class Row:
     threads: int
     torch: str
     icsd: str
+    commit: str
     isa: str
     benchmark: str
     work: str
@@ -99,6 +102,7 @@ def environment() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "icsd": icsd.__version__,
+        "commit": _commit(),
         "isa": _native.cpu_isa(),
     }
 
@@ -253,6 +257,14 @@ def _parse(column: str, text: str) -> str | int | float | None:
     if column in LABELS:
         return text
     return float(text) if text else None
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(icsd.__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _processor() -> str:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.peers import losses, plain_loss
-from icsd.ops.divergences import make_divergence
+from benchmarks.peers import losses
+from icsd.ops.divergences import DIVERGENCES, Divergence, make_divergence
 
 DTYPES = (torch.float32, torch.bfloat16)
+# N x D of the means by which the operator is judged.
+GRID = [(n, d) for n in (8, 16, 32, 64, 128, 256) for d in (8192, 65536, 524288)]
 TURNS = 3
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -32,6 +34,12 @@ class Case:
     dtype: torch.dtype = torch.float32
     loss: str = "mse"
 
+    @property
+    def divergence(self) -> Divergence:
+        """The literature's losses as their well-known code has them."""
+        modes = {"mode": "code"} if hasattr(DIVERGENCES[self.loss], "mode") else {}
+        return make_divergence(self.loss, **modes)
+
     def __str__(self) -> str:
         return f"{self.samples}x{self.features}-{str(self.dtype).removeprefix('torch.')}-{self.loss}"
 
@@ -39,20 +47,29 @@ class Case:
 class Workload:
     """The features of a case and all implementations of its loss, compiled and found to agree.
 
+    Args:
+        case: What of.
+        implementations: Those that are measured; all by default. Ours alone is not checked: no peer can compute it.
+
     Raises:
-        AssertionError: An implementation's loss or gradient is not that of plain PyTorch in float32.
+        AssertionError: An implementation's loss or gradient is not that of plain PyTorch (of the literature's losses,
+            torchdistill's) in float32.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, implementations: Sequence[str] | None = None) -> None:
         torch.compiler.reset()
         self.case = case
         generator = torch.Generator().manual_seed(0)
         self.student = _features(case, generator).requires_grad_()
         self.teacher = _features(case, generator)
-        divergence = make_divergence(case.loss)
-        self.losses = losses(divergence)
+        self.losses = losses(case.divergence)
+        if implementations:
+            self.losses = {name: self.losses[name] for name in implementations}
+        if list(self.losses) == ["icsd"]:
+            return
         student = self.student.detach().float().requires_grad_()
-        truth = plain_loss(student, self.teacher.float(), divergence)
+        peer = self.losses["torchdistill" if "torchdistill" in self.losses else "plain"]
+        truth = peer(student, self.teacher.float())
         (gradient,) = torch.autograd.grad(truth, student)
         for name in self.losses:
             self._check(name, truth.detach(), gradient)

@@ -9,14 +9,25 @@ COMPUTE_BOUND = Ceilings(copy_bandwidth=1e15, gemm_rate={torch.float32: 1e9, tor
 
 def test_bytes_of_a_memory_bound_case():
     # float32: 4 N (2 D_s + D_t) read, 4 N D_s written
-    assert floor_seconds(16, 100, 1000, torch.float32, MEMORY_BOUND) == pytest.approx(4 * 16 * (200 + 1000 + 100) / 1e9)
-    assert floor_seconds(16, 100, 1000, torch.bfloat16, MEMORY_BOUND) == pytest.approx(2 * 16 * 1300 / 1e9)
+    assert floor_seconds(16, 100, 1000, torch.float32, "kl", MEMORY_BOUND) == pytest.approx(
+        4 * 16 * (200 + 1000 + 100) / 1e9
+    )
+    assert floor_seconds(16, 100, 1000, torch.bfloat16, "mse", MEMORY_BOUND) == pytest.approx(2 * 16 * 1300 / 1e9)
 
 
 def test_flops_of_a_compute_bound_case():
     # N² D_s + N² D_t + 2 N² D_s
-    assert floor_seconds(16, 100, 1000, torch.float32, COMPUTE_BOUND) == pytest.approx(256 * (100 + 1000 + 200) / 1e9)
-    assert floor_seconds(16, 100, 1000, torch.bfloat16, COMPUTE_BOUND) == pytest.approx(256 * 1300 / 4e9)
+    assert floor_seconds(16, 100, 1000, torch.float32, "mse", COMPUTE_BOUND) == pytest.approx(
+        256 * (100 + 1000 + 200) / 1e9
+    )
+    assert floor_seconds(16, 100, 1000, torch.bfloat16, "kl", COMPUTE_BOUND) == pytest.approx(256 * 1300 / 4e9)
+
+
+def test_many_samples_cost_less_in_feature_space():
+    # N (D_t² + 3 D_s² + 4 D_s D_t), for mse alone
+    flops = 1000 * (20**2 + 3 * 10**2 + 4 * 10 * 20)
+    assert floor_seconds(1000, 10, 20, torch.float32, "mse", COMPUTE_BOUND) == pytest.approx(flops / 1e9)
+    assert floor_seconds(1000, 10, 20, torch.float32, "kl", COMPUTE_BOUND) == pytest.approx(1000**2 * 50 / 1e9)
 
 
 def test_figures_of_the_specification():
@@ -24,7 +35,7 @@ def test_figures_of_the_specification():
     ceilings = Ceilings(26e9, {torch.float32: 337e9})
     floors = {(16, 65536): 0.6e-3, (64, 65536): 3.2e-3, (64, 131072): 6.4e-3, (128, 32768): 6.4e-3}
     for (n, d), floor in floors.items():
-        assert floor_seconds(n, d, d, torch.float32, ceilings) == pytest.approx(floor, rel=0.1)
+        assert floor_seconds(n, d, d, torch.float32, "mse", ceilings) == pytest.approx(floor, rel=0.1)
 
 
 def test_measured_ceilings_are_rates():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from benchmarks.peers import IMPLEMENTATIONS, losses
+from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, losses
+from benchmarks.workloads import Case
 from icsd import similarity_distillation_loss
 from icsd.ops.divergences import make_divergence
 
@@ -10,6 +11,18 @@ def loss_and_gradient(loss, student, teacher):
     student = student.clone().requires_grad_()
     value = loss(student, teacher)
     return value.detach(), torch.autograd.grad(3 * value, student)[0]
+
+
+@pytest.mark.parametrize("loss", TORCHDISTILL)
+def test_torchdistill_computes_the_code_mode(loss):
+    pytest.importorskip("torchdistill")
+    torch.manual_seed(0)
+    student, teacher = torch.randn(9, 50, dtype=torch.float64), torch.randn(9, 70, dtype=torch.float64)
+    ours, theirs = losses(Case(9, 50, loss=loss).divergence).values()
+    for got, want in zip(
+        loss_and_gradient(ours, student, teacher), loss_and_gradient(theirs, student, teacher), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

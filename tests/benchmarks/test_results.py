@@ -15,6 +15,7 @@ ROW = Row(
     threads=2,
     torch="2.13.0",
     icsd="0.1.0",
+    commit="0123abc",
     isa="avx2",
     benchmark="operator",
     work="forward+backward",
