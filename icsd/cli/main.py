@@ -16,7 +16,7 @@ COMMANDS = {
     "pretrain": "pretrain the encoders that judge how well a picture matches its sentence (DAMSM)",
     "sample": "paint sentences with a trained model",
     "doctor": "say what is installed, what was built, and what runs here",
-    "data": "look at a captioned image set, or export it to a folder",
+    "data": "prepare a captioned image set for training, look at one, or export it to a folder",
 }
 
 DESCRIPTION = """Text-to-image synthesis by a coarse-to-fine GAN with interstage cross-sample similarity distillation.

@@ -52,9 +52,11 @@ def read_cub(files: Files) -> Listing:
     box_of = {image: found[number] for number, image in images.items() if number in found}
     listing.records = [replace(record, box=box_of[record.image]) for record in listing.records]
     if lost:
-        listing.problems.append(f"{len(lost)} pictures of {index} are missing, the first is {lost[0]}")
+        listing.problems.append(f"{len(lost)} of {len(paths)} pictures are missing, such as {lost[0]}")
     if unboxed:
-        listing.problems.append(f"{boxes} has no box of {len(unboxed)} pictures, the first is number {unboxed[0]}")
+        listing.problems.append(
+            f"{boxes} has no box of {len(unboxed)} of {len(paths)} pictures, such as number {unboxed[0]}"
+        )
     compare_counts(listing, KNOWN)
     vocabularies = [file for file in files.all if file.name == "captions.pickle"]
     if vocabularies:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from tqdm import tqdm
+
 from icsd.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -193,7 +195,10 @@ class _Tar:
         self.file = file
         name, fileobj = (file, None) if isinstance(file, Path) else (None, file)
         self.tar = tarfile.open(name, fileobj=fileobj)  # noqa: SIM115 (read as long as the object lives)
-        members = [member for member in self.tar.getmembers() if member.isfile()]
+        listing = tqdm(
+            self.tar, desc=f"listing {name or 'an archive'}", unit="file", leave=False, delay=2, disable=None
+        )
+        members = [member for member in listing if member.isfile()]
         end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
         self.tar.fileobj.seek(end)
         if len(self.tar.fileobj.read()) < 512:  # tarfile takes a header cut short for the end, which is zeros

@@ -76,7 +76,7 @@ def open_pictures(files: Files, images: Sequence[File], side: int, square: bool)
     return pictures
 
 
-_PROGRESS = {"desc": "reading images", "unit": "image", "leave": False, "delay": 2}
+_PROGRESS = {"desc": "reading images", "unit": "image", "leave": False, "delay": 2, "disable": None}
 
 
 class StoredPictures:

@@ -42,6 +42,6 @@ def read_oxford(files: Files) -> Listing:
     for ours, theirs, what in ((images, classes, "captions"), (classes, images, "image")):
         lost = [name for name in ours if name not in theirs]
         if lost:
-            listing.problems.append(f"{len(lost)} pictures have no {what}, the first is {lost[0]}")
+            listing.problems.append(f"{len(lost)} of {len(ours)} pictures have no {what}, such as {lost[0]}")
     compare_counts(listing, KNOWN)
     return listing

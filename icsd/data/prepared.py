@@ -89,7 +89,7 @@ def write_prepared(
             target.write_bytes(encoded)
 
         by_image = {record.image: record for record in listing.records}
-        progress = tqdm(total=len(by_image), desc="preparing", unit="image", mininterval=0.5)
+        progress = tqdm(total=len(by_image), desc="preparing", unit="image", mininterval=0.5, disable=None)
         with progress, _Pool(workers) as pool:
             for image, data in files.read(by_image):
                 pool.submit(write, by_image[image], data)
@@ -100,13 +100,14 @@ def write_prepared(
 
 
 def describe(listing: Listing) -> dict[str, dict[str, int]]:
-    """Numbers of pictures, classes and captions of each split."""
+    """Numbers of pictures, classes (where all pictures tell theirs) and captions of each split."""
     about = {}
     for split in ("train", "test"):
         records = [record for record in listing.records if record.split == split]
+        classes = {record.class_name for record in records}
         about[split] = {
             "pictures": len(records),
-            "classes": len({record.label for record in records}),
+            **({} if None in classes else {"classes": len(classes)}),
             "captions": sum(len(record.captions) for record in records),
         }
     return about

@@ -22,6 +22,9 @@ _LISTS: dict[str, Split] = {
 def class_splits(files: Files) -> dict[str, Split]:
     """Split of each class, as AttnGAN's ``train|test/filenames.pickle`` or the lists of the caption archives tell it.
 
+    Returns:
+        Split by `class_key`.
+
     Raises:
         InputError: Neither is there, one side is missing, or a class is on both.
     """
@@ -36,14 +39,20 @@ def class_splits(files: Files) -> dict[str, Split]:
             told += [(file, name, _LISTS[file.name]) for name in text.split()]
     splits: dict[str, Split] = {}
     for file, class_name, split in told:
-        if splits.setdefault(class_name, split) != split:
-            raise InputError(f"{file} puts {class_name} into {split}, another list into {splits[class_name]}; keep one")
+        key = class_key(class_name)
+        if splits.setdefault(key, split) != split:
+            raise InputError(f"{file} puts {class_name} into {split}, another list into {splits[key]}; keep one")
     if set(splits.values()) != {"train", "test"}:
         raise InputError(
             f"{' and '.join(files.sources)} do not tell both train and test classes; give the archive that holds "
             "trainvalclasses.txt and testclasses.txt, or train/filenames.pickle and test/filenames.pickle"
         )
     return splits
+
+
+def class_key(class_name: str) -> str:
+    """What tells a class: ``009`` of ``009.Brewer_Blackbird``, which Reed's lists spell ``009.Brewers_Blackbird``."""
+    return class_name.partition(".")[0]
 
 
 def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listing:
@@ -60,10 +69,11 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
         InputError: The captions of a picture are there twice; or see `class_splits`.
     """
     splits = class_splits(files)
+    keys = {(class_key(class_name), name) for class_name, name in wanted}
     texts: dict[tuple[str, str], File] = {}
     for file in files.all:
-        key = (file.folder, file.name.removesuffix(".txt"))
-        if file.name.endswith(".txt") and key in wanted:
+        key = (class_key(file.folder), file.name.removesuffix(".txt"))
+        if file.name.endswith(".txt") and key in keys:
             if key in texts:
                 raise InputError(f"{texts[key]} and {file} are captions of the same picture; give one of the two")
             texts[key] = file
@@ -74,22 +84,23 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
     bare = []
     strays: dict[str, int] = defaultdict(int)
     for (class_name, name), image in wanted.items():
-        if not captions.get((class_name, name)):
+        lines = captions.get((class_key(class_name), name))
+        if not lines:
             bare.append(f"{class_name}/{name}.txt")
-        elif class_name not in splits:
+        elif class_key(class_name) not in splits:
             strays[class_name] += 1
         else:
-            record = f"{class_name}/{image.name}"
-            listing.records.append(Record(record, image, captions[class_name, name], class_name, splits[class_name]))
+            split = splits[class_key(class_name)]
+            listing.records.append(Record(f"{class_name}/{image.name}", image, lines, class_name, split))
     if bare:
         listing.problems.append(
-            f"{len(bare)} pictures have no captions, the first for want of lines in {bare[0]}; "
+            f"{len(bare)} of {len(wanted)} pictures have no captions, such as {bare[0]}; "
             "give the caption archive too (AttnGAN's text.zip, or text_c10)"
         )
     listing.problems += [f"class {name} ({count} pictures) is in no split" for name, count in strays.items()]
     few = sum(len(record.captions) < 10 for record in listing.records)
     if few:
-        listing.notes.append(f"{few} pictures have fewer than 10 captions; all of theirs are kept")
+        listing.notes.append(f"{few} of {len(listing.records)} pictures have fewer than 10 captions; all are kept")
     return listing
 
 

@@ -78,7 +78,7 @@ def test_files_without_final_newline_or_with_empty_lines(cub, known, text):
     (cub / "cvpr2016_cub" / "text_c10" / f"{name}.txt").write_bytes(text.encode())
     listing = read(cub / CUB, cub / "cvpr2016_cub")
     assert [record.captions for record in listing.records if record.name == f"{name}.jpg"] == [["a red bird"]]
-    assert listing.notes == ["1 pictures have fewer than 10 captions; all of theirs are kept"]
+    assert listing.notes == ["1 of 40 pictures have fewer than 10 captions; all are kept"]
     assert not listing.problems
 
 
@@ -97,7 +97,7 @@ def test_missing_captions_are_counted(cub, known, text):
     file = cub / "cvpr2016_cub" / "text_c10" / f"{known['train'][0]}.txt"
     file.unlink() if text is None else file.write_text(text)
     listing = read(cub / CUB, cub / "cvpr2016_cub")
-    assert "1 pictures have no captions" in listing.problems[0]
+    assert "1 of 40 pictures have no captions" in listing.problems[0]
     assert known["train"][0] in listing.problems[0]
     assert f"the train split has {len(known['train']) - 1} pictures" in listing.problems[1]
     assert known["train"][0] not in names(listing, "train")
@@ -118,7 +118,7 @@ def test_missing_images_and_boxes(cub, known):
     listing = read(cub / CUB, cub / "birds")
     assert len(listing.problems) == 4, "image, box, and the counts of both splits"
     assert f"{known['test'][0]}.jpg" in listing.problems[0]
-    assert "bounding_boxes.txt has no box of 1 pictures, the first is number 1" in listing.problems[1]
+    assert "bounding_boxes.txt has no box of 1 of 40 pictures, such as number 1" in listing.problems[1]
     assert len(listing.records) == sum(map(len, known.values())) - 2
 
 
@@ -147,7 +147,7 @@ def test_paths_that_lead_out_of_the_folder_are_not_followed(cub, tmp_path):
     (tmp_path / "cub" / "secret.jpg").write_text("secret")
     edit(cub / CUB / "images.txt", lambda lines: ["1 ../../secret.jpg", *lines[1:]])
     listing = read(cub / CUB, cub / "birds")
-    assert "1 pictures of" in listing.problems[0]
+    assert "1 of 40 pictures are missing" in listing.problems[0]
     assert not any("secret" in record.name for record in listing.records)
 
 
@@ -178,6 +178,24 @@ def test_train_and_validation_classes_may_come_apart(cub, known):
     (root / "trainclasses.txt").write_text("\r\n".join(classes[:7]))
     (root / "valclasses.txt").write_text("\n\n".join(classes[7:]))
     assert names(read(cub / CUB, root), "train") == set(known["train"])
+
+
+@pytest.mark.parametrize("part", ["lists", "text_c10"])
+def test_classes_go_by_their_number(cub, known, part):
+    """Reed's archive spells some of them otherwise, 009.Brewers_Blackbird for 009.Brewer_Blackbird."""
+    root = cub / "cvpr2016_cub"
+    if part == "lists":
+        for file in root.glob("*classes.txt"):
+            edit(file, lambda lines: [f"{line}s" for line in lines])
+    else:
+        for folder in (root / "text_c10").iterdir():
+            folder.rename(f"{folder}s")
+    listing = read(cub / CUB, root)
+    assert not listing.problems
+    assert names(listing, "test") == set(known["test"])
+    assert {record.class_name for record in listing.records if record.split == "test"} == {
+        name.split("/")[0] for name in known["test"]
+    }
 
 
 def test_classes_of_both_splits_are_refused(cub, known):

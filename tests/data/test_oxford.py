@@ -51,8 +51,8 @@ def test_missing_images_and_captions(oxford, known):
     (oxford / "jpg" / f"{first.split('/')[1]}.jpg").unlink()
     (oxford / "cvpr2016_flowers" / "text_c10" / f"{second}.txt").unlink()
     problems = read(oxford).problems
-    assert f"1 pictures have no captions, the first is {second.split('/')[1]}" in problems
-    assert f"1 pictures have no image, the first is {first.split('/')[1]}" in problems
+    assert f"1 of 39 pictures have no captions, such as {second.split('/')[1]}" in problems
+    assert f"1 of 39 pictures have no image, such as {first.split('/')[1]}" in problems
 
 
 def test_a_picture_has_one_class(oxford, known):
