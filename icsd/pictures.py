@@ -1,4 +1,4 @@
-"""Picture grids: images of every stage side by side, their captions underneath."""
+"""Pictures to look at: grids of every stage with captions underneath, attention, matrices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 _PAPER, _FRAME, _INK, _PALE = "#f7f7f5", "#d8d8d4", "#222222", "#77776f"
 _MARGIN, _GAP, _PADDING = 24, 20, 4
@@ -71,15 +73,46 @@ def caption_grid(
             left = _MARGIN + column * (width + _GAP)
             for stage, images in enumerate(stages):
                 corner = (left + stage * (side + _PADDING), upper)
-                page.paste(_to_image(images[index]).resize((side, side), Image.Resampling.NEAREST), corner)
+                page.paste(to_image(images[index]).resize((side, side), Image.Resampling.NEAREST), corner)
                 draw.rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), outline=_FRAME)
             _write(draw, texts[index], left, upper + side + _PADDING, _TEXT, _INK)
     return page
 
 
-def _to_image(image: Tensor) -> Image.Image:
+def to_image(image: Tensor) -> Image.Image:
+    """Turn a picture (3, H, W) in [-1, 1] into a Pillow image; NaN is grey."""
     pixels = image.detach().float().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def attention_pictures(image: Tensor, attention: Tensor) -> Tensor:
+    """Show where each word looks: the picture, dark where the word does not attend.
+
+    Args:
+        image: (3, R, R) in [-1, 1].
+        attention: (r, r, T), what each pixel of the stage before takes of each word.
+
+    Returns:
+        (T, 3, R, R) in [-1, 1].
+    """
+    light = attention.permute(2, 0, 1)[:, None]
+    light = light / light.amax((2, 3), keepdim=True).clamp(min=1e-12)
+    light = F.interpolate(light, image.shape[-2:], mode="bilinear", align_corners=False)
+    return (image + 1) * (0.15 + 0.85 * light) - 1
+
+
+def matrix_picture(matrix: Tensor) -> Tensor:
+    """Colour a matrix of similarities: red towards 1, white at 0, blue towards -1.
+
+    Args:
+        matrix: (N, N) in [-1, 1].
+
+    Returns:
+        A picture (3, N, N) in [-1, 1].
+    """
+    strength = matrix.clamp(-1, 1)[None]
+    ends = torch.tensor([[0.70, 0.09, 0.17], [0.13, 0.40, 0.67]]).view(2, 3, 1, 1)
+    return 1 - 2 * strength.abs() * (1 - torch.where(strength >= 0, ends[0], ends[1]))
 
 
 @cache

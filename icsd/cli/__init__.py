@@ -1,1 +1,1 @@
-"""The command line: ``icsd train | pretrain | sample | doctor | data``."""
+"""The command line: ``icsd train | pretrain | sample | export | doctor | data``."""

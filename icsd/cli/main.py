@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model from a configuration; leaves checkpoints, pictures and scores in a run folder",
     "pretrain": "pretrain the encoders that judge how well a picture matches its sentence (DAMSM)",
     "sample": "paint sentences with a trained model",
+    "export": "write the generator of a trained model for other runtimes",
     "doctor": "say what is installed, what was built, and what runs here",
     "data": "prepare a captioned image set for training, look at one, or export it to a folder",
 }

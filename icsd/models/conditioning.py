@@ -17,17 +17,18 @@ class ConditioningAugmentation(nn.Module):
         super().__init__()
         self.project = nn.Linear(sentence_dim, 4 * condition_dim)
 
-    def forward(self, sentence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, sentence: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Draws one condition for each sentence.
 
         Args:
             sentence: `(B, E)`.
+            noise: Standard normal, `(B, condition_dim)`; drawn by default.
 
         Returns:
             condition, mu and logvar, each `(B, condition_dim)`.
         """
         mu, logvar = F.glu(self.project(sentence), dim=1).chunk(2, dim=1)
-        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu), mu, logvar
+        return mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if noise is None else noise), mu, logvar
 
 
 def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:

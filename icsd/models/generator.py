@@ -152,6 +152,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, text_dim: int) -> None:
         super().__init__()
         self.noise_dim = config.noise_dim
+        self.condition_dim = config.condition_dim
         self.resolutions = list(config.resolutions)
         self.condition = ConditioningAugmentation(text_dim, config.condition_dim)
         self.initial = InitialStage(config.noise_dim + config.condition_dim, config.width, self.resolutions[0])
@@ -160,17 +161,18 @@ class Generator(nn.Module):
         )
         self.heads = nn.ModuleList(_conv3x3(config.width, 3) for _ in self.resolutions)
 
-    def forward(self, z: Tensor, text: TextFeatures) -> GeneratorOutput:
+    def forward(self, z: Tensor, text: TextFeatures, condition_noise: Tensor | None = None) -> GeneratorOutput:
         """Paints one picture per sample and stage.
 
         Args:
             z: Noise, `(B, noise_dim)`.
             text: Features of B captions.
+            condition_noise: Noise of the condition, `(B, condition_dim)`; drawn by default.
 
         Returns:
             Pictures, hidden maps, attention and the statistics of the condition.
         """
-        condition, mu, logvar = self.condition(text.sentence)
+        condition, mu, logvar = self.condition(text.sentence, condition_noise)
         hidden = [self.initial(torch.cat((z, condition), dim=1))]
         attention = []
         for stage in self.refine:

@@ -60,6 +60,12 @@ class MiniLM:
                 self._features[caption, max_words] = (words.clone(), sentence)
         return [self._features[caption, max_words] for caption in captions]
 
+    def pieces(self, caption: str, max_words: int) -> list[str]:
+        """The word pieces that the features of a caption stand for."""
+        self._tokenizer.enable_truncation(max_words + 2)
+        tokens = self._tokenizer.encode(caption).tokens
+        return tokens[1:-1] if len(tokens) > 2 else tokens[:1]
+
 
 @functools.cache
 def load_minilm() -> MiniLM:

@@ -74,6 +74,10 @@ class TextEncoder(nn.Module, ABC):
         """The words of a caption that the encoder does not know and leaves out."""
 
     @abstractmethod
+    def read(self, caption: str) -> list[str]:
+        """The words of a caption that its word features stand for, one each."""
+
+    @abstractmethod
     def description(self) -> dict[str, Any]:
         """What `restore_text_encoder` needs beside configuration and weights: JSON values."""
 
@@ -107,6 +111,11 @@ class BiLSTMEncoder(TextEncoder):
     def unknown(self, caption: str) -> list[str]:
         """See `TextEncoder`."""
         return self.vocabulary.unknown(caption)
+
+    def read(self, caption: str) -> list[str]:
+        """See `TextEncoder`; longer captions are cut as in painting."""
+        tokens, _ = self.vocabulary.encode([caption], self.max_words)
+        return [self.vocabulary.words[token - 1] if token else "" for token in tokens[0].tolist()]
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""
@@ -151,6 +160,10 @@ class SentenceEncoder(TextEncoder):
     def unknown(self, caption: str) -> list[str]:
         """None: every word is made of known pieces."""
         return []
+
+    def read(self, caption: str) -> list[str]:
+        """See `TextEncoder`; pieces of words begin with ##."""
+        return load_minilm().pieces(caption, self.max_words)
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""

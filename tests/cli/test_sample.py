@@ -64,3 +64,45 @@ def test_errors_are_one_line_and_write_nothing(fails, run, arguments, message):
 
 def test_without_a_run_it_says_how_to_train(fails, workplace):
     assert "icsd train" in fails("sample", SENTENCE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--interpolate", "noise", "--frames", "3"],
+        ["this flower has red petals", "--interpolate", "sentences", "--stages"],
+        ["--show", "attention"],
+        ["--show", "similarity", "--count", "4"],
+        ["--truncation", "0.7"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_other_views(icsd, run, options):
+    assert icsd("sample", SENTENCE, *options) == (0, "sample.png\n", "")
+    with Image.open("sample.png") as picture:
+        assert len(picture.getcolors(1 << 20)) > 8
+
+
+def test_interpolation_needs_its_sentences(icsd, run):
+    code, _, err = icsd("sample", SENTENCE, "--interpolate", "sentences")
+    assert code == 2
+    assert "give 2 sentence(s), got 1" in err
+
+
+def test_sentences_of_a_file_fill_a_folder(icsd, run):
+    Path("captions.txt").write_text("this flower has blue petals\n\nthis flower has red petals\n")
+    for _ in range(2):
+        code, out, _ = icsd("sample", "--file", "captions.txt", "--folder", "painted", "--count", "5")
+        assert (code, out) == (0, "painted\n")
+    assert len(list(Path("painted").glob("*.png"))) == 5
+    code, _, err = icsd("sample", "--file", "missing.txt")
+    assert code == 2
+    assert "missing.txt" in err
+
+
+def test_the_generator_is_exported(icsd, run):
+    assert icsd("export", "generator.pt2") == (0, "generator.pt2\n", "")
+    assert Path("generator.pt2").stat().st_size > 1000
+    code, _, err = icsd("export", "generator.bin")
+    assert code == 2
+    assert "give a .pt2 or .onnx file" in err

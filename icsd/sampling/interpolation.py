@@ -1,0 +1,62 @@
+"""From one picture to another: through the noise, or from sentence to sentence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from icsd.errors import InputError
+from icsd.models import GeneratorOutput, TextFeatures
+from icsd.sampling.painter import Noise, Painter
+
+
+def interpolate(
+    painter: Painter, sentences: tuple[str, str], seeds: tuple[int, int], frames: int, truncation: float | None = None
+) -> list[GeneratorOutput]:
+    """Paint the way from one sentence and seed to another; the ends are the pictures that `Painter.pictures` paints.
+
+    Args:
+        painter: The model.
+        sentences: Of the first and of the last frame; twice the same one for a walk through the noise alone.
+        seeds: Likewise; twice the same one for a walk between sentences alone.
+        frames: Pictures, both ends included.
+        truncation: See `Painter.noise`.
+
+    Returns:
+        What the generator gives for each frame, a batch of one.
+
+    Raises:
+        InputError: Fewer than two frames, or a seed or truncation that cannot be used.
+    """
+    if frames < 2:
+        raise InputError(f"frames is {frames}: give at least 2, the first and the last picture")
+    noises = [painter.noise([seed], truncation) for seed in seeds]
+    with torch.no_grad():
+        texts = [painter.model.text_encoder([sentence]) for sentence in sentences]
+        painted = []
+        for step in torch.linspace(0, 1, frames).tolist():
+            noise = Noise(*(_slerp(a, b, step).to(painter.device) for a, b in zip(*noises, strict=True)))
+            text = texts[round(step)] if step in (0, 1) else _mix(*texts, step)
+            painted.append(painter.model.generator(noise.z, text, noise.condition))
+    return painted
+
+
+def _slerp(a: Tensor, b: Tensor, step: float) -> Tensor:
+    """On the arc from `a` to `b`: a straight line would pass through noise of a norm that training never saw."""
+    cosine = torch.nn.functional.cosine_similarity(a, b).clamp(-1, 1)
+    angle = cosine.acos()[:, None]
+    if angle.abs().max() < 1e-4:
+        return torch.lerp(a, b, step)
+    return (torch.sin((1 - step) * angle) * a + torch.sin(step * angle) * b) / torch.sin(angle)
+
+
+def _mix(first: TextFeatures, second: TextFeatures, step: float) -> TextFeatures:
+    """Between two sentences; where one has no more words, the other's fade from or to nothing."""
+    longest = max(first.words.shape[2], second.words.shape[2])
+    padded = [
+        torch.nn.functional.pad(text.words.masked_fill(~text.mask[:, None], 0), (0, longest - text.words.shape[2]))
+        for text in (first, second)
+    ]
+    words = torch.lerp(*padded, step)
+    mask = torch.ones(1, longest, dtype=torch.bool, device=words.device)
+    return TextFeatures(words, torch.lerp(first.sentence, second.sentence, step), mask)
