@@ -70,7 +70,7 @@ def test_without_a_run_it_says_how_to_train(fails, workplace):
     "options",
     [
         ["--interpolate", "noise", "--frames", "3"],
-        ["this flower has red petals", "--interpolate", "sentences", "--stages"],
+        ["this flower has petals", "--interpolate", "sentences", "--stages"],
         ["--show", "attention"],
         ["--show", "similarity", "--count", "4"],
         ["--truncation", "0.7"],
