@@ -1,11 +1,13 @@
 """Builds the native module `icsd._native` with ninja; everything else stands in pyproject.toml.
 
-No torch is needed: nothing under csrc/ includes its headers.
+No torch is needed: nothing under csrc/ includes its headers. With nvcc (CUDACXX, CUDA_HOME/bin or PATH) the CUDA kernels are
+part of it; ICSD_CUDA=0 leaves them out, ICSD_CUDA_ARCHITECTURES="80 90" builds for fewer devices.
 """
 
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +35,36 @@ if X86:
     avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": [*avx512, "-mavx512bf16"]}
 
+# Compute capabilities with machine code; of the newest there is PTX, too, which drivers compile for later devices.
+CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
+CUDA_SOURCES = ["apply", "epilogue", "gram", "operator"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2"]
+
+
+def find_nvcc() -> str | None:
+    """CUDA's compiler, unless ICSD_CUDA=0 says to do without."""
+    if os.environ.get("ICSD_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    return os.environ.get("CUDACXX") or (f"{home}/bin/nvcc" if home else shutil.which("nvcc"))
+
+
+def cuda_architectures() -> list[str]:
+    """The capabilities to build for."""
+    return os.environ.get("ICSD_CUDA_ARCHITECTURES", "").replace(",", " ").split() or CUDA_ARCHITECTURES
+
+
+def generate_code(architectures: list[str]) -> list[str]:
+    """Machine code for each, and PTX of the newest."""
+    newest = max(architectures, key=int)
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+    return [*codes, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def for_host(flags: list[str]) -> str:
+    """Flags for nvcc to hand to the host's compiler."""
+    return " ".join("-Xcompiler " + shlex.quote(flag.replace(",", "\\,")) for flag in flags)
+
 
 class NinjaBuild(build_ext):
     """Writes a build.ninja into the build folder and runs it."""
@@ -42,24 +74,33 @@ class NinjaBuild(build_ext):
         headers = [sysconfig.get_paths()["include"], *os.environ.get("CPATH", "").split(":")]
         if not any((Path(folder) / "Python.h").exists() for folder in headers if folder):
             sys.exit(f"icsd: {headers[0]}/Python.h is missing; install Python's headers (apt-get install python3-dev)")
+        nvcc = find_nvcc()
+        if nvcc is not None and shutil.which(nvcc) is None:
+            sys.exit(f"icsd: {nvcc} (from CUDACXX or CUDA_HOME) is no program; correct it, or set ICSD_CUDA=0")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with (folder / "build.ninja").open("w") as file:
-            self.write(Writer(file, width=120), target)
+            self.write(Writer(file, width=120), target, nvcc)
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])]
         if subprocess.run(command, check=False).returncode:
-            sys.exit(f"icsd: the native module did not compile; a C++17 compiler is needed ({self.compiler_command()})")
-        print("icsd: built for the CPU alone: CUDA kernels are not part of this version")
+            sys.exit(
+                f"icsd: the native module did not compile; a C++17 compiler is needed ({self.compiler_command()})"
+                + (f", and an nvcc that knows it ({nvcc}); ICSD_CUDA=0 builds for the CPU alone" if nvcc else "")
+            )
+        if nvcc is None:
+            print("icsd: built for the CPU alone: no nvcc in CUDACXX, CUDA_HOME or PATH, or ICSD_CUDA=0")
+        else:
+            print(f"icsd: built for the CPU and, with {nvcc}, for sm_{', sm_'.join(cuda_architectures())}")
 
     @staticmethod
     def compiler_command() -> str:
         """The C++ compiler, as CXX names it."""
         return os.environ.get("CXX", "c++")
 
-    def write(self, ninja_file: Writer, target: Path) -> None:
-        """The rules: every source once, the kernels once for each instruction set."""
+    def write(self, ninja_file: Writer, target: Path, nvcc: str | None) -> None:
+        """The rules: every source once, the CPU's kernels once for each instruction set."""
         includes = [ROOT / "csrc", sysconfig.get_paths()["include"], pybind11.get_include()]
         flags = [
             *COMPILE_FLAGS,
@@ -74,8 +115,21 @@ class NinjaBuild(build_ext):
             depfile="$out.d",
             deps="gcc",
         )
-        link_flags = os.environ.get("LDFLAGS", "")
-        ninja_file.rule("link", f"{self.compiler_command()} -shared -fopenmp $in {link_flags} -o $out")
+        link_flags = ["-fopenmp", *shlex.split(os.environ.get("LDFLAGS", ""))]
+        if nvcc is None:
+            link = f"{self.compiler_command()} -shared $in {' '.join(link_flags)} -o $out"
+        else:
+            host = f"-ccbin {shlex.quote(self.compiler_command().split()[-1])}"  # without a ccache before it
+            link = f"{nvcc} {host} -shared -cudart static $in {for_host(link_flags)} -o $out"
+            flags = [*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{ROOT / 'csrc'}"]
+            host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
+            ninja_file.rule(
+                "compile_cuda",
+                f"{nvcc} {host} -MMD -MF $out.d {' '.join(flags)} {host_flags} -c $in -o $out",
+                depfile="$out.d",
+                deps="gcc",
+            )
+        ninja_file.rule("link", link)
         objects = []
 
         def compile_source(source: str, name: str, source_flags: list[str]) -> None:
@@ -89,7 +143,8 @@ class NinjaBuild(build_ext):
             "binding",
             [
                 f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
-                "-DICSD_CUDA_ARCHITECTURES='\"\"'",
+                f"-DICSD_CUDA_ARCHITECTURES='\"{' '.join(cuda_architectures()) if nvcc else ''}\"'",
+                *(["-DICSD_CUDA"] if nvcc else []),
                 "-DICSD_COMPILER=__VERSION__",
             ],
         )
@@ -98,6 +153,9 @@ class NinjaBuild(build_ext):
         for isa, isa_flags in CPU_ISAS.items():
             for source in ("kernels", "rows"):
                 compile_source(f"cpu/{source}.cpp", f"{source}_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
+        for source in CUDA_SOURCES if nvcc else []:
+            ninja_file.build(f"{source}_cuda.o", "compile_cuda", str(ROOT / "csrc" / "cuda" / f"{source}.cu"))
+            objects.append(f"{source}_cuda.o")
         ninja_file.build(str(target), "link", objects)
         ninja_file.default(str(target))
 

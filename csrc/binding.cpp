@@ -10,14 +10,17 @@
 
 #include "cpu/kernels.h"
 #include "cpu/operator.h"
+#ifdef ICSD_CUDA
+#include "cuda/operator.h"
+#endif
 
 namespace py = pybind11;
 
 namespace {
 
 using icsd::DType;
-using icsd::cpu::Features;
-using icsd::cpu::Shape;
+using icsd::Features;
+using icsd::Shape;
 using std::int64_t;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("icsd._native: " + what); }
@@ -166,18 +169,25 @@ void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t s
   });
 }
 
+// Null data where no gradient is wanted.
+std::vector<Features> results_of(const std::vector<FeaturesTuple>& tuples, const std::vector<Features>& stages,
+                                 Shape shape) {
+  if (tuples.size() != stages.size()) refuse("one result for each stage is needed");
+  std::vector<Features> outs;
+  for (std::size_t k = 0; k < stages.size(); ++k) {
+    const bool wanted = std::get<0>(tuples[k]) != 0;
+    outs.push_back(wanted ? features_of(tuples[k], shape, "out") : Features{});
+    if (wanted) check_result(outs[k], shape.samples, stages[k], shape, "out");
+  }
+  return outs;
+}
+
 void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
                       const std::vector<FeaturesTuple>& tuples, const std::vector<FeaturesTuple>& out_tuples, bool wide,
                       int64_t groups, int64_t samples) {
   const Shape shape = shape_of(groups, samples);
   const std::vector<Features> stages = stages_of(tuples, shape);
-  if (out_tuples.size() != stages.size()) refuse("one result for each stage is needed");
-  std::vector<Features> outs;
-  for (std::size_t k = 0; k < stages.size(); ++k) {
-    const bool wanted = std::get<0>(out_tuples[k]) != 0;
-    outs.push_back(wanted ? features_of(out_tuples[k], shape, "out") : Features{});
-    if (wanted) check_result(outs[k], samples, stages[k], shape, "out");
-  }
+  const std::vector<Features> outs = results_of(out_tuples, stages, shape);
   with_compute_type(wide, [&](auto c) {
     using C = decltype(c);
     const C* grad = matrix_at<C>(grad_address, groups, "grad");
@@ -187,6 +197,99 @@ void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
     icsd::cpu::distill_backward<C>(grad, slots, stages, outs, shape);
   });
 }
+
+#ifdef ICSD_CUDA
+namespace cuda {
+
+// An address on the device; the stream is a cudaStream_t of the current device.
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::vector<Features> checked_stages(const std::vector<FeaturesTuple>& tuples, Shape shape) {
+  if (shape.samples > std::numeric_limits<int>::max() / 2) refuse("more samples than 32 bits count");
+  if (tuples.size() > icsd::cuda::kMaxStages) {
+    refuse("a call takes at most " + std::to_string(icsd::cuda::kMaxStages) + " stages, got " +
+           std::to_string(tuples.size()) + "; add the losses of several calls up");
+  }
+  return stages_of(tuples, shape);
+}
+
+std::size_t gram_workspace(const FeaturesTuple& x_tuple, int64_t groups, int64_t samples) {
+  const Shape shape = shape_of(groups, samples);
+  return icsd::cuda::gram_workspace(checked_stages({x_tuple}, shape)[0], shape);
+}
+
+void gram(const FeaturesTuple& x_tuple, int64_t groups, int64_t samples, std::uintptr_t out, std::uintptr_t workspace,
+          std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const Features x = checked_stages({x_tuple}, shape)[0];
+  with_compute_type(any_wide({x}), [&](auto c) {
+    using C = decltype(c);
+    C* matrix = matrix_at<C>(out, product(groups, samples, samples), "out");
+    icsd::cuda::gram<C>(x, shape, matrix, at<void>(workspace), at<void>(stream));
+  });
+}
+
+void combine(std::uintptr_t matrix_address, int64_t outputs, const FeaturesTuple& x_tuple, int64_t groups,
+             int64_t samples, const FeaturesTuple& out_tuple, std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples), out_shape = shape_of(groups, outputs);
+  const Features x = checked_stages({x_tuple}, shape)[0], out = features_of(out_tuple, out_shape, "out");
+  check_result(out, outputs, x, shape, "out");
+  with_compute_type(any_wide({x}), [&](auto c) {
+    using C = decltype(c);
+    const C* matrix = matrix_at<C>(matrix_address, product(groups, outputs, samples), "matrix");
+    icsd::cuda::combine<C>(matrix, outputs, x, out, shape, at<void>(stream));
+  });
+}
+
+std::size_t distill_workspace(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples, int divergence,
+                              bool save) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  if (stages.empty()) refuse("there is no teacher");
+  std::size_t bytes = 0;
+  with_compute_type(any_wide(stages), [&](auto c) {
+    bytes = icsd::cuda::distill_workspace<decltype(c)>(stages, shape, static_cast<icsd::DivergenceKind>(divergence), save);
+  });
+  return bytes;
+}
+
+void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
+             const std::vector<double>& weights, int divergence, const std::vector<double>& parameters, double eps,
+             bool teacher_gradient, std::uintptr_t loss_address, std::uintptr_t slots_address, std::uintptr_t workspace,
+             std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  if (stages.empty()) refuse("there is no teacher");
+  if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
+  const icsd::cuda::Distillation how{divergence_of(divergence, parameters), parameters.data(), weights.data(), eps,
+                                     teacher_gradient};
+  with_compute_type(any_wide(stages), [&](auto c) {
+    using C = decltype(c);
+    C* loss = matrix_at<C>(loss_address, groups, "loss");
+    icsd::cuda::distill<C>(stages, shape, how, loss, at<C>(slots_address), at<void>(workspace), at<void>(stream));
+  });
+}
+
+void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
+                      const std::vector<FeaturesTuple>& tuples, const std::vector<FeaturesTuple>& out_tuples, bool wide,
+                      int64_t groups, int64_t samples, std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  const std::vector<Features> outs = results_of(out_tuples, stages, shape);
+  with_compute_type(wide, [&](auto c) {
+    using C = decltype(c);
+    const C* grad = matrix_at<C>(grad_address, groups, "grad");
+    const int64_t elements = product(static_cast<int64_t>(stages.size()), groups, samples * (samples + 1));
+    const C* slots = matrix_at<C>(slots_address, elements, "slots");
+    icsd::cuda::distill_backward<C>(grad, slots, stages, outs, shape, at<void>(stream));
+  });
+}
+
+}  // namespace cuda
+#endif
 
 }  // namespace
 
@@ -200,6 +303,26 @@ PYBIND11_MODULE(_native, m) {
         py::arg("slots"));
   m.def("distill_backward", &distill_backward, py::arg("grad"), py::arg("slots"), py::arg("stages"), py::arg("outs"),
         py::arg("wide"), py::arg("groups"), py::arg("samples"));
+#ifdef ICSD_CUDA
+  py::module_ device = m.def_submodule("cuda", "The same on the current CUDA device, enqueued on a stream.");
+  device.def("gram_workspace", &cuda::gram_workspace, py::arg("x"), py::arg("groups"), py::arg("samples"));
+  device.def("gram", &cuda::gram, py::arg("x"), py::arg("groups"), py::arg("samples"), py::arg("out"),
+             py::arg("workspace"), py::arg("stream"));
+  device.def("combine", &cuda::combine, py::arg("matrix"), py::arg("outputs"), py::arg("x"), py::arg("groups"),
+             py::arg("samples"), py::arg("out"), py::arg("stream"));
+  device.def("distill_workspace", &cuda::distill_workspace, py::arg("stages"), py::arg("groups"), py::arg("samples"),
+             py::arg("divergence"), py::arg("save"));
+  device.def("distill", &cuda::distill, py::arg("stages"), py::arg("groups"), py::arg("samples"), py::arg("weights"),
+             py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"), py::arg("loss"),
+             py::arg("slots"), py::arg("workspace"), py::arg("stream"));
+  device.def("distill_backward", &cuda::distill_backward, py::arg("grad"), py::arg("slots"), py::arg("stages"),
+             py::arg("outs"), py::arg("wide"), py::arg("groups"), py::arg("samples"), py::arg("stream"));
+  device.def("launches", &icsd::cuda::launches, "Kernels launched by this process so far.");
+  device.def("devices", [] {
+    const icsd::cuda::Devices devices = icsd::cuda::devices();
+    return py::make_tuple(devices.count, devices.error);
+  });
+#endif
   m.def("cpu_isa", [] { return icsd::cpu::kernels().isa; });
   m.attr("build") = py::dict(py::arg("compiler") = ICSD_COMPILER, py::arg("cpu") = ICSD_CPU_ISAS,
                              py::arg("cuda") = ICSD_CUDA_ARCHITECTURES);

@@ -5,20 +5,9 @@
 #include <vector>
 
 #include "core/divergence.h"
-#include "core/dtype.h"
+#include "core/features.h"
 
 namespace icsd::cpu {
-
-// A batch of features: (groups, samples, features), the features of a sample adjacent. Strides in elements.
-struct Features {
-  void* data;
-  DType dtype;
-  std::int64_t features, group_stride, sample_stride;
-};
-
-struct Shape {
-  std::int64_t groups, samples;
-};
 
 // Matrices are of compute type C: double where a stage is float64, float elsewhere.
 //

@@ -4,7 +4,9 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -23,12 +25,15 @@ inline void check(cudaError_t status) {
   }
 }
 
+inline std::atomic<std::uint64_t> launched{0};  // kernels, by this process
+
 // Starts `kernel` with `shared` bytes of dynamic shared memory on `stream`; throws if it cannot be started.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
             Arguments&&... arguments) {
   const cudaLaunchConfig_t config = {grid, block, shared, stream, nullptr, 0};
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  ++launched;
 }
 
 }  // namespace icsd::cuda

@@ -1,0 +1,21 @@
+// Batches of features in memory, as every native backend is handed them.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace icsd {
+
+// (groups, samples, features), the features of a sample adjacent. Strides in elements.
+struct Features {
+  void* data;
+  DType dtype;
+  std::int64_t features, group_stride, sample_stride;
+};
+
+struct Shape {
+  std::int64_t groups, samples;
+};
+
+}  // namespace icsd

@@ -1,0 +1,34 @@
+// What launchers ask of the current device.
+#pragma once
+
+#include "cuda/launch.cuh"
+
+namespace icsd::cuda {
+
+inline int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+// Whether it multiplies tf32 and bfloat16 matrices; kernels that do are empty below sm_80.
+inline bool has_tensor_cores() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
+
+// A grid's width.
+inline unsigned blocks(std::int64_t count) {
+  if (count > 0x7fffffff) throw std::invalid_argument("icsd: more blocks than a grid has; split the batch");
+  return static_cast<unsigned>(count);
+}
+
+// Lets `kernel` have `bytes` of dynamic shared memory.
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes) {
+  constexpr std::size_t kDefault = 48 << 10;
+  if (bytes <= kDefault) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+}  // namespace icsd::cuda

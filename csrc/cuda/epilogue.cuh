@@ -1,0 +1,246 @@
+// From partial Gram matrices to the loss and to the matrices of the gradients: `measure` adds the partial sums up to rows
+// of K and measures them, `differentiate` turns each row of K into a row of [A | r] in its place and adds up the loss.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "core/divergence.h"
+#include "cuda/gram.cuh"
+
+namespace icsd::cuda {
+
+constexpr int kMeasureThreads = 256, kDifferentiateThreads = 128;
+constexpr int kMaxBand = 8;  // rows of a block of `measure`
+
+// The partial matrices of a stage, float64 or float32.
+struct Partials {
+  const void* data;  // (groups, splits, padded, padded)
+  int splits, padded;
+  bool wide;
+};
+
+template <class C>
+struct EpilogueArguments {
+  Partials partials[kMaxStages];  // of the students and, last, the teacher
+  C weights[kMaxStages];
+  int students, samples, band;
+  std::int64_t groups;
+  C* slots;          // (stages, groups, samples, samples + 1)
+  C* inverse_norms;  // (stages, groups, samples)
+  C* values;         // (students, groups, samples)
+  C* statistics;     // (numbers, students, groups, samples)
+  C* loss;           // (groups)
+  C eps;
+  bool teacher_gradient;
+
+  __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
+    return (stage * groups + group) * samples + i;
+  }
+  __device__ C* row(int stage, std::int64_t group, int i) const { return slots + index(stage, group, i) * (samples + 1); }
+  __device__ std::int64_t rows() const { return students * groups * samples; }
+};
+
+// Σ over every step-th split from `first` on.
+template <class S, class C>
+__device__ C sum_of_splits(const Partials& partials, std::int64_t element, int first, int step, C sum) {
+  const std::int64_t matrix = static_cast<std::int64_t>(partials.padded) * partials.padded;
+  const S* const from = static_cast<const S*>(partials.data) + element;
+#pragma unroll 4
+  for (int split = first; split < partials.splits; split += step) sum += static_cast<C>(from[split * matrix]);
+  return sum;
+}
+
+// Calls put(row, j, K_row,j) for all columns of `rows` rows from `first` on and, if `diagonal`, put(-1, j, K_jj) for all
+// j. The threads of a block share the splits out, too; their sums meet in `sums`.
+template <class C, class Put>
+__device__ void sum_rows(const Partials& partials, std::int64_t group, int samples, int first, int rows, bool diagonal,
+                         C (&sums)[kMeasureThreads * kMaxBand], const Put& put) {
+  int ways = 1;
+  while (ways < 8 && 2 * ways <= partials.splits) ways *= 2;
+  const int width = kMeasureThreads / ways, way = threadIdx.x / width;
+  const int all = rows * samples + (diagonal ? samples : 0);
+  const std::int64_t matrix = static_cast<std::int64_t>(partials.padded) * partials.padded;
+  for (int base = 0; base < all; base += kMeasureThreads) {
+    for (int e = threadIdx.x % width; e < kMeasureThreads && base + e < all; e += width) {
+      const int row = (base + e) / samples, j = (base + e) % samples, i = row < rows ? first + row : j;
+      const std::int64_t element =
+          group * partials.splits * matrix + static_cast<std::int64_t>(i) * partials.padded + j;
+      sums[way * kMeasureThreads + e] = partials.wide ? sum_of_splits<double>(partials, element, way, ways, C(0))
+                                                      : sum_of_splits<float>(partials, element, way, ways, C(0));
+    }
+    __syncthreads();
+    const int e = threadIdx.x;
+    if (base + e < all) {
+      C sum = sums[e];
+      for (int other = 1; other < ways; ++other) sum += sums[other * kMeasureThreads + e];
+      const int row = (base + e) / samples;
+      put(row < rows ? row : -1, (base + e) % samples, sum);
+    }
+    __syncthreads();
+  }
+}
+
+// K of one stage: (groups, samples, samples). Blocks take bands of rows, group after group.
+template <class C>
+__global__ void __launch_bounds__(kMeasureThreads) sum_gram(Partials partials, int samples, int band, C* out) {
+  __shared__ C sums[kMeasureThreads * kMaxBand];
+  const int bands = (samples + band - 1) / band, first = static_cast<int>(blockIdx.x % bands) * band;
+  const std::int64_t group = blockIdx.x / bands;
+  sum_rows(partials, group, samples, first, min(band, samples - first), false, sums, [&](int row, int j, C sum) {
+    out[(group * samples + first + row) * samples + j] = sum;
+  });
+}
+
+// 1 / max(sqrt(K_ii), eps); 0 for a zero row; NaN where the squared norm is not finite.
+template <class C>
+__device__ C inverse_norm(C square, C eps) {
+  constexpr C largest = std::numeric_limits<C>::max(), nan = std::numeric_limits<C>::quiet_NaN();
+  if (square == 0) return 0;
+  if (!(square <= largest)) return nan;
+  const C norm = std::sqrt(square);
+  return 1 / (norm > eps ? norm : eps);
+}
+
+// Any struct of numbers, from another lane of the warp.
+template <class R>
+__device__ R shuffle_down(const R& row, int lanes) {
+  constexpr int kWords = sizeof(R) / sizeof(int);
+  union {
+    int words[kWords];
+    R row;
+  } from{}, to{};
+  from.row = row;
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) to.words[k] = __shfl_down_sync(0xffffffffu, from.words[k], lanes);
+  return to.row;
+}
+
+template <class C, class D>
+__global__ void __launch_bounds__(kMeasureThreads) measure(EpilogueArguments<C> a, D divergence) {
+  using Row = typename D::template Row<C>;
+  __shared__ C sums[kMeasureThreads * kMaxBand];
+  ICSD_DYNAMIC_SHARED(C, norms);  // inverse ones, of the teacher's samples and of a student's
+  const int n = a.samples, bands = (n + a.band - 1) / a.band, first = static_cast<int>(blockIdx.x % bands) * a.band;
+  const int rows = min(a.band, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const std::int64_t group = blockIdx.x / bands;
+  C* const norms_t = norms;
+  C* const norms_s = norms + n;
+
+  const auto make_rows = [&](int stage, C* inverse_norms) {
+    sum_rows(a.partials[stage], group, n, first, rows, true, sums, [&](int row, int j, C sum) {
+      if (row < 0) {
+        inverse_norms[j] = divergence.similarities ? inverse_norm(sum, a.eps) : C(1);
+      } else {
+        a.row(stage, group, first + row)[j] = sum;
+      }
+    });
+    for (int row = threadIdx.x; row < rows; row += kMeasureThreads) {
+      a.inverse_norms[a.index(stage, group, first + row)] = inverse_norms[first + row];
+    }
+  };
+  make_rows(a.students, norms_t);
+  for (int student = 0; student < a.students; ++student) {
+    make_rows(student, norms_s);
+    for (int k = warp; k < rows; k += kMeasureThreads / 32) {
+      const int i = first + k;
+      const C* const s = a.row(student, group, i);
+      const C* const t = a.row(a.students, group, i);
+      Row row{};
+      for (int j = lane; j < n; j += 32) {
+        if (j == i && !divergence.diagonal) continue;
+        divergence.update(row, norms_s[i] * norms_s[j] * s[j], norms_t[i] * norms_t[j] * t[j]);
+      }
+      __syncwarp();
+      for (int lanes = 16; lanes > 0; lanes /= 2) divergence.merge(row, shuffle_down(row, lanes));
+      if (lane == 0) {
+        const std::int64_t index = a.index(student, group, i);
+        a.values[index] = divergence.value(row);
+        C numbers[kMaxStatistics];
+        divergence.statistics(row, numbers);
+        for (int m = 0; m < D::kStatistics; ++m) a.statistics[m * a.rows() + index] = numbers[m];
+      }
+    }
+    __syncthreads();  // the norms of this student are no longer read
+  }
+}
+
+// The sum over the threads of the block, for all of them, in a fixed order.
+template <class V>
+__device__ V block_sum(V x, V (&sums)[kDifferentiateThreads / 32]) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_down_sync(0xffffffffu, x, lanes);
+  __syncthreads();  // the sums of the last call have been read
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  V sum = sums[0];
+  for (int warp = 1; warp < kDifferentiateThreads / 32; ++warp) sum += sums[warp];
+  return sum;
+}
+
+// The loss of a group.
+template <class C>
+__device__ void add_up_loss(const EpilogueArguments<C>& a, std::int64_t group, double (&sums)[kDifferentiateThreads / 32]) {
+  double loss = 0;
+  for (int student = 0; student < a.students; ++student) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < a.samples; i += kDifferentiateThreads) sum += a.values[a.index(student, group, i)];
+    loss += a.weights[student] * block_sum(sum, sums);
+  }
+  if (threadIdx.x == 0) a.loss[group] = static_cast<C>(loss);
+}
+
+// One block for the loss of each group and, after them, for each row if gradients are wanted. From
+// g_j = dL/dS_ij + dL/dS_ji: A_ij = g_j r_j, and the projection on x_i on the diagonal, which is absent where eps stood in
+// for the norm.
+template <class C, class D>
+__global__ void __launch_bounds__(kDifferentiateThreads) differentiate(EpilogueArguments<C> a, D divergence) {
+  __shared__ double loss_sums[kDifferentiateThreads / 32];
+  __shared__ C sums[kDifferentiateThreads / 32];
+  ICSD_DYNAMIC_SHARED(C, for_teacher);  // g_j of the teacher if it has a gradient
+  if (blockIdx.x < a.groups) return add_up_loss(a, blockIdx.x, loss_sums);
+  const int n = a.samples, i = static_cast<int>((blockIdx.x - a.groups) % n);
+  const std::int64_t group = (blockIdx.x - a.groups) / n;
+  const C* const norms_t = a.inverse_norms + a.index(a.students, group, 0);
+  C* const t_row = a.row(a.students, group, i);
+  const C own_t = norms_t[i];
+
+  // Row i of A from g, each thread its own columns.
+  const auto write_row = [&](C* row, const C* norms, const auto& g_of) {
+    const bool owner = i % kDifferentiateThreads == threadIdx.x;
+    const C own = norms[i], square = owner ? row[i] : C(0);
+    C projection = 0;
+    for (int j = threadIdx.x; j < n; j += kDifferentiateThreads) {
+      const C s = own * norms[j] * row[j], g = j == i && !divergence.diagonal ? C(0) : g_of(j, s);
+      if (j != i) projection += g * s;
+      row[j] = g * norms[j];
+    }
+    projection = block_sum(projection, sums);
+    if (owner) {
+      if (divergence.similarities && !(std::sqrt(square) < a.eps)) row[i] = -projection * own;
+      row[n] = own;
+    }
+  };
+  if (a.teacher_gradient) {
+    for (int j = threadIdx.x; j < n; j += kDifferentiateThreads) for_teacher[j] = 0;
+  }
+  for (int student = 0; student < a.students; ++student) {
+    const C* const numbers = a.statistics + a.index(student, group, 0);
+    const C weight = a.weights[student];
+    C own[kMaxStatistics];
+    for (int m = 0; m < D::kStatistics; ++m) own[m] = numbers[m * a.rows() + i];
+    write_row(a.row(student, group, i), a.inverse_norms + a.index(student, group, 0), [&](int j, C s) {
+      const C t = own_t * norms_t[j] * t_row[j];
+      C other[kMaxStatistics];
+      for (int m = 0; m < D::kStatistics; ++m) other[m] = numbers[m * a.rows() + j];
+      if (a.teacher_gradient) for_teacher[j] += weight * divergence.teacher(s, t, own, other);
+      return weight * divergence.student(s, t, own, other);
+    });
+  }
+  if (a.teacher_gradient) {
+    write_row(t_row, norms_t, [&](int j, C) { return for_teacher[j]; });
+  } else if (threadIdx.x == 0) {
+    t_row[n] = own_t;
+  }
+}
+
+}  // namespace icsd::cuda

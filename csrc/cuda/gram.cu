@@ -1,0 +1,104 @@
+#include "cuda/gram.cuh"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "cuda/device.cuh"
+#include "cuda/launchers.h"
+
+namespace icsd::cuda {
+namespace {
+
+constexpr std::size_t kRingBytes = 3 * 128 * kPitchBytes;  // of shared memory, where two tiles are not more
+constexpr int kMaxDepth = 8;
+
+std::int64_t divide_up(std::int64_t count, std::int64_t by) { return (count + by - 1) / by; }
+
+std::int64_t line_of(DType dtype) { return kLineBytes / static_cast<std::int64_t>(size_of(dtype)); }
+
+template <class T>
+void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, unsigned grid, cudaStream_t stream) {
+  arguments.samples = static_cast<int>(shape.samples);
+  arguments.side = plan.side;
+  arguments.sides = plan.sides;
+  arguments.padded = plan.padded();
+  const std::size_t tile = static_cast<std::size_t>(plan.sides > 1 ? 2 : 1) * plan.side * kPitchBytes;
+  arguments.depth = static_cast<int>(std::clamp<std::size_t>(kRingBytes / tile, 2, kMaxDepth));
+  const std::size_t shared = arguments.depth * tile;
+  const auto run = [&](auto kernel, int threads) {
+    allow_shared(kernel, shared);
+    launch(kernel, grid, threads, shared, stream, arguments);
+  };
+  if constexpr (std::is_same_v<T, float>) {
+    if (plan.side == 64) return run(gram_fma<T, 4>, kFmaThreads);
+  }
+  run(gram_fma<T, 2>, kFmaThreads);
+}
+
+}  // namespace
+
+GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
+  GramPlans plans{{}, 0};
+  std::int64_t tiles = 0;  // lines of all pairs of ranges
+  for (const Features& stage : stages) {
+    GramPlan plan{};
+    plan.side = stage.dtype == DType::float32 && shape.samples > 32 ? 64 : 32;
+    plan.sides = static_cast<int>(std::max<std::int64_t>(1, divide_up(shape.samples, plan.side)));
+    plans.stages.push_back(plan);
+    tiles += shape.groups * plan.sides * (plan.sides + 1) / 2 * divide_up(stage.features, line_of(stage.dtype));
+  }
+  // As many blocks as fill the chip twice, but none so short that its part of the partial matrix is more than a fraction of
+  // what it reads.
+  const std::int64_t filling = divide_up(tiles, 2 * multiprocessors());
+  for (std::size_t k = 0; k < stages.size(); ++k) {
+    GramPlan& plan = plans.stages[k];
+    const std::int64_t line = line_of(stages[k].dtype), lines = std::max<std::int64_t>(1, divide_up(stages[k].features, line));
+    const std::int64_t worthwhile = divide_up(16 * plan.side, line);
+    const std::int64_t wanted = std::min(lines, std::max<std::int64_t>(filling, worthwhile));
+    plan.splits = static_cast<int>(divide_up(lines, wanted));
+    plan.share = divide_up(lines, plan.splits) * line;
+    const std::int64_t elements = shape.groups * plan.splits * plan.padded() * plan.padded();
+    plan.offset = plans.bytes;
+    plans.bytes += divide_up(elements * (stages[k].dtype == DType::float64 ? 8 : 4), 256) * 256;
+  }
+  return plans;
+}
+
+void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, char* workspace,
+                  cudaStream_t stream) {
+  for (int code = 0; code < kDTypes; ++code) {
+    with_element(static_cast<DType>(code), [&](auto element) {
+      using T = decltype(element);
+      GramArguments<T> arguments{};
+      std::int64_t grid = 0;
+      const GramPlan* plan = nullptr;  // the same for all stages of a type but for their splits
+      for (std::size_t k = 0; k < stages.size(); ++k) {
+        if (stages[k].dtype != static_cast<DType>(code)) continue;
+        plan = &plans.stages[k];
+        const Features& x = stages[k];
+        arguments.stages[arguments.count++] = {static_cast<const T*>(x.data),
+                                               x.features,
+                                               x.group_stride,
+                                               x.sample_stride,
+                                               reinterpret_cast<Compute<T>*>(workspace + plan->offset),
+                                               plan->share,
+                                               plan->splits,
+                                               blocks(grid),
+                                               copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T))};
+        grid += shape.groups * plan->splits * plan->sides * (plan->sides + 1) / 2;
+      }
+      if (plan) launch_stages(arguments, shape, *plan, blocks(grid), stream);
+    });
+  }
+}
+
+std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const char* workspace) {
+  std::vector<Partials> partials;
+  for (std::size_t k = 0; k < stages.size(); ++k) {
+    const GramPlan& plan = plans.stages[k];
+    partials.push_back({workspace + plan.offset, plan.splits, plan.padded(), stages[k].dtype == DType::float64});
+  }
+  return partials;
+}
+
+}  // namespace icsd::cuda

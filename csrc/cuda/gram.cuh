@@ -1,0 +1,113 @@
+// Partial Gram matrices of all stages and groups: one block for each share of the features and each pair of ranges of
+// samples, the second range not after the first, since K is symmetric: what is computed once is written twice, so that the
+// sums over the shares (epilogue.cuh) read whole rows.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "cuda/operator.h"
+#include "cuda/panel.cuh"
+
+namespace icsd::cuda {
+
+template <class T>
+struct GramStage {
+  const T* x;
+  std::int64_t features, group_stride, sample_stride;
+  Compute<T>* partials;  // (groups, splits, padded, padded)
+  std::int64_t share;    // features of a split, whole lines
+  int splits;
+  unsigned first_block;
+  int copy_bytes;
+};
+
+template <class T>
+struct GramArguments {
+  GramStage<T> stages[kMaxStages];
+  int count;
+  int samples, side, sides, padded;  // samples; of a range; ranges; side * sides
+  int depth;                         // tiles in the ring
+};
+
+// What one block computes.
+template <class T>
+struct GramItem {
+  Panels<T> panels;
+  std::int64_t begin, end;  // features
+  Compute<T>* out;          // its part of the partial matrix
+  Compute<T>* mirrored;     // where the transpose of that part goes
+  bool diagonal;
+
+  __device__ explicit GramItem(const GramArguments<T>& a) {
+    int k = a.count - 1;
+    while (blockIdx.x < a.stages[k].first_block) --k;
+    const GramStage<T>& stage = a.stages[k];
+    const unsigned pairs = a.sides * (a.sides + 1) / 2, item = blockIdx.x - stage.first_block, whole = item / pairs;
+    int row = 0, column = static_cast<int>(item % pairs);
+    for (; column > row; ++row) column -= row + 1;
+    const std::int64_t group = whole / stage.splits;
+    begin = whole % stage.splits * stage.share;
+    end = min(begin + stage.share, stage.features);
+    diagonal = row == column;
+    const T* const x = stage.x + group * stage.group_stride;
+    panels = {x + row * a.side * stage.sample_stride,
+              x + column * a.side * stage.sample_stride,
+              min(a.side, a.samples - row * a.side),
+              min(a.side, a.samples - column * a.side),
+              !diagonal,
+              a.side,
+              stage.sample_stride,
+              stage.copy_bytes};
+    Compute<T>* const matrix = stage.partials + static_cast<std::int64_t>(whole) * a.padded * a.padded;
+    out = matrix + static_cast<std::int64_t>(row * a.side) * a.padded + column * a.side;
+    mirrored = matrix + static_cast<std::int64_t>(column * a.side) * a.padded + row * a.side;
+  }
+};
+
+// By fused multiply-adds, for any type on any device: each thread has kMicro x kMicro elements, 16 apart. A line is summed
+// on its own before it is added, so that the error grows with the number of lines.
+constexpr int kFmaThreads = 256;
+
+template <class T, int kMicro>
+__global__ void __launch_bounds__(kFmaThreads) gram_fma(GramArguments<T> a) {
+  using C = Compute<T>;
+  ICSD_DYNAMIC_SHARED(T, ring);
+  const GramItem<T> item(a);
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  C sums[kMicro][kMicro] = {};
+  item.panels.for_each_line(ring, a.depth, item.begin, item.end, [&](const T* tile) {
+    const T* const columns = item.diagonal ? tile : tile + a.side * kPitch<T>;
+    C line[kMicro][kMicro] = {};
+    for (int k = 0; k < kLine<T>; k += Vector<T>::kSize) {
+      Vector<T> u[kMicro], v[kMicro];
+#pragma unroll
+      for (int m = 0; m < kMicro; ++m) {
+        u[m] = *reinterpret_cast<const Vector<T>*>(tile + (ty + 16 * m) * kPitch<T> + k);
+        v[m] = *reinterpret_cast<const Vector<T>*>(columns + (tx + 16 * m) * kPitch<T> + k);
+      }
+#pragma unroll
+      for (int e = 0; e < Vector<T>::kSize; ++e) {
+#pragma unroll
+        for (int m = 0; m < kMicro; ++m) {
+#pragma unroll
+          for (int n = 0; n < kMicro; ++n) line[m][n] += widen(u[m].x[e]) * widen(v[n].x[e]);
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kMicro; ++m) {
+#pragma unroll
+      for (int n = 0; n < kMicro; ++n) sums[m][n] += line[m][n];
+    }
+  });
+#pragma unroll
+  for (int m = 0; m < kMicro; ++m) {
+#pragma unroll
+    for (int n = 0; n < kMicro; ++n) {
+      const std::int64_t i = ty + 16 * m, j = tx + 16 * n;
+      item.out[i * a.padded + j] = sums[m][n];
+      if (!item.diagonal) item.mirrored[j * a.padded + i] = sums[m][n];
+    }
+  }
+}
+
+}  // namespace icsd::cuda

@@ -1,0 +1,56 @@
+// The operator on CUDA devices, as cpu/operator.h has it on the CPU: enqueued on a stream of the current device, without
+// synchronisation and without memory of its own. Nothing here needs CUDA's headers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/divergence.h"
+#include "core/features.h"
+
+namespace icsd::cuda {
+
+constexpr int kMaxStages = 32;  // of one call
+
+using Stream = void*;  // a cudaStream_t
+
+// Slots are those of cpu/operator.h. A workspace has the bytes that its function tells for the same arguments on the same
+// device, at an address that is a multiple of 256; it is free again once the stream has passed the call.
+
+std::size_t gram_workspace(const Features& x, Shape shape);
+template <class C>
+void gram(const Features& x, Shape shape, C* out, void* workspace, Stream stream);
+
+template <class C>
+void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape, Stream stream);
+
+struct Distillation {
+  DivergenceKind divergence;
+  const double* parameters;
+  const double* weights;  // one for each student
+  double eps;
+  bool teacher_gradient;
+};
+
+template <class C>
+std::size_t distill_workspace(const std::vector<Features>& stages, Shape shape, DivergenceKind divergence, bool save);
+template <class C>
+void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots,
+             void* workspace, Stream stream);
+
+template <class C>
+void distill_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+                      const std::vector<Features>& outs, Shape shape, Stream stream);
+
+// Kernels launched by this process so far.
+std::uint64_t launches();
+
+// The devices of the machine; 0 and the runtime's explanation where there is none to use.
+struct Devices {
+  int count;
+  const char* error;
+};
+Devices devices();
+
+}  // namespace icsd::cuda
