@@ -37,3 +37,49 @@ def distill_backward(
     groups: int,
     samples: int,
 ) -> None: ...
+
+class cuda:
+    """The same on the current CUDA device, enqueued on a stream (a `cudaStream_t`); not there if built without nvcc."""
+
+    @staticmethod
+    def devices() -> tuple[int, str]: ...
+    @staticmethod
+    def launches() -> int: ...
+    @staticmethod
+    def gram_workspace(x: _Features, groups: int, samples: int) -> int: ...
+    @staticmethod
+    def gram(x: _Features, groups: int, samples: int, out: int, workspace: int, stream: int) -> None: ...
+    @staticmethod
+    def combine(
+        matrix: int, outputs: int, x: _Features, groups: int, samples: int, out: _Features, stream: int
+    ) -> None: ...
+    @staticmethod
+    def distill_workspace(
+        stages: Sequence[_Features], groups: int, samples: int, divergence: int, save: bool
+    ) -> int: ...
+    @staticmethod
+    def distill(
+        stages: Sequence[_Features],
+        groups: int,
+        samples: int,
+        weights: Sequence[float],
+        divergence: int,
+        parameters: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        loss: int,
+        slots: int,
+        workspace: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def distill_backward(
+        grad: int,
+        slots: int,
+        stages: Sequence[_Features],
+        outs: Sequence[_Features],
+        wide: bool,
+        groups: int,
+        samples: int,
+        stream: int,
+    ) -> None: ...

@@ -1,6 +1,7 @@
 """The operator: cross-sample similarities and their distillation, by interchangeable backends."""
 
 from icsd.ops.cpu import CPUBackend
+from icsd.ops.cuda import CUDABackend
 from icsd.ops.functional import (
     cross_sample_similarity,
     flatten_samples,
@@ -10,7 +11,8 @@ from icsd.ops.functional import (
 from icsd.ops.reference import ReferenceBackend
 from icsd.ops.registry import BackendStatus, backends, register, use_backend
 
-register(CPUBackend())
+register(CPUBackend())  # first: tensors of the CPU are served without asking for a GPU
+register(CUDABackend())
 register(ReferenceBackend())
 
 __all__ = [

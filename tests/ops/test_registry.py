@@ -58,7 +58,8 @@ def test_meta_tensors_fall_back_but_a_name_is_a_promise():
     meta = torch.ones(2, 3, device="meta")
     assert chosen(tensor=meta) == "reference"
     with pytest.raises(
-        RuntimeError, match=r"'cpu' does not apply.*\n  cpu: it takes cpu tensors, got meta\n  reference: applies"
+        RuntimeError,
+        match=r"'cpu' does not apply.*\n  cpu: it takes cpu tensors, got meta\n  cuda: .*\n  reference: applies",
     ):
         chosen("cpu", meta)
 
@@ -86,7 +87,7 @@ def test_status():
     [
         (
             ValueError,
-            "backend 'tpu' is unknown; choose one of 'cpu', 'reference'",
+            "backend 'tpu' is unknown; choose one of 'cpu', 'cuda', 'reference'",
             lambda x: similarity(x, backend="tpu"),
         ),
         (TypeError, "x must be float32.*got torch.int64.*convert", lambda x: similarity(x.long())),

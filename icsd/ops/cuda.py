@@ -1,0 +1,137 @@
+"""The compiled CUDA backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from icsd.ops import cpu
+from icsd.ops.cpu import _NO_FEATURES, _features, _groups, _sample_dense
+from icsd.ops.divergences import KERNELS
+from icsd.ops.fused import Distillation, FusedBackend, saved_shape
+from icsd.ops.gram import compute_dtype
+
+
+class CUDABackend(FusedBackend):
+    """CUDA C++ on the current stream of the tensors' device, with workspaces of PyTorch's allocator."""
+
+    name = "cuda"
+    description = "fused CUDA kernels"
+    device_type = "cuda"
+    regimes = dict.fromkeys(KERNELS, ("sample",))
+
+    @cached_property
+    def kernels(self) -> ModuleType | None:
+        """`icsd._native.cuda`, if it was built."""
+        return getattr(cpu._native, "cuda", None)
+
+    @cached_property
+    def architectures(self) -> list[int]:
+        """Compute capabilities with machine code, e.g. 80; of the newest there is PTX, too."""
+        return [int(architecture) for architecture in cpu._native.build["cuda"].split()]
+
+    def unavailable(self) -> str | None:
+        """Which of build, torch and device is missing, if one is."""
+        if cpu._native is None:
+            return cpu.CPUBackend().unavailable()
+        if self.kernels is None:
+            return (
+                "the native module was built without CUDA; put nvcc on PATH (or set CUDA_HOME), run: pip install -e ."
+            )
+        built = "built for " + ", ".join(f"sm_{architecture}" for architecture in self.architectures)
+        if torch.version.cuda is None:
+            return f"{built}, but this torch ({torch.__version__}) was built without CUDA; install one with CUDA"
+        if not torch.cuda.is_available():
+            return f"{built}, no GPU here ({self.kernels.devices()[1]})"
+        return None
+
+    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
+        reason = super().unsupported(tensors)
+        if reason is not None:
+            return reason
+        major, minor = torch.cuda.get_device_capability(tensors[0].device)
+        if runs_on(self.architectures, major, minor):
+            return None
+        built = ", ".join(f"sm_{architecture}" for architecture in self.architectures)
+        return f"it is built for {built}, the device is sm_{major}{minor}; rebuild with ICSD_CUDA_ARCHITECTURES={major}{minor}"
+
+    @contextmanager
+    def on_stream(self, x: Tensor) -> Iterator[int]:
+        """Makes the device of `x` the current one; gives its current stream."""
+        with torch.cuda.device(x.device):
+            yield torch.cuda.current_stream(x.device).cuda_stream
+
+    def launch_gram(self, x: Tensor) -> Tensor:
+        x = _sample_dense(x)
+        *groups, n, _ = x.shape
+        out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
+        batch = _features(x), _groups(x), n
+        with self.on_stream(x) as stream:
+            workspace = x.new_empty(self.kernels.gram_workspace(*batch), dtype=torch.uint8)
+            self.kernels.gram(*batch, out.data_ptr(), workspace.data_ptr(), stream)
+        return out
+
+    def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        x, matrix = _sample_dense(x), matrix.contiguous()
+        out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
+        *_, m, n = matrix.shape
+        with self.on_stream(x) as stream:
+            self.kernels.combine(matrix.data_ptr(), m, _features(x), _groups(x), n, _features(out), stream)
+        return out
+
+    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
+        stages = [_sample_dense(stage) for stage in stages]
+        *groups, n, _ = stages[0].shape
+        dtype = compute_dtype(*stages)
+        loss = stages[0].new_empty(groups, dtype=dtype)
+        saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=dtype)
+        batch = [_features(stage) for stage in stages], loss.numel(), n
+        divergence = KERNELS[how.divergence]
+        with self.on_stream(loss) as stream:
+            workspace = loss.new_empty(self.kernels.distill_workspace(*batch, divergence, save), dtype=torch.uint8)
+            self.kernels.distill(
+                *batch,
+                how.weights,
+                divergence,
+                how.parameters,
+                how.eps,
+                how.teacher_gradient,
+                loss.data_ptr(),
+                saved.data_ptr() if save else 0,
+                workspace.data_ptr(),
+                stream,
+            )
+        return loss, saved
+
+    def launch_distill_backward(
+        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
+    ) -> list[Tensor]:
+        grad = grad.contiguous()
+        stages = [_sample_dense(stage) for stage in stages]
+        pairs = zip(stages, wanted, strict=True)
+        outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
+        with self.on_stream(saved) as stream:
+            self.kernels.distill_backward(
+                grad.data_ptr(),
+                saved.data_ptr(),
+                [_features(stage) for stage in stages],
+                [_NO_FEATURES if out is None else _features(out) for out in outs],
+                saved.dtype == torch.float64,
+                grad.numel(),
+                saved.shape[-2],
+                stream,
+            )
+        return [out for out in outs if out is not None]
+
+
+def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
+    """Whether a device runs machine code for one of these, or PTX of the newest: an older one of its generation, or any older one."""
+    capability = 10 * major + minor
+    return max(architectures) <= capability or any(
+        architecture // 10 == major and architecture <= capability for architecture in architectures
+    )
