@@ -1,7 +1,7 @@
 """Builds the native module `icsd._native` with ninja; everything else stands in pyproject.toml.
 
-No torch is needed: nothing under csrc/ includes its headers. With nvcc (CUDACXX, CUDA_HOME/bin or PATH) the CUDA kernels are
-part of it; ICSD_CUDA=0 leaves them out, ICSD_CUDA_ARCHITECTURES="80 90" builds for fewer devices.
+No torch is needed: nothing under csrc/ includes its headers. With nvcc (CUDACXX, CUDA_HOME/bin or PATH) CUDA kernels
+are part of it; ICSD_CUDA=0 leaves them out, ICSD_CUDA_ARCHITECTURES="80 90" builds for fewer devices.
 """
 
 import os
@@ -35,7 +35,7 @@ if X86:
     avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": [*avx512, "-mavx512bf16"]}
 
-# Compute capabilities with machine code; of the newest there is PTX, too, which drivers compile for later devices.
+# Compute capabilities with machine code.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 CUDA_SOURCES = ["apply", "epilogue", "gram", "operator"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2"]
@@ -55,10 +55,12 @@ def cuda_architectures() -> list[str]:
 
 
 def generate_code(architectures: list[str]) -> list[str]:
-    """Machine code for each, and PTX of the newest."""
-    newest = max(architectures, key=int)
-    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
-    return [*codes, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+    """Machine code for each by way of PTX for sm_75 or sm_80; the latter is kept, for drivers to compile for others."""
+    new = [arch for arch in architectures if int(arch) >= 80]
+    codes = [f"-gencode=arch=compute_75,code=sm_{arch}" for arch in architectures if arch not in new]
+    if new:
+        codes.append(f"-gencode=arch=compute_80,code=[compute_80,{','.join(f'sm_{arch}' for arch in new)}]")
+    return codes
 
 
 def for_host(flags: list[str]) -> str:
@@ -121,7 +123,7 @@ class NinjaBuild(build_ext):
         else:
             host = f"-ccbin {shlex.quote(self.compiler_command().split()[-1])}"  # without a ccache before it
             link = f"{nvcc} {host} -shared -cudart static $in {for_host(link_flags)} -o $out"
-            flags = [*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{ROOT / 'csrc'}"]
+            flags = [*CUDA_FLAGS, *map(shlex.quote, generate_code(cuda_architectures())), f"-I{ROOT / 'csrc'}"]
             host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
             ninja_file.rule(
                 "compile_cuda",

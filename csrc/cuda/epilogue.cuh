@@ -6,40 +6,13 @@
 #include <limits>
 
 #include "core/divergence.h"
-#include "cuda/gram.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/matrices.cuh"
 
 namespace icsd::cuda {
 
 constexpr int kMeasureThreads = 256, kDifferentiateThreads = 128;
 constexpr int kMaxBand = 8;  // rows of a block of `measure`
-
-// The partial matrices of a stage, float64 or float32.
-struct Partials {
-  const void* data;  // (groups, splits, padded, padded)
-  int splits, padded;
-  bool wide;
-};
-
-template <class C>
-struct EpilogueArguments {
-  Partials partials[kMaxStages];  // of the students and, last, the teacher
-  C weights[kMaxStages];
-  int students, samples, band;
-  std::int64_t groups;
-  C* slots;          // (stages, groups, samples, samples + 1)
-  C* inverse_norms;  // (stages, groups, samples)
-  C* values;         // (students, groups, samples)
-  C* statistics;     // (numbers, students, groups, samples)
-  C* loss;           // (groups)
-  C eps;
-  bool teacher_gradient;
-
-  __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
-    return (stage * groups + group) * samples + i;
-  }
-  __device__ C* row(int stage, std::int64_t group, int i) const { return slots + index(stage, group, i) * (samples + 1); }
-  __device__ std::int64_t rows() const { return students * groups * samples; }
-};
 
 // Σ over every step-th split from `first` on.
 template <class S, class C>

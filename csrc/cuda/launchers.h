@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "cuda/epilogue.cuh"
+#include "cuda/matrices.cuh"
 #include "cuda/operator.h"
 
 namespace icsd::cuda {

@@ -13,7 +13,7 @@ from torch import Tensor
 from icsd.ops import cpu
 from icsd.ops.cpu import _NO_FEATURES, _features, _groups, _sample_dense
 from icsd.ops.divergences import KERNELS
-from icsd.ops.fused import Distillation, FusedBackend, saved_shape
+from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
 
 
@@ -32,7 +32,7 @@ class CUDABackend(FusedBackend):
 
     @cached_property
     def architectures(self) -> list[int]:
-        """Compute capabilities with machine code, e.g. 80; of the newest there is PTX, too."""
+        """Compute capabilities with machine code, e.g. 80."""
         return [int(architecture) for architecture in cpu._native.build["cuda"].split()]
 
     def unavailable(self) -> str | None:
@@ -58,7 +58,8 @@ class CUDABackend(FusedBackend):
         if runs_on(self.architectures, major, minor):
             return None
         built = ", ".join(f"sm_{architecture}" for architecture in self.architectures)
-        return f"it is built for {built}, the device is sm_{major}{minor}; rebuild with ICSD_CUDA_ARCHITECTURES={major}{minor}"
+        device = f"{major}{minor}"
+        return f"it is built for {built}, the device is sm_{device}; rebuild with ICSD_CUDA_ARCHITECTURES={device}"
 
     @contextmanager
     def on_stream(self, x: Tensor) -> Iterator[int]:
@@ -87,9 +88,8 @@ class CUDABackend(FusedBackend):
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         stages = [_sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
-        dtype = compute_dtype(*stages)
-        loss = stages[0].new_empty(groups, dtype=dtype)
-        saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=dtype)
+        loss = stages[0].new_empty(groups, dtype=compute_dtype(*stages))
+        saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
         batch = [_features(stage) for stage in stages], loss.numel(), n
         divergence = KERNELS[how.divergence]
         with self.on_stream(loss) as stream:
@@ -130,8 +130,8 @@ class CUDABackend(FusedBackend):
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
-    """Whether a device runs machine code for one of these, or PTX of the newest: an older one of its generation, or any older one."""
+    """Whether a device has code among these: of its own, or the PTX of sm_80 that comes with all from 80 on."""
     capability = 10 * major + minor
-    return max(architectures) <= capability or any(
-        architecture // 10 == major and architecture <= capability for architecture in architectures
-    )
+    if capability >= 80:
+        return max(architectures) >= 80
+    return any(architecture // 10 == major and architecture <= capability for architecture in architectures)
