@@ -1,51 +1,58 @@
 # Every target is complete on a machine that has python3-venv and build-essential: it makes and reuses .venv.
-#   make demo TORCH=torch==2.14.1 PYTHON=python3.13     another torch or Python (after `make clean`)
+#   make demo VENV=.venv-cuda TORCH="torch==2.14.1 torchvision==0.29.1" PYTHON=python3.13     in an environment of its own
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+VENV ?= .venv
+CUDA := .venv-cuda
 
-BIN := .venv/bin
-HEADERS = $$(echo $(CURDIR)/.venv/headers/usr/include $(CURDIR)/.venv/headers/usr/include/python3* | tr ' ' ':')
+BIN := $(VENV)/bin
+HEADERS = $$(echo $(CURDIR)/$(VENV)/headers/usr/include $(CURDIR)/$(VENV)/headers/usr/include/python3* | tr ' ' ':')
 SENTENCE := a woman with dark skin, firefighter
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench clean
+.PHONY: help demo test test-cuda bench clean
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
-demo: .venv/installed  ## train on emoji, paint an unseen sentence, and say where the pictures are (about 10 minutes)
+demo: $(VENV)/installed  ## train on emoji, paint an unseen sentence, and say where the pictures are (about 10 minutes)
 	$(BIN)/icsd train --config configs/emoji.yaml
 	$(BIN)/icsd sample "$(SENTENCE)" --count 4
 
-test: .venv/installed  ## run all tests and the linter
+test: $(VENV)/installed  ## run all tests and the linter
 	$(BIN)/pytest
 	$(BIN)/ruff check .
 
-bench: .venv/installed-bench  ## measure the operator against plain and compiled PyTorch
+test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of torch; no GPU is needed
+	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1"
+	$(CUDA)/bin/icsd doctor
+	$(CUDA)/bin/pytest tests/ops tests/models tests/cli
+
+bench: $(VENV)/installed-bench  ## measure the operator against plain and compiled PyTorch
 	CPATH=$(HEADERS) $(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and everything built (runs/ stays)
-	rm -rf .venv build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv $(CUDA) build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find icsd tests -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/bin/pip:
-	$(PYTHON) -m venv .venv
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
 
 # Python.h is in a Debian package of its own; where it is missing, unpack that package here: no root needed.
-.venv/headers: | .venv/bin/pip
+$(VENV)/headers: | $(VENV)/bin/pip
 	mkdir -p $@
 	if ! test -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; then \
 		cd $@ && apt-get download libpython3-dev "lib$$(../bin/python -c 'import sysconfig; print("python" + sysconfig.get_python_version())')-dev" \
 		&& for package in *.deb; do dpkg -x $$package .; done; \
 	fi
 
-.venv/installed: pyproject.toml setup.py $(shell find csrc -type f) | .venv/headers
+$(VENV)/installed: pyproject.toml setup.py $(shell find csrc -type f) | $(VENV)/headers
 	$(BIN)/pip install $(TORCH)
 	CPATH=$(HEADERS) $(BIN)/pip install -e ".[emoji,test]"
 	touch $@
 
-.venv/installed-bench: .venv/installed
+$(VENV)/installed-bench: $(VENV)/installed
 	CPATH=$(HEADERS) $(BIN)/pip install -e ".[bench]"
 	$(BIN)/pip install --no-deps torchdistill==1.1.5
 	touch $@
