@@ -91,23 +91,21 @@ def build_runtime(mode: str, arch: int) -> Path:
     return link("libemulator.so", objects, ["-shared", "-pthread", *LINK_FLAGS[mode]])
 
 
-def build(
-    source: Path, mode: str = "plain", arch: int = 80, executable: bool = False, flags: tuple[str, ...] = ()
-) -> Path:
-    """The library (or program) of a `.cu` for the emulated architecture `arch`, as in sm_80."""
+def build(*sources: Path, mode: str = "plain", arch: int = 80, executable: bool = False) -> Path:
+    """The library (or program) of some `.cu` for the emulated architecture `arch`, as in sm_80."""
     runtime = build_runtime(mode, arch)
-    compiled = compile_object(source, [*WARNINGS, *KERNEL_FLAGS[mode], *device_flags(arch), *flags])
-    kind = [] if executable else ["-shared"]
+    flags = ["-include", "cuda_runtime.h", "-w", *KERNEL_FLAGS[mode], *device_flags(arch)]  # nvcc includes it too
+    objects = [compile_object(source, flags) for source in sources]
     return link(
-        source.stem if executable else f"lib{source.stem}.so",
-        [compiled, runtime],
-        [*kind, f"-Wl,-rpath,{runtime.parent}", *LINK_FLAGS[mode]],
+        sources[0].stem if executable else f"lib{sources[0].stem}.so",
+        [*objects, runtime],
+        [*([] if executable else ["-shared"]), f"-Wl,-rpath,{runtime.parent}", *LINK_FLAGS[mode]],
     )
 
 
-def load(source: Path, mode: str = "plain", arch: int = 80, seed: int = 1) -> ctypes.CDLL:
+def load(*sources: Path, mode: str = "plain", arch: int = 80, seed: int = 1) -> ctypes.CDLL:
     """A library whose `extern "C"` functions are called with pointers to tensors' memory."""
-    library = ctypes.CDLL(str(build(source, mode, arch)))
+    library = ctypes.CDLL(str(build(*sources, mode=mode, arch=arch)))
     library.emulator_failure.restype = ctypes.c_char_p
     for name in ("emulator_launches", "emulator_bytes_read", "emulator_bytes_written"):
         if hasattr(library, name):

@@ -38,7 +38,7 @@ CAUGHT = [
 
 
 def run_planted(name, version, mode, blocks, seed):
-    program = build(EMULATOR / "planted" / "main.cpp", mode, executable=True)
+    program = build(EMULATOR / "planted" / "main.cpp", mode=mode, executable=True)
     return subprocess.run(
         [program, name, version, str(seed), blocks],
         env=os.environ | SANITIZER_OPTIONS,

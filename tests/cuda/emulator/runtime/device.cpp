@@ -22,8 +22,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kSharedByDefault = 48 << 10;
-// ThreadSanitizer knows of 8,000 threads and fibers at a time.
-constexpr unsigned kConcurrentThreads = 4096;
+constexpr std::size_t kConcurrentBlocks = 64;
 
 struct Device {
   std::mutex mutex;
@@ -60,14 +59,13 @@ void run(Launch& launch) {
     }
   }
   if (launch.seed) std::shuffle(blocks.begin(), blocks.end(), std::minstd_rand(launch.seed));
-  if (!device().concurrent_blocks) {
+  if (!launch.concurrent) {
     for (std::size_t i = 0; i < blocks.size() && !launch.failed; ++i) Multiprocessor::here().run(launch, blocks[i]);
     return;
   }
-  const std::size_t at_once = std::max(2u, kConcurrentThreads / (launch.block.x * launch.block.y * launch.block.z));
-  for (std::size_t begin = 0; begin < blocks.size(); begin += at_once) {
+  for (std::size_t begin = 0; begin < blocks.size(); begin += kConcurrentBlocks) {
     std::vector<std::thread> threads;
-    for (std::size_t i = begin; i < std::min(begin + at_once, blocks.size()); ++i) {
+    for (std::size_t i = begin; i < std::min(begin + kConcurrentBlocks, blocks.size()); ++i) {
       threads.emplace_back([&launch, block = blocks[i]] { Multiprocessor::here().run(launch, block); });
     }
     for (auto& thread : threads) thread.join();
@@ -89,7 +87,8 @@ cudaError_t start(const void* kernel, const std::function<void()>& body, const c
     return result(cudaErrorInvalidValue);
   }
   ++device().launches;
-  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed};
+  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed,
+                device().concurrent_blocks};
   run(launch);
   if (!launch.failed) return cudaSuccess;
   device().failure = launch.failure;
@@ -113,7 +112,7 @@ extern "C" {
 
 // The schedule: 0 runs warps and lanes in order, any other number is another hostile order.
 void emulator_seed(std::uint64_t seed) { device().seed = seed; }
-// Whether each block has an OS thread of its own.
+// Whether each block has an OS thread of its own, for races between blocks.
 void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
 void emulator_multiprocessors(int count) { device().multiprocessors = count; }
 std::uint64_t emulator_launches() { return device().launches; }

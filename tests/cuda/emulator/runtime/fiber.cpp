@@ -46,21 +46,21 @@ thread_local Fiber* resumed;
 
 }  // namespace
 
-Fiber::Fiber(void (*entry)()) : entry_(entry) {
+Fiber::Fiber(void (*entry)(), [[maybe_unused]] bool own_thread) : entry_(entry) {
   void* memory =
       mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, kGuard, PROT_NONE);
   memory_ = static_cast<char*>(memory);
 #ifdef EMULATOR_TSAN
-  tsan_ = __tsan_create_fiber(0);
+  if (own_thread) tsan_ = __tsan_create_fiber(0);
 #endif
   restart();
 }
 
 Fiber::~Fiber() {
 #ifdef EMULATOR_TSAN
-  __tsan_destroy_fiber(tsan_);
+  if (tsan_) __tsan_destroy_fiber(tsan_);
 #endif
 #ifdef EMULATOR_ASAN
   __asan_unpoison_memory_region(memory_, kGuard + kStack);
@@ -91,7 +91,7 @@ void Fiber::resume() {
 #endif
 #ifdef EMULATOR_TSAN
   scheduler_tsan_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
+  if (tsan_) __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
   emulator_switch(&scheduler_stack_pointer_, stack_pointer_);
 #ifdef EMULATOR_ASAN
@@ -104,7 +104,7 @@ void Fiber::suspend([[maybe_unused]] bool ending) {
   __sanitizer_start_switch_fiber(ending ? nullptr : &fake_stack_, scheduler_stack_, scheduler_stack_size_);
 #endif
 #ifdef EMULATOR_TSAN
-  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
+  if (tsan_) __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
   emulator_switch(&stack_pointer_, scheduler_stack_pointer_);
   arrive(fake_stack_);

@@ -7,7 +7,8 @@ namespace emulator {
 
 class Fiber {
  public:
-  explicit Fiber(void (*entry)());
+  // ThreadSanitizer sees it as a thread of its own, or as a part of the OS thread that runs it.
+  Fiber(void (*entry)(), bool own_thread);
   ~Fiber();
   Fiber(const Fiber&) = delete;
 

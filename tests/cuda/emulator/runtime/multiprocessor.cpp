@@ -121,7 +121,7 @@ void Multiprocessor::prepare() {
   runnable_.assign((count_ + 31) / 32, 0);
   gatherings_.assign(runnable_.size(), {});
   returned_ = barrier_.arrived = barrier_.predicates = 0;
-  while (threads_.size() < count_) threads_.push_back(std::make_unique<Thread>(enter));
+  while (threads_.size() < count_) threads_.push_back(std::make_unique<Thread>(enter, !launch_->concurrent));
   for (unsigned i = 0; i < count_; ++i) {
     Thread& thread = *threads_[i];
     thread.fiber.restart();

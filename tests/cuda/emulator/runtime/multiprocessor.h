@@ -22,6 +22,7 @@ struct Launch {
   dim3 grid, block;
   std::size_t shared;
   std::uint64_t seed;  // of the schedule; 0 runs warps and lanes in order
+  bool concurrent;     // blocks on OS threads of their own, to find races between them but not within
 
   std::mutex mutex{};
   std::atomic<bool> failed{false};
@@ -31,7 +32,7 @@ struct Launch {
 struct Thread {
   enum State { running, at_barrier, in_warp, returned };
 
-  Thread(void (*entry)()) : fiber(entry) {}
+  Thread(void (*entry)(), bool own_thread) : fiber(entry, own_thread) {}
 
   Fiber fiber;
   State state{};
