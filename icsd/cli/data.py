@@ -118,7 +118,7 @@ def _prepare(options: Namespace) -> int:
     if options.dry_run:
         print("dry run      nothing was written")
         return 0
-    write_prepared(
+    left_out = write_prepared(
         options.set,
         listing,
         files,
@@ -127,6 +127,8 @@ def _prepare(options: Namespace) -> int:
         workers=options.workers,
         partial=options.partial,
     )
+    for line in left_out:
+        print(f"left out     {line}")
     name = options.set if options.set in ("cub", "oxford") else "folder"
     sheet = options.out.with_name(f"{options.out.name}-contact-sheet.png")
     dataset = open_dataset(DataConfig(name=name, root=options.out), "train", 128)

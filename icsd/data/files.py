@@ -144,9 +144,15 @@ class Files:
 
 
 def check_new(path: Path) -> None:
-    """Raise unless ``path`` is missing or an empty folder."""
+    """Raise unless `new_folder` can write ``path``."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} is not an empty folder; choose a new one, nothing was written")
+    if _partial(path).exists():
+        raise InputError(f"{_partial(path)} was left by an interrupted run; remove it, unless one still writes there")
+
+
+def _partial(path: Path) -> Path:
+    return path.absolute().with_name(f"{path.absolute().name}.partial")
 
 
 @contextmanager
@@ -164,12 +170,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_new(path)
-    partial = path.absolute().with_name(f"{path.absolute().name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.mkdir()
-    except FileExistsError:
-        raise InputError(f"{partial} is left of an interrupted run, or one still runs; remove it if not") from None
+    partial = _partial(path)
+    partial.mkdir(parents=True)
     try:
         yield partial
         partial.replace(path)

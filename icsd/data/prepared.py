@@ -52,7 +52,7 @@ def open_prepared(config: DataConfig, split: Split, resolution: int) -> Captione
 
 def write_prepared(
     name: str, listing: Listing, files: Files, out: Path, *, size: int = 304, workers: int = 1, partial: bool = False
-) -> None:
+) -> list[str]:
     """Crop, reduce and write every picture of a listing, with its captions, class and split.
 
     Args:
@@ -63,6 +63,9 @@ def write_prepared(
         size: Shorter side of the pictures at most, in pixels; smaller ones are not enlarged.
         workers: Threads that decode; Pillow lets them run side by side.
         partial: Leave out images that cannot be read, and say so in ``set.json``.
+
+    Returns:
+        A line for each image that was left out.
 
     Raises:
         InputError: ``out`` holds anything already, two pictures have one name, or an image cannot be read.
@@ -95,8 +98,10 @@ def write_prepared(
                 pool.submit(write, by_image[image], data)
                 progress.update()
         records = [record for record in listing.records if record.name not in broken]
-        problems = [*listing.problems, *broken.values()]
+        left_out = [broken[name] for name in sorted(broken)]
+        problems = listing.problems + left_out
         _write_texts(folder, name, replace(listing, records=records, problems=problems), size)
+    return left_out
 
 
 def describe(listing: Listing) -> dict[str, dict[str, int]]:

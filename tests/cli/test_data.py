@@ -63,6 +63,16 @@ def test_an_incomplete_set_is_refused(fails, download):
     assert everything() == before
 
 
+def test_images_without_captions_are_left_out_if_asked(icsd, fails, workplace):
+    assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0
+    Path("flowers/train_000003.txt").unlink()
+    assert "train_000003.png has no caption" in fails("data", "prepare", "folder", "flowers", "out")
+    code, out, _ = icsd("data", "prepare", "folder", "flowers", "out", "--partial")
+    assert code == 0
+    assert "problem      flowers/train_000003.png has no caption" in out
+    assert len(list(Path("out/images").iterdir())) == 15
+
+
 @pytest.mark.parametrize("name", ["folder", "webdataset"])
 def test_prepare_what_is_ones_own(icsd, workplace, name):
     assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0

@@ -1,7 +1,10 @@
 import os
 import pickle
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layouts import python2_pickle
 
 from icsd.data import Vocabulary
@@ -70,6 +73,27 @@ def test_no_code_of_a_pickle_is_run(tmp_path, protocol, harm):
 def test_broken_pickles_are_named(data):
     with pytest.raises(InputError, match=r"captions\.pickle cannot be read"):
         read_pickle(FILE, data)
+
+
+def plain(value, depth=0):
+    """Whether nothing but plain values is in there; damage may make a list that holds itself."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return depth > 9 or all(plain(each, depth + 1) for each in value)
+    return isinstance(value, str | int | float | bytes | bytearray | type(None))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from([python2_pickle(CONTENT), *(pickle.dumps(CONTENT, protocol) for protocol in range(6))]),
+    st.lists(st.tuples(st.integers(0, 200), st.binary(min_size=1, max_size=3)), max_size=4),
+)
+def test_damaged_pickles_are_plain_values_or_an_error(data, damage):
+    for place, by in damage:
+        data = data[:place] + by + data[place + len(by) :]
+    with suppress(InputError):
+        assert plain(read_pickle(FILE, data))
 
 
 @pytest.mark.parametrize("content", [[], {}, "abc", [1], [["a"]]])

@@ -151,6 +151,6 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
 def test_what_a_killed_process_left_is_not_touched(tmp_path):
     (tmp_path / "set.partial").mkdir()
     (tmp_path / "set.partial" / "a").write_text("half")
-    with pytest.raises(InputError, match=r"set\.partial is left of an interrupted run"), new_folder(tmp_path / "set"):
+    with pytest.raises(InputError, match=r"set\.partial was left by an interrupted run"), new_folder(tmp_path / "set"):
         pass
     assert (tmp_path / "set.partial" / "a").read_text() == "half"

@@ -128,9 +128,11 @@ def test_unreadable_images(cub, tmp_path, published, partial):
             prepare("cub", [cub / CUB, cub / "birds"], tmp_path / "out", workers=2)
         assert sorted(tmp_path.iterdir()) == before
         return
-    prepare("cub", [cub / CUB, cub / "birds"], tmp_path / "out", partial=True, workers=2)
+    files, listing = list_set("cub", [cub / CUB, cub / "birds"])
+    (line,) = write_prepared("cub", listing, files, tmp_path / "out", partial=True, workers=2)
     about = json.loads((tmp_path / "out" / "set.json").read_text())
-    assert name in about["problems"][-1]
+    assert name in line
+    assert about["problems"][-1] == line
     assert name not in pickle.loads((tmp_path / "out" / "train" / "filenames.pickle").read_bytes())
     assert (
         len(open_dataset(DataConfig(name="cub", root=tmp_path / "out"), "train", 8))
