@@ -1,5 +1,7 @@
 #include "cuda/apply.cuh"
 
+#include <type_traits>
+
 #include "cuda/device.cuh"
 #include "cuda/launchers.h"
 
@@ -10,6 +12,10 @@ void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_
   for (int code = 0; code < kDTypes; ++code) {
     with_element(static_cast<DType>(code), [&](auto element) {
       using T = decltype(element);
+      const bool tensor_cores = !std::is_same_v<T, double> && has_tensor_cores();
+      const ApplyTiles<T> tiles = ApplyTiles<T>::of(static_cast<int>(outputs));
+      const std::int64_t tile_outputs = tensor_cores ? tiles.outputs() : kFmaTile;
+      const std::int64_t tile_features = tensor_cores ? tiles.features() : kFmaTile;
       ApplyArguments<T> arguments{};
       arguments.outputs = static_cast<int>(outputs);
       arguments.samples = static_cast<int>(shape.samples);
@@ -29,10 +35,20 @@ void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_
                                                p.matrix,
                                                p.row_scale,
                                                p.matrix_group_stride,
-                                               blocks(grid)};
-        grid += shape.groups * ((outputs + kFmaTile - 1) / kFmaTile) * ((p.x.features + kFmaTile - 1) / kFmaTile);
+                                               blocks(grid),
+                                               copy_bytes(p.x.data, p.x.group_stride, p.x.sample_stride, sizeof(T)),
+                                               copy_bytes(p.out.data, p.out.group_stride, p.out.sample_stride, sizeof(T)) == 16};
+        grid += shape.groups * ((outputs + tile_outputs - 1) / tile_outputs) * ((p.x.features + tile_features - 1) / tile_features);
       }
-      if (grid) launch(apply_fma<T>, blocks(grid), 256, 0, stream, arguments);
+      if (!grid) return;
+      if constexpr (!std::is_same_v<T, double>) {
+        if (tensor_cores) {
+          const std::size_t shared = tiles.bytes(arguments.samples);
+          allow_shared(apply_tensor<T>, shared);
+          return launch(apply_tensor<T>, blocks(grid), tiles.threads(), shared, stream, arguments);
+        }
+      }
+      launch(apply_fma<T>, blocks(grid), 256, 0, stream, arguments);
     });
   }
 }

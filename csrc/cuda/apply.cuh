@@ -4,6 +4,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/operator.h"
 #include "cuda/panel.cuh"
+#include "cuda/tensor.cuh"
 
 namespace icsd::cuda {
 
@@ -16,6 +17,8 @@ struct ApplyStage {
   const void* row_scale;  // one for each output, as far apart as the rows, or null
   std::int64_t matrix_group_stride;
   unsigned first_block;
+  int copy_bytes;      // of x
+  bool whole_vectors;  // every sample of out begins on a multiple of 16 bytes
 };
 
 template <class T>
@@ -124,6 +127,161 @@ __global__ void __launch_bounds__(256) apply_fma(ApplyArguments<T> a) {
       if (column < left) out[item.first_feature + column] = Narrow<T>::from(scale * sums[m][n]);
     }
   }
+}
+
+// Fills rows of `width` elements, `pitch` apart, with what is `left` of `samples` samples and with zeros.
+template <int kBytes, class T, class S>
+__device__ void copy_block(S* to, int pitch, const T* from, std::int64_t sample_stride, int samples, int rows, int width,
+                           std::int64_t left) {
+  constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
+  const int copies = width / kElements;
+  for (int item = threadIdx.x; item < rows * copies; item += blockDim.x) {
+    const int row = item / copies, column = item % copies * kElements;
+    S* const element = to + row * pitch + column;
+    const T* const x = from + row * sample_stride + column;
+    const std::int64_t inside = row < samples ? left - column : 0;
+    if (std::is_same_v<S, T> && kBytes >= 4 && inside >= kElements) {
+      if constexpr (std::is_same_v<S, T> && kBytes >= 4) __pipeline_memcpy_async(element, x, kBytes);
+    } else if (kBytes == 16 && inside >= kElements) {
+      const Vector<T> vector = *reinterpret_cast<const Vector<T>*>(x);
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) element[k] = Narrow<S>::from(widen(vector.x[k]));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) element[k] = Narrow<S>::from(k < inside ? widen(x[k]) : 0.f);
+    }
+  }
+}
+
+template <class T, class S>
+__device__ void copy_block(int bytes, S* to, int pitch, const T* from, std::int64_t sample_stride, int samples, int rows,
+                           int width, std::int64_t left) {
+  if (bytes == 16) {
+    copy_block<16>(to, pitch, from, sample_stride, samples, rows, width, left);
+  } else {
+    copy_block<static_cast<int>(sizeof(T))>(to, pitch, from, sample_stride, samples, rows, width, left);
+  }
+}
+
+// By tensor cores, from sm_80 on: each warp has 32 outputs x 32 features, a block up to 128 outputs, so that features of so
+// many samples are read once. Chunks of 32 samples are multiplied while the next is on its way.
+//
+// The matrix is float32 whatever the features are: it is split into two numbers of the features' type or, for float16, whose
+// range is too small for it, of tf32, which holds float16 exactly.
+constexpr int kChunk = 32;          // samples
+constexpr int kWarpTile = 32;       // outputs, and features, of a warp
+constexpr int kMaxWarpRows = 4;     // of a block's outputs
+
+template <class T>
+struct Stored {  // in shared memory
+  using type = float;
+};
+template <>
+struct Stored<__nv_bfloat16> {
+  using type = __nv_bfloat16;
+};
+
+// The layout of a block's shared memory.
+template <class T>
+struct ApplyTiles {
+  using S = typename Stored<T>::type;
+  static constexpr int kParts = sizeof(S) == 4 ? 1 : 2;               // tf32 is split in registers
+  static constexpr int kMatrixPitch = kChunk + (sizeof(S) == 4 ? 4 : 8);
+  int warp_rows, warp_columns;
+
+  __host__ __device__ static ApplyTiles of(int outputs) {
+    const int rows = (outputs + kWarpTile - 1) / kWarpTile;
+    return {rows < kMaxWarpRows ? rows : kMaxWarpRows, rows == 1 ? 8 : 4};
+  }
+  __host__ __device__ int threads() const { return 32 * warp_rows * warp_columns; }
+  __host__ __device__ int outputs() const { return warp_rows * kWarpTile; }
+  __host__ __device__ int features() const { return warp_columns * kWarpTile; }
+  __host__ __device__ int pitch() const { return features() + 8; }
+  __host__ __device__ int matrix_part() const { return outputs() * kMatrixPitch; }
+  __host__ __device__ int matrix_chunk() const { return kParts * matrix_part(); }
+  __host__ __device__ int chunk() const { return matrix_chunk() + kChunk * pitch(); }  // matrix, then features
+  std::size_t bytes(int samples) const {
+    const std::size_t chunks = (samples > kChunk ? 2 : 1) * static_cast<std::size_t>(chunk()) * sizeof(S);
+    const std::size_t results = static_cast<std::size_t>(outputs()) * pitch() * sizeof(float);
+    return chunks > results ? chunks : results;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(512) apply_tensor(ApplyArguments<T> a) {
+#if __CUDA_ARCH__ >= 800
+  using Tiles = ApplyTiles<T>;
+  using S = typename Tiles::S;
+  constexpr int kPitch = Tiles::kMatrixPitch, kStep = Operand<S>::kStep;
+  ICSD_DYNAMIC_SHARED(S, shared);
+  const Tiles tiles = Tiles::of(a.outputs);
+  const ApplyItem<T> item(a, tiles.outputs(), tiles.features());
+  const T* const x = item.stage.x + item.group * item.stage.x_group_stride + item.first_feature;
+  const std::int64_t left = item.stage.features - item.first_feature;
+
+  const auto load = [&](S* chunk, int first) {
+    const int samples = min(kChunk, a.samples - first);
+    copy_block(item.stage.copy_bytes, chunk + tiles.matrix_chunk(), tiles.pitch(), x + first * item.stage.x_sample_stride,
+               item.stage.x_sample_stride, samples, kChunk, tiles.features(), left);
+    for (int e = threadIdx.x; e < tiles.outputs() * kChunk; e += blockDim.x) {
+      const int row = e / kChunk, column = e % kChunk;
+      const bool inside = item.first_output + row < a.outputs && column < samples;
+      const float whole = inside ? item.template element<float>(a, item.first_output + row, first + column) : 0.f;
+      S* const to = chunk + row * kPitch + column;
+      *to = Narrow<S>::from(whole);
+      if constexpr (Tiles::kParts == 2) to[tiles.matrix_part()] = Narrow<S>::from(whole - widen(*to));
+    }
+  };
+
+  const int warp = threadIdx.x / 32, row = warp / tiles.warp_columns * kWarpTile;
+  const int column = warp % tiles.warp_columns * kWarpTile;
+  TileSums<S, 2, 2, wmma::row_major, Tiles::kParts == 1, std::is_same_v<T, float>> product;
+  S* current = shared;
+  S* next = shared + tiles.chunk();
+  load(current, 0);
+  __pipeline_commit();
+  for (int first = 0; first < a.samples; first += kChunk) {
+    __pipeline_wait_prior(0);
+    __syncthreads();  // this chunk is there for all threads, and none still reads the one before
+    if (first + kChunk < a.samples) load(next, first + kChunk);
+    __pipeline_commit();
+    const S* const features = current + tiles.matrix_chunk() + column;
+    for (int k = 0; k < min(kChunk, a.samples - first); k += kStep) {
+#pragma unroll
+      for (int part = Tiles::kParts - 1; part >= 0; --part) {
+        product.multiply(current + part * tiles.matrix_part() + row * kPitch + k, kPitch, features + k * tiles.pitch(),
+                         tiles.pitch());
+      }
+    }
+    product.add_up();
+    S* const used = current;
+    current = next;
+    next = used;
+  }
+  __syncthreads();
+
+  float* const results = reinterpret_cast<float*>(shared);
+  product.store(results + row * tiles.pitch() + column, tiles.pitch(), wmma::mem_row_major);
+  __syncthreads();
+  constexpr int kVector = Vector<T>::kSize;
+  const int vectors = tiles.features() / kVector;
+  for (int e = threadIdx.x; e < tiles.outputs() * vectors; e += blockDim.x) {
+    const int output = item.first_output + e / vectors, first = e % vectors * kVector;
+    if (output >= a.outputs || first >= left) continue;
+    const float scale = item.template scale<float>(a, output);
+    const float* const from = results + e / vectors * tiles.pitch() + first;
+    T* const to = item.stage.out + item.group * item.stage.out_group_stride + output * item.stage.out_sample_stride +
+                  item.first_feature + first;
+    Vector<T> vector;
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) vector.x[k] = Narrow<T>::from(scale * from[k]);
+    if (item.stage.whole_vectors && first + kVector <= left) {
+      *reinterpret_cast<Vector<T>*>(to) = vector;
+    } else {
+      for (int k = 0; k < kVector && first + k < left; ++k) to[k] = vector.x[k];
+    }
+  }
+#endif
 }
 
 }  // namespace icsd::cuda

@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::size_t kRingBytes = 3 * 128 * kPitchBytes;  // of shared memory, where two tiles are not more
 constexpr int kMaxDepth = 8;
+constexpr int kMaxSide = 128;    // of a range of samples, for tensor cores
+constexpr int kSharingWarps = 4;  // that a block has at least, if it has the whole matrix: a line has 4 steps
 
 std::int64_t divide_up(std::int64_t count, std::int64_t by) { return (count + by - 1) / by; }
 
@@ -29,6 +31,14 @@ void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& pla
     allow_shared(kernel, shared);
     launch(kernel, grid, threads, shared, stream, arguments);
   };
+  if constexpr (!std::is_same_v<T, double>) {
+    if (plan.tensor_cores) {
+      const int tiles = plan.side == kTile ? 1 : 2, per_side = plan.side / (tiles * kTile);
+      const int parts = plan.sides > 1 ? per_side * per_side : per_side * (per_side + 1) / 2;
+      arguments.ways = plan.sides > 1 ? 1 : std::max(1, kSharingWarps / parts);
+      return run(tiles == 1 ? gram_tensor<T, 1> : gram_tensor<T, 2>, 32 * parts * arguments.ways);
+    }
+  }
   if constexpr (std::is_same_v<T, float>) {
     if (plan.side == 64) return run(gram_fma<T, 4>, kFmaThreads);
   }
@@ -40,10 +50,18 @@ void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& pla
 GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
   GramPlans plans{{}, 0};
   std::int64_t tiles = 0;  // lines of all pairs of ranges
+  const bool tensor_cores = has_tensor_cores();
   for (const Features& stage : stages) {
+    const std::int64_t samples = std::max<std::int64_t>(1, shape.samples);
     GramPlan plan{};
-    plan.side = stage.dtype == DType::float32 && shape.samples > 32 ? 64 : 32;
-    plan.sides = static_cast<int>(std::max<std::int64_t>(1, divide_up(shape.samples, plan.side)));
+    plan.tensor_cores = tensor_cores && stage.dtype != DType::float64;
+    std::int64_t side = stage.dtype == DType::float32 && samples > 32 ? 64 : 32;
+    if (plan.tensor_cores) {
+      side = divide_up(samples, divide_up(samples, kMaxSide));
+      side = side <= kTile ? kTile : divide_up(side, 2 * kTile) * 2 * kTile;
+    }
+    plan.side = static_cast<int>(side);
+    plan.sides = static_cast<int>(divide_up(samples, side));
     plans.stages.push_back(plan);
     tiles += shape.groups * plan.sides * (plan.sides + 1) / 2 * divide_up(stage.features, line_of(stage.dtype));
   }

@@ -6,6 +6,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/operator.h"
 #include "cuda/panel.cuh"
+#include "cuda/tensor.cuh"
 
 namespace icsd::cuda {
 
@@ -26,6 +27,7 @@ struct GramArguments {
   int count;
   int samples, side, sides, padded;  // samples; of a range; ranges; side * sides
   int depth;                         // tiles in the ring
+  int ways;                          // warps that share the features of a tile of the matrix (tensor cores only)
 };
 
 // What one block computes.
@@ -108,6 +110,58 @@ __global__ void __launch_bounds__(kFmaThreads) gram_fma(GramArguments<T> a) {
       if (!item.diagonal) item.mirrored[j * a.padded + i] = sums[m][n];
     }
   }
+}
+
+// By tensor cores, from sm_80 on. Each warp has kTiles x kTiles tiles of the matrix, up to the diagonal if the block
+// compares one range with itself; warps to spare take every ways-th step of the features.
+constexpr int kMaxTensorThreads = 512;
+
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kMaxTensorThreads) gram_tensor(GramArguments<T> a) {
+#if __CUDA_ARCH__ >= 800
+  constexpr int kSide = kTiles * kTile, kStep = Operand<T>::kStep, kSteps = kLine<T> / kStep;
+  constexpr bool kSplit = std::is_same_v<T, float>;
+  ICSD_DYNAMIC_SHARED(T, ring);
+  const GramItem<T> item(a);
+  const int per_side = a.side / kSide, parts = item.diagonal ? per_side * (per_side + 1) / 2 : per_side * per_side;
+  const int warp = threadIdx.x / 32, way = warp / parts;
+  int row = 0, column = warp % parts;
+  for (const int all = item.diagonal ? 0 : per_side - 1; column > max(row, all); ++row) column -= max(row, all) + 1;
+
+  TileSums<T, kTiles, kTiles, wmma::col_major, kSplit, kSplit> product;
+  item.panels.for_each_line(ring, a.depth, item.begin, item.end, [&](const T* tile) {
+    const T* const rows = tile + row * kSide * kPitch<T>;
+    const T* const columns = tile + ((item.diagonal ? 0 : a.side) + column * kSide) * kPitch<T>;
+    if (way < a.ways) {
+      for (int step = way; step < kSteps; step += a.ways) {
+        product.multiply(rows + step * kStep, kPitch<T>, columns + step * kStep, kPitch<T>);
+      }
+      product.add_up();
+    }
+  });
+
+  const bool twice = !item.diagonal || row != column;
+  float* const out = item.out + static_cast<std::int64_t>(row * kSide) * a.padded + column * kSide;
+  float* const mirrored = item.mirrored + static_cast<std::int64_t>(column * kSide) * a.padded + row * kSide;
+  if (a.ways == 1) {
+    if (way > 0) return;
+    product.store(out, a.padded, wmma::mem_row_major);
+    if (twice) product.store(mirrored, a.padded, wmma::mem_col_major);
+    return;
+  }
+  // The ring is free: the warps of a part meet there, and each adds up its share.
+  float* const all = reinterpret_cast<float*>(ring);
+  if (way < a.ways) product.store(all + warp * kSide * kSide, kSide, wmma::mem_row_major);
+  __syncthreads();
+  if (way >= a.ways) return;
+  for (int e = way * 32 + threadIdx.x % 32; e < kSide * kSide; e += a.ways * 32) {
+    float sum = 0;
+    for (int other = 0; other < a.ways; ++other) sum += all[(other * parts + warp % parts) * kSide * kSide + e];
+    const std::int64_t i = e / kSide, j = e % kSide;
+    out[i * a.padded + j] = sum;
+    if (twice) mirrored[j * a.padded + i] = sum;
+  }
+#endif
 }
 
 }  // namespace icsd::cuda

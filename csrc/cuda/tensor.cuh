@@ -1,0 +1,113 @@
+// Products by tensor cores, as accurate as fused multiply-adds in float32: a warp's tiles of 16 x 16.
+//
+// A float32 number is split into two of tf32, high + low, and the product of two low ones left out, 2^-22 of the whole.
+// Tensor cores truncate as they add, so only short sums are left to them; those are added up outside.
+#pragma once
+
+#include <mma.h>
+
+#include "cuda/element.cuh"
+
+namespace icsd::cuda {
+
+constexpr int kTile = 16;  // side of what tensor cores multiply
+
+#if __CUDA_ARCH__ >= 800
+
+namespace wmma = nvcuda::wmma;
+
+// How elements in shared memory are multiplied: as what, and how many products at once.
+template <class S>
+struct Operand {
+  using type = S;
+  static constexpr int kStep = 16;
+};
+template <>
+struct Operand<float> {
+  using type = wmma::precision::tf32;
+  static constexpr int kStep = 8;
+};
+
+// A tile of an operand: of float32 the part that tf32 holds and, if split, the rest.
+template <class Use, class S, class Layout, bool kSplit>
+struct OperandTile {
+  wmma::fragment<Use, kTile, kTile, Operand<S>::kStep, typename Operand<S>::type, Layout> high, low;
+
+  __device__ void load(const S* from, int pitch) {
+    wmma::load_matrix_sync(high, from, pitch);
+    if constexpr (kSplit) {
+#pragma unroll
+      for (int k = 0; k < high.num_elements; ++k) {
+        const float whole = high.x[k];
+        high.x[k] = wmma::__float_to_tf32(whole);
+        low.x[k] = wmma::__float_to_tf32(whole - high.x[k]);
+      }
+    }
+  }
+};
+
+// Sums of kRows x kColumns tiles; a is (rows, k) by rows, b (k, columns) in Layout.
+template <class S, int kRows, int kColumns, class Layout, bool kSplitA, bool kSplitB>
+struct TileSums {
+  using Sum = wmma::fragment<wmma::accumulator, kTile, kTile, Operand<S>::kStep, float>;
+  Sum sums[kRows][kColumns], short_sums[kRows][kColumns];
+
+  __device__ TileSums() {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        wmma::fill_fragment(sums[m][n], 0.f);
+        wmma::fill_fragment(short_sums[m][n], 0.f);
+      }
+    }
+  }
+
+  // Adds the products of one step of k.
+  __device__ void multiply(const S* a, int a_pitch, const S* b, int b_pitch) {
+    constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>;
+    OperandTile<wmma::matrix_b, S, Layout, kSplitB> columns[kColumns];
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) columns[n].load(b + n * kTile * (by_rows ? 1 : b_pitch), b_pitch);
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      OperandTile<wmma::matrix_a, S, wmma::row_major, kSplitA> row;
+      row.load(a + m * kTile * a_pitch, a_pitch);
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        Sum& sum = short_sums[m][n];
+        if constexpr (kSplitA) wmma::mma_sync(sum, row.low, columns[n].high, sum);
+        if constexpr (kSplitB) wmma::mma_sync(sum, row.high, columns[n].low, sum);
+        wmma::mma_sync(sum, row.high, columns[n].high, sum);
+      }
+    }
+  }
+
+  // Ends the short sums.
+  __device__ void add_up() {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int k = 0; k < sums[m][n].num_elements; ++k) sums[m][n].x[k] += short_sums[m][n].x[k];
+        wmma::fill_fragment(short_sums[m][n], 0.f);
+      }
+    }
+  }
+
+  __device__ void store(float* to, std::int64_t pitch, wmma::layout_t layout) const {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const std::int64_t row = layout == wmma::mem_row_major ? m : n, column = layout == wmma::mem_row_major ? n : m;
+        wmma::store_matrix_sync(to + row * kTile * pitch + column * kTile, sums[m][n], static_cast<unsigned>(pitch), layout);
+      }
+    }
+  }
+};
+
+#endif
+
+}  // namespace icsd::cuda
