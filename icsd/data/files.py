@@ -195,39 +195,47 @@ class _Folder:
 class _Tar:
     def __init__(self, file: Path | io.BytesIO) -> None:
         self.file = file
-        name, fileobj = (file, None) if isinstance(file, Path) else (None, file)
-        self.tar = tarfile.open(name, fileobj=fileobj)  # noqa: SIM115 (read as long as the object lives)
-        listing = tqdm(
-            self.tar, desc=f"listing {name or 'an archive'}", unit="file", leave=False, delay=2, disable=None
-        )
-        members = [member for member in listing if member.isfile()]
-        end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
-        self.tar.fileobj.seek(end)
-        if len(self.tar.fileobj.read()) < 512:  # tarfile takes a header cut short for the end, which is zeros
-            raise EOFError("unexpected end of data")
+        with self._open() as tar:
+            listing = tqdm(tar, desc=f"listing {tar.name}", unit="file", leave=False, delay=2, disable=None)
+            members = [member for member in listing if member.isfile()]
+            end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
+            tar.fileobj.seek(end)
+            if len(tar.fileobj.read()) < 512:  # tarfile takes a header cut short for the end, which is zeros
+                raise EOFError("unexpected end of data")
+            self.uncompressed = isinstance(tar.fileobj, io.BufferedReader)
         self.paths = [_relative(member.name) for member in members]
         self.members = dict(zip(self.paths, members, strict=True))
 
     def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
-        for path in sorted(paths, key=lambda path: self.members[path].offset_data):
-            yield path, self.tar.extractfile(self.members[path]).read()
+        with self._open() as tar:
+            for path in sorted(paths, key=lambda path: self.members[path].offset_data):
+                yield path, tar.extractfile(self.members[path]).read()
 
     def place(self, path: str) -> Place | None:
         member = self.members[path]
-        if not isinstance(self.tar.fileobj, io.BufferedReader) or member.issparse():
-            return None
-        return Place(str(self.file), member.offset_data, member.size)
+        if self.uncompressed and not member.issparse():
+            return Place(str(self.file), member.offset_data, member.size)
+        return None
+
+    def _open(self) -> tarfile.TarFile:
+        if isinstance(self.file, Path):
+            return tarfile.open(self.file)
+        self.file.seek(0)
+        return tarfile.open(fileobj=self.file)
 
 
 class _Zip:
     def __init__(self, file: Path | io.BytesIO) -> None:
-        self.zip = zipfile.ZipFile(file)
-        self.paths = [_relative(member.filename) for member in self.zip.infolist() if not member.is_dir()]
-        self.members = {_relative(member.filename): member for member in self.zip.infolist()}
+        self.file = file
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+        self.paths = [_relative(member.filename) for member in members]
+        self.members = dict(zip(self.paths, members, strict=True))
 
     def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
-        for path in sorted(paths, key=lambda path: self.members[path].header_offset):
-            yield path, self.zip.read(self.members[path])
+        with zipfile.ZipFile(self.file) as archive:
+            for path in sorted(paths, key=lambda path: self.members[path].header_offset):
+                yield path, archive.read(self.members[path])
 
     def place(self, path: str) -> None:
         return None

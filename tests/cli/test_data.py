@@ -4,6 +4,7 @@ import pytest
 from layouts import CUB, pack
 from PIL import Image
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 FLOWERS = ("--data.name", "procedural-flowers", "--data.size", "24")
 
 
@@ -43,6 +44,30 @@ def test_prepare(icsd, download):
         assert min(picture.size) > 300
     shown = icsd("data", "preview", "--data.name", "cub", "--data.root", "data/birds", "--data.margin", "0.1875")
     assert shown == (0, "preview.png\n", "")
+
+
+@pytest.mark.parametrize(("name", "config"), [("cub", "birds.yaml"), ("oxford", "flowers.yaml")])
+def test_the_configurations_train_on_what_was_prepared(icsd, published, workplace, name, config):
+    root, names = published
+    paths = {"cub": [CUB, "birds"], "oxford": ["jpg", "cvpr2016_flowers"]}[name]
+    sources = [str(root / name / path) for path in paths]
+    assert icsd("data", "prepare", name, *sources, "prepared", "--partial")[0] == 0
+    tiny = [
+        "--text.dim",
+        "8",
+        "--generator.resolutions",
+        "[8,16]",
+        "--generator.width",
+        "4",
+        "--discriminator.width",
+        "4",
+    ]
+    short = ["--steps", "1", "--batch_size", "4", "--threads", "1", "--workers", "0"]
+    file = str(CONFIGS / config)
+    code, out, err = icsd("train", "--config", file, "--data.root", "prepared", *tiny, *short)
+    assert code == 0, err
+    assert f"{name}: {len(names[name]['train'])} pictures, {len(names[name]['test'])} more held out" in out
+    assert Path("runs", name, "checkpoints").is_dir()
 
 
 @pytest.mark.parametrize(("options", "code"), [(["--partial"], 0), ([], 2)])

@@ -75,6 +75,14 @@ def test_places(folder, tmp_path):
             files.place(files.all[0])
 
 
+def test_archives_are_not_kept_open(folder, tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    sources = [pack(folder, tmp_path / f"{place}{suffix}") for suffix in (".zip", ".tar", ".tgz") for place in range(4)]
+    files = Files(sources)
+    assert len(list(files.read(files.all))) == 12 * len(TREE)
+    assert len(os.listdir("/proc/self/fd")) == before, "a set may have more shards than a process may open files"
+
+
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz"])
 def test_a_truncated_archive_is_named_wherever_it_ends(folder, tmp_path, suffix):
     whole = pack(folder, tmp_path / f"whole{suffix}").read_bytes()
