@@ -5,8 +5,9 @@ which divergences. In sample space two data passes do all the work: the forward 
 matrix, the backward multiplies it with the stage. Higher derivatives go through `gram`, which is differentiable any
 number of times, and plain PyTorch on the N x N matrices.
 
-Eager calls on ordinary tensors go straight to the launcher; under `torch.compile`, fake tensors and functorch the same
-code goes through the dispatcher (`torch.ops.icsd.*`).
+Eager calls on ordinary tensors go straight to the launcher; under `torch.compile` and on fake tensors the same code
+goes through the dispatcher (`torch.ops.icsd.*`). Within the transforms of `torch.func` every loss is a function of
+`gram`, whose batching rule takes the mapped dimension for one more of groups.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from icsd.ops import registry
 from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
-from icsd.ops.gram import compute_dtype
+from icsd.ops.gram import compute_dtype, gram
 from icsd.ops.regimes import Regime, choose_regime
 
 
@@ -59,7 +60,7 @@ class Launcher(Protocol):
         """`matrix` `(*B, M, N)` in compute dtype times `x` `(*B, N, D)`, in the dtype of `x`."""
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        """The loss `(*B)` and, if `save`, what the backward pass needs: in the shape of `saved_shape` and `saved_dtype`."""
+        """The loss `(*B)` and, if `save`, what the backward pass needs, of `saved_shape` and `saved_dtype`."""
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
@@ -126,7 +127,7 @@ class FusedBackend(registry.Backend, Launcher):
         eps: float,
     ) -> Tensor:
         parameters = divergence.kernel_parameters()
-        if divergence.name not in self.regimes or parameters is None:
+        if divergence.name not in self.regimes or parameters is None or torch._C._are_functorch_transforms_active():
             return distill_grams([self.gram(x) for x in students], self.gram(teacher), weights, divergence, eps)
         stages = [*students, teacher]
         *groups, n, _ = teacher.shape
@@ -147,11 +148,9 @@ class FusedBackend(registry.Backend, Launcher):
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Whether these are memory at hand: nothing is being traced or transformed."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and all(type(tensor) is Tensor or type(tensor) is torch.nn.Parameter for tensor in tensors)
+    """Whether these are memory at hand, or `torch.func`'s wrappers of it: nothing is being traced."""
+    return not torch.compiler.is_compiling() and all(
+        type(tensor) is Tensor or type(tensor) is torch.nn.Parameter for tensor in tensors
     )
 
 
@@ -178,20 +177,73 @@ class _Dispatched:
             return torch.ops.icsd.distill_backward(grad, saved, stages, wanted, *how, self.name)
 
 
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether this is `torch.func.vmap`'s, or the one of `torch.autograd.grad(is_grads_batched=True)`."""
+    return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, launcher: Launcher, x: Tensor) -> Tensor:
-        ctx.launcher = launcher
-        ctx.save_for_backward(x)
+    def forward(launcher: Launcher, x: Tensor) -> Tensor:
         return launcher.launch_gram(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.launcher, x = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        symmetric = grad + grad.mT
-        if torch.is_grad_enabled():
-            return None, (symmetric @ x.to(symmetric.dtype)).to(x.dtype)
-        return None, ctx.launcher.launch_combine(symmetric, x)
+        return None, _Combine.apply(ctx.launcher, grad + grad.mT, x)
+
+    @staticmethod
+    def jvp(ctx, _, tangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        half = _wide_product(tangent, x.mT)
+        return half + half.mT
+
+    @staticmethod
+    def vmap(info, in_dims, launcher: Launcher, x: Tensor) -> tuple[Tensor, int]:
+        return _Gram.apply(launcher, x.movedim(in_dims[1], 0)), 0
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(launcher: Launcher, matrix: Tensor, x: Tensor) -> Tensor:
+        return launcher.launch_combine(matrix, x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, matrix, x = inputs
+        ctx.save_for_backward(matrix, x)
+        ctx.save_for_forward(matrix, x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        matrix, x = ctx.saved_tensors
+        return None, _wide_product(grad, x.mT), _wide_product(matrix.mT, grad).to(x.dtype)
+
+    @staticmethod
+    def jvp(ctx, _, matrix_tangent: Tensor, tangent: Tensor) -> Tensor:
+        matrix, x = ctx.saved_tensors
+        return (_wide_product(matrix_tangent, x) + _wide_product(matrix, tangent)).to(x.dtype)
+
+    @staticmethod
+    def vmap(info, in_dims, launcher: Launcher, matrix: Tensor, x: Tensor) -> tuple[Tensor, int]:
+        matrix, x = (
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in ((matrix, in_dims[1]), (x, in_dims[2]))
+        )
+        return _Combine.apply(launcher, matrix, x), 0
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """A B in compute dtype, under autocast too."""
+    with torch.autocast(a.device.type, enabled=False):
+        dtype = compute_dtype(a, b)
+        return a.to(dtype) @ b.to(dtype)
 
 
 class _Distill(torch.autograd.Function):
@@ -211,7 +263,11 @@ class _Distill(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         saved, *stages = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2 : 2 + len(stages)]
-        if torch.is_grad_enabled():
+        if _is_batched(grad):  # many at once, in which the gradient is linear
+            ones = torch.ones(saved.shape[1:-2], dtype=saved.dtype, device=saved.device)
+            units = ctx.launcher.launch_distill_backward(ones, saved, stages, wanted, ctx.how)
+            grads = iter([unit * grad[..., None, None] for unit in units])
+        elif torch.is_grad_enabled():
             grads = iter(_differentiable_backward(ctx.launcher, grad, saved, stages, wanted, ctx.how))
         else:
             grads = iter(ctx.launcher.launch_distill_backward(grad, saved, stages, wanted, ctx.how))
@@ -262,8 +318,14 @@ def _register_operators() -> None:
     for operator, launch in launches.items():
         _library.impl(operator, launch, "CPU")
         _library.impl(operator, launch, "CUDA")
-    _library.impl("gram", lambda x, name: _Gram.apply(_Dispatched(name), x), "Autograd")
+    _library.impl("gram", _gram_autograd, "Autograd")
     _library.impl("distill", _distill_autograd, "Autograd")
+
+
+def _gram_autograd(x, name):
+    if torch._C._are_functorch_transforms_active():  # traced by torch.compile, of whose functions no vmap is a loop
+        return gram(x)
+    return _Gram.apply(_Dispatched(name), x)
 
 
 def _distill_autograd(stages, *arguments):
@@ -272,6 +334,11 @@ def _distill_autograd(stages, *arguments):
     if not save:
         return launcher.launch_distill(stages, how, save)
     return _Distill.apply(launcher, how, *stages)
+
+
+@torch.library.register_vmap("icsd::gram", lib=_library)
+def _(info, in_dims, x, backend):
+    return torch.ops.icsd.gram(x.movedim(in_dims[0], 0), backend), 0
 
 
 @torch.library.register_fake("icsd::gram", lib=_library)
