@@ -36,7 +36,7 @@ class Training:
 
     def step(self):
         """A whole training step."""
-        return self.trainer.step(self.batch)
+        return self.trainer.step([self.batch])
 
     def distillation(self):
         """Forward and backward of the distillation blocks alone."""

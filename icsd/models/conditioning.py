@@ -27,7 +27,7 @@ class ConditioningAugmentation(nn.Module):
         Returns:
             condition, mu and logvar, each `(B, condition_dim)`.
         """
-        mu, logvar = F.glu(self.project(sentence), dim=1).chunk(2, dim=1)
+        mu, logvar = F.glu(self.project(sentence), dim=1).float().chunk(2, dim=1)
         return mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if noise is None else noise), mu, logvar
 
 

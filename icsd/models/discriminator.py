@@ -1,11 +1,16 @@
 """One discriminator per stage, conditional and unconditional; all end in a map of the same size."""
 
+import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 from icsd.errors import InputError
+from icsd.models.layers import PatchConv2d
 
 
 @dataclass
@@ -15,21 +20,29 @@ class DiscriminatorConfig:
     width: int = 16
     """Channels of the first layer at 64 pixels (ndf); each discriminator ends in 8 * width x 4 x 4."""
 
+    normalisation: Literal["batch", "spectral", "none"] = "batch"
+    """batch normalises the maps (AttnGAN), spectral the weights (Miyato et al. 2018), none nothing (DF-GAN, whose
+    gradient penalty takes its place)."""
+
     def __post_init__(self) -> None:
         if self.width < 1:
             raise InputError(f"discriminator.width is {self.width}: give a positive number")
 
 
-def _activated(conv: nn.Conv2d) -> list[nn.Module]:
-    return [conv, nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2)]
+class _Block(nn.Module):
+    """Convolution, normalisation of maps or weights, and activation."""
 
+    def __init__(self, conv: nn.Conv2d, normalisation: str) -> None:
+        super().__init__()
+        self.conv = spectral_norm(conv) if normalisation == "spectral" else conv
+        self.norm = nn.BatchNorm2d(conv.out_channels) if normalisation == "batch" else None
 
-def _down(channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, out_channels, 4, stride=2, padding=1, bias=False)
-
-
-def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+    def forward(self, x: Tensor, parts: int) -> Tensor:
+        """The convolution sees the whole batch at once, each of the equal parts has batch statistics of its own."""
+        x = self.conv(x)
+        if self.norm is not None:
+            x = torch.cat([self.norm(part) for part in x.chunk(parts)]) if parts > 1 else self.norm(x)
+        return F.leaky_relu(x, 0.2)
 
 
 class Discriminator(nn.Module):
@@ -38,31 +51,54 @@ class Discriminator(nn.Module):
     Channels double with every halving of the side: up to 64 pixels they end in 8 * width, above that they start at
     `width` and 3x3 convolutions bring them back to 8 * width.
 
+    Its methods take batches of `parts` equal parts, such as real and painted pictures: the large weights of the last
+    layers are then read, and their gradient is written, once for all parts, while each part is normalised by itself.
+
     Attributes:
         channels: Channels of its features, 8 * width.
 
     Args:
+        config: Width and normalisation.
         resolution: Side of the pictures, 4 times a power of two.
-        width: Channels of the first layer at 64 pixels.
         sentence_dim: Width of the sentence features.
     """
 
-    def __init__(self, resolution: int, width: int, sentence_dim: int) -> None:
+    def __init__(self, config: DiscriminatorConfig, resolution: int, sentence_dim: int) -> None:
         super().__init__()
         downs = (resolution // 4).bit_length() - 1
-        self.channels = end = 8 * width
-        channels = max(width, end >> (downs - 1))
-        layers: list[nn.Module] = [_down(3, channels), nn.LeakyReLU(0.2)]
-        for _ in range(downs - 1):
-            layers += _activated(_down(channels, 2 * channels))
-            channels *= 2
-        while channels > end:
-            layers += _activated(_conv3x3(channels, channels // 2))
-            channels //= 2
-        self.features = nn.Sequential(*layers)
+        self.channels = end = 8 * config.width
+        channels = max(config.width, end >> (downs - 1))
+        widths = [channels << i for i in range(downs)]
+        convs = [PatchConv2d(*pair, 4, stride=2) for pair in itertools.pairwise(widths)]
+        convs += [PatchConv2d(wide, wide // 2, 3) for wide in reversed(widths) if wide > end]
+        self.first = _Block(PatchConv2d(3, channels, 4, stride=2), _unless_batch(config.normalisation))
+        self.blocks = nn.ModuleList(_Block(conv, config.normalisation) for conv in convs)
+        self.joint = _Block(PatchConv2d(end + sentence_dim, end, 3), config.normalisation)
         self.unconditional_head = nn.Conv2d(end, 1, 4)
-        self.joint = nn.Sequential(*_activated(_conv3x3(end + sentence_dim, end)))
         self.conditional_head = nn.Conv2d(end, 1, 4)
+        if config.normalisation == "spectral":
+            spectral_norm(self.unconditional_head)
+            spectral_norm(self.conditional_head)
+
+    def compile_judgements(self) -> None:
+        """Has torch.compile translate its methods, at their first calls."""
+        for name in ("features", "unconditional", "conditional"):
+            setattr(self, name, torch.compile(getattr(self, name)))
+
+    def features(self, pictures: Tensor, parts: int = 1) -> Tensor:
+        """What it sees in pictures.
+
+        Args:
+            pictures: `(B, 3, resolution, resolution)` in [-1, 1].
+            parts: Equal parts of the batch.
+
+        Returns:
+            `(B, 8 * width, 4, 4)`.
+        """
+        maps = self.first(pictures, parts)
+        for block in self.blocks:
+            maps = block(maps, parts)
+        return maps
 
     def unconditional(self, features: Tensor) -> Tensor:
         """Does it look real?
@@ -71,24 +107,30 @@ class Discriminator(nn.Module):
             features: `(B, 8 * width, 4, 4)`.
 
         Returns:
-            Logits, `(B,)`.
+            Logits, float32 `(B,)`.
         """
-        return self.unconditional_head(features).flatten()
+        return self.unconditional_head(features).flatten().float()
 
-    def conditional(self, features: Tensor, sentence: Tensor) -> Tensor:
+    def conditional(self, features: Tensor, sentence: Tensor, parts: int = 1) -> Tensor:
         """Does it look real and match its sentence?
 
         Args:
             features: `(B, 8 * width, 4, 4)`.
             sentence: `(B, sentence_dim)`.
+            parts: Equal parts of the batch.
 
         Returns:
-            Logits, `(B,)`.
+            Logits, float32 `(B,)`.
         """
-        tiled = sentence[:, :, None, None].expand(-1, -1, 4, 4)
-        return self.conditional_head(self.joint(torch.cat((features, tiled), dim=1))).flatten()
+        tiled = sentence[:, :, None, None].expand(-1, -1, 4, 4).to(features.dtype)
+        return self.conditional_head(self.joint(torch.cat((features, tiled), dim=1), parts)).flatten().float()
+
+
+def _unless_batch(normalisation: str) -> str:
+    """The first layer's maps are as they are: statistics of the pictures themselves are news."""
+    return "none" if normalisation == "batch" else normalisation
 
 
 def build_discriminators(config: DiscriminatorConfig, resolutions: list[int], sentence_dim: int) -> nn.ModuleList:
     """One discriminator per stage, coarse to fine."""
-    return nn.ModuleList(Discriminator(side, config.width, sentence_dim) for side in resolutions)
+    return nn.ModuleList(Discriminator(config, side, sentence_dim) for side in resolutions)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from icsd.errors import InputError
 from icsd.models.attention import WordAttention
 from icsd.models.conditioning import ConditioningAugmentation
+from icsd.models.layers import GLU, UpsampleConv2d
 from icsd.models.text import TextFeatures
 
 
@@ -69,12 +70,7 @@ def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _up_block(channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        _conv3x3(channels, 2 * out_channels),
-        nn.BatchNorm2d(2 * out_channels),
-        nn.GLU(dim=1),
-    )
+    return nn.Sequential(UpsampleConv2d(channels, 2 * out_channels), nn.BatchNorm2d(2 * out_channels), GLU())
 
 
 class ResidualBlock(nn.Module):
@@ -85,7 +81,7 @@ class ResidualBlock(nn.Module):
         self.block = nn.Sequential(
             _conv3x3(channels, 2 * channels),
             nn.BatchNorm2d(2 * channels),
-            nn.GLU(dim=1),
+            GLU(),
             _conv3x3(channels, channels),
             nn.BatchNorm2d(channels),
         )
@@ -111,7 +107,7 @@ class InitialStage(nn.Module):
         self.project = nn.Sequential(
             nn.Linear(input_dim, 2 * self.channels * 4 * 4, bias=False),
             nn.BatchNorm1d(2 * self.channels * 4 * 4),
-            nn.GLU(dim=1),
+            GLU(),
         )
         self.up = nn.Sequential(*[_up_block(self.channels >> i, self.channels >> (i + 1)) for i in range(ups)])
 

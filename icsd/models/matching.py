@@ -19,11 +19,11 @@ class MatchingHead(nn.Module):
 
     def __init__(self, channels: int, sentence_dim: int) -> None:
         super().__init__()
-        self.project = nn.Conv2d(channels, sentence_dim, 4)
+        self.project = nn.Linear(4 * 4 * channels, sentence_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, channels, 4, 4)` -> `(B, sentence_dim)`."""
-        return self.project(features).flatten(1)
+        return self.project(features.permute(0, 2, 3, 1).flatten(1))
 
 
 def matching_loss(pictures: Tensor, sentences: Tensor, sharpness: float = 10.0) -> Tensor:
@@ -37,6 +37,6 @@ def matching_loss(pictures: Tensor, sentences: Tensor, sharpness: float = 10.0) 
     Returns:
         The mean cross-entropy of both directions, a scalar; log B at chance.
     """
-    scores = sharpness * F.normalize(pictures, dim=1) @ F.normalize(sentences, dim=1).T
+    scores = sharpness * F.normalize(pictures.float(), dim=1) @ F.normalize(sentences, dim=1).T
     own = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2

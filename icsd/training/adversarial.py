@@ -1,16 +1,52 @@
-"""GAN losses on logits: what the discriminators and the generator minimise.
+"""GAN losses on logits, and the penalties on discriminators: what discriminators and generator minimise.
 
 A matching-aware discriminator tells three kinds of pairs from the real one: a painted picture with its caption, and a
 real picture with the caption of another (Reed et al. 2016). Terms are weighted as in AttnGAN (Xu et al. 2018).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from icsd.errors import InputError
 from icsd.models import Discriminator
+
+
+@dataclass
+class AdversarialConfig:
+    """The game of generator and discriminators."""
+
+    loss: Literal["bce", "hinge"] = "hinge"
+    """Binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
+
+    matching_penalty: float = 0.0
+    """Weight k of the matching-aware gradient penalty (DF-GAN: 2); 0 leaves it out."""
+
+    matching_penalty_power: float = 6.0
+    """Its power p (DF-GAN: 6)."""
+
+    r1: float = 0.0
+    """Weight gamma of the R1 penalty (Mescheder et al. 2018), half of which multiplies the squared gradient."""
+
+    augment: list[Literal["colour", "translation", "cutout"]] = field(default_factory=list)
+    """Changes made to real and painted pictures alike before they are judged (DiffAugment, Zhao et al. 2020), for small
+    data sets."""
+
+    def __post_init__(self) -> None:
+        for key in ("matching_penalty", "r1"):
+            if not getattr(self, key) >= 0:
+                raise InputError(f"adversarial.{key} is {getattr(self, key)}: give 0 or more")
+        if not self.matching_penalty_power >= 2:
+            raise InputError(f"adversarial.matching_penalty_power is {self.matching_penalty_power}: give at least 2")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether gradients of the discriminators are themselves part of the loss."""
+        return self.matching_penalty > 0 or self.r1 > 0
 
 
 class AdversarialLoss(NamedTuple):
@@ -54,12 +90,10 @@ def discriminator_loss(
         A scalar.
     """
     wrong = sentence.roll(1, dims=0)
-    accept = loss.real(discriminator.unconditional(real)) + loss.real(discriminator.conditional(real, sentence))
-    reject = (
-        loss.fake(discriminator.unconditional(fake))
-        + loss.fake(discriminator.conditional(fake, sentence))
-        + loss.fake(discriminator.conditional(real, wrong))
-    )
+    pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, wrong))
+    real_pair, fake_pair, wrong_pair = discriminator.conditional(*pairs, parts=3).chunk(3)
+    accept = loss.real(discriminator.unconditional(real)) + loss.real(real_pair)
+    reject = loss.fake(discriminator.unconditional(fake)) + loss.fake(fake_pair) + loss.fake(wrong_pair)
     return accept / 2 + reject / 3
 
 
@@ -76,3 +110,34 @@ def generator_loss(loss: AdversarialLoss, discriminator: Discriminator, fake: Te
         A scalar.
     """
     return loss.fool(discriminator.unconditional(fake)) + loss.fool(discriminator.conditional(fake, sentence))
+
+
+def gradient_penalty(config: AdversarialConfig, discriminator: Discriminator, real: Tensor, sentence: Tensor) -> Tensor:
+    """One stage's penalties on the discriminator's slope at real pictures with their sentences.
+
+    The matching-aware penalty is k E[|dD/d(x, e)|^p] over picture x and sentence e of the conditional judgement, with
+    the norm over both together that DF-GAN trains with (Tao et al. 2022, whose paper writes the sum of two norms). R1
+    is gamma/2 E[|dD/dx|^2] of both judgements (Mescheder et al. 2018).
+
+    Args:
+        config: Weights and power.
+        discriminator: The stage's discriminator.
+        real: Real pictures, `(B, 3, r, r)`.
+        sentence: Their captions, `(B, E)`.
+
+    Returns:
+        A scalar that can be differentiated by the discriminator's weights.
+    """
+    real, sentence = real.detach().requires_grad_(), sentence.detach().requires_grad_()
+    features = discriminator.features(real)
+    matching = discriminator.conditional(features, sentence)
+    penalty = real.new_zeros(())
+    if config.matching_penalty:
+        slopes = torch.autograd.grad(matching.sum(), (real, sentence), create_graph=True)
+        steepness = sum(slope.flatten(1).square().sum(1) for slope in slopes)
+        penalty = penalty + config.matching_penalty * steepness.pow(config.matching_penalty_power / 2).mean()
+    if config.r1:
+        judgement = (matching + discriminator.unconditional(features)).sum()
+        (slope,) = torch.autograd.grad(judgement, real, create_graph=True)
+        penalty = penalty + config.r1 / 2 * slope.flatten(1).square().sum(1).mean()
+    return penalty

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import icsd
 from icsd.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _HEADER = "icsd_checkpoint"
 _TENSOR = "$tensor"  # {"$tensor": name}: a tensor

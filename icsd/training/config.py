@@ -7,14 +7,12 @@ from typing import Literal
 from icsd.data import DataConfig
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig
+from icsd.training.adversarial import AdversarialConfig
 
 
 @dataclass
 class OptimiserConfig:
-    """Losses and optimisers."""
-
-    adversarial: Literal["bce", "hinge"] = "hinge"
-    """GAN loss: binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
+    """Optimisers, and the weights of the losses beside the adversarial one."""
 
     generator_lr: float = 1e-3
     """Adam's learning rate of the generator."""
@@ -24,6 +22,16 @@ class OptimiserConfig:
 
     betas: tuple[float, float] = (0.0, 0.99)
     """Adam's decay rates of gradient and squared gradient."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of both learning rates after the warm-up: constant, or down to 0 at the last step, straight or on half a
+    cosine."""
+
+    warmup: int = 0
+    """Steps in which both learning rates rise from nearly 0."""
+
+    clip: float | None = None
+    """Largest norm of the generator's gradient, and of the discriminators'; null leaves gradients as they are."""
 
     matching_weight: float = 15.0
     """Weight of the loss by which each painted picture should find its sentence among the batch's (lambda of DAMSM)."""
@@ -41,6 +49,10 @@ class OptimiserConfig:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise InputError(f"optimiser.betas holds {beta}: give two numbers in [0, 1)")
+        if self.warmup < 0:
+            raise InputError(f"optimiser.warmup is {self.warmup}: give 0 or more")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"optimiser.clip is {self.clip}: give a positive number, or leave it out")
         for key in ("matching_weight", "kl_weight"):
             if not getattr(self, key) >= 0:
                 raise InputError(f"optimiser.{key} is {getattr(self, key)}: give 0 or more")
@@ -57,6 +69,7 @@ class TrainConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     out: Path = Path("runs")
@@ -69,13 +82,23 @@ class TrainConfig:
     """Training steps, each one update of the discriminators and one of the generator."""
 
     batch_size: int = 16
-    """Pictures per step."""
+    """Pictures that go through the networks together; batch statistics and cross-sample relations are among these."""
+
+    accumulate: int = 1
+    """Batches per step, whose gradients are averaged."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
 
     threads: int | None = 1
     """CPU threads; null takes all cores. One is fastest for small pictures, and no busy neighbour slows it down."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of activations and products; weights, losses and penalties stay float32. bf16 pays on recent CPUs and GPUs, fp16
+    (with scaled losses) on older GPUs."""
+
+    compile: bool = False
+    """Whether torch.compile translates generator and discriminators, a minute or more before the first step."""
 
     channels_last: bool = True
     """Whether maps lie in memory pixel by pixel, which most convolutions prefer."""
@@ -98,7 +121,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two pictures")
-        for key in ("steps", "log_every", "sample_every", "checkpoint_every"):
+        if self.compile and self.adversarial.penalised:
+            raise InputError("compile goes with no gradient penalty, a second derivative: leave one of them out")
+        for key in ("steps", "accumulate", "log_every", "sample_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
         if self.workers < 0:

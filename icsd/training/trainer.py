@@ -1,9 +1,14 @@
 """One training step, from captions to losses."""
 
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from icsd.errors import InputError
@@ -13,14 +18,19 @@ from icsd.models import (
     InterstageDistillation,
     MatchingHead,
     TextEncoder,
+    TextFeatures,
     TextToImage,
     build_discriminators,
     image_pyramid,
     matching_loss,
 )
 from icsd.models.conditioning import kl_to_standard_normal
-from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss
-from icsd.training.config import TrainConfig
+from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss, gradient_penalty
+from icsd.training.augment import augment
+from icsd.training.config import OptimiserConfig, TrainConfig
+from icsd.training.randomness import random_state, restore_random_state
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,6 +46,22 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device is {name!r}, which is not available here: give cpu, cuda or auto") from error
+
+
+def learning_rate_factor(config: OptimiserConfig, steps: int, step: int) -> float:
+    """The share of its full value that a learning rate has.
+
+    Args:
+        config: Schedule and warm-up.
+        steps: Length of the training.
+        step: Steps taken.
+
+    Returns:
+        A number in [0, 1].
+    """
+    warmth = min(1.0, (step + 1) / (config.warmup + 1))
+    done = min(1.0, max(0.0, (step - config.warmup) / max(1, steps - config.warmup)))
+    return warmth * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.schedule]
 
 
 class Trainer:
@@ -57,73 +83,117 @@ class Trainer:
         self.config = config
         self.device = choose_device(config.device)
         self.resolutions = config.generator.resolutions
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = TextToImage(text_encoder, config.generator).to(self.device, memory_format=layout)
-        self.discriminators = build_discriminators(config.discriminator, self.resolutions, text_encoder.dim)
-        self.discriminators.to(self.device, memory_format=layout)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = self._placed(TextToImage(text_encoder, config.generator))
+        self.discriminators = self._placed(
+            build_discriminators(config.discriminator, self.resolutions, text_encoder.dim)
+        )
         channels = [discriminator.channels for discriminator in self.discriminators]
-        self.matching = nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels)
-        self.matching.to(self.device, memory_format=layout)
+        self.matching = self._placed(nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels))
         average = get_ema_multi_avg_fn(config.optimiser.ema_decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        self.adversarial = ADVERSARIAL[config.optimiser.adversarial]
+        self.adversarial = ADVERSARIAL[config.adversarial.loss]
         self.distil_generator = self._distillation(config.distillation.generator)
         self.distil_discriminators = self._distillation(config.distillation.discriminator)
-        options = config.optimiser
-        self.generator_optimiser = torch.optim.Adam(
-            self.model.generator.parameters(), options.generator_lr, options.betas
-        )
-        judges = (self.discriminators, self.matching, text_encoder)
-        self.discriminator_optimiser = torch.optim.Adam(
-            [weight for module in judges for weight in module.parameters()], options.discriminator_lr, options.betas
-        )
+        judges = nn.ModuleList([self.discriminators, self.matching, text_encoder])
+        self.generator_optimiser = self._optimiser(self.model.generator, config.optimiser.generator_lr)
+        self.discriminator_optimiser = self._optimiser(judges, config.optimiser.discriminator_lr)
+        self.schedules = self._schedules()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step_count = 0
+        if config.compile:
+            self.model.generator.compile()
+            for discriminator in self.discriminators:
+                discriminator.compile_judgements()
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device, memory_format=self.layout)
+
+    def _optimiser(self, module: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), lr, self.config.optimiser.betas, fused=True)
+
+    def _schedules(self, last_step: int = -1) -> list[LambdaLR]:
+        course = functools.partial(learning_rate_factor, self.config.optimiser, self.config.steps)
+        optimisers = (self.generator_optimiser, self.discriminator_optimiser)
+        return [LambdaLR(optimiser, course, last_step) for optimiser in optimisers]
 
     def _distillation(self, side: CSDConfig) -> InterstageDistillation | None:
         """The block of one side, or None where it would do nothing."""
         active = self.config.distillation.enabled and side.weight > 0 and len(self.resolutions) > 1
         return InterstageDistillation(side) if active else None
 
-    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Updates the discriminators and the text encoder, then the generator, then the average.
 
         Args:
-            batch: "image", `(B, 3, r, r)` in [-1, 1] at the finest side, and "caption", B sentences.
+            batches: As many as the configuration accumulates. Each holds "image", `(B, 3, r, r)` in [-1, 1] at the
+                finest side, and "caption", B sentences.
 
         Returns:
-            Losses by name: scalars on the device, without graph.
+            Losses by name, their means over the batches: scalars on the device, without graph.
         """
-        images = image_pyramid(batch["image"].to(self.device), self.resolutions)
-        text = self.model.text_encoder(batch["caption"])
-        z = torch.randn(len(images[0]), self.model.generator.noise_dim, device=self.device)
-        painted = self.model.generator(z, text.detach())
-
-        losses = self._discriminator_losses(images, painted.images, text.sentence)
-        self._update(self.discriminator_optimiser, losses)
+        losses = Counter()
+        scenes = [self._read(batch) for batch in batches]
+        paint_once = len(scenes) == 1  # the graphs of several paintings would not fit into memory: paint them again
+        for real, text in scenes:
+            with self._autocast(), torch.set_grad_enabled(paint_once):
+                painted = self._paint(text)
+            with self._autocast():
+                terms = self._discriminator_losses(real, painted.images, text.sentence)
+            losses.update(self._backward(terms))
+        self._update(self.discriminator_optimiser)
 
         self._freeze_judges(True)
-        generator_losses = self._generator_losses(painted, text.sentence.detach())
-        self._update(self.generator_optimiser, generator_losses)
+        for _, text in scenes:
+            with self._autocast():
+                painted = painted if paint_once else self._paint(text)
+                terms = self._generator_losses(painted, text.sentence.detach())
+            losses.update(self._backward(terms))
+        self._update(self.generator_optimiser)
         self._freeze_judges(False)
 
+        self.scaler.update()
+        for schedule in self.schedules:
+            schedule.step()
         self.ema.update_parameters(self.model)
         self.step_count += 1
-        return {name: loss.detach() for name, loss in (losses | generator_losses).items()}
+        return dict(losses)
 
-    def _discriminator_losses(self, images: list[Tensor], painted: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
-        real = [d.features(image) for d, image in zip(self.discriminators, images, strict=True)]
-        fake = [d.features(image.detach()) for d, image in zip(self.discriminators, painted, strict=True)]
+    def _read(self, batch: dict[str, Any]) -> tuple[list[Tensor], TextFeatures]:
+        """The real pictures of every stage, and the features of their captions."""
+        images = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)
+        return image_pyramid(images, self.resolutions), self.model.text_encoder(batch["caption"])
+
+    def _paint(self, text: TextFeatures) -> GeneratorOutput:
+        z = torch.randn(len(text.sentence), self.model.generator.noise_dim, device=self.device)
+        return self.model.generator(z, text.detach())
+
+    def _discriminator_losses(self, real: list[Tensor], painted: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
+        kinds = self.config.adversarial.augment
+        real, painted = augment(real, kinds), augment([image.detach() for image in painted], kinds)
+        pairs = [
+            discriminator.features(torch.cat((image, other.to(image.dtype))), parts=2).chunk(2)
+            for discriminator, image, other in zip(self.discriminators, real, painted, strict=True)
+        ]
         losses = {
-            f"discriminator/{side}": discriminator_loss(self.adversarial, *stage, sentence)
-            for side, *stage in zip(self.resolutions, self.discriminators, real, fake, strict=True)
+            f"discriminator/{side}": discriminator_loss(self.adversarial, discriminator, *pair, sentence)
+            for side, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True)
         }
-        losses["discriminator/matching"] = self._matching(real, sentence)
+        seen = [features for features, _ in pairs]
+        losses["discriminator/matching"] = self._matching(seen, sentence)
         if self.distil_discriminators:
-            losses["discriminator/csd"] = self.distil_discriminators(real)
+            losses["discriminator/csd"] = self.distil_discriminators(seen)
+        if self.config.adversarial.penalised:
+            with torch.autocast(self.device.type, enabled=False):
+                losses["discriminator/penalty"] = sum(
+                    gradient_penalty(self.config.adversarial, discriminator, image, sentence)
+                    for discriminator, image in zip(self.discriminators, real, strict=True)
+                )
         return losses
 
     def _generator_losses(self, painted: GeneratorOutput, sentence: Tensor) -> dict[str, Tensor]:
-        fake = [d.features(image) for d, image in zip(self.discriminators, painted.images, strict=True)]
+        judged = augment(painted.images, self.config.adversarial.augment)
+        fake = [d.features(image) for d, image in zip(self.discriminators, judged, strict=True)]
         losses = {
             f"generator/{side}": generator_loss(self.adversarial, *stage, sentence)
             for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True)
@@ -144,11 +214,22 @@ class Trainer:
         self.discriminators.requires_grad_(not frozen)
         self.matching.requires_grad_(not frozen)
 
-    @staticmethod
-    def _update(optimiser: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, PRECISIONS[self.config.precision], self.config.precision != "fp32")
+
+    def _backward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds this batch's share of the gradient; returns its share of the losses."""
+        shares = {name: loss / self.config.accumulate for name, loss in losses.items()}
+        self.scaler.scale(sum(shares.values())).backward()
+        return {name: share.detach() for name, share in shares.items()}
+
+    def _update(self, optimiser: torch.optim.Optimizer) -> None:
+        if self.config.optimiser.clip is not None:
+            self.scaler.unscale_(optimiser)
+            weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self.config.optimiser.clip)
+        self.scaler.step(optimiser)
         optimiser.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        optimiser.step()
 
     def paint(self, captions: list[str], seed: int = 0) -> list[Tensor]:
         """Paints captions with the averaged model; see `TextToImage.paint`."""
@@ -160,7 +241,7 @@ class Trainer:
         Returns:
             Among others "text", the text encoder's description, and "ema", the state of the `TextToImage` that paints.
         """
-        state = {
+        return {
             "step": self.step_count,
             "text": self.model.text_encoder.description(),
             "ema": self.ema.module.state_dict(),
@@ -169,11 +250,9 @@ class Trainer:
             "matching": self.matching.state_dict(),
             "generator_optimiser": self.generator_optimiser.state_dict()["state"],
             "discriminator_optimiser": self.discriminator_optimiser.state_dict()["state"],
-            "rng": torch.get_rng_state(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(self.device),
         }
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken, on a trainer of the same configuration and vocabulary.
@@ -191,6 +270,9 @@ class Trainer:
             optimiser = getattr(self, name)
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": state[name], "param_groups": groups})
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+            for weight, moments in optimiser.state.items():  # the fused kernel takes it that all lie alike in memory
+                aligned = {key: torch.empty_like(weight).copy_(moments[key]) for key in ("exp_avg", "exp_avg_sq")}
+                moments.update(aligned)
+        self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new
+        self.scaler.load_state_dict(state["scaler"])
+        restore_random_state(state["random"], self.device)

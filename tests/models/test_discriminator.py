@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, build_discriminators
+from icsd.models.layers import PatchConv2d
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32, 64, 128, 256])
@@ -20,6 +22,37 @@ def test_parameters_at_the_scale_of_birds():
         discriminators = build_discriminators(DiscriminatorConfig(width=64), [64, 128, 256], 256)
     counts = [sum(p.numel() for p in d.parameters()) / 1e6 for d in discriminators]
     assert counts == pytest.approx([6.3, 19.4, 71.9], abs=0.05)
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
+def test_parts_are_judged_as_if_alone(normalisation):
+    torch.manual_seed(0)
+    (discriminator,) = build_discriminators(DiscriminatorConfig(width=2, normalisation=normalisation), [32], 5)
+    discriminator.requires_grad_(False)
+    pictures, sentences = torch.randn(6, 3, 32, 32), torch.randn(6, 5)
+    for _ in range(20):  # the power iteration of spectral normalisation converges
+        discriminator.conditional(discriminator.features(pictures), sentences)
+    together = discriminator.features(pictures, parts=2)
+    alone = [discriminator.features(part) for part in pictures.chunk(2)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
+    judged = [discriminator.conditional(*pair) for pair in zip(alone, sentences.chunk(2), strict=True)]
+    torch.testing.assert_close(
+        discriminator.conditional(together, sentences, parts=2), torch.cat(judged), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_spectral_normalisation_holds_every_weight_to_norm_one():
+    torch.manual_seed(0)
+    (discriminator,) = build_discriminators(DiscriminatorConfig(width=4, normalisation="spectral"), [32], 5)
+    for _ in range(30):
+        features = discriminator.features(torch.randn(2, 3, 32, 32))
+        discriminator.unconditional(features)
+        discriminator.conditional(features, torch.randn(2, 5))
+    discriminator.eval()
+    weights = [layer.weight for layer in discriminator.modules() if isinstance(layer, PatchConv2d | nn.Conv2d)]
+    assert len(weights) == 3 + 1 + 2
+    for weight in weights:
+        assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
 
 
 def test_only_the_conditional_judgement_reads_the_sentence():

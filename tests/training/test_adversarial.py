@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss
+from icsd.errors import InputError
+from icsd.training.adversarial import (
+    ADVERSARIAL,
+    AdversarialConfig,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 
 
 class Stub:
@@ -11,7 +18,7 @@ class Stub:
     def unconditional(self, features):
         return features[:, 0]
 
-    def conditional(self, features, sentence):
+    def conditional(self, features, sentence, parts=1):
         return features[:, 0] * sentence[:, 0]
 
 
@@ -51,3 +58,45 @@ def test_generator_is_judged_with_and_without_the_sentence(name):
     loss = ADVERSARIAL[name]
     expected = loss.fool(FAKE[:, 0]) + loss.fool((FAKE * SENTENCE)[:, 0])
     torch.testing.assert_close(generator_loss(loss, Stub(), FAKE, SENTENCE), expected)
+
+
+class Plane:
+    """Logits that are linear in picture and sentence, with slopes known by hand; `scale` is its only weight."""
+
+    def __init__(self):
+        self.scale = torch.tensor(2.0, requires_grad=True)
+
+    def features(self, pictures):
+        return self.scale * pictures.flatten(1)
+
+    def unconditional(self, features):
+        return 2 * features.sum(1)
+
+    def conditional(self, features, sentence):
+        return features.sum(1) + self.scale * sentence.sum(1)
+
+
+def test_penalties_are_powers_of_the_slopes():
+    pictures, sentences = torch.randn(5, 3, 2, 2), torch.randn(5, 4)
+    both = 2**2 * (12 + 4)  # squared slope of the conditional judgement by picture and sentence
+    matching = gradient_penalty(AdversarialConfig(matching_penalty=2.0), Plane(), pictures, sentences)
+    assert matching.item() == pytest.approx(2 * both**3)
+    r1 = gradient_penalty(AdversarialConfig(r1=10.0), Plane(), pictures, sentences)
+    assert r1.item() == pytest.approx(10 / 2 * 12 * (2 + 4) ** 2)
+    config = AdversarialConfig(matching_penalty=2.0, r1=10.0)
+    assert gradient_penalty(config, Plane(), pictures, sentences).item() == pytest.approx(matching.item() + r1.item())
+
+
+def test_penalties_reach_the_weights():
+    plane = Plane()
+    config = AdversarialConfig(matching_penalty=1.0, matching_penalty_power=2.0)
+    gradient_penalty(config, plane, torch.randn(5, 3, 2, 2), torch.randn(5, 4)).backward()
+    assert plane.scale.grad.item() == pytest.approx(2 * 2 * 16)  # d/ds of 16 s^2 at s = 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("matching_penalty", -1.0), ("r1", float("nan")), ("matching_penalty_power", 1.0)]
+)
+def test_values_out_of_range_are_refused(key, value):
+    with pytest.raises(InputError, match=rf"adversarial\.{key}"):
+        AdversarialConfig(**{key: value})

@@ -1,8 +1,10 @@
 import dataclasses
+import functools
 import json
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from icsd.errors import InputError
 from icsd.models import (
@@ -14,8 +16,9 @@ from icsd.models import (
     build_text_encoder,
     restore_text_encoder,
 )
+from icsd.training.adversarial import AdversarialConfig
 from icsd.training.config import OptimiserConfig, TrainConfig
-from icsd.training.trainer import Trainer
+from icsd.training.trainer import Trainer, learning_rate_factor
 
 CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
 
@@ -51,7 +54,7 @@ def batch_of(size=8):
 
 
 def test_losses_have_names_and_no_graph():
-    losses = trainer_of(config_of()).step(batch_of())
+    losses = trainer_of(config_of()).step([batch_of()])
     assert losses.keys() == {
         *("discriminator/8", "discriminator/16", "discriminator/matching", "discriminator/csd"),
         *("generator/8", "generator/16", "generator/matching", "generator/kl", "generator/csd"),
@@ -60,7 +63,7 @@ def test_losses_have_names_and_no_graph():
 
 
 def test_one_flag_leaves_distillation_out():
-    losses = trainer_of(config_of(distillation=DistillationConfig(enabled=False))).step(batch_of())
+    losses = trainer_of(config_of(distillation=DistillationConfig(enabled=False))).step([batch_of()])
     assert not any("csd" in name for name in losses)
 
 
@@ -82,7 +85,7 @@ def test_a_step_trains_everything():
     modules = {"model": trainer.model, "discriminators": trainer.discriminators, "matching": trainer.matching}
     before = {n: p.clone() for name, m in modules.items() for n, p in m.named_parameters(prefix=name)}
     for _ in range(2):
-        trainer.step(batch_of())
+        trainer.step([batch_of()])
     same = [n for name, m in modules.items() for n, p in m.named_parameters(prefix=name) if torch.equal(p, before[n])]
     assert same == []
 
@@ -92,7 +95,7 @@ def test_average_covers_parameters_and_buffers():
     trainer = trainer_of(config_of(optimiser=OptimiserConfig(ema_decay=decay)))
     expected = None
     for _ in range(4):
-        trainer.step(batch_of())
+        trainer.step([batch_of()])
         state = {name: value.clone() for name, value in trainer.model.state_dict().items() if value.is_floating_point()}
         expected = expected or state
         expected = {name: decay * expected[name] + (1 - decay) * value for name, value in state.items()}
@@ -102,25 +105,35 @@ def test_average_covers_parameters_and_buffers():
         torch.testing.assert_close(averaged[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_restored_trainer_takes_the_very_same_step():
-    config = config_of()
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_restored_trainer_takes_the_very_same_step(precision, channels_last):
+    options = OptimiserConfig(schedule="cosine", warmup=2, clip=1.0)
+    config = config_of(precision=precision, channels_last=channels_last, optimiser=options)
     first = trainer_of(config)
     for _ in range(3):
-        first.step(batch_of())
+        first.step([batch_of()])
     state = first.state_dict()
     json.dumps(state, default=lambda value: value.tolist())
     state = {key: _copied(value) for key, value in state.items()}
-    expected = [first.step(batch_of()) for _ in range(2)]
+    expected = [first.step([batch_of()]) for _ in range(2)]
 
     torch.manual_seed(99)
     second = Trainer(config, restore_text_encoder(config.text, state["text"]))
     second.load_state_dict(state)
     assert second.step_count == 3
     for losses in expected:
-        again = second.step(batch_of())
+        again = second.step([batch_of()])
         assert {name: loss.item() for name, loss in again.items()} == {name: v.item() for name, v in losses.items()}
     for name, value in first.state_dict()["ema"].items():
         assert torch.equal(value, second.state_dict()["ema"][name]), name
+
+
+def _contiguous(value):
+    """As a checkpoint gives it back."""
+    if isinstance(value, dict):
+        return {key: _contiguous(item) for key, item in value.items()}
+    return value.clone().contiguous() if isinstance(value, torch.Tensor) else value
 
 
 def _copied(value):
@@ -132,7 +145,7 @@ def _copied(value):
 def test_learns_the_colours_of_two_words():
     trainer = trainer_of(config_of(optimiser=OptimiserConfig(ema_decay=0.9, matching_weight=1.0)))
     for _ in range(200):
-        trainer.step(batch_of(8))
+        trainer.step([batch_of(8)])
     refined = trainer.paint(CAPTIONS, seed=1)[-1]
     red_over_blue = (refined[:, 0] - refined[:, 2]).mean(dim=(1, 2))
     assert red_over_blue[[0, 2]].min() > red_over_blue[[1, 3]].max() + 1
@@ -152,6 +165,9 @@ def test_unknown_device_is_refused():
         (lambda: TrainConfig(workers=-1), "workers"),
         (lambda: OptimiserConfig(generator_lr=0.0), "optimiser.generator_lr"),
         (lambda: OptimiserConfig(betas=(0.5, 1.0)), "optimiser.betas"),
+        (lambda: TrainConfig(accumulate=0), "accumulate"),
+        (lambda: OptimiserConfig(warmup=-1), "optimiser.warmup"),
+        (lambda: OptimiserConfig(clip=0.0), "optimiser.clip"),
         (lambda: OptimiserConfig(ema_decay=1.0), "optimiser.ema_decay"),
         (lambda: OptimiserConfig(kl_weight=-1.0), "optimiser.kl_weight"),
         (lambda: OptimiserConfig(matching_weight=-1.0), "optimiser.matching_weight"),
@@ -160,3 +176,137 @@ def test_unknown_device_is_refused():
 def test_values_out_of_range_are_refused(make, key):
     with pytest.raises(InputError, match=key):
         make()
+
+
+def weights_after(steps, batches=None, **options):
+    trainer = trainer_of(config_of(**options))
+    for _ in range(steps):
+        trainer.step(batches or [batch_of()])
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_goes_the_same_way(precision, monkeypatch):
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**8))
+    start, full, lower = weights_after(0), weights_after(1), weights_after(1, precision=precision)
+    assert lower.dtype == torch.float32
+    assert not torch.equal(full, lower)
+    assert torch.cosine_similarity(full - start, lower - start, dim=0) > 0.7
+
+
+def test_half_precision_skips_a_step_that_overflows_and_lowers_the_scale():
+    trainer = trainer_of(config_of(precision="fp16"))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = [p.clone() for p in trainer.model.generator.parameters()]
+    trainer.step([batch_of()])
+    assert trainer.scaler.get_scale() == 2.0**119
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.generator.parameters(), strict=True))
+
+
+def test_accumulated_batches_weigh_alike():
+    seen = {}
+    trainer = trainer_of(config_of(accumulate=2))
+    trainer.schedules = []
+    trainer._update = lambda optimiser: seen.update(
+        {id(p): p.grad.clone() for group in optimiser.param_groups for p in group["params"] if p.grad is not None}
+    )
+    losses = trainer.step([batch_of(), batch_of()])
+    assert losses["generator/16"].isfinite()
+    assert {id(p) for p in trainer.model.generator.parameters()} <= seen.keys()
+    for name, parameter in trainer.discriminators.named_parameters():
+        assert id(parameter) in seen, name
+
+
+def test_relations_stay_within_a_batch_of_an_accumulated_step():
+    trainer = trainer_of(config_of(accumulate=3))
+    sizes = []
+    for block in (trainer.distil_generator, trainer.distil_discriminators):
+        block.register_forward_pre_hook(lambda block, stages: sizes.append(len(stages[0][0])))
+    trainer.step([batch_of(4)] * 3)
+    assert sizes == [4] * 6
+
+
+def test_clipping_bounds_the_gradient():
+    trainer = trainer_of(config_of(optimiser=OptimiserConfig(clip=1e-3)))
+    norms = []
+    for optimiser in (trainer.generator_optimiser, trainer.discriminator_optimiser):
+        weights = [p for group in optimiser.param_groups for p in group["params"]]
+        optimiser.register_step_pre_hook(
+            lambda *_, weights=weights: norms.append(torch.cat([p.grad.flatten() for p in weights]).norm().item())
+        )
+    trainer.step([batch_of()])
+    assert len(norms) == 2
+    assert all(norm <= 1.001e-3 for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1 / 3, 2 / 3, 1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0]),
+    ],
+)
+def test_learning_rates_rise_and_fall(schedule, expected):
+    options = OptimiserConfig(schedule=schedule, warmup=2)
+    assert [learning_rate_factor(options, 6, step) for step in range(7)] == pytest.approx(expected)
+
+
+def test_rates_follow_the_schedule_and_a_resumed_run_may_change_them():
+    options = OptimiserConfig(generator_lr=0.1, discriminator_lr=0.2, schedule="linear")
+    trainer = trainer_of(config_of(steps=4, optimiser=options))
+    trainer.step([batch_of()])
+    assert trainer.generator_optimiser.param_groups[0]["lr"] == pytest.approx(0.1 * 0.75)
+    assert trainer.discriminator_optimiser.param_groups[0]["lr"] == pytest.approx(0.2 * 0.75)
+    slower = trainer_of(config_of(steps=4, optimiser=dataclasses.replace(options, generator_lr=0.01)))
+    slower.load_state_dict(trainer.state_dict())
+    assert slower.generator_optimiser.param_groups[0]["lr"] == pytest.approx(0.01 * 0.75)
+
+
+def test_moments_of_a_restored_optimiser_lie_as_its_weights_do():
+    trainer = trainer_of(config_of())
+    trainer.step([batch_of()])
+    trainer.load_state_dict(_contiguous(trainer.state_dict()))
+    strided = 0
+    for weight, moments in trainer.generator_optimiser.state.items():
+        assert moments["exp_avg"].stride() == moments["exp_avg_sq"].stride() == weight.stride()
+        strided += not weight.is_contiguous()
+    assert strided
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_penalties_and_augmentation_train(normalisation, precision):
+    config = config_of(
+        adversarial=AdversarialConfig(matching_penalty=2.0, r1=1.0, augment=["colour", "translation", "cutout"]),
+        precision=precision,
+    )
+    config = dataclasses.replace(config, discriminator=DiscriminatorConfig(4, normalisation))
+    trainer = trainer_of(config)
+    losses = trainer.step([batch_of()])
+    assert losses["discriminator/penalty"] > 0
+    assert all(loss.isfinite() for loss in trainer.step([batch_of()]).values())
+
+
+def test_compiled_networks_take_the_same_step(monkeypatch):
+    torch.compiler.reset()
+    translated = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")  # which takes seconds
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=translated))
+    options = {"generator": GeneratorConfig([8], width=4, noise_dim=4, condition_dim=4)}
+    plain, compiled = (
+        trainer_of(dataclasses.replace(config_of(compile=one), **options)).step([batch_of_side(8)])
+        for one in (False, True)
+    )
+    for name, loss in plain.items():
+        torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
+    assert translated.frame_count >= 4  # generator, features and two judgements
+
+
+def batch_of_side(side):
+    batch = batch_of()
+    return {**batch, "image": batch["image"][:, :, :side, :side].contiguous()}
+
+
+def test_compiling_and_penalties_exclude_each_other():
+    with pytest.raises(InputError, match="compile"):
+        TrainConfig(compile=True, adversarial=AdversarialConfig(r1=1.0))

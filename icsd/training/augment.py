@@ -1,0 +1,65 @@
+"""Differentiable augmentation of what the discriminators see (DiffAugment, Zhao et al. 2020).
+
+Real and painted pictures are changed alike, so the generator does not learn the changes, and a small data set does not
+run out. A picture is changed in the same way at every stage: what its stages are compared by stays comparable.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SHIFT, HOLE = 1 / 8, 1 / 2
+"""Largest shift, and side of the hole, as shares of the picture's side."""
+
+
+def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
+    """Changes each sample at random, at all its stages in the same way.
+
+    Args:
+        stages: Pictures of the same B samples, `(B, 3, r, r)` each.
+        kinds: Of "colour", "translation" and "cutout".
+
+    Returns:
+        The changed pictures; gradients pass through.
+    """
+    stages = list(stages)
+    for kind in kinds:
+        chance = torch.rand(4, len(stages[0]), device=stages[0].device)
+        stages = [_CHANGES[kind](pictures, chance) for pictures in stages]
+    return stages
+
+
+def _colour(pictures: Tensor, chance: Tensor) -> Tensor:
+    """Brightness by up to half a unit, saturation by 0 to 2, contrast by 0.5 to 1.5."""
+    brightness, saturation, contrast, _ = chance[:, :, None, None, None].to(pictures.dtype)
+    pictures = pictures + (brightness - 0.5)
+    grey = pictures.mean(dim=1, keepdim=True)
+    pictures = grey + 2 * saturation * (pictures - grey)
+    average = pictures.mean(dim=(1, 2, 3), keepdim=True)
+    return average + (0.5 + contrast) * (pictures - average)
+
+
+def _translation(pictures: Tensor, chance: Tensor) -> Tensor:
+    """Moves pictures by whole pixels, up to an eighth of the side, over black."""
+    side = pictures.shape[-1]
+    reach = int(side * SHIFT)
+    down, right = (chance[:2] * (2 * reach + 1)).long() - reach
+    padded = F.pad(pictures, (reach, reach, reach, reach), value=-1.0)
+    place = torch.arange(side, device=pictures.device)
+    rows = (place + (reach - down)[:, None])[:, :, None]
+    columns = (place + (reach - right)[:, None])[:, None, :]
+    sample = torch.arange(len(pictures), device=pictures.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
+
+
+def _cutout(pictures: Tensor, chance: Tensor) -> Tensor:
+    """Greys a square of half the side, whose middle may be anywhere."""
+    place = (torch.arange(pictures.shape[-1], device=pictures.device) + 0.5) / pictures.shape[-1]
+    rows, columns = ((place - middle[:, None]).abs() < HOLE / 2 for middle in chance[:2])
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
+    return pictures.masked_fill(hole, 0.0)
+
+
+_CHANGES = {"colour": _colour, "translation": _translation, "cutout": _cutout}

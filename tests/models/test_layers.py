@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from icsd.models.layers import GLU, SMALLEST_TRANSPOSED, PatchConv2d, UpsampleConv2d
+
+
+def check_same(layer, plain, x):
+    """The layer is the plain function: its value, its gradients by input and weight, and the gradient's gradient."""
+    results = []
+    for function in (layer, plain):
+        leaf = x.detach().clone().requires_grad_()
+        y = function(leaf)
+        slopes = torch.autograd.grad(y.square().sum(), (leaf, layer.weight), create_graph=True)
+        results.append([y, *slopes, *torch.autograd.grad(slopes[0].square().sum(), (leaf, layer.weight))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("side", [SMALLEST_TRANSPOSED // 2, SMALLEST_TRANSPOSED])
+def test_upsampling_and_convolution_are_one(side):
+    torch.manual_seed(0)
+    layer = UpsampleConv2d(3, 5).double()
+    plain = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 5, 3, padding=1, bias=False)).double()
+
+    def upsampled(x):
+        return F.conv2d(plain[0](x), layer.weight, padding=1)
+
+    check_same(layer, upsampled, torch.randn(2, 3, side, side, dtype=torch.float64))
+    assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+@pytest.mark.parametrize(("size", "stride"), [(4, 2), (3, 1)])
+@pytest.mark.parametrize("out_channels", [2, 200])
+def test_product_of_patches_is_a_convolution(size, stride, out_channels):
+    torch.manual_seed(0)
+    layer = PatchConv2d(3, out_channels, size, stride).double()
+
+    def convolved(x):
+        kernel = layer.weight.reshape(out_channels, size, size, 3).permute(0, 3, 1, 2)
+        return F.conv2d(x, kernel, stride=stride, padding=1)
+
+    check_same(layer, convolved, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+def test_weights_begin_as_those_of_a_convolution():
+    torch.manual_seed(0)
+    plain, ours = nn.Conv2d(16, 64, 4, bias=False).weight, PatchConv2d(16, 64, 4).weight
+    assert ours.abs().max().item() == pytest.approx(plain.abs().max().item(), rel=1e-3)
+    assert ours.std().item() == pytest.approx(plain.std().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gate_is_that_of_torch_and_keeps_the_layout(layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 4, 4).to(memory_format=layout).requires_grad_()
+    torch.testing.assert_close(GLU()(x), F.glu(x, 1))
+    ours, theirs = (torch.autograd.grad(gate(x).square().sum(), x)[0] for gate in (GLU(), nn.GLU(1)))
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(memory_format=layout)
