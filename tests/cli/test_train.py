@@ -11,6 +11,7 @@ from icsd.training import checkpoint
 
 RUN = Path("runs/procedural-flowers")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ABLATIONS = sorted((CONFIGS[0].parent / "ablations").glob("*.yaml"))
 
 
 def test_a_configuration_trains_and_resumes_with_its_own_values(icsd, workplace):
@@ -38,6 +39,32 @@ def test_print_config_gives_a_file_that_gives_the_same(icsd, workplace):
 def test_the_configurations_of_the_repository_are_valid(icsd, path):
     code, _, err = icsd("train", "--config", str(path), "--print_config")
     assert code == 0, err
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("base", ["emoji", "birds"])
+def test_an_ablation_overrides_what_it_is_about_and_nothing_else(icsd, base, path):
+    files = ["--config", str(CONFIGS[0].with_name(f"{base}.yaml"))]
+    before = yaml.safe_load(icsd("train", *files, "--print_config")[1])
+    code, out, err = icsd("train", *files, "--config", str(path), "--print_config")
+    assert code == 0, err
+    after, asked = yaml.safe_load(out), yaml.safe_load(path.read_text())
+    assert after == _merged(before, asked)
+
+
+def _merged(base, over):
+    return base | {key: _merged(base[key], value) if isinstance(value, dict) else value for key, value in over.items()}
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_trains(icsd, workplace, path):
+    code, out, err = icsd("train", "--config", "tiny.yaml", "--config", str(path), "--dry-run")
+    assert code == 0, err
+    sides = {"none": (), "generator": ("generator",), "discriminator": ("discriminator",)}
+    for side in ("generator", "discriminator"):
+        assert (f"{side}/csd" in out) == (side in sides.get(path.stem, ("generator", "discriminator")))
+    assert ("discriminator/penalty" in out) == (path.stem == "hinge")
+    assert not Path("runs").exists()
 
 
 def test_the_demo_is_the_default(icsd):
