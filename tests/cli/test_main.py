@@ -12,10 +12,10 @@ def test_version(icsd):
 def test_without_a_command_the_help_is_shown(icsd):
     code, out, _ = icsd()
     assert code == 0
-    assert all(command in out for command in ("train", "sample", "doctor", "data"))
+    assert all(command in out for command in ("train", "profile", "sample", "doctor", "data"))
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "doctor", "data"])
+@pytest.mark.parametrize("command", ["train", "profile", "sample", "doctor", "data"])
 def test_every_help_teaches_by_example(icsd, command):
     code, out, _ = icsd(command, "--help")
     assert code == 0

@@ -1,0 +1,16 @@
+"""Peak memory."""
+
+import resource
+
+import torch
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes: by this process on the CPU, by PyTorch's tensors on a GPU.
+
+    Args:
+        device: Which memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

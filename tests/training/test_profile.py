@@ -1,0 +1,67 @@
+import pytest
+
+from icsd.data import DataConfig
+from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
+from icsd.training import run
+from icsd.training.config import TrainConfig
+from icsd.training.profile import _labels
+from icsd.training.trainer import Trainer
+
+CONFIG = TrainConfig(
+    data=DataConfig(name="procedural-flowers", size=24),
+    text=TextConfig(dim=8, embedding_dim=8),
+    generator=GeneratorConfig(resolutions=[8, 16], width=16, noise_dim=4, condition_dim=4),
+    discriminator=DiscriminatorConfig(width=4),
+    batch_size=4,
+)
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return run.profile(CONFIG, steps=2)
+
+
+def test_every_part_has_its_share(profile):
+    parts = ["text encoder", "generator", "discriminator 8", "discriminator 16", "distillation", "matching", "average"]
+    assert list(profile.shares) == [*parts, "losses and the rest", "optimisers", "data"]
+    assert sum(profile.shares.values()) == pytest.approx(1)
+    assert all(share > 0 for share in profile.shares.values())
+    assert profile.seconds > 0
+    assert profile.peak_memory > 2**20
+
+
+def test_backward_time_goes_to_the_part_it_is_of(profile, monkeypatch):
+    import time
+
+    import torch
+
+    class SlowBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            time.sleep(0.2)
+            return gradient
+
+    plain = Trainer._matching
+    monkeypatch.setattr(Trainer, "_matching", lambda *arguments: SlowBackward.apply(plain(*arguments)))
+    assert run.profile(CONFIG, steps=1).shares["matching"] > max(0.6, profile.shares["matching"])
+
+
+def test_labels_come_off_again():
+    trainer = run._build(CONFIG, None)[0]
+    before = [dict(vars(one)) for one in (trainer, trainer.model.generator, *trainer.discriminators)]
+    with _labels(trainer):
+        assert "step" in vars(trainer)
+    assert [vars(one) for one in (trainer, trainer.model.generator, *trainer.discriminators)] == before
+
+
+def test_shares_are_laid_out_one_per_line(profile):
+    *lines, empty, whole = profile.table().splitlines()
+    assert empty == ""
+    assert len(lines) == len(profile.shares)
+    assert lines[0].startswith("text encoder")
+    assert "pictures/s" in whole
+    assert "MiB" in whole
