@@ -27,6 +27,12 @@ Examples:
   icsd train --resume runs/emoji-busts --steps 5000
       go on after Ctrl-C, or for longer
 
+  icsd train --config configs/birds.yaml --dry-run
+      what it would train, how fast and in how much memory, after two steps; writes nothing
+
+  icsd train --config configs/flowers.yaml --config configs/ablations/none.yaml
+      several files, each over those before it
+
   icsd train --config configs/emoji.yaml --batch_size 16 --print_config > mine.yaml
       write a configuration of your own
 
@@ -40,14 +46,18 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, take two steps, say what a run takes; write nothing"
+    )
     parser.add_class_arguments(TrainConfig)
 
 
 def run(options: Namespace) -> int:
     """Train."""
-    from icsd.training.run import train
+    from icsd.training.run import rehearse, train
 
     resume = options.pop("resume")
     options.pop("config")
-    train(TrainConfig(**options), resume)
+    run = rehearse if options.pop("dry_run") else train
+    run(TrainConfig(**options), resume)
     return 0

@@ -1,5 +1,11 @@
 """Scores of painted pictures."""
 
-from icsd.evaluation.attributes import AttributeScore, evaluate_attributes, format_scores
+from icsd.evaluation.attributes import (
+    AttributeClassifier,
+    AttributeScore,
+    evaluate_attributes,
+    format_scores,
+    train_classifier,
+)
 
-__all__ = ["AttributeScore", "evaluate_attributes", "format_scores"]
+__all__ = ["AttributeClassifier", "AttributeScore", "evaluate_attributes", "format_scores", "train_classifier"]

@@ -123,6 +123,11 @@ def step_path(folder: Path | str, step: int) -> Path:
     return Path(folder) / "checkpoints" / f"step-{step:08d}.safetensors"
 
 
+def best_path(folder: Path | str) -> Path:
+    """Return where the checkpoint with the best score lies in a run folder."""
+    return Path(folder) / "checkpoints" / "best.safetensors"
+
+
 def latest(folder: Path | str) -> Path:
     """Return the newest checkpoint of a run folder.
 
@@ -151,8 +156,8 @@ def newest(runs: Path | str) -> Path:
 
 
 def prune(folder: Path | str, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints of a run folder."""
-    for path in _steps(Path(folder))[:-keep]:
+    """Remove all but the newest ``keep`` checkpoints of a run folder, and what killed writes left."""
+    for path in [*_steps(Path(folder))[:-keep], *(Path(folder) / "checkpoints").glob(".*.safetensors.*")]:
         path.unlink()
 
 

@@ -115,6 +115,9 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
 
+    evaluate_every: int | None = None
+    """Steps between two scores on held-out captions; the best model is kept as checkpoints/best.safetensors."""
+
     evaluate: bool = True
     """Whether a data set with attributes is scored with the attribute classifier at the end."""
 
@@ -126,6 +129,8 @@ class TrainConfig:
         for key in ("steps", "accumulate", "log_every", "sample_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise InputError(f"evaluate_every is {self.evaluate_every}: give at least 1, or leave it out")
         if self.workers < 0:
             raise InputError(f"workers is {self.workers}: give 0 or more")
         if self.threads is not None and self.threads < 1:

@@ -5,16 +5,21 @@ A run folder such as ``runs/emoji-busts`` holds
 * ``config.yaml``, the configuration with every value resolved;
 * ``metrics.jsonl``, one line every ``log_every`` steps, and ``tensorboard/`` with the same and the pictures;
 * ``pictures/``, a grid every ``sample_every`` steps: held-out captions, all stages, the real picture beside;
-* ``checkpoints/``, the newest ones; see `icsd.training.checkpoint`.
+* ``checkpoints/``, the newest ones, and the best one by the score on held-out captions where ``evaluate_every`` is
+  given; see `icsd.training.checkpoint`.
 """
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,31 +29,42 @@ from tqdm import tqdm
 
 from icsd.data import CaptionedImages, open_dataset
 from icsd.errors import InputError
-from icsd.evaluation import evaluate_attributes, format_scores
+from icsd.evaluation import (
+    AttributeClassifier,
+    AttributeScore,
+    evaluate_attributes,
+    format_scores,
+    train_classifier,
+)
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops.registry import select
 from icsd.pictures import caption_grid
 from icsd.training import checkpoint, run_folder
-from icsd.training.batches import batch_indices
+from icsd.training.batches import Draws
 from icsd.training.config import TrainConfig
 from icsd.training.interruption import finishing_steps
+from icsd.training.memory import peak_memory
+from icsd.training.profile import Profile, profile_training
 from icsd.training.trainer import Trainer
+from icsd.training.watch import Watch, diversity
 
 CHECKPOINTS_KEPT = 3
 PICTURES_PER_GRID = 12
+CAPTIONS_PER_RECALL = 64
 
-# What a resumed run may change: how long, where and how often, and the learning rates, the remedy for divergence.
+# What a resumed run may change: how long, where and how often, and the remedies for divergence.
 FREE_ON_RESUME = (
-    *("steps", "out", "data.root", "device", "threads", "channels_last", "workers", "evaluate"),
-    *("log_every", "sample_every", "checkpoint_every", "optimiser.generator_lr", "optimiser.discriminator_lr"),
+    *("steps", "out", "data.root", "device", "threads", "channels_last", "compile", "workers", "evaluate"),
+    *("log_every", "sample_every", "checkpoint_every", "evaluate_every"),
+    *("precision", "optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.clip"),
 )
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Path:
     """Train a model in a run folder of its own, or continue one.
 
-    Ctrl-C (SIGINT) and SIGTERM end the run after the step in progress, with a checkpoint. On one machine, with
-    ``workers=0``, an interrupted and resumed run ends in the very weights of an uninterrupted one on the CPU.
+    Ctrl-C (SIGINT) and SIGTERM end the run after the step in progress, with a checkpoint. On one machine an interrupted
+    and resumed run ends in the very weights of an uninterrupted one on the CPU, whatever ended it.
 
     Args:
         config: The configuration.
@@ -61,24 +77,111 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data or checkpoint cannot be used, or the losses are no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
+    trainer, train_set, test_set = _build(config, resume)
+    backend = _backend(trainer.device)
+    folder = resume or run_folder.new_folder(config.out, train_set.name)
+    print(f"run          {folder}")
+    _announce(trainer, train_set, test_set, backend)
+    run = Run(folder, config, trainer, train_set, test_set)
+    run.train()
+    run.report()
+    return folder
+
+
+def rehearse(config: TrainConfig, resume: Path | None = None) -> None:
+    """Build everything, take two steps, the first to warm up, and print what a run would take. Writes nothing.
+
+    Args:
+        config: The configuration.
+        resume: Run folder whose newest checkpoint to begin from.
+
+    Raises:
+        InputError: Configuration, data or checkpoint cannot be used.
+    """
+    trainer, train_set, test_set = _build(config, resume)
+    _announce(trainer, train_set, test_set, _backend(trainer.device))
+    start = trainer.step_count
+    for batches in _steps_of_batches(config, train_set, start, start + 2):
+        since = time.perf_counter()
+        losses = {name: loss.item() for name, loss in trainer.step(batches).items()}
+        seconds = time.perf_counter() - since
+    pictures = config.batch_size * config.accumulate
+    hours = (config.steps - start) * seconds / 3600
+    size = sum(each.nbytes for each in _tensors(trainer.state_dict()))
+    print(f"losses       {', '.join(f'{name} {value:.3f}' for name, value in losses.items())}")
+    print(f"speed        {1 / seconds:.3g} steps/s, {pictures / seconds:.3g} pictures/s, from one step")
+    print(f"whole run    {config.steps - start} steps, {hours:.2g} h, without data that is slow to load and pictures")
+    print(f"memory       {peak_memory(trainer.device) / 2**20:,.0f} MiB at most so far")
+    print(f"checkpoint   {size / 2**20:,.0f} MiB each, {CHECKPOINTS_KEPT} kept")
+    print("nothing was written")
+
+
+def profile(config: TrainConfig, steps: int) -> Profile:
+    """Build everything, train for a few steps, and find out where their time goes. Writes nothing.
+
+    Args:
+        config: The configuration.
+        steps: Steps timed, and as many looked into.
+
+    Returns:
+        Shares of time and peak memory.
+
+    Raises:
+        InputError: Configuration or data cannot be used.
+    """
+    trainer, train_set, test_set = _build(config, None)
+    _announce(trainer, train_set, test_set, _backend(trainer.device))
+    return profile_training(trainer, _steps_of_batches(config, train_set, 0, 2 * steps + 1), steps)
+
+
+def _build(config: TrainConfig, resume: Path | None) -> tuple[Trainer, CaptionedImages, CaptionedImages]:
+    """The trainer, new or restored, and both splits."""
     if config.threads:
         torch.set_num_threads(config.threads)
     resolution = config.generator.resolutions[-1]
     train_set = open_dataset(config.data, "train", resolution)
     test_set = open_dataset(config.data, "test", resolution)
-    if resume is None:
-        torch.manual_seed(config.seed)
-        captions = [caption for captions in train_set.captions for caption in captions]
-        trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary))
-    else:
-        trainer = _restore(config, resume)
-    backend = _backend(trainer.device)
-    folder = resume or run_folder.new_folder(config.out, train_set.name)
-    run = Run(folder, config, trainer, train_set, test_set)
-    run.announce(backend)
-    run.train()
-    run.report()
-    return folder
+    if resume is not None:
+        return _restore(config, resume), train_set, test_set
+    torch.manual_seed(config.seed)
+    captions = [caption for captions in train_set.captions for caption in captions]
+    return Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary)), train_set, test_set
+
+
+def _announce(trainer: Trainer, train_set: CaptionedImages, test_set: CaptionedImages, backend: str) -> None:
+    """Say what is about to be trained on what."""
+    config = trainer.config
+    networks = {"text encoder": trainer.model.text_encoder, "generator": trainer.model.generator}
+    networks |= {
+        f"discriminator {side}": judge for side, judge in zip(trainer.resolutions, trainer.discriminators, strict=True)
+    }
+    sizes = ", ".join(
+        f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M"
+        for name, network in networks.items()
+    )
+    threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
+    print(f"data         {train_set.name}: {len(train_set)} pictures, {len(test_set)} more held out")
+    if train_set.attribution:
+        print(f"             {train_set.attribution}")
+    print(f"weights      {sizes}")
+    accumulated = f" in {config.accumulate} batches" if config.accumulate > 1 else ""
+    print(f"step         {config.batch_size * config.accumulate} pictures{accumulated}, {config.precision}")
+    print(f"device       {trainer.device}{threads}; operator: {backend}", flush=True)
+
+
+def _steps_of_batches(
+    config: TrainConfig, train_set: CaptionedImages, start: int, stop: int
+) -> Iterator[tuple[dict[str, Any], ...]]:
+    """The batches of each step from ``start`` to ``stop``."""
+    draws = Draws(train_set, config.batch_size, config.seed)
+    loader = DataLoader(
+        draws,
+        batch_sampler=draws.batches(start * config.accumulate, stop * config.accumulate),
+        num_workers=config.workers,
+        generator=torch.Generator(),  # the global one is the trainer's
+        pin_memory=torch.cuda.is_available(),
+    )
+    return zip(*[iter(loader)] * config.accumulate, strict=True)
 
 
 class Run:
@@ -106,58 +209,45 @@ class Run:
         self.train_set = train_set
         self.test_set = test_set
         self.pictures = folder / "pictures"
-
-    def announce(self, backend: str) -> None:
-        """Say what is about to happen."""
-        networks = {"model": self.trainer.model, "discriminators": self.trainer.discriminators}
-        sizes = ", ".join(
-            f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M weights"
-            for name, network in networks.items()
-        )
-        threads = f", threads: {torch.get_num_threads()}" if self.trainer.device.type == "cpu" else ""
-        print(f"run          {self.folder}")
-        print(f"data         {self.train_set.name}: {len(self.train_set)} pictures, {len(self.test_set)} more held out")
-        if self.train_set.attribution:
-            print(f"             {self.train_set.attribution}")
-        print(f"networks     {sizes}")
-        print(f"device       {self.trainer.device}{threads}; operator: {backend}", flush=True)
+        self.watch = Watch(config.generator.resolutions)
+        self.best: float | None = None
 
     def train(self) -> None:
         """Take the remaining steps."""
-        start, stop, batch_size = self.trainer.step_count, self.config.steps, self.config.batch_size
+        config, trainer = self.config, self.trainer
+        start, stop, pictures = trainer.step_count, config.steps, config.batch_size * config.accumulate
         self._begin()
-        loader = DataLoader(
-            self.train_set,
-            batch_sampler=batch_indices(len(self.train_set), batch_size, self.config.seed, start, stop),
-            num_workers=self.config.workers,
-            generator=torch.Generator().manual_seed(self.config.seed + start),  # the global one is the trainer's
-        )
         progress = tqdm(
             desc=f"step {start}",
-            total=stop * batch_size,
-            initial=start * batch_size,
+            total=stop * pictures,
+            initial=start * pictures,
             unit="image",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
         writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         with progress, writer, finishing_steps() as interruption:
             recent, since = [], time.perf_counter()
-            for batch in loader:
-                recent.append(self.trainer.step(batch))
-                step = self.trainer.step_count
+            for batches in _steps_of_batches(config, self.train_set, start, stop):
+                recent.append(trainer.step(batches))
+                step = trainer.step_count
                 progress.set_description(f"step {step}", refresh=False)
-                progress.update(batch_size)
-                if step % self.config.log_every == 0 or step == stop:
+                progress.update(pictures)
+                if step % config.log_every == 0 or step == stop:
                     losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
                     self._check_finite(losses)
                     now = time.perf_counter()
-                    self._log(writer, losses, len(recent) * batch_size / (now - since))
+                    rate = len(recent) * pictures / (now - since)
+                    self._log(writer, {"images_per_second": round(rate, 2), **losses})
+                    self._warn(self.watch.losses(losses))
                     progress.set_postfix(_summary(losses), refresh=False)
                     recent, since = [], now
-                if step % self.config.sample_every == 0 or step == stop:
+                if step % config.sample_every == 0 or step == stop:
                     self._draw(writer)
-                if step % self.config.checkpoint_every == 0 or step == stop or interruption.signal:
-                    self._save()
+                if config.evaluate_every and (step % config.evaluate_every == 0 or step == stop):
+                    self._evaluate(writer)
+                if step % config.checkpoint_every == 0 or step == stop or interruption.signal:
+                    self._save(checkpoint.step_path(self.folder, step))
+                    checkpoint.prune(self.folder, CHECKPOINTS_KEPT)
                 if interruption.signal and step < stop:
                     raise KeyboardInterrupt(
                         f"stopped at step {step} of {stop}; continue with\n"
@@ -169,9 +259,7 @@ class Run:
         print()
         if self.config.evaluate and self.test_set.attributes:
             print("scoring: training a classifier of the attributes on real pictures ...", flush=True)
-            scores = evaluate_attributes(
-                lambda captions, seed: self.trainer.paint(captions, seed)[-1], self.train_set, self.test_set
-            )
+            scores = self._score_attributes()
             print("attributes a classifier reads: in real unseen pictures (ceiling), in pictures painted from unseen")
             print("captions (result), and had those captions been shuffled (floor)\n")
             print(f"{format_scores(scores)}\n")
@@ -182,6 +270,8 @@ class Run:
         sentence = shlex.quote(self.test_set.captions[0][0])
         print(f"picture      {self._picture_path()}")
         print(f"checkpoint   {checkpoint.latest(self.folder)}")
+        if self.best is not None:
+            print(f"best         {checkpoint.best_path(self.folder)}, score {self.best:.3f}")
         print(f"metrics      {run_folder.metrics_path(self.folder)}   (curves: tensorboard --logdir {folder})")
         print(f"try next     icsd sample {sentence} --checkpoint {folder}")
 
@@ -191,15 +281,46 @@ class Run:
         run_folder.begin(self.folder, self.config, self.trainer.step_count)
         if self.train_set.attribution:
             (self.pictures / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
+        best = checkpoint.best_path(self.folder)
+        if best.exists():
+            state = checkpoint.load(best, ["step", "score"])
+            if state["step"] <= self.trainer.step_count:  # else it is of steps that are to be taken again
+                self.best = state["score"]
 
-    def _log(self, writer: SummaryWriter, losses: dict[str, float], images_per_second: float) -> None:
+    def _log(self, writer: SummaryWriter, values: dict[str, float]) -> None:
         step = self.trainer.step_count
-        run_folder.append_metrics(
-            self.folder, {"step": step, "images_per_second": round(images_per_second, 2), **losses}
-        )
-        for name, value in losses.items():
+        run_folder.append_metrics(self.folder, {"step": step, **values})
+        for name, value in values.items():
             writer.add_scalar(name, value, step)
-        writer.add_scalar("images_per_second", images_per_second, step)
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            tqdm.write(f"warning      step {self.trainer.step_count}: {warning}")
+
+    def _evaluate(self, writer: SummaryWriter) -> None:
+        """Score the averaged model on held-out captions, and keep it if there was none better.
+
+        The score is what a classifier reads of the attributes, where the data has them; elsewhere `Trainer.recall`.
+        """
+        if self.test_set.attributes:
+            results = [score.result for score in self._score_attributes()]
+            score = sum(results) / len(results)
+        else:
+            captions = list(dict.fromkeys(captions[0] for captions in self.test_set.captions))
+            score = self.trainer.recall(captions[:CAPTIONS_PER_RECALL], self.config.seed)
+        self._log(writer, {"score": score})
+        if self.best is None or score > self.best:
+            self._save(checkpoint.best_path(self.folder), score=score)
+            self.best = score
+
+    @cached_property
+    def _classifier(self) -> AttributeClassifier:
+        return train_classifier(self.train_set)
+
+    def _score_attributes(self) -> list[AttributeScore]:
+        return evaluate_attributes(
+            lambda captions, seed: self.trainer.paint(captions, seed)[-1], self._classifier, self.test_set
+        )
 
     def _draw(self, writer: SummaryWriter) -> None:
         """Paint held-out captions, always the same with the same noise, beside the real pictures."""
@@ -207,9 +328,14 @@ class Run:
         chosen = [index * len(self.test_set) // count for index in range(count)]
         captions = [self.test_set.captions[index][0] for index in chosen]
         real = torch.stack([self.test_set[index]["image"] for index in chosen])
+        painted = self.trainer.paint(captions, self.config.seed)
+        if count > 1:
+            share = diversity(painted[-1]) / max(diversity(real), 1e-6)
+            self._log(writer, {"diversity": share})
+            self._warn(self.watch.pictures(share))
         step = self.trainer.step_count
         grid = caption_grid(
-            [*self.trainer.paint(captions, self.config.seed), real],
+            [*painted, real],
             captions,
             headers=[*(f"{side} px" for side in self.config.generator.resolutions), "real, unseen"],
             title=f"{self.train_set.name}, step {step}",
@@ -221,15 +347,27 @@ class Run:
     def _picture_path(self) -> Path:
         return self.pictures / f"step-{self.trainer.step_count:08d}.png"
 
-    def _save(self) -> None:
+    def _save(self, path: Path, **extra: float) -> None:
         self._check_finite({})
         state = {
             "config": run_folder.plain(self.config),
             "attribution": self.train_set.attribution,
+            **extra,
             **self.trainer.state_dict(),
         }
-        checkpoint.save(checkpoint.step_path(self.folder, self.trainer.step_count), state)
-        checkpoint.prune(self.folder, CHECKPOINTS_KEPT)
+        try:
+            checkpoint.save(path, state)
+        except OSError as error:
+            raise OSError(f"{error}; free some space: {self._last_good()}") from error
+
+    def _last_good(self, *options: str) -> str:
+        """How to go on from what there is."""
+        try:
+            good = checkpoint.latest(self.folder)
+        except InputError:
+            return f"there is no checkpoint yet; start again {' '.join(options)}".rstrip()
+        command = " ".join(["icsd train --resume", shlex.quote(str(self.folder)), *options])
+        return f"{good} is still good; continue from it with\n  {command}"
 
     def _check_finite(self, losses: dict[str, float]) -> None:
         """Raise when training has diverged, before a checkpoint of it replaces a good one."""
@@ -242,15 +380,10 @@ class Run:
         if bad is None:
             return
         options = self.config.optimiser
-        remedy = (
-            f"--optimiser.generator_lr {options.generator_lr / 2:g} "
-            f"--optimiser.discriminator_lr {options.discriminator_lr / 2:g}"
+        advice = self._last_good(
+            f"--optimiser.generator_lr {options.generator_lr / 2:g}",
+            f"--optimiser.discriminator_lr {options.discriminator_lr / 2:g}",
         )
-        try:
-            good = checkpoint.latest(self.folder)
-            advice = f"{good} is still good; continue from it with\n  icsd train --resume {self.folder} {remedy}"
-        except InputError:
-            advice = f"there is no checkpoint yet; start again with smaller steps: {remedy}"
         raise InputError(f"training diverged by step {self.trainer.step_count}, {bad} is not finite: {advice}")
 
 
@@ -280,3 +413,11 @@ def _summary(losses: dict[str, float]) -> dict[str, str]:
     for name, value in losses.items():
         groups["CSD" if name.endswith("/csd") else name[0].upper()] += value
     return {name: f"{value:.3f}" for name, value in groups.items()}
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        yield from itertools.chain.from_iterable(map(_tensors, state.values()))

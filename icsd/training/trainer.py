@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -234,6 +235,32 @@ class Trainer:
     def paint(self, captions: list[str], seed: int = 0) -> list[Tensor]:
         """Paints captions with the averaged model; see `TextToImage.paint`."""
         return self.ema.module.paint(captions, seed)
+
+    @torch.no_grad()
+    def recall(self, captions: list[str], seed: int = 0) -> float:
+        """R@1 of painted pictures: the share that finds its own caption among all of these.
+
+        The judge is the finest discriminator with its matching head. The generator learned to please it, so this
+        flatters, but falls where training goes wrong.
+
+        Args:
+            captions: Different sentences.
+            seed: Seed of noise and conditions.
+
+        Returns:
+            A number in [0, 1]; 1 / len(captions) at chance.
+        """
+        judges = (self.discriminators[-1], self.matching[-1], self.model.text_encoder)
+        training = [judge.training for judge in judges]
+        for judge in judges:
+            judge.eval()
+        pictures = self.paint(captions, seed)[-1].to(self.device, memory_format=self.layout)
+        seen = self.matching[-1](self.discriminators[-1].features(pictures))
+        sentences = self.model.text_encoder(captions).sentence
+        found = (F.normalize(seen, dim=1) @ F.normalize(sentences, dim=1).T).argmax(1)
+        for judge, mode in zip(judges, training, strict=True):
+            judge.train(mode)
+        return (found == torch.arange(len(captions), device=self.device)).float().mean().item()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on but configuration and data: nested dicts of tensors and JSON values.

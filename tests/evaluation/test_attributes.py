@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from icsd.data import CaptionedImages
-from icsd.evaluation import AttributeScore, evaluate_attributes, format_scores
+from icsd.evaluation import AttributeScore, evaluate_attributes, format_scores, train_classifier
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 
@@ -29,39 +29,41 @@ def paint_what_is_asked(captions, seed):
     return colours[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
 
 
-@pytest.fixture(autouse=True)
-def short_training(monkeypatch):
-    from icsd.evaluation import attributes
-
-    train = attributes.train_classifier
-    monkeypatch.setattr(attributes, "train_classifier", lambda train_set: train(train_set, steps=40, batch_size=12))
+@pytest.fixture(scope="module")
+def classifier():
+    return train_classifier(flat_pictures("train", 30), steps=40, batch_size=12)
 
 
-def score(paint):
-    (only,) = evaluate_attributes(paint, flat_pictures("train", 30), flat_pictures("test", 12))
-    return only
+@pytest.fixture
+def score(classifier):
+    def score(paint):
+        (only,) = evaluate_attributes(paint, classifier, flat_pictures("test", 12))
+        return only
+
+    return score
 
 
-def test_a_painter_who_listens_reaches_the_ceiling():
+def test_a_painter_who_listens_reaches_the_ceiling(score):
     one = score(paint_what_is_asked)
     assert (one.attribute, one.values) == ("colour", 3)
     assert one.ceiling == one.result == 1
     assert one.floor == pytest.approx(1 / 3)
 
 
-def test_a_painter_who_does_not_listen_stays_at_the_floor():
+def test_a_painter_who_does_not_listen_stays_at_the_floor(score):
     one = score(lambda captions, seed: paint_what_is_asked(["a red picture"] * len(captions), seed))
     assert one.ceiling == 1
     assert one.result == one.floor == pytest.approx(1 / 3)
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_left_alone(score):
     before = torch.get_rng_state()
+    train_classifier(flat_pictures("train", 6), steps=1, batch_size=2)
     score(paint_what_is_asked)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_repeat_gets_another_seed():
+def test_every_repeat_gets_another_seed(score):
     seeds = []
 
     def paint(captions, seed):

@@ -1,19 +1,23 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from icsd.data import DataConfig
+from icsd.data import DataConfig, open_dataset, write_folder
 from icsd.errors import InputError
-from icsd.evaluation import AttributeScore
+from icsd.evaluation import AttributeScore, train_classifier
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
-from icsd.training import checkpoint, run
+from icsd.training import checkpoint, run, run_folder
+from icsd.training.adversarial import AdversarialConfig
 from icsd.training.batches import batch_indices
-from icsd.training.config import TrainConfig
+from icsd.training.config import OptimiserConfig, TrainConfig
 from icsd.training.trainer import Trainer
 
 
@@ -39,12 +43,16 @@ def final_state(folder):
     return checkpoint.load(checkpoint.latest(folder))
 
 
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def after_step(monkeypatch, step, action):
     """Have ``action(trainer)`` follow one step of training."""
     plain = Trainer.step
 
-    def stepping(trainer, batch):
-        losses = plain(trainer, batch)
+    def stepping(trainer, batches):
+        losses = plain(trainer, batches)
         if trainer.step_count == step:
             action(trainer)
         return losses
@@ -76,8 +84,9 @@ def test_a_run_leaves_its_folder_and_says_where(config, capsys):
     assert saved["generator"]["resolutions"] == [8, 16]
     assert saved == final_state(folder)["config"]
 
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
+    lines = lines_of(folder)
+    assert [line["step"] for line in lines if "generator/csd" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "diversity" in line] == [4, 6]
     assert {"images_per_second", "generator/16", "discriminator/8", "generator/csd"} <= lines[0].keys()
 
     pictures = sorted(path.name for path in (folder / "pictures").iterdir())
@@ -99,6 +108,141 @@ def test_a_resumed_run_ends_in_the_same_weights(config):
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(half).read_bytes()
 
 
+@pytest.mark.parametrize(("stop", "precision"), [(1, "fp32"), (2, "fp16"), (5, "bf16")])
+def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
+    monkeypatch.setattr(run, "train_classifier", lambda train_set: train_classifier(train_set, steps=2))
+    config = replace(
+        config,
+        optimiser=OptimiserConfig(schedule="cosine", warmup=3, clip=1.0),
+        adversarial=AdversarialConfig(loss="bce", r1=1.0, augment=["colour", "translation", "cutout"]),
+        discriminator=DiscriminatorConfig(width=4, normalisation="spectral"),
+        accumulate=2,
+        precision=precision,
+        evaluate_every=4,
+    )
+    whole = run.train(config)
+    with monkeypatch.context() as patch:
+        after_step(patch, stop, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match=f"step {stop} of 6"):
+            run.train(config)
+    part = config.out / "procedural-flowers-2"
+    run.train(config, resume=part)
+    assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(part).read_bytes()
+
+
+def test_processes_that_load_data_draw_the_same(config):
+    config = replace(config, steps=3)
+    alone = run.train(config)
+    helped = run.train(replace(config, workers=2))
+    first, second = (final_state(folder)["model"] for folder in (alone, helped))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import icsd.training.checkpoint as checkpoint
+from icsd.cli.main import main
+
+plain = checkpoint.save_file
+def save_half_and_die(tensors, path, metadata):
+    plain(tensors, path, metadata)
+    if "step-00000004" in str(path):
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_file = save_half_and_die
+sys.exit(main(["train", "--config", sys.argv[1], "--checkpoint_every", "2"]))
+"""
+
+FULL = """
+import resource, sys
+from icsd.cli.main import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+sys.exit(main(["train", "--config", sys.argv[1], "--checkpoint_every", "2"]))
+"""
+
+
+def in_a_process(program, config, *arguments):
+    path = config.out.parent / "config.yaml"
+    path.write_text(yaml.safe_dump(run_folder.plain(config)))
+    command = [sys.executable, "-c", program, str(path), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_a_run_killed_while_it_writes_goes_on_to_the_same_weights(config):
+    ended = in_a_process(KILLED, config)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    folder = config.out / "procedural-flowers"
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names[0].startswith(".step-00000004")  # the half-written file
+    assert names[1:] == ["step-00000002.safetensors"]
+    run.train(config, resume=folder)
+    assert all(path.name.startswith("step-") for path in (folder / "checkpoints").iterdir())
+    assert final_state(folder)["step"] == 6
+    whole = run.train(config)
+    assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(config):
+    whole = run.train(config)
+    size = checkpoint.latest(whole).stat().st_size
+    ended = in_a_process(FULL, config, size // 2)
+    assert ended.returncode == 2
+    assert "there is no checkpoint yet" in ended.stderr
+    folder = config.out / "procedural-flowers-3"
+    run.train(replace(config, steps=2))
+    ended = in_a_process(FULL.replace('"train"', f'"train", "--resume", {str(folder)!r}'), config, size // 2)
+    assert ended.returncode == 2
+    assert "free some space" in ended.stderr
+    assert f"icsd train --resume {folder}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
+    run.train(config, resume=folder)
+    assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
+
+
+def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
+    scores = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75, 5: 0.9, 6: 0.1}
+
+    def evaluate(paint, classifier, test_set):
+        return [AttributeScore("petal", 8, 1.0, scores[steps[0]], 0.1)]
+
+    steps = [0]
+    monkeypatch.setattr(run, "evaluate_attributes", evaluate)
+    monkeypatch.setattr(run, "train_classifier", lambda train_set: None)
+    for step in scores:
+        after_step(monkeypatch, step, lambda trainer: steps.__setitem__(0, trainer.step_count))
+    folder = run.train(replace(config, steps=4, evaluate_every=1))
+    best = checkpoint.load(checkpoint.best_path(folder), ["step", "score"])
+    assert best == {"step": 2, "score": 0.75}
+    run.train(replace(config, evaluate_every=1), resume=folder)
+    assert checkpoint.load(checkpoint.best_path(folder), ["step", "score"]) == {"step": 5, "score": 0.9}
+    assert [line["score"] for line in lines_of(folder) if "score" in line] == list(scores.values())
+
+
+def test_without_attributes_the_score_is_recall(config, tmp_path):
+    write_folder(open_dataset(config.data, "train", 16), tmp_path / "pictures")
+    folder = run.train(replace(config, data=DataConfig("folder", tmp_path / "pictures", size=1), evaluate_every=3))
+    scores = [line["score"] for line in lines_of(folder) if "score" in line]
+    assert len(scores) == 2
+    assert all(0 <= score <= 1 for score in scores)
+    assert checkpoint.best_path(folder).exists()
+
+
+def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run.rehearse(config)
+    printed = capsys.readouterr().out
+    for word in ("generator", "discriminator 16", "steps/s", "6 steps", "MiB", "nothing was written"):
+        assert word in printed
+    assert list(tmp_path.iterdir()) == []
+    folder = run.train(replace(config, steps=2))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    run.rehearse(config, resume=folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
 def test_an_interrupted_run_leaves_a_checkpoint_that_resumes(config, monkeypatch):
     whole = run.train(config)
     handler = signal.getsignal(signal.SIGINT)
@@ -111,16 +255,14 @@ def test_an_interrupted_run_leaves_a_checkpoint_that_resumes(config, monkeypatch
     assert final_state(folder)["step"] == 3
     run.train(config, resume=folder)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6]
+    assert [line["step"] for line in lines_of(folder) if "generator/csd" in line] == [2, 4, 6]
 
 
 def test_resuming_drops_the_metrics_past_the_checkpoint(config):
     folder = run.train(replace(config, checkpoint_every=2))
     checkpoint.latest(folder).unlink()
     run.train(config, resume=folder)
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6]
+    assert [line["step"] for line in lines_of(folder) if "generator/csd" in line] == [2, 4, 6]
 
 
 def test_only_the_newest_checkpoints_stay(config):
@@ -177,12 +319,12 @@ def test_bad_data_leaves_no_run_folder(config, tmp_path):
 def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):
     score = AttributeScore("petal_colour", 8, 0.93, 0.61, 0.13)
     monkeypatch.setattr(run, "evaluate_attributes", lambda *arguments: [score])
+    monkeypatch.setattr(run, "train_classifier", lambda *arguments: None)
     folder = run.train(replace(config, steps=1, evaluate=True))
     printed = capsys.readouterr().out
     assert "petal_colour" in printed
     assert "0.930    0.610    0.130" in printed
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["attributes"][0]["result"] == 0.61
+    assert lines_of(folder)[-1]["attributes"][0]["result"] == 0.61
 
 
 def test_the_attribution_is_printed_and_lies_beside_the_pictures(config, capsys):
