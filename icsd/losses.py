@@ -31,9 +31,16 @@ class SimilarityDistillationLoss(_Loss):
     def __init__(self, divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse", **options: Any) -> None:
         super().__init__(divergence, options)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of a student `(*B, N, D_s)` and a teacher `(*B, N, D_t)`."""
-        return ops.similarity_distillation_loss(student, teacher, self.divergence, **self.options)
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        student_bank: Tensor | None = None,
+        teacher_bank: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a student `(*B, N, D_s)` and a teacher `(*B, N, D_t)`, of themselves or to banks."""
+        banks = {"student_bank": student_bank, "teacher_bank": teacher_bank}
+        return ops.similarity_distillation_loss(student, teacher, self.divergence, **banks, **self.options)
 
 
 class InterstageDistillationLoss(_Loss):

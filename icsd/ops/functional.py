@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from icsd.ops import registry
-from icsd.ops.divergences import make_divergence
+from icsd.ops.divergences import SimilarityDivergence, make_divergence
 from icsd.ops.gram import similarity_from_gram
 
 Reduction = Literal["mean", "sum", "none"]
@@ -18,26 +18,32 @@ Reduction = Literal["mean", "sum", "none"]
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def cross_sample_similarity(x: Tensor, *, eps: float = 1e-8, backend: str | None = None) -> Tensor:
-    """Cosine similarities S_ij = <x_i, x_j> / (n_i n_j), n_i = max(|x_i|, eps), of the samples of each group.
+def cross_sample_similarity(
+    x: Tensor, other: Tensor | None = None, *, eps: float = 1e-8, backend: str | None = None
+) -> Tensor:
+    """Cosine similarities S_ij = <x_i, y_j> / (|x_i| |y_j|) of the samples of each group, norms being at least `eps`.
 
     Args:
         x: Features `(*B, N, D)` of `B` independent groups of `N` samples; float32, float64, bfloat16 or float16.
+        other: Features `(*B, M, D)` of other samples y, such as a memory bank; `x` itself by default.
         eps: Least norm. A zero row has similarity 0 and passes no gradient; a row with NaN or Inf, or whose squared
             norm overflows, is NaN in its own row and column.
         backend: One of `icsd.backends()`; by default the best that applies.
 
     Returns:
-        `(*B, N, N)`; float64 for float64 features, float32 otherwise.
+        `(*B, N, N)`, or `(*B, N, M)` with another batch; float64 if an input is, float32 otherwise.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor.
-        ValueError: `x` has fewer than two dimensions, or `eps` or `backend` is not usable.
-        RuntimeError: The backend asked for does not take `x`; the message lists every candidate and why.
+        TypeError: An input is not a floating-point tensor.
+        ValueError: Shapes or devices do not fit, or `eps` or `backend` is not usable.
+        RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     _check_features("x", x)
     _check_eps(eps)
-    return similarity_from_gram(registry.select(backend, [x]).gram(x), eps)
+    if other is None:
+        return similarity_from_gram(registry.select(backend, [x]).gram(x), eps)
+    _check_bank("other", other, "x", x)
+    return registry.select(backend, [x, other]).similarity_to(x, other, eps)
 
 
 def similarity_distillation_loss(
@@ -45,6 +51,8 @@ def similarity_distillation_loss(
     teacher: Tensor,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     *,
+    student_bank: Tensor | None = None,
+    teacher_bank: Tensor | None = None,
     reduction: Reduction = "mean",
     detach_teacher: bool = True,
     eps: float = 1e-8,
@@ -53,15 +61,21 @@ def similarity_distillation_loss(
 ) -> Tensor:
     """Divergence of a student's cross-sample similarities from a teacher's.
 
+    The similarities of a batch to itself, or of both to banks: S of the student's samples to those of its bank, T of
+    the teacher's to those of its own.
+
     Args:
         student: Features `(*B, N, D_s)`.
         teacher: Features `(*B, N, D_t)` of the same samples.
         divergence: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; one of the literature's, `"sp"`,
             `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"` and `"rkd_angle"` (`docs/losses.md`); or a function of
             your own that maps the similarities S and T, `(*B, N, N)` each, to `(*B)`: the passes over the features stay
-            fused.
+            fused. Banks are for those of them that compare cosine similarities: `"mse"`, `"kl"`, `"smooth_l1"`,
+            `"pkt"`, `"dist"` and functions.
+        student_bank: Features `(*B, M, D_s)` of M other samples; a gradient flows to them if they require one.
+        teacher_bank: Features `(*B, M, D_t)` of the same M samples, as constant as the teacher.
         reduction: `"mean"` over all that is summed, `"sum"`, or `"none"`: each group's mean.
-        detach_teacher: Whether the teacher is constant.
+        detach_teacher: Whether the teacher and its bank are constant.
         eps: Least norm, see `cross_sample_similarity`.
         backend: One of `icsd.backends()`; by default the best that applies.
         **parameters: The divergence's own: `student_temperature` (0.1), `teacher_temperature` (0.1) and
@@ -76,6 +90,15 @@ def similarity_distillation_loss(
         ValueError: Shapes, devices, divergence or a parameter do not fit.
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
+    if student_bank is not None or teacher_bank is not None:
+        return _distill_to_banks(
+            {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank},
+            make_divergence(divergence, **parameters),
+            reduction,
+            detach_teacher,
+            eps,
+            backend,
+        )
     return _distill(
         ("student", "teacher"),
         [student, teacher],
@@ -154,6 +177,59 @@ def flatten_samples(maps: Tensor) -> Tensor:
 def _distill(names, tensors, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
     """Checks everything, then runs a backend; the last of the tensors is the teacher."""
     teacher = tensors[-1]
+    _check_stages(names, tensors)
+    for weight in weights:
+        if not -math.inf < weight < math.inf:
+            raise ValueError(f"weights must be finite, got {weight}")
+    _check_reduction(reduction)
+    _check_eps(eps)
+    divergence = make_divergence(divergence, **parameters)
+    if detach_teacher:
+        tensors[-1] = teacher = teacher.detach()
+    loss = registry.select(backend, tensors).distill(tensors[:-1], teacher, weights, divergence, eps)
+    n = teacher.shape[-2]
+    return _reduce(loss, divergence.terms(n, n), reduction)
+
+
+def _distill_to_banks(tensors, divergence, reduction, detach_teacher, eps, backend) -> Tensor:
+    """The same for similarities to banks."""
+    for name, bank in tensors.items():
+        if bank is None:
+            raise ValueError(f"{name} must be given too: both student and teacher are compared with banks, or neither")
+    student, teacher, student_bank, teacher_bank = tensors.values()
+    _check_stages(("student", "teacher"), [student, teacher])
+    _check_bank("student_bank", student_bank, "student", student)
+    _check_bank("teacher_bank", teacher_bank, "teacher", teacher)
+    _check_stages(("student_bank", "teacher_bank"), [student_bank, teacher_bank])
+    _check_reduction(reduction)
+    _check_eps(eps)
+    if not isinstance(divergence, SimilarityDivergence):
+        raise ValueError(
+            f"divergence {divergence.name!r} compares the samples of one batch with each other: use it without "
+            "banks, or one of cosine similarities such as 'mse' or 'kl' with them"
+        )
+    if detach_teacher:
+        teacher, teacher_bank = teacher.detach(), teacher_bank.detach()
+    chosen = registry.select(backend, [student, teacher, student_bank, teacher_bank])
+    pairs = ((student, student_bank), (teacher, teacher_bank))
+    similarity, target = (chosen.similarity_to(x, bank, eps) for x, bank in pairs)
+    dtype = torch.promote_types(similarity.dtype, target.dtype)
+    loss = divergence.to_banks(similarity.to(dtype), target.to(dtype))
+    return _reduce(loss, divergence.terms(*similarity.shape[-2:]), reduction)
+
+
+def _reduce(loss: Tensor, terms: int, reduction: Reduction) -> Tensor:
+    """Of the means of all groups, `(*B)`."""
+    if reduction == "sum":
+        return loss.sum() * terms
+    if reduction == "mean" and loss.dim():
+        return loss.sum() / max(1, loss.numel())
+    return loss
+
+
+def _check_stages(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """Whether these are features of the same samples."""
+    *_, teacher = tensors
     _check_features(names[-1], teacher)
     shape, device = teacher.shape[:-1], teacher.device
     for name, tensor in zip(names, tensors[:-1], strict=False):
@@ -165,21 +241,23 @@ def _distill(names, tensors, weights, divergence, parameters, reduction, detach_
             )
         if tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device} and {names[-1]} on {device}: move them to one device")
-    for weight in weights:
-        if not -math.inf < weight < math.inf:
-            raise ValueError(f"weights must be finite, got {weight}")
+
+
+def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
+    """Whether these are features of the same kind, of any samples."""
+    _check_features(bank_name, bank)
+    if bank.shape[:-2] != x.shape[:-2] or bank.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"{bank_name} and {name} must agree in all but the last dimension but one, got "
+            f"{tuple(bank.shape)} and {tuple(x.shape)}: give features by the same layer, of any number of samples"
+        )
+    if bank.device != x.device:
+        raise ValueError(f"{bank_name} is on {bank.device} and {name} on {x.device}: move them to one device")
+
+
+def _check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    _check_eps(eps)
-    divergence = make_divergence(divergence, **parameters)
-    if detach_teacher:
-        tensors[-1] = teacher = teacher.detach()
-    loss = registry.select(backend, tensors).distill(tensors[:-1], teacher, weights, divergence, eps)
-    if reduction == "sum":
-        return loss.sum() * divergence.terms(teacher.shape[-2])
-    if reduction == "mean" and loss.dim():
-        return loss.sum() / max(1, loss.numel())
-    return loss
 
 
 def _check_features(name: str, x: Tensor) -> None:

@@ -25,6 +25,20 @@ def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
     """
     square = gram.diagonal(dim1=-2, dim2=-1)
     zero = square == 0
-    norm = square.masked_fill(zero, 1).sqrt().clamp(min=eps)
-    inverse = norm.reciprocal().masked_fill(zero, 0).masked_fill(square.isinf(), torch.nan)
+    norm = square.masked_fill(zero, 1).sqrt()
+    inverse = _inverse(norm, zero, eps)
     return gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2))
+
+
+def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
+    """The same of the samples of two batches, `(*B, N, D)` and `(*B, M, D)`: `(*B, N, M)` in compute dtype."""
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = compute_dtype(x, other)
+        x, other = x.to(dtype), other.to(dtype)
+        rows, columns = (_inverse(norm, norm == 0, eps) for norm in (x.norm(dim=-1), other.norm(dim=-1)))
+        return (x @ other.mT) * (rows.unsqueeze(-1) * columns.unsqueeze(-2))
+
+
+def _inverse(norm: Tensor, zero: Tensor, eps: float) -> Tensor:
+    """1 / max(n, eps), 0 where the sample is, and NaN where n is infinite."""
+    return norm.clamp(min=eps).reciprocal().masked_fill(zero, 0).masked_fill(norm.isinf(), torch.nan)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from icsd.ops.divergences import Divergence
+from icsd.ops.gram import similarity_to
 
 
 class Backend(ABC):
@@ -35,6 +36,13 @@ class Backend(ABC):
     @abstractmethod
     def gram(self, x: Tensor) -> Tensor:
         """K = X Xᵀ in compute dtype, differentiable: `(*B, N, D)` to `(*B, N, N)`."""
+
+    def similarity_to(self, x: Tensor, other: Tensor, eps: float) -> Tensor:
+        """Similarities of the samples of two batches, differentiable twice: `(*B, N, D)`, `(*B, M, D)` to `(*B, N, M)`.
+
+        By PyTorch's own product, unless a backend has a better one: there is no symmetry to gain from.
+        """
+        return similarity_to(x, other, eps)
 
     @abstractmethod
     def distill(

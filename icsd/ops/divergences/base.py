@@ -32,8 +32,8 @@ class Divergence(ABC):
         return cls(*parameters)
 
     @abstractmethod
-    def terms(self, n: int) -> int:
-        """How many terms the mean over a group of `n` samples averages: what turns it into a sum."""
+    def terms(self, rows: int, columns: int) -> int:
+        """How many terms the mean over a `(rows, columns)` matrix averages: what turns it into a sum."""
 
     @abstractmethod
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
@@ -51,11 +51,15 @@ class Divergence(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityDivergence(Divergence):
-    """A divergence of the cosine similarities."""
+    """A divergence of the cosine similarities, of a batch to itself or to a bank."""
 
     @abstractmethod
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
         """The mean over each group of d(S, T); 0 for an empty one: two `(*B, N, N)` to `(*B)`."""
+
+    def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
+        """The same of similarities to the M samples of banks, among which no sample meets itself: two `(*B, N, M)`."""
+        return self.forward(similarity, target)
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         return self.forward(similarity_from_gram(student, eps), similarity_from_gram(teacher, eps))
@@ -66,13 +70,14 @@ class Custom(SimilarityDivergence):
     """A user's own d(S, T).
 
     Attributes:
-        function: Two `(*B, N, N)` matrices of similarities to `(*B)`, differentiable by autograd.
+        function: Two matrices of similarities, `(*B, N, N)` or `(*B, N, M)` to banks, to `(*B)`, differentiable by
+            autograd.
     """
 
     name: ClassVar[str] = "custom"
     function: Callable[[Tensor, Tensor], Tensor]
 
-    def terms(self, n: int) -> int:
+    def terms(self, rows: int, columns: int) -> int:
         return 1
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:

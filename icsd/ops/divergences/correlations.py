@@ -23,13 +23,13 @@ class SP(Divergence):
     def kernel_parameters(self) -> list[float]:
         return []
 
-    def terms(self, n: int) -> int:
-        return n * n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows * columns
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         # The least norm of a row of products is the square of a sample's.
         student, teacher = (_unit(gram, (-1,), eps**4)[0] for gram in (student, teacher))
-        return (student - teacher).square().sum((-2, -1)) / max(1, self.terms(student.shape[-1]))
+        return (student - teacher).square().sum((-2, -1)) / max(1, self.terms(*student.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,13 @@ class DIST(SimilarityDivergence):
     def kernel_parameters(self) -> list[float]:
         return []
 
-    def terms(self, n: int) -> int:
-        return n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
         centred = [matrix - matrix.mean(-1, keepdim=True) for matrix in (similarity, target)]
         loss = _decorrelation(*centred, similarity, target, dims=(-1,))
-        return loss.sum((-2, -1)) / max(1, self.terms(similarity.shape[-1]))
+        return loss.sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CKA(Divergence):
 
     name: ClassVar[str] = "cka"
 
-    def terms(self, n: int) -> int:
+    def terms(self, rows: int, columns: int) -> int:
         return 1
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:

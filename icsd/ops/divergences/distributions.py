@@ -38,16 +38,23 @@ class KL(SimilarityDivergence):
     def kernel_parameters(self) -> list[float]:
         return [float(self.student_temperature), float(self.teacher_temperature), float(self.include_diagonal)]
 
-    def terms(self, n: int) -> int:
-        return n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        n = similarity.shape[-1]
+        rows = self.terms(*similarity.shape[-2:])
         if not self.include_diagonal:
             similarity, target = _off_diagonal(similarity), _off_diagonal(target)
         log_p = F.log_softmax(similarity / self.student_temperature, dim=-1)
         log_q = F.log_softmax(target / self.teacher_temperature, dim=-1)
-        return (log_q.exp() * (log_q - log_p)).sum((-2, -1)) / max(1, self.terms(n))
+        return (log_q.exp() * (log_q - log_p)).sum((-2, -1)) / max(1, rows)
+
+    def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
+        if not self.include_diagonal:
+            raise ValueError(
+                f"{self.name}: include_diagonal must be True with banks, got False: no sample meets itself there"
+            )
+        return self.forward(similarity, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +78,26 @@ class PKT(SimilarityDivergence):
     def kernel_parameters(self) -> list[float] | None:
         return [] if self.mode == "paper" else None
 
-    def terms(self, n: int) -> int:
-        return n if self.mode == "paper" else n * n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows if self.mode == "paper" else rows * columns
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        n = similarity.shape[-1]
+        if self.mode == "paper":
+            return self._divergence(_off_diagonal(similarity), _off_diagonal(target))
+        return self._divergence(similarity, target)
+
+    def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
+        return self._divergence(similarity, target)
+
+    def _divergence(self, similarity: Tensor, target: Tensor) -> Tensor:
         if self.mode == "paper":
             # Opposite samples have k = 0, of which there is no logarithm.
-            p, q = (_normalise(_off_diagonal(k + 1).clamp(min=1e-7)) for k in (similarity, target))
+            p, q = (_normalise((k + 1).clamp(min=1e-7)) for k in (similarity, target))
             ratio = q.log() - p.log()
         else:
             p, q = _normalise(similarity + 1), _normalise(target + 1)
             ratio = (q + 1e-7).log() - (p + 1e-7).log()
-        return (q * ratio).sum((-2, -1)) / max(1, self.terms(n))
+        return (q * ratio).sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 def _normalise(rows: Tensor) -> Tensor:

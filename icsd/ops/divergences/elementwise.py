@@ -23,11 +23,11 @@ class MSE(SimilarityDivergence):
     def kernel_parameters(self) -> list[float]:
         return []
 
-    def terms(self, n: int) -> int:
-        return n * n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows * columns
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        return (similarity - target).square().sum((-2, -1)) / max(1, self.terms(similarity.shape[-1]))
+        return (similarity - target).square().sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,12 @@ class SmoothL1(SimilarityDivergence):
     def kernel_parameters(self) -> list[float]:
         return [float(self.beta)]
 
-    def terms(self, n: int) -> int:
-        return n * n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows * columns
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
         loss = F.smooth_l1_loss(similarity, target, reduction="none", beta=self.beta)
-        return loss.sum((-2, -1)) / max(1, self.terms(similarity.shape[-1]))
+        return loss.sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +91,15 @@ class CC(Divergence):
         rbf, gamma, order = parameters
         return cls("rbf" if rbf else "bilinear", gamma, order)
 
-    def terms(self, n: int) -> int:
-        return n * n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows * columns
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         loss = (self._kernel(student, eps) - self._kernel(teacher, eps)).square().sum((-2, -1))
         if self.mode == "code":
             zero = loss == 0
             loss = loss.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
-        return loss / max(1, self.terms(student.shape[-1]))
+        return loss / max(1, self.terms(*student.shape[-2:]))
 
     def _kernel(self, gram: Tensor, eps: float) -> Tensor:
         """κ without its constant term, which differences of κ do not have."""

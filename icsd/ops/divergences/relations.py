@@ -33,17 +33,17 @@ class RKDDistance(Divergence):
     def __post_init__(self) -> None:
         require_choice(self.name, ("paper", "code"), mode=self.mode)
 
-    def terms(self, n: int) -> int:
-        return n * (n - 1) if self.mode == "paper" else n * n
+    def terms(self, rows: int, columns: int) -> int:
+        return rows * (rows - 1) if self.mode == "paper" else rows * columns
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         loss = F.smooth_l1_loss(self._relative(student), self._relative(teacher), reduction="none")
-        return loss.sum((-2, -1)) / max(1, self.terms(student.shape[-1]))
+        return loss.sum((-2, -1)) / max(1, self.terms(*student.shape[-2:]))
 
     def _relative(self, gram: Tensor) -> Tensor:
         square, same = _squared_distances(gram)
         distance = square.sqrt().masked_fill(same, 0)
-        pairs = max(1, self.terms(gram.shape[-1])) if self.mode == "paper" else (~same).sum((-2, -1)).clamp(min=1)
+        pairs = max(1, self.terms(*gram.shape[-2:])) if self.mode == "paper" else (~same).sum((-2, -1)).clamp(min=1)
         mean = distance.sum((-2, -1)) / pairs
         return distance / mean.masked_fill(mean == 0, 1)[..., None, None]
 
@@ -66,8 +66,8 @@ class RKDAngle(Divergence):
     def __post_init__(self) -> None:
         require_choice(self.name, ("paper", "code"), mode=self.mode)
 
-    def terms(self, n: int) -> int:
-        return n * (n - 1) * (n - 2) if self.mode == "paper" else n**3
+    def terms(self, rows: int, columns: int) -> int:
+        return rows * (rows - 1) * (rows - 2) if self.mode == "paper" else rows**3
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         n = student.shape[-1]
@@ -89,7 +89,7 @@ class RKDAngle(Divergence):
                     for start in range(0, n, vertices)
                 ]
             ).sum(0)
-        return loss / max(1, self.terms(n))
+        return loss / max(1, self.terms(n, n))
 
     def _at_vertices(
         self, student: Tensor, inverse_s: Tensor, teacher: Tensor, inverse_t: Tensor, start: int, stop: int
