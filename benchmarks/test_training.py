@@ -22,7 +22,8 @@ class Training:
         self.trainer = Trainer(config, build_text_encoder(config.text, [CAPTION]))
         side = config.generator.resolutions[-1]
         images = torch.rand(config.batch_size, 3, side, side).mul_(2).sub_(1)
-        self.batch = {"image": images, "caption": [CAPTION] * config.batch_size}
+        class_ids = torch.arange(config.batch_size)
+        self.batch = {"image": images, "caption": [CAPTION] * config.batch_size, "class_id": class_ids}
         self.blocks = [self.trainer.distil_generator, self.trainer.distil_discriminators]
         self.stages = {}
         hooks = [block.register_forward_pre_hook(self._keep) for block in self.blocks]

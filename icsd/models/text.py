@@ -64,6 +64,16 @@ class TextEncoder(nn.Module, ABC):
     """Captions -> `TextFeatures` of width `dim`."""
 
     dim: int
+    frozen: bool = False
+
+    def freeze(self) -> "TextEncoder":
+        """Stop its learning, and with it all that is random in it, for good."""
+        self.frozen = True
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """See `nn.Module`; a frozen encoder stays as it is."""
+        return super().train(mode and not self.frozen)
 
     @abstractmethod
     def forward(self, captions: list[str]) -> TextFeatures:

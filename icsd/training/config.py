@@ -34,7 +34,8 @@ class OptimiserConfig:
     """Largest norm of the generator's gradient, and of the discriminators'; null leaves gradients as they are."""
 
     matching_weight: float = 15.0
-    """Weight of the loss by which each painted picture should find its sentence among the batch's (lambda of DAMSM)."""
+    """Weight of the loss by which each painted picture should find its sentence among the batch's, as the matching
+    heads see it; without damsm.checkpoint."""
 
     kl_weight: float = 1.0
     """Weight of the condition's divergence from a standard normal."""
@@ -61,6 +62,23 @@ class OptimiserConfig:
 
 
 @dataclass
+class GuidanceConfig:
+    """Pretrained encoders that judge how well each painted picture matches its sentence and its words (DAMSM)."""
+
+    checkpoint: Path | None = None
+    """Run folder or checkpoint of `icsd pretrain`. Its text encoder is used as it is, in the place of text.*, and its
+    image encoder in the place of the discriminators' matching heads. None: the text encoder learns with the
+    discriminators."""
+
+    weight: float = 5.0
+    """Weight of the loss on the finest pictures (lambda)."""
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise InputError(f"damsm.weight is {self.weight}: give 0 or more")
+
+
+@dataclass
 class TrainConfig:
     """A training run."""
 
@@ -69,6 +87,7 @@ class TrainConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    damsm: GuidanceConfig = field(default_factory=GuidanceConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 

@@ -199,7 +199,7 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
     if resume is None:
         torch.manual_seed(config.seed)
         captions = [caption for captions in train_set.captions for caption in captions]
-        text_encoder = build_text_encoder(config.text, captions)
+        text_encoder = build_text_encoder(config.text, captions, train_set.vocabulary)
         image_encoder = build_image_encoder(config.image, config.text.dim, config.resolution)
         pretrainer = Pretrainer(config, DAMSM(text_encoder, image_encoder, config.damsm), steps_per_epoch)
         folder = run_folder.new_folder(config.out, f"damsm-{train_set.name}")
@@ -215,8 +215,8 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
     return folder
 
 
-def load_damsm(path: Path) -> DAMSM:
-    """The encoders of a pretraining run, frozen.
+def load_damsm(path: Path) -> tuple[DAMSM, TextConfig]:
+    """The encoders of a pretraining run, frozen, and the configuration of its text encoder.
 
     Args:
         path: Checkpoint, or run folder for its newest one.
@@ -235,7 +235,8 @@ def load_damsm(path: Path) -> DAMSM:
     )
     damsm = _restore(config, state)
     damsm.load_state_dict(state["damsm"])
-    return damsm.requires_grad_(False).eval()
+    damsm.text_encoder.freeze()
+    return damsm.requires_grad_(False).eval(), config.text
 
 
 def _restore(config: PretrainConfig, state: dict[str, Any]) -> DAMSM:

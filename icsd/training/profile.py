@@ -82,7 +82,8 @@ def _parts(trainer: Trainer) -> list[tuple[str, Any, str]]:
         parts += [(f"discriminator {side}", judge, method) for method in ("features", "conditional", "unconditional")]
     blocks = (trainer.distil_generator, trainer.distil_discriminators)
     parts += [("distillation", block, "forward") for block in blocks if block]
-    parts += [("matching", trainer, "_matching"), ("average", trainer.ema, "update_parameters")]
+    parts += [("matching", trainer, "_matching")] if trainer.damsm is None else [("DAMSM", trainer.damsm, "forward")]
+    parts += [("average", trainer.ema, "update_parameters")]
     return [*parts, (_REST, trainer, "step")]
 
 

@@ -44,6 +44,7 @@ from icsd.training.batches import Draws
 from icsd.training.config import TrainConfig
 from icsd.training.interruption import finishing_steps
 from icsd.training.memory import peak_memory
+from icsd.training.pretrain import load_damsm
 from icsd.training.profile import Profile, profile_training
 from icsd.training.trainer import Trainer
 from icsd.training.watch import Watch, diversity
@@ -54,7 +55,18 @@ CAPTIONS_PER_RECALL = 64
 
 # What a resumed run may change: how long, where and how often, and the remedies for divergence.
 FREE_ON_RESUME = (
-    *("steps", "out", "data.root", "device", "threads", "channels_last", "compile", "workers", "evaluate"),
+    *(
+        "steps",
+        "out",
+        "data.root",
+        "damsm.checkpoint",
+        "device",
+        "threads",
+        "channels_last",
+        "compile",
+        "workers",
+        "evaluate",
+    ),
     *("log_every", "sample_every", "checkpoint_every", "evaluate_every"),
     *("precision", "optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.clip"),
 )
@@ -144,8 +156,16 @@ def _build(config: TrainConfig, resume: Path | None) -> tuple[Trainer, Captioned
     if resume is not None:
         return _restore(config, resume), train_set, test_set
     torch.manual_seed(config.seed)
+    if config.damsm.checkpoint is not None:
+        return _guided(config), train_set, test_set
     captions = [caption for captions in train_set.captions for caption in captions]
     return Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary)), train_set, test_set
+
+
+def _guided(config: TrainConfig) -> Trainer:
+    """A trainer whose text encoder is pretrained, and the image encoder beside it that judges."""
+    damsm, config.text = load_damsm(config.damsm.checkpoint)
+    return Trainer(config, damsm.text_encoder, damsm)
 
 
 def _announce(trainer: Trainer, train_set: CaptionedImages, test_set: CaptionedImages, backend: str) -> None:
@@ -402,7 +422,10 @@ def _restore(config: TrainConfig, folder: Path) -> Trainer:
     checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
     if state["step"] >= config.steps:
         raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
-    trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
+    if config.damsm.checkpoint is not None:
+        trainer = _guided(config)
+    else:
+        trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
     trainer.load_state_dict(state)
     return trainer
 

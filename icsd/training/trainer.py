@@ -26,6 +26,7 @@ from icsd.models import (
     matching_loss,
 )
 from icsd.models.conditioning import kl_to_standard_normal
+from icsd.models.damsm import DAMSM
 from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss, gradient_penalty
 from icsd.training.augment import augment
 from icsd.training.config import OptimiserConfig, TrainConfig
@@ -72,15 +73,16 @@ class Trainer:
         model: Text encoder and generator in training.
         ema: Their moving average, buffers too; the one to paint with.
         discriminators: One per stage.
-        matching: Their matching heads.
+        matching: Their matching heads; none where DAMSM judges.
         step_count: Steps taken so far.
 
     Args:
         config: The whole configuration.
-        text_encoder: Reads the captions; trained with the discriminators.
+        text_encoder: Reads the captions; trained with the discriminators unless it is frozen.
+        damsm: Frozen encoders, of which `text_encoder` is one, that judge the painted pictures.
     """
 
-    def __init__(self, config: TrainConfig, text_encoder: TextEncoder) -> None:
+    def __init__(self, config: TrainConfig, text_encoder: TextEncoder, damsm: DAMSM | None = None) -> None:
         self.config = config
         self.device = choose_device(config.device)
         self.resolutions = config.generator.resolutions
@@ -89,14 +91,15 @@ class Trainer:
         self.discriminators = self._placed(
             build_discriminators(config.discriminator, self.resolutions, text_encoder.dim)
         )
-        channels = [discriminator.channels for discriminator in self.discriminators]
+        self.damsm = None if damsm is None else self._placed(damsm)
+        channels = [discriminator.channels for discriminator in self.discriminators if damsm is None]
         self.matching = self._placed(nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels))
         average = get_ema_multi_avg_fn(config.optimiser.ema_decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
         self.distil_generator = self._distillation(config.distillation.generator)
         self.distil_discriminators = self._distillation(config.distillation.discriminator)
-        judges = nn.ModuleList([self.discriminators, self.matching, text_encoder])
+        judges = nn.ModuleList([self.discriminators, self.matching, *([] if text_encoder.frozen else [text_encoder])])
         self.generator_optimiser = self._optimiser(self.model.generator, config.optimiser.generator_lr)
         self.discriminator_optimiser = self._optimiser(judges, config.optimiser.discriminator_lr)
         self.schedules = self._schedules()
@@ -128,7 +131,7 @@ class Trainer:
 
         Args:
             batches: As many as the configuration accumulates. Each holds "image", `(B, 3, r, r)` in [-1, 1] at the
-                finest side, and "caption", B sentences.
+                finest side, "caption", B sentences, and "class_id", `(B,)`.
 
         Returns:
             Losses by name, their means over the batches: scalars on the device, without graph.
@@ -136,7 +139,7 @@ class Trainer:
         losses = Counter()
         scenes = [self._read(batch) for batch in batches]
         paint_once = len(scenes) == 1  # the graphs of several paintings would not fit into memory: paint them again
-        for real, text in scenes:
+        for real, text, _ in scenes:
             with self._autocast(), torch.set_grad_enabled(paint_once):
                 painted = self._paint(text)
             with self._autocast():
@@ -145,10 +148,10 @@ class Trainer:
         self._update(self.discriminator_optimiser)
 
         self._freeze_judges(True)
-        for _, text in scenes:
+        for _, text, class_ids in scenes:
             with self._autocast():
                 painted = painted if paint_once else self._paint(text)
-                terms = self._generator_losses(painted, text.sentence.detach())
+                terms = self._generator_losses(painted, text.detach(), class_ids)
             losses.update(self._backward(terms))
         self._update(self.generator_optimiser)
         self._freeze_judges(False)
@@ -160,10 +163,11 @@ class Trainer:
         self.step_count += 1
         return dict(losses)
 
-    def _read(self, batch: dict[str, Any]) -> tuple[list[Tensor], TextFeatures]:
-        """The real pictures of every stage, and the features of their captions."""
+    def _read(self, batch: dict[str, Any]) -> tuple[list[Tensor], TextFeatures, Tensor]:
+        """The real pictures of every stage, the features of their captions, and their classes."""
         images = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)
-        return image_pyramid(images, self.resolutions), self.model.text_encoder(batch["caption"])
+        text = self.model.text_encoder(batch["caption"])
+        return image_pyramid(images, self.resolutions), text, batch["class_id"].to(self.device)
 
     def _paint(self, text: TextFeatures) -> GeneratorOutput:
         z = torch.randn(len(text.sentence), self.model.generator.noise_dim, device=self.device)
@@ -181,7 +185,8 @@ class Trainer:
             for side, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True)
         }
         seen = [features for features, _ in pairs]
-        losses["discriminator/matching"] = self._matching(seen, sentence)
+        if self.damsm is None:
+            losses["discriminator/matching"] = self._matching(seen, sentence)
         if self.distil_discriminators:
             losses["discriminator/csd"] = self.distil_discriminators(seen)
         if self.config.adversarial.penalised:
@@ -192,14 +197,18 @@ class Trainer:
                 )
         return losses
 
-    def _generator_losses(self, painted: GeneratorOutput, sentence: Tensor) -> dict[str, Tensor]:
+    def _generator_losses(self, painted: GeneratorOutput, text: TextFeatures, class_ids: Tensor) -> dict[str, Tensor]:
         judged = augment(painted.images, self.config.adversarial.augment)
         fake = [d.features(image) for d, image in zip(self.discriminators, judged, strict=True)]
         losses = {
-            f"generator/{side}": generator_loss(self.adversarial, *stage, sentence)
+            f"generator/{side}": generator_loss(self.adversarial, *stage, text.sentence)
             for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True)
         }
-        losses["generator/matching"] = self.config.optimiser.matching_weight * self._matching(fake, sentence)
+        if self.damsm is None:
+            losses["generator/matching"] = self.config.optimiser.matching_weight * self._matching(fake, text.sentence)
+        else:
+            mismatch = sum(self.damsm(painted.images[-1].float(), text, class_ids))
+            losses["generator/damsm"] = self.config.damsm.weight * mismatch
         losses["generator/kl"] = self.config.optimiser.kl_weight * kl_to_standard_normal(painted.mu, painted.logvar)
         if self.distil_generator:
             sources = {"rgb": painted.images, "hidden": painted.hidden, "discriminator": fake}
@@ -240,8 +249,8 @@ class Trainer:
     def recall(self, captions: list[str], seed: int = 0) -> float:
         """R@1 of painted pictures: the share that finds its own caption among all of these.
 
-        The judge is the finest discriminator with its matching head. The generator learned to please it, so this
-        flatters, but falls where training goes wrong.
+        The judge is DAMSM's image encoder, or the finest discriminator with its matching head. The generator learned to
+        please it, so this flatters, but falls where training goes wrong.
 
         Args:
             captions: Different sentences.
@@ -250,12 +259,15 @@ class Trainer:
         Returns:
             A number in [0, 1]; 1 / len(captions) at chance.
         """
-        judges = (self.discriminators[-1], self.matching[-1], self.model.text_encoder)
+        judges = (self.discriminators[-1], self.matching, self.model.text_encoder)
         training = [judge.training for judge in judges]
         for judge in judges:
             judge.eval()
         pictures = self.paint(captions, seed)[-1].to(self.device, memory_format=self.layout)
-        seen = self.matching[-1](self.discriminators[-1].features(pictures))
+        if self.damsm is None:
+            seen = self.matching[-1](self.discriminators[-1].features(pictures))
+        else:
+            seen = self.damsm.image_encoder(pictures).whole
         sentences = self.model.text_encoder(captions).sentence
         found = (F.normalize(seen, dim=1) @ F.normalize(sentences, dim=1).T).argmax(1)
         for judge, mode in zip(judges, training, strict=True):

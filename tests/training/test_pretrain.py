@@ -6,10 +6,13 @@ import torch
 
 from icsd.data import DataConfig
 from icsd.errors import InputError
+from icsd.models import DiscriminatorConfig, GeneratorConfig
 from icsd.models.damsm import DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig
 from icsd.models.text import TextConfig
-from icsd.training import checkpoint
+from icsd.sampling import Painter
+from icsd.training import checkpoint, run
+from icsd.training.config import GuidanceConfig, TrainConfig
 from icsd.training.pretrain import PretrainConfig, Pretrainer, load_damsm, pretrain
 
 
@@ -37,8 +40,10 @@ def test_a_run_leaves_metrics_and_encoders(config, capsys):
     assert [line["step"] for line in lines if "r_precision" in line] == [3, 6]
     assert f"icsd train --damsm.checkpoint {folder}" in capsys.readouterr().out
 
-    damsm = load_damsm(folder)
+    damsm, text = load_damsm(folder)
+    assert text == config.text
     assert not damsm.training
+    assert not damsm.text_encoder.train().training
     assert not any(weight.requires_grad for weight in damsm.parameters())
     assert damsm.config == config.damsm
     saved = checkpoint.load(checkpoint.latest(folder))["damsm"]
@@ -95,3 +100,28 @@ def test_a_training_checkpoint_is_refused(tmp_path):
     checkpoint.save(tmp_path / "step-1.safetensors", {"config": {}, "text": {}})
     with pytest.raises(InputError, match="has no entry damsm"):
         load_damsm(tmp_path / "step-1.safetensors")
+
+
+def test_training_is_guided_and_resumed(config, tmp_path):
+    encoders = pretrain(replace(config, steps=3))
+    guided = TrainConfig(
+        data=config.data,
+        generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
+        discriminator=DiscriminatorConfig(width=4),
+        damsm=GuidanceConfig(encoders),
+        out=tmp_path / "runs",
+        steps=4,
+        batch_size=4,
+        log_every=2,
+        sample_every=4,
+        evaluate=False,
+    )
+    whole = checkpoint.load(checkpoint.latest(run.train(replace(guided))))
+    assert whole["config"]["text"]["dim"] == 8
+    part = run.train(replace(guided, steps=2))
+    run.train(replace(guided, text=config.text), part)
+    resumed = checkpoint.load(checkpoint.latest(part))
+    assert all(torch.equal(resumed["ema"][name], value) for name, value in whole["ema"].items())
+    assert Painter.load(part).pictures(["this flower has blue petals"])[0].images[-1].shape == (1, 3, 16, 16)
+    with pytest.raises(InputError, match="no checkpoint at"):
+        run.train(replace(guided, damsm=GuidanceConfig(tmp_path / "missing")))

@@ -16,8 +16,10 @@ from icsd.models import (
     build_text_encoder,
     restore_text_encoder,
 )
+from icsd.models.damsm import DAMSM, DAMSMConfig
+from icsd.models.image_encoder import CNNEncoder
 from icsd.training.adversarial import AdversarialConfig
-from icsd.training.config import OptimiserConfig, TrainConfig
+from icsd.training.config import GuidanceConfig, OptimiserConfig, TrainConfig
 from icsd.training.trainer import Trainer, learning_rate_factor
 
 CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
@@ -50,7 +52,29 @@ def batch_of(size=8):
     """Pictures of one flat colour, red or blue as their captions say."""
     captions = [CAPTIONS[i % 4] for i in range(size)]
     colours = torch.tensor([[1.0, -1.0, -1.0] if "red" in caption else [-1.0, -1.0, 1.0] for caption in captions])
-    return {"image": colours[:, :, None, None].expand(-1, -1, 16, 16).contiguous(), "caption": captions}
+    images = colours[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+    return {"image": images, "caption": captions, "class_id": torch.arange(size) % 4}
+
+
+def guided_trainer(config):
+    torch.manual_seed(0)
+    encoder = build_text_encoder(config.text, CAPTIONS).freeze()
+    image_encoder = CNNEncoder(config.text.dim, 4, 16).requires_grad_(False).eval()
+    return Trainer(config, encoder, DAMSM(encoder, image_encoder, DAMSMConfig()))
+
+
+def test_frozen_encoders_judge_and_stay_as_they_are():
+    trainer = guided_trainer(config_of())
+    before = {name: value.clone() for name, value in trainer.damsm.state_dict().items()}
+    generator = {name: value.clone() for name, value in trainer.model.generator.state_dict().items()}
+    losses = trainer.step([batch_of()])
+    assert "generator/damsm" in losses
+    assert not any("matching" in name for name in losses)
+    assert all(torch.equal(before[name], value) for name, value in trainer.damsm.state_dict().items())
+    assert not all(torch.equal(generator[name], value) for name, value in trainer.model.generator.state_dict().items())
+    assert 0 <= trainer.recall(CAPTIONS) <= 1
+    weightless = guided_trainer(config_of(damsm=GuidanceConfig(weight=0)))
+    assert weightless.step([batch_of()])["generator/damsm"] == 0
 
 
 def test_losses_have_names_and_no_graph():
@@ -73,7 +97,7 @@ def test_distillation_reaches_the_coarse_stage_alone(source):
     trainer = trainer_of(config)
     text = trainer.model.text_encoder(CAPTIONS)
     painted = trainer.model.generator(torch.randn(4, 4), text.detach())
-    trainer._generator_losses(painted, text.sentence.detach())["generator/csd"].backward()
+    trainer._generator_losses(painted, text.detach(), torch.arange(4))["generator/csd"].backward()
     generator = trainer.model.generator
     assert generator.initial.project[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in generator.refine.parameters())
