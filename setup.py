@@ -28,7 +28,7 @@ COMPILE_FLAGS = [
     *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
 
-# One object of csrc/cpu/kernels.cpp and of rows.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
+# One object of csrc/cpu/kernels.cpp, rows.cpp and tiles.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
 CPU_ISAS = {"portable": []}
 if X86:
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -150,10 +150,10 @@ class NinjaBuild(build_ext):
                 "-DICSD_COMPILER=__VERSION__",
             ],
         )
-        for source in ("operator", "dispatch", "threads"):
+        for source in ("operator", "streamed", "feature", "dispatch", "threads"):
             compile_source(f"cpu/{source}.cpp", source, [])
         for isa, isa_flags in CPU_ISAS.items():
-            for source in ("kernels", "rows"):
+            for source in ("kernels", "rows", "tiles"):
                 compile_source(f"cpu/{source}.cpp", f"{source}_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
         for source in CUDA_SOURCES if nvcc else []:
             ninja_file.build(f"{source}_cuda.o", "compile_cuda", str(ROOT / "csrc" / "cuda" / f"{source}.cu"))

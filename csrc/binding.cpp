@@ -2,14 +2,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
-#include <limits>
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cpu/feature.h"
 #include "cpu/kernels.h"
 #include "cpu/operator.h"
+#include "cpu/streamed.h"
 #ifdef ICSD_CUDA
 #include "cuda/operator.h"
 #endif
@@ -21,6 +22,7 @@ namespace {
 using icsd::DType;
 using icsd::Features;
 using icsd::Shape;
+using icsd::cpu::Distillation;
 using std::int64_t;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("icsd._native: " + what); }
@@ -150,15 +152,19 @@ icsd::DivergenceKind divergence_of(int code, const std::vector<double>& paramete
   return kind;
 }
 
+Distillation distillation_of(const std::vector<Features>& stages, const std::vector<double>& weights, int divergence,
+                             const std::vector<double>& parameters, double eps, bool teacher_gradient) {
+  if (stages.empty()) refuse("there is no teacher");
+  if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
+  return {divergence_of(divergence, parameters), parameters.data(), weights.data(), eps, teacher_gradient};
+}
+
 void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
              const std::vector<double>& weights, int divergence, const std::vector<double>& parameters, double eps,
              bool teacher_gradient, std::uintptr_t loss_address, std::uintptr_t slots_address) {
   const Shape shape = shape_of(groups, samples);
   const std::vector<Features> stages = stages_of(tuples, shape);
-  if (stages.empty()) refuse("there is no teacher");
-  if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
-  const icsd::cpu::Distillation how{divergence_of(divergence, parameters), parameters.data(), weights.data(), eps,
-                                    teacher_gradient};
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
   with_compute_type(any_wide(stages), [&](auto c) {
     using C = decltype(c);
     C* loss = matrix_at<C>(loss_address, groups, "loss");
@@ -196,6 +202,80 @@ void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
     py::gil_scoped_release unlocked;
     icsd::cpu::distill_backward<C>(grad, slots, stages, outs, shape);
   });
+}
+
+// The regimes of many samples; feature space saves float64 whatever the stages.
+enum class Regime { feature, streamed };
+
+// Numbers saved of a group.
+template <Regime kRegime>
+int64_t saved_numbers(const std::vector<Features>& stages, Shape shape) {
+  if (kRegime == Regime::streamed) {
+    product(shape.samples, static_cast<int64_t>(stages.size()), icsd::kMaxStatistics + 1);
+    return icsd::cpu::streamed_numbers(stages.size(), shape.samples);
+  }
+  int64_t widest = 0;
+  for (const Features& stage : stages) widest = std::max(widest, stage.features);
+  product(2 * static_cast<int64_t>(stages.size()), widest, widest);
+  return icsd::cpu::feature_moments(stages);
+}
+
+template <Regime kRegime, class C>
+using Saved = std::conditional_t<kRegime == Regime::feature, double, C>;
+
+template <Regime kRegime>
+void distill_many(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
+                  const std::vector<double>& weights, int divergence, const std::vector<double>& parameters, double eps,
+                  bool teacher_gradient, std::uintptr_t loss_address, std::uintptr_t saved_address) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = stages_of(tuples, shape);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  if (kRegime == Regime::feature && how.divergence != icsd::DivergenceKind::mse) refuse("feature space knows only mse");
+  const int64_t elements = product(groups, saved_numbers<kRegime>(stages, shape), 1);
+  with_compute_type(any_wide(stages), [&](auto c) {
+    using C = decltype(c);
+    C* loss = matrix_at<C>(loss_address, groups, "loss");
+    auto* saved = saved_address ? matrix_at<Saved<kRegime, C>>(saved_address, elements, "saved") : nullptr;
+    py::gil_scoped_release unlocked;
+    if constexpr (kRegime == Regime::feature) {
+      icsd::cpu::distill_feature<C>(stages, shape, how, loss, saved);
+    } else {
+      icsd::cpu::distill_streamed<C>(stages, shape, how, loss, saved);
+    }
+  });
+}
+
+template <Regime kRegime>
+void distill_many_backward(std::uintptr_t grad_address, std::uintptr_t saved_address,
+                           const std::vector<FeaturesTuple>& tuples, const std::vector<FeaturesTuple>& out_tuples,
+                           int64_t groups, int64_t samples, const std::vector<double>& weights, int divergence,
+                           const std::vector<double>& parameters, double eps, bool teacher_gradient) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = stages_of(tuples, shape);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  const std::vector<Features> outs = results_of(out_tuples, stages, shape);
+  const int64_t elements = product(groups, saved_numbers<kRegime>(stages, shape), 1);
+  with_compute_type(any_wide(stages), [&](auto c) {
+    using C = decltype(c);
+    const C* grad = matrix_at<C>(grad_address, groups, "grad");
+    const auto* saved = matrix_at<Saved<kRegime, C>>(saved_address, elements, "saved");
+    py::gil_scoped_release unlocked;
+    if constexpr (kRegime == Regime::feature) {
+      icsd::cpu::distill_feature_backward<C>(grad, saved, stages, outs, shape, how);
+    } else {
+      icsd::cpu::distill_streamed_backward<C>(grad, saved, stages, outs, shape, how);
+    }
+  });
+}
+
+template <Regime kRegime>
+void define_many(py::module_& m, const std::string& name) {
+  m.def(name.c_str(), &distill_many<kRegime>, py::arg("stages"), py::arg("groups"), py::arg("samples"),
+        py::arg("weights"), py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
+        py::arg("loss"), py::arg("saved"));
+  m.def((name + "_backward").c_str(), &distill_many_backward<kRegime>, py::arg("grad"), py::arg("saved"),
+        py::arg("stages"), py::arg("outs"), py::arg("groups"), py::arg("samples"), py::arg("weights"),
+        py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"));
 }
 
 #ifdef ICSD_CUDA
@@ -303,6 +383,8 @@ PYBIND11_MODULE(_native, m) {
         py::arg("slots"));
   m.def("distill_backward", &distill_backward, py::arg("grad"), py::arg("slots"), py::arg("stages"), py::arg("outs"),
         py::arg("wide"), py::arg("groups"), py::arg("samples"));
+  define_many<Regime::feature>(m, "distill_feature");
+  define_many<Regime::streamed>(m, "distill_streamed");
 #ifdef ICSD_CUDA
   py::module_ device = m.def_submodule("cuda", "The same on the current CUDA device, enqueued on a stream.");
   device.def("gram_workspace", &cuda::gram_workspace, py::arg("x"), py::arg("groups"), py::arg("samples"));

@@ -37,6 +37,56 @@ def distill_backward(
     groups: int,
     samples: int,
 ) -> None: ...
+def distill_feature(
+    stages: Sequence[_Features],
+    groups: int,
+    samples: int,
+    weights: Sequence[float],
+    divergence: int,
+    parameters: Sequence[float],
+    eps: float,
+    teacher_gradient: bool,
+    loss: int,
+    saved: int,
+) -> None: ...
+def distill_feature_backward(
+    grad: int,
+    saved: int,
+    stages: Sequence[_Features],
+    outs: Sequence[_Features],
+    groups: int,
+    samples: int,
+    weights: Sequence[float],
+    divergence: int,
+    parameters: Sequence[float],
+    eps: float,
+    teacher_gradient: bool,
+) -> None: ...
+def distill_streamed(
+    stages: Sequence[_Features],
+    groups: int,
+    samples: int,
+    weights: Sequence[float],
+    divergence: int,
+    parameters: Sequence[float],
+    eps: float,
+    teacher_gradient: bool,
+    loss: int,
+    saved: int,
+) -> None: ...
+def distill_streamed_backward(
+    grad: int,
+    saved: int,
+    stages: Sequence[_Features],
+    outs: Sequence[_Features],
+    groups: int,
+    samples: int,
+    weights: Sequence[float],
+    divergence: int,
+    parameters: Sequence[float],
+    eps: float,
+    teacher_gradient: bool,
+) -> None: ...
 
 class cuda:
     """The same on the current CUDA device, enqueued on a stream (a `cudaStream_t`); not there if built without nvcc."""

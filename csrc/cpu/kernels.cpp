@@ -322,6 +322,8 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
 
 extern const AllRowKernels<float> rows_float;
 extern const AllRowKernels<double> rows_double;
+extern const TileKernels<float> tiles_float;
+extern const TileKernels<double> tiles_double;
 
 const Kernels kernels = {
     ICSD_STRING(ICSD_ISA),
@@ -331,6 +333,8 @@ const Kernels kernels = {
     {pack<float, double>, pack<double, double>, pack<bfloat16, double>, pack<float16, double>},
     &rows_float,
     &rows_double,
+    &tiles_float,
+    &tiles_double,
 };
 
 }  // namespace icsd::cpu::ICSD_ISA

@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "cpu/rows.h"
+#include "cpu/tiles.h"
 
 namespace icsd::cpu {
 
@@ -34,6 +35,8 @@ struct Kernels {
   PackKernel<double> pack_double[kDTypes];
   const AllRowKernels<float>* rows_float;
   const AllRowKernels<double>* rows_double;
+  const TileKernels<float>* tiles_float;
+  const TileKernels<double>* tiles_double;
 
   template <class C>
   PackKernel<C> pack(DType dtype) const {
@@ -49,6 +52,14 @@ struct Kernels {
       return *rows_double;
     } else {
       return *rows_float;
+    }
+  }
+  template <class C>
+  const TileKernels<C>& tiles() const {
+    if constexpr (sizeof(C) == 8) {
+      return *tiles_double;
+    } else {
+      return *tiles_float;
     }
   }
 };

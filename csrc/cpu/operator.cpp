@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
@@ -11,13 +10,6 @@ namespace icsd::cpu {
 namespace {
 
 using std::int64_t;
-
-const char* at(const Features& x, int64_t group, int64_t sample, int64_t feature) {
-  const int64_t element = group * x.group_stride + sample * x.sample_stride + feature;
-  return static_cast<const char*>(x.data) + element * static_cast<int64_t>(size_of(x.dtype));
-}
-
-int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
 // Multiply-adds of one pass over the stages.
 int64_t work_of(const std::vector<Features>& stages, Shape shape) {
@@ -124,14 +116,6 @@ class Grams {
   Queue blocks_;
   std::vector<double> sums_;
 };
-
-// 1 / max(sqrt(K_ii), eps); 0 for a zero row; NaN where the squared norm is not finite.
-template <class C>
-C inverse_norm(C square, double eps) {
-  if (square == 0) return 0;
-  if (!std::isfinite(square)) return std::numeric_limits<C>::quiet_NaN();
-  return 1 / std::max(std::sqrt(square), static_cast<C>(eps));
-}
 
 // From Gram matrices to the loss and, in place, to the gradients' matrices, for one divergence. The threads of a parallel
 // region call `normalise`, `measure` and `differentiate` with barriers between.
@@ -245,7 +229,7 @@ class Epilogue {
     if (!divergence_.diagonal) g[i] = 0;
     const C own = a[i], on_diagonal = g[i] * (own * (s.own * s.own));
     const C projection = kernels().template rows<C>().project(s, g.data(), 0, n, a);
-    if (divergence_.similarities && !(std::sqrt(own) < static_cast<C>(how_.eps))) a[i] = -(projection - on_diagonal) * s.own;
+    if (divergence_.similarities && !is_clamped(own, how_.eps)) a[i] = -(projection - on_diagonal) * s.own;
     a[n] = s.own;
   }
 
@@ -338,7 +322,7 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
       if (begin >= end) return;
       kernels().combine[static_cast<int>(p.x.dtype)](
           job.packed.data(), job.scale.data(), at(p.x, job.group, 0, begin), p.x.sample_stride, shape.samples,
-          end - begin, const_cast<char*>(at(p.out, job.group, 0, begin)), p.out.sample_stride, p.outputs);
+          end - begin, at(p.out, job.group, 0, begin), p.out.sample_stride, p.outputs);
     });
   });
 }

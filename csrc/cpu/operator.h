@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/divergence.h"
-#include "core/features.h"
+#include "cpu/features.h"
 
 namespace icsd::cpu {
 

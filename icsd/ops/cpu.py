@@ -8,7 +8,7 @@ import torch  # before the native module, so that both share torch's OpenMP pool
 from torch import Tensor
 
 from icsd.ops.divergences import KERNELS
-from icsd.ops.fused import Distillation, FusedBackend, saved_shape
+from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
 
 try:
@@ -19,6 +19,13 @@ except ImportError as error:
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/core/dtype.h
 _NO_FEATURES = (0, 0, 0, 0, 0)
+if _native is not None:
+    _DISTILL = {
+        "sample": _native.distill,
+        "feature": _native.distill_feature,
+        "streamed": _native.distill_streamed,
+    }
+    _DISTILL_BACKWARD = {"feature": _native.distill_feature_backward, "streamed": _native.distill_streamed_backward}
 
 
 class CPUBackend(FusedBackend):
@@ -27,7 +34,7 @@ class CPUBackend(FusedBackend):
     name = "cpu"
     description = "fused C++ kernels"
     device_type = "cpu"
-    regimes = dict.fromkeys(KERNELS, ("sample",))
+    regimes = dict.fromkeys(KERNELS, ("sample", "streamed")) | {"mse": ("sample", "feature", "streamed")}
 
     def unavailable(self) -> str | None:
         """Why the native module is not there, if it is not."""
@@ -51,22 +58,17 @@ class CPUBackend(FusedBackend):
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         stages = [_sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
-        dtype = compute_dtype(*stages)
-        loss = torch.empty(groups, dtype=dtype)
-        slots = torch.empty(saved_shape(stages, how) if save else 0, dtype=dtype)
-        _native.distill(
+        loss = torch.empty(groups, dtype=compute_dtype(*stages))
+        saved = torch.empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
+        _DISTILL[how.regime](
             [_features(stage) for stage in stages],
             loss.numel(),
             n,
-            how.weights,
-            KERNELS[how.divergence],
-            how.parameters,
-            how.eps,
-            how.teacher_gradient,
+            *_arguments(how),
             loss.data_ptr(),
-            slots.data_ptr() if save else 0,
+            saved.data_ptr() if save else 0,
         )
-        return loss, slots
+        return loss, saved
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
@@ -75,16 +77,21 @@ class CPUBackend(FusedBackend):
         stages = [_sample_dense(stage) for stage in stages]
         pairs = zip(stages, wanted, strict=True)
         outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
-        _native.distill_backward(
-            grad.data_ptr(),
-            saved.data_ptr(),
-            [_features(stage) for stage in stages],
-            [_NO_FEATURES if out is None else _features(out) for out in outs],
-            saved.dtype == torch.float64,
-            grad.numel(),
-            saved.shape[-2],
-        )
+        features = [_features(stage) for stage in stages]
+        results = [_NO_FEATURES if out is None else _features(out) for out in outs]
+        addresses = grad.data_ptr(), saved.data_ptr()
+        if how.regime == "sample":
+            wide = saved.dtype == torch.float64
+            _native.distill_backward(*addresses, features, results, wide, grad.numel(), saved.shape[-2])
+        else:
+            n = stages[0].shape[-2]
+            _DISTILL_BACKWARD[how.regime](*addresses, features, results, grad.numel(), n, *_arguments(how))
         return [out for out in outs if out is not None]
+
+
+def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:
+    """The native module's (weights, divergence, parameters, eps, teacher_gradient)."""
+    return how.weights, KERNELS[how.divergence], how.parameters, how.eps, how.teacher_gradient
 
 
 def _sample_dense(x: Tensor) -> Tensor:

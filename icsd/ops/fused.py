@@ -22,7 +22,7 @@ from torch import Tensor
 from icsd.ops import registry
 from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
 from icsd.ops.gram import compute_dtype, gram
-from icsd.ops.regimes import Regime, choose_regime
+from icsd.ops.regimes import Regime, choose_regime, feature_space_mse
 
 
 class Distillation(NamedTuple):
@@ -280,10 +280,13 @@ def _differentiable_backward(
 ) -> Sequence[Tensor]:
     """The same gradients as functions of `grad` and the stages, for `create_graph=True`."""
     stages = [stage.view_as(stage) for stage in stages]  # one input each, though a tensor may be given twice
-    grams = [_Gram.apply(launcher, stage) for stage in stages]
-    students, teacher = (grams[:-1], grams[-1]) if how.backward_reads_teacher else (grams, saved[-1, ..., :-1])
-    divergence = DIVERGENCES[how.divergence].from_kernel_parameters(how.parameters)
-    loss = distill_grams(students, teacher, how.weights, divergence, how.eps)
+    if how.regime == "feature":
+        loss = feature_space_mse(stages[:-1], stages[-1], how.weights, how.eps)
+    else:
+        grams = [_Gram.apply(launcher, stage) for stage in stages]
+        students, teacher = (grams[:-1], grams[-1]) if how.backward_reads_teacher else (grams, saved[-1, ..., :-1])
+        divergence = DIVERGENCES[how.divergence].from_kernel_parameters(how.parameters)
+        loss = distill_grams(students, teacher, how.weights, divergence, how.eps)
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
     return torch.autograd.grad(loss, inputs, grad, create_graph=True)
 

@@ -23,11 +23,14 @@ def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
 
     A row whose squared norm is not finite is NaN.
     """
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    zero = square == 0
-    norm = square.masked_fill(zero, 1).sqrt()
-    inverse = _inverse(norm, zero, eps)
+    inverse = inverse_norms(gram.diagonal(dim1=-2, dim2=-1), eps)
     return gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2))
+
+
+def inverse_norms(square: Tensor, eps: float) -> Tensor:
+    """1 / max(n, eps) of squared norms n², as similarities take it."""
+    zero = square == 0
+    return _inverse(square.masked_fill(zero, 1).sqrt(), zero, eps)
 
 
 def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:

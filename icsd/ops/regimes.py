@@ -11,6 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from icsd.ops.gram import compute_dtype, inverse_norms
+
 Regime = Literal["sample", "feature", "streamed"]
 
 # Bytes of N x N matrices above which they are streamed rather than kept.
@@ -61,3 +66,31 @@ def feature_flops(samples: int, widths: Sequence[int]) -> int:
     """Flops of forward and backward: one triangle of X̂ᵀX̂ and ŶᵀŶ, X̂ᵀŶ, and their products with X̂ and Ŷ."""
     *students, teacher = widths
     return samples * (teacher**2 + sum(3 * width**2 + 4 * width * teacher for width in students))
+
+
+def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequence[float], eps: float) -> Tensor:
+    """Σ_k w_k mean (S_k - T)² from D x D matrices, in plain PyTorch: for derivatives of higher order.
+
+    Args:
+        students: `(*B, N, D_k)`.
+        teacher: `(*B, N, D)`.
+        weights: One for each student.
+        eps: Least norm of a sample.
+
+    Returns:
+        `(*B)`, computed in float64.
+    """
+    dtype = compute_dtype(*students, teacher)
+    target, loss = _normalise(teacher, eps), 0
+    for weight, student in zip(weights, students, strict=True):
+        x = _normalise(student, eps)
+        squares = [(a.mT @ b).square().sum((-2, -1)) for a, b in ((x, x), (x, target), (target, target))]
+        loss = loss + weight * ((squares[0] - squares[1]) + (squares[2] - squares[1]))
+    return (loss / max(1, teacher.shape[-2] ** 2)).to(dtype)
+
+
+def _normalise(x: Tensor, eps: float) -> Tensor:
+    """X̂ in float64."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.double()
+        return x * inverse_norms(x.square().sum(-1), eps).unsqueeze(-1)

@@ -1,0 +1,389 @@
+#include "cpu/streamed.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+
+namespace icsd::cpu {
+namespace {
+
+using std::int64_t;
+
+// One stage of a group, its samples of norm 1 (or as they are, for a divergence of products) in panels.
+template <class C>
+class Stage {
+ public:
+  // With panels by feature too if its gradient is wanted.
+  Stage(const Features& x, int64_t group, int64_t samples, bool wanted)
+      : x_(x),
+        group_(group),
+        samples_(samples),
+        squares_(samples),
+        inverse_norms_(samples),
+        by_sample_(blocks_of(samples, tiles().panel) * tiles().panel * x.features),
+        by_feature_(wanted ? samples * padded_features() : 0) {}
+
+  int64_t padded_features() const { return blocks_of(x_.features, tiles().panel) * tiles().panel; }
+  const Features& features() const { return x_; }
+  const C* squares() const { return squares_.data(); }
+
+  // Of a block of samples; their squared norms are taken from `squares`, of all samples, unless it is null.
+  void prepare(int64_t block, const C* squares, bool normalise, double eps) {
+    const int64_t first = block * kBlock, count = std::min(kBlock, samples_ - first);
+    const int dtype = static_cast<int>(x_.dtype);
+    const void* x = at(x_, group_, first, 0);
+    if (squares) {
+      std::copy_n(squares + first, count, squares_.data() + first);
+    } else {
+      tiles().squares[dtype](x, x_.sample_stride, count, x_.features, squares_.data() + first);
+    }
+    for (int64_t i = first; i < first + count; ++i) inverse_norms_[i] = normalise ? inverse_norm(squares_[i], eps) : 1;
+    tiles().by_sample[dtype](x, x_.sample_stride, count, x_.features, inverse_norms_.data() + first,
+                             by_sample_.data() + first * x_.features, tiles().panel * x_.features);
+    if (by_feature_.data()) {
+      tiles().by_feature[dtype](x, x_.sample_stride, count, x_.features, inverse_norms_.data() + first,
+                                by_feature_.data() + first * tiles().panel, tiles().panel * samples_);
+    }
+  }
+
+  // The block (row, column) of X̂ X̂ᵀ.
+  void multiply(int64_t row, int64_t column, C* block) const {
+    const Panels<C> panels{by_sample_.data(), tiles().panel, tiles().panel, tiles().panel * x_.features};
+    tiles().multiply(panels.from(0, row * kBlock), panels.from(0, column * kBlock),
+                     std::min(kBlock, samples_ - row * kBlock), std::min(kBlock, samples_ - column * kBlock), x_.features,
+                     block, kBlock, false);
+  }
+
+  // sums += the transpose of `matrix`, (samples of the block) x (outputs), times the block's samples.
+  void combine(const C* matrix, int64_t outputs, int64_t block, C* sums) const {
+    const Panels<C> panels{by_feature_.data(), tiles().panel, tiles().panel, tiles().panel * samples_};
+    tiles().multiply({matrix, kBlock, kBlock, 0}, panels.from(block * kBlock, 0), outputs, x_.features,
+                     std::min(kBlock, samples_ - block * kBlock), sums, padded_features(), true);
+  }
+
+  // The gradient of sample i from that of its panels' row.
+  void finish(int64_t i, const C* gradient, bool normalised, double eps, C factor, const Features& out) const {
+    tiles().finish[static_cast<int>(x_.dtype)](gradient, at(x_, group_, i, 0), x_.features, inverse_norms_[i],
+                                               normalised && !is_clamped(squares_[i], eps), factor, at(out, group_, i, 0));
+  }
+
+ private:
+  static const TileKernels<C>& tiles() { return kernels().template tiles<C>(); }
+
+  Features x_;
+  int64_t group_, samples_;
+  std::vector<C> squares_, inverse_norms_;
+  Buffer<C> by_sample_, by_feature_;
+};
+
+// The symmetric matrix of blocks, a square of `side` x `side` of them at a time. The threads of a parallel region share
+// first `make(row, column, slot)` of every block of the lower triangle; then, for every block of samples, in the order of
+// the other block, `take(samples, other, slot, transposed)` of the block (samples, other), or of (other, samples)
+// transposed. What a block of samples takes, and in which order, depends neither on `side` nor on the threads.
+template <class Make, class Take>
+void walk(int64_t blocks, int64_t side, const Make& make, const Take& take) {
+  for (int64_t top = 0; top < blocks; top += side) {
+    for (int64_t left = 0; left <= top; left += side) {
+      const int64_t bottom = std::min(top + side, blocks), right = std::min(left + side, blocks);
+      const auto slot = [&](int64_t row, int64_t column) { return (row - top) * side + (column - left); };
+#pragma omp for schedule(dynamic)
+      for (int64_t item = 0; item < (bottom - top) * side; ++item) {
+        const int64_t row = top + item / side, column = left + item % side;
+        if (column <= row) make(row, column, item);
+      }
+      const int64_t apart = left < top ? right - left : 0;
+#pragma omp for schedule(dynamic)
+      for (int64_t item = 0; item < bottom - top + apart; ++item) {
+        const int64_t samples = item < apart ? left + item : top + item - apart;
+        if (samples >= top) {
+          for (int64_t other = left; other < std::min(right, samples + 1); ++other) {
+            take(samples, other, slot(samples, other), false);
+          }
+        }
+        if (samples < right) {
+          for (int64_t other = std::max(top, samples + 1); other < bottom; ++other) {
+            take(samples, other, slot(other, samples), true);
+          }
+        }
+      }
+    }
+  }
+}
+
+constexpr int64_t kLeastSide = 6, kMostSide = 16;
+int64_t side_for(int64_t blocks, int threads) {
+  return std::min(blocks, std::clamp<int64_t>(threads, kLeastSide, kMostSide));
+}
+
+// What both passes have in common: the stages of a group, and a thread's blocks of the matrices.
+template <class C, template <class> class D>
+class Group {
+ public:
+  Group(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
+        const Distillation& how, int threads)
+      : how_(how),
+        arguments_{how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
+        divergence_(arguments_),
+        rows_(kernels().template rows<C>().of[static_cast<int>(how.divergence)]),
+        samples_(shape.samples),
+        blocks_(blocks_of(shape.samples, kBlock)),
+        side_(side_for(blocks_, threads)),
+        students_(static_cast<int64_t>(stages.size()) - 1),
+        ones_(kBlock, 1),
+        scratch_(threads * kScratch * kBlock * kBlock) {
+    for (std::size_t k = 0; k < stages.size(); ++k) {
+      stages_.emplace_back(stages[k], group, samples_, !outs.empty() && outs[k].data);
+    }
+  }
+
+ protected:
+  using Row = typename D<C>::template Row<C>;
+  static constexpr int64_t kScratch = 4;
+
+  void prepare(const C* saved) {
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < blocks_ * (students_ + 1); ++item) {
+      const int64_t stage = item / blocks_;
+      stages_[stage].prepare(item % blocks_, saved ? saved + stage * samples_ : nullptr, divergence_.similarities, how_.eps);
+    }
+  }
+
+  int64_t count(int64_t block) const { return std::min(kBlock, samples_ - block * kBlock); }
+  C* scratch(int index) { return scratch_.data() + (omp_get_thread_num() * kScratch + index) * kBlock * kBlock; }
+  SimilarityRow<C> row(const C* block, int64_t i) const { return {block + i * kBlock, ones_.data(), 1}; }
+
+  const Distillation& how_;
+  DivergenceArguments<C> arguments_;
+  D<C> divergence_;
+  const RowKernels<C>& rows_;
+  int64_t samples_, blocks_, side_, students_;
+  std::vector<C> ones_;
+  Buffer<C> scratch_;
+  std::vector<Stage<C>> stages_;
+};
+
+template <class C, template <class> class D>
+class Forward : Group<C, D> {
+ public:
+  Forward(const std::vector<Features>& stages, int64_t group, Shape shape, const Distillation& how, int threads)
+      : Group<C, D>(stages, {}, group, shape, how, threads),
+        whole_(students_ * samples_),
+        parts_(side_ * side_ * 2 * students_ * kBlock) {}
+
+  // By the threads of a parallel region.
+  void run() {
+    this->prepare(nullptr);
+    walk(
+        blocks_, side_, [&](int64_t row, int64_t column, int64_t slot) { measure(row, column, slot); },
+        [&](int64_t samples, int64_t, int64_t slot, bool transposed) {
+          for (int64_t student = 0; student < students_; ++student) {
+            const Row* part = parts(slot, transposed, student);
+            Row* whole = whole_.data() + student * samples_ + samples * kBlock;
+            for (int64_t i = 0; i < this->count(samples); ++i) divergence_.merge(whole[i], part[i]);
+          }
+        });
+  }
+
+  C loss() const {
+    double loss = 0;
+    for (int64_t student = 0; student < students_; ++student) {
+      double sum = 0;
+      for (int64_t i = 0; i < samples_; ++i) sum += divergence_.value(whole_[student * samples_ + i]);
+      loss += how_.weights[student] * sum;
+    }
+    return static_cast<C>(loss);
+  }
+
+  void save(C* saved) const {
+    for (const Stage<C>& stage : stages_) saved = std::copy_n(stage.squares(), samples_, saved);
+    std::fill_n(saved, students_ * kMaxStatistics * samples_, C(0));
+    for (int64_t item = 0; item < students_ * samples_; ++item) {
+      C numbers[kMaxStatistics];
+      divergence_.statistics(whole_[item], numbers);
+      C* to = saved + item / samples_ * kMaxStatistics * samples_ + item % samples_;
+      for (int k = 0; k < D<C>::kStatistics; ++k) to[k * samples_] = numbers[k];
+    }
+  }
+
+ private:
+  using Base = Group<C, D>;
+  using typename Base::Row;
+  using Base::blocks_, Base::divergence_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+
+  Row* parts(int64_t slot, bool transposed, int64_t student) {
+    return parts_.data() + ((slot * 2 + transposed) * students_ + student) * kBlock;
+  }
+
+  void measure(int64_t row, int64_t column, int64_t slot) {
+    C *t = this->scratch(0), *s = this->scratch(1), *t_transposed = this->scratch(2), *s_transposed = this->scratch(3);
+    const auto transpose = kernels().template tiles<C>().transpose;
+    stages_[students_].multiply(row, column, t);
+    if (row != column) transpose(t, t_transposed);
+    for (int64_t student = 0; student < students_; ++student) {
+      stages_[student].multiply(row, column, s);
+      measure_rows(s, t, row, column, parts(slot, false, student));
+      if (row == column) continue;
+      transpose(s, s_transposed);
+      measure_rows(s_transposed, t_transposed, column, row, parts(slot, true, student));
+    }
+  }
+
+  void measure_rows(const C* s, const C* t, int64_t row, int64_t column, Row* part) {
+    for (int64_t i = 0; i < this->count(row); ++i) {
+      const auto add = [&](int64_t begin, int64_t end) {
+        this->rows_.measure(this->arguments_, this->row(s, i), this->row(t, i), begin, end, part + i);
+      };
+      part[i] = Row{};
+      if (row == column && !divergence_.diagonal) {
+        add(0, i);
+        add(i + 1, this->count(column));
+      } else {
+        add(0, this->count(column));
+      }
+    }
+  }
+
+  std::vector<Row> whole_, parts_;
+};
+
+template <class C, template <class> class D>
+class Backward : Group<C, D> {
+ public:
+  Backward(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
+           const Distillation& how, const C* saved, C grad, int threads)
+      : Group<C, D>(stages, outs, group, shape, how, threads), outs_(outs), saved_(saved), grad_(grad) {
+    for (std::size_t k = 0; k < stages.size(); ++k) {
+      const bool wanted = outs[k].data;
+      derivatives_.emplace_back(wanted ? side_ * side_ * 2 * kBlock * kBlock : 0);
+      gradients_.emplace_back(wanted ? blocks_ * kBlock * stages_[k].padded_features() : 0);
+    }
+  }
+
+  // By the threads of a parallel region.
+  void run() {
+    this->prepare(saved_);
+#pragma omp for
+    for (int64_t block = 0; block < blocks_; ++block) {
+      for_wanted([&](int64_t k) {
+        const int64_t elements = kBlock * stages_[k].padded_features();
+        std::fill_n(gradients_[k].data() + block * elements, elements, C(0));
+      });
+    }
+    walk(
+        blocks_, side_, [&](int64_t row, int64_t column, int64_t slot) { differentiate(row, column, slot); },
+        [&](int64_t samples, int64_t other, int64_t slot, bool transposed) {
+          for_wanted([&](int64_t k) {
+            stages_[k].combine(derivative(k, slot, !transposed), this->count(samples), other,
+                               gradients_[k].data() + samples * kBlock * stages_[k].padded_features());
+          });
+        });
+#pragma omp for
+    for (int64_t i = 0; i < samples_; ++i) {
+      for_wanted([&](int64_t k) {
+        stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), divergence_.similarities, how_.eps,
+                          grad_, outs_[k]);
+      });
+    }
+  }
+
+ private:
+  using Base = Group<C, D>;
+  using Base::blocks_, Base::divergence_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+
+  template <class Call>
+  void for_wanted(const Call& call) {
+    for (int64_t k = 0; k <= students_; ++k) {
+      if (outs_[k].data) call(k);
+    }
+  }
+
+  C* derivative(int64_t stage, int64_t slot, bool transposed) {
+    return derivatives_[stage].data() + (slot * 2 + transposed) * kBlock * kBlock;
+  }
+
+  void differentiate(int64_t row, int64_t column, int64_t slot) {
+    C *t = this->scratch(0), *s = this->scratch(1);
+    const bool teacher = outs_[students_].data;
+    stages_[students_].multiply(row, column, t);
+    for_wanted([&](int64_t k) { std::fill_n(derivative(k, slot, false), kBlock * kBlock, C(0)); });
+    for (int64_t student = 0; student < students_; ++student) {
+      if (!teacher && !outs_[student].data) continue;
+      stages_[student].multiply(row, column, s);
+      if (outs_[student].data) add_derivative(this->rows_.student, s, t, row, column, student, derivative(student, slot, false));
+      if (teacher) add_derivative(this->rows_.teacher, s, t, row, column, student, derivative(students_, slot, false));
+    }
+    for_wanted([&](int64_t k) {
+      C* g = derivative(k, slot, false);
+      if (row == column && !divergence_.diagonal) {
+        for (int64_t i = 0; i < kBlock; ++i) g[i * kBlock + i] = 0;
+      }
+      kernels().template tiles<C>().transpose(g, derivative(k, slot, true));
+    });
+  }
+
+  void add_derivative(typename RowKernels<C>::Differentiate add, const C* s, const C* t, int64_t row, int64_t column,
+                      int64_t student, C* g) {
+    const C* statistics = saved_ + (students_ + 1 + student * kMaxStatistics) * samples_;
+    for (int64_t i = 0; i < this->count(row); ++i) {
+      C own[kMaxStatistics];
+      for (int k = 0; k < kMaxStatistics; ++k) own[k] = statistics[k * samples_ + row * kBlock + i];
+      add(this->arguments_, this->row(s, i), this->row(t, i), 0, this->count(column), own,
+          {statistics + column * kBlock, samples_}, static_cast<C>(how_.weights[student]), g + i * kBlock);
+    }
+  }
+
+  const std::vector<Features>& outs_;
+  const C* saved_;
+  C grad_;
+  std::vector<Buffer<C>> derivatives_;  // (side, side, 2, kBlock, kBlock), each block and its transpose
+  std::vector<Buffer<C>> gradients_;    // with respect to the panels, (samples, padded features)
+};
+
+int64_t work_of(const std::vector<Features>& stages, Shape shape) {
+  int64_t features = 0;
+  for (const Features& stage : stages) features += stage.features;
+  return shape.samples * shape.samples * features;
+}
+
+}  // namespace
+
+template <class C>
+void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved) {
+  const int threads = threads_for(work_of(stages, shape));
+  with_divergence(how.divergence, [&](auto tag) {
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      Forward<C, decltype(tag)::template Of> pass(stages, group, shape, how, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+      pass.run();
+      loss[group] = pass.loss();
+      if (saved) pass.save(saved + group * streamed_numbers(stages.size(), shape.samples));
+    }
+  });
+}
+
+template <class C>
+void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
+                               const std::vector<Features>& outs, Shape shape, const Distillation& how) {
+  const int threads = threads_for(work_of(stages, shape));
+  with_divergence(how.divergence, [&](auto tag) {
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      const C* of_group = saved + group * streamed_numbers(stages.size(), shape.samples);
+      Backward<C, decltype(tag)::template Of> pass(stages, outs, group, shape, how, of_group, grad[group], threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+      pass.run();
+    }
+  });
+}
+
+#define ICSD_INSTANTIATE(C)                                                                                      \
+  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*);           \
+  template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&,                   \
+                                             const std::vector<Features>&, Shape, const Distillation&);
+ICSD_INSTANTIATE(float)
+ICSD_INSTANTIATE(double)
+#undef ICSD_INSTANTIATE
+
+}  // namespace icsd::cpu

@@ -1,0 +1,25 @@
+// Distillation of many samples: the N x N matrices are made a block at a time, used and forgotten.
+#pragma once
+
+#include <vector>
+
+#include "cpu/operator.h"
+
+namespace icsd::cpu {
+
+// Numbers that the backward pass needs of a group: the squared norms of all stages' samples (stages, N), then of every
+// student kMaxStatistics numbers of its rows (students, kMaxStatistics, N), zeros where a divergence has fewer.
+inline std::int64_t streamed_numbers(std::int64_t stages, std::int64_t samples) {
+  return samples * (stages + kMaxStatistics * (stages - 1));
+}
+
+// As `distill`; `saved` (groups, streamed_numbers) or null.
+template <class C>
+void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved);
+
+// The stages' gradients, from all stages; null data where none is wanted.
+template <class C>
+void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
+                               const std::vector<Features>& outs, Shape shape, const Distillation& how);
+
+}  // namespace icsd::cpu
