@@ -41,12 +41,16 @@ class Moments {
  public:
   Moments(const std::vector<Features>& stages, int64_t group, Shape shape, double eps, double* out)
       : stages_(stages), group_(group), samples_(shape.samples), eps_(eps), moments_(moments_of(stages)), out_(out) {
-    int64_t elements = 0;
+    int64_t features = 0;
+    for (const Features& stage : stages) features += padded(stage.features);
+    const int64_t fit = kPanelBytes / (std::max<int64_t>(features, 1) * kBlock * sizeof(C));
+    batch_ = std::clamp<int64_t>(fit, 1, blocks_of(samples_, kBlock)) * kBlock;
+    panels_ = Buffer<C>(features * batch_);
+    int64_t begin = 0;
     for (const Features& stage : stages) {
-      begins_.push_back(elements);
-      elements += kSamples * padded(stage.features);
+      begins_.push_back(begin);
+      begin += padded(stage.features) * batch_;
     }
-    panels_ = Buffer<C>(elements);
     for (std::size_t m = 0; m < moments_.size(); ++m) {
       for (int64_t row = 0; row < moments_[m].rows; row += tiles().panel) {
         for (int64_t column = 0; column < moments_[m].columns; column += tiles().panel) {
@@ -60,8 +64,8 @@ class Moments {
   // By the threads of a parallel region.
   void run() {
     const int64_t stages = static_cast<int64_t>(stages_.size()), count = static_cast<int64_t>(tiles_.size());
-    for (int64_t first = 0; first < samples_; first += kSamples) {
-      const int64_t blocks = blocks_of(std::min(kSamples, samples_ - first), kBlock);
+    for (int64_t first = 0; first < samples_; first += batch_) {
+      const int64_t blocks = blocks_of(std::min(batch_, samples_ - first), kBlock);
 #pragma omp for schedule(dynamic)
       for (int64_t item = 0; item < stages * blocks; ++item) prepare(item / blocks, first, item % blocks);
 #pragma omp for schedule(dynamic)
@@ -74,7 +78,7 @@ class Moments {
   }
 
  private:
-  static constexpr int64_t kSamples = 5 * kBlock;
+  static constexpr int64_t kPanelBytes = 4 << 20;  // of the samples laid out at a time, to stay in a shared cache
 
   struct Tile {
     const Moment* moment;
@@ -94,11 +98,11 @@ class Moments {
     for (int64_t i = 0; i < samples; ++i) scale[i] = inverse_norm(scale[i], eps_);
     tiles().by_feature[static_cast<int>(x.dtype)](data, x.sample_stride, samples, x.features, scale,
                                                   panels_.data() + begins_[stage] + block * kBlock * tiles().panel,
-                                                  kSamples * tiles().panel);
+                                                  batch_ * tiles().panel);
   }
 
   Panels<C> panels(int64_t stage, int64_t block, int64_t feature) const {
-    return Panels<C>{panels_.data() + begins_[stage], tiles().panel, tiles().panel, kSamples * tiles().panel}.from(
+    return Panels<C>{panels_.data() + begins_[stage], tiles().panel, tiles().panel, batch_ * tiles().panel}.from(
         block * kBlock, feature);
   }
 
@@ -132,6 +136,7 @@ class Moments {
   double eps_;
   std::vector<Moment> moments_;
   double* out_;
+  int64_t batch_;                // samples laid out at a time
   std::vector<int64_t> begins_;  // of the stages' panels
   Buffer<C> panels_{0};
   std::vector<Tile> tiles_;
