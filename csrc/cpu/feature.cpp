@@ -1,7 +1,5 @@
 #include "cpu/feature.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/kernels.h"
@@ -39,8 +37,14 @@ std::vector<Moment> moments_of(const std::vector<Features>& stages) {
 template <class C>
 class Moments {
  public:
-  Moments(const std::vector<Features>& stages, int64_t group, Shape shape, double eps, double* out)
-      : stages_(stages), group_(group), samples_(shape.samples), eps_(eps), moments_(moments_of(stages)), out_(out) {
+  Moments(const std::vector<Features>& stages, int64_t group, Shape shape, double eps, double* out, int threads)
+      : stages_(stages),
+        group_(group),
+        samples_(shape.samples),
+        eps_(eps),
+        moments_(moments_of(stages)),
+        out_(out),
+        loops_(threads) {
     int64_t features = 0;
     for (const Features& stage : stages) features += padded(stage.features);
     const int64_t fit = kPanelBytes / (std::max<int64_t>(features, 1) * kBlock * sizeof(C));
@@ -61,20 +65,16 @@ class Moments {
     sums_.resize(tiles_.size() * tiles().panel * tiles().panel);
   }
 
-  // By the threads of a parallel region.
-  void run() {
+  void run(Member member) {
     const int64_t stages = static_cast<int64_t>(stages_.size()), count = static_cast<int64_t>(tiles_.size());
     for (int64_t first = 0; first < samples_; first += batch_) {
       const int64_t blocks = blocks_of(std::min(batch_, samples_ - first), kBlock);
-#pragma omp for schedule(dynamic)
-      for (int64_t item = 0; item < stages * blocks; ++item) prepare(item / blocks, first, item % blocks);
-#pragma omp for schedule(dynamic)
-      for (int64_t item = 0; item < count; ++item) {
+      loops_.each(member, stages * blocks, [&](int64_t item) { prepare(item / blocks, first, item % blocks); });
+      loops_.each(member, count, [&](int64_t item) {
         for (int64_t block = 0; block < blocks; ++block) add(item, first, block);
-      }
+      });
     }
-#pragma omp for
-    for (int64_t item = 0; item < count; ++item) put(item);
+    loops_.each(member, count, [&](int64_t item) { put(item); });
   }
 
  private:
@@ -136,6 +136,7 @@ class Moments {
   double eps_;
   std::vector<Moment> moments_;
   double* out_;
+  Loops loops_;
   int64_t batch_;                // samples laid out at a time
   std::vector<int64_t> begins_;  // of the stages' panels
   Buffer<C> panels_{0};
@@ -176,9 +177,8 @@ int threads_of(const std::vector<Features>& stages, Shape shape) {
 template <class C>
 void compute_moments(const std::vector<Features>& stages, int64_t group, Shape shape, double eps, double* moments) {
   const int threads = threads_of(stages, shape);
-  Moments<C> pass(stages, group, shape, eps, moments);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  pass.run();
+  Moments<C> pass(stages, group, shape, eps, moments, threads);
+  in_parallel(threads, [&](Member member) { pass.run(member); });
 }
 
 // The gradients of a group in products of type C.
@@ -187,7 +187,13 @@ class Gradients {
  public:
   Gradients(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
             const Distillation& how, const double* moments, C grad, int threads)
-      : stages_(stages), outs_(outs), group_(group), samples_(shape.samples), eps_(how.eps), grad_(grad) {
+      : stages_(stages),
+        outs_(outs),
+        group_(group),
+        samples_(shape.samples),
+        eps_(how.eps),
+        grad_(grad),
+        blocks_(blocks_of(shape.samples, kBlock)) {
     const double scale = 4.0 / (static_cast<double>(shape.samples) * shape.samples);
     const int64_t teacher = static_cast<int64_t>(stages.size()) - 1;
     const std::vector<Moment> all = moments_of(stages);
@@ -211,11 +217,9 @@ class Gradients {
     scratch_ = Buffer<C>(threads * (per_thread_ = kBlock * (features + widest)));
   }
 
-  // By the threads of a parallel region.
-  void run() {
-    C* scratch = scratch_.data() + omp_get_thread_num() * per_thread_;
-#pragma omp for schedule(dynamic)
-    for (int64_t block = 0; block < blocks_of(samples_, kBlock); ++block) differentiate(block, scratch);
+  void run(Member member) {
+    C* scratch = scratch_.data() + member.thread * per_thread_;
+    blocks_.each([&](int64_t block) { differentiate(block, scratch); });
   }
 
  private:
@@ -283,6 +287,7 @@ class Gradients {
   int64_t group_, samples_;
   double eps_;
   C grad_;
+  Queue blocks_;
   std::vector<Term> terms_;
   std::vector<int64_t> begins_;  // of the stages' panels
   int64_t per_thread_ = 0;
@@ -294,8 +299,7 @@ void compute_gradients(const std::vector<Features>& stages, const std::vector<Fe
                        const Distillation& how, const double* moments, C grad) {
   const int threads = threads_of(stages, shape);
   Gradients<C> pass(stages, outs, group, shape, how, moments, grad, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  pass.run();
+  in_parallel(threads, [&](Member member) { pass.run(member); });
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 #include "cpu/streamed.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/kernels.h"
@@ -84,19 +82,17 @@ class Stage {
 // the other block, `take(samples, other, slot, transposed)` of the block (samples, other), or of (other, samples)
 // transposed. What a block of samples takes, and in which order, depends neither on `side` nor on the threads.
 template <class Make, class Take>
-void walk(int64_t blocks, int64_t side, const Make& make, const Take& take) {
+void walk(Member member, Loops& loops, int64_t blocks, int64_t side, const Make& make, const Take& take) {
   for (int64_t top = 0; top < blocks; top += side) {
     for (int64_t left = 0; left <= top; left += side) {
       const int64_t bottom = std::min(top + side, blocks), right = std::min(left + side, blocks);
       const auto slot = [&](int64_t row, int64_t column) { return (row - top) * side + (column - left); };
-#pragma omp for schedule(dynamic)
-      for (int64_t item = 0; item < (bottom - top) * side; ++item) {
+      loops.each(member, (bottom - top) * side, [&](int64_t item) {
         const int64_t row = top + item / side, column = left + item % side;
         if (column <= row) make(row, column, item);
-      }
+      });
       const int64_t apart = left < top ? right - left : 0;
-#pragma omp for schedule(dynamic)
-      for (int64_t item = 0; item < bottom - top + apart; ++item) {
+      loops.each(member, bottom - top + apart, [&](int64_t item) {
         const int64_t samples = item < apart ? left + item : top + item - apart;
         if (samples >= top) {
           for (int64_t other = left; other < std::min(right, samples + 1); ++other) {
@@ -108,7 +104,7 @@ void walk(int64_t blocks, int64_t side, const Make& make, const Take& take) {
             take(samples, other, slot(other, samples), true);
           }
         }
-      }
+      });
     }
   }
 }
@@ -132,6 +128,7 @@ class Group {
         blocks_(blocks_of(shape.samples, kBlock)),
         side_(side_for(blocks_, threads)),
         students_(static_cast<int64_t>(stages.size()) - 1),
+        loops_(threads),
         ones_(kBlock, 1),
         scratch_(threads * kScratch * kBlock * kBlock) {
     for (std::size_t k = 0; k < stages.size(); ++k) {
@@ -143,16 +140,17 @@ class Group {
   using Row = typename D<C>::template Row<C>;
   static constexpr int64_t kScratch = 4;
 
-  void prepare(const C* saved) {
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < blocks_ * (students_ + 1); ++item) {
+  void prepare(Member member, const C* saved) {
+    loops_.each(member, blocks_ * (students_ + 1), [&](int64_t item) {
       const int64_t stage = item / blocks_;
       stages_[stage].prepare(item % blocks_, saved ? saved + stage * samples_ : nullptr, divergence_.similarities, how_.eps);
-    }
+    });
   }
 
   int64_t count(int64_t block) const { return std::min(kBlock, samples_ - block * kBlock); }
-  C* scratch(int index) { return scratch_.data() + (omp_get_thread_num() * kScratch + index) * kBlock * kBlock; }
+  C* scratch(Member member, int index) {
+    return scratch_.data() + (member.thread * kScratch + index) * kBlock * kBlock;
+  }
   SimilarityRow<C> row(const C* block, int64_t i) const { return {block + i * kBlock, ones_.data(), 1}; }
 
   const Distillation& how_;
@@ -160,6 +158,7 @@ class Group {
   D<C> divergence_;
   const RowKernels<C>& rows_;
   int64_t samples_, blocks_, side_, students_;
+  Loops loops_;
   std::vector<C> ones_;
   Buffer<C> scratch_;
   std::vector<Stage<C>> stages_;
@@ -173,11 +172,11 @@ class Forward : Group<C, D> {
         whole_(students_ * samples_),
         parts_(side_ * side_ * 2 * students_ * kBlock) {}
 
-  // By the threads of a parallel region.
-  void run() {
-    this->prepare(nullptr);
+  void run(Member member) {
+    this->prepare(member, nullptr);
     walk(
-        blocks_, side_, [&](int64_t row, int64_t column, int64_t slot) { measure(row, column, slot); },
+        member, this->loops_, blocks_, side_,
+        [&](int64_t row, int64_t column, int64_t slot) { measure(member, row, column, slot); },
         [&](int64_t samples, int64_t, int64_t slot, bool transposed) {
           for (int64_t student = 0; student < students_; ++student) {
             const Row* part = parts(slot, transposed, student);
@@ -217,8 +216,9 @@ class Forward : Group<C, D> {
     return parts_.data() + ((slot * 2 + transposed) * students_ + student) * kBlock;
   }
 
-  void measure(int64_t row, int64_t column, int64_t slot) {
-    C *t = this->scratch(0), *s = this->scratch(1), *t_transposed = this->scratch(2), *s_transposed = this->scratch(3);
+  void measure(Member member, int64_t row, int64_t column, int64_t slot) {
+    C *t = this->scratch(member, 0), *s = this->scratch(member, 1);
+    C *t_transposed = this->scratch(member, 2), *s_transposed = this->scratch(member, 3);
     const auto transpose = kernels().template tiles<C>().transpose;
     stages_[students_].multiply(row, column, t);
     if (row != column) transpose(t, t_transposed);
@@ -262,31 +262,31 @@ class Backward : Group<C, D> {
     }
   }
 
-  // By the threads of a parallel region.
-  void run() {
-    this->prepare(saved_);
-#pragma omp for
-    for (int64_t block = 0; block < blocks_; ++block) {
+  void run(Member member) {
+    this->prepare(member, saved_);
+    this->loops_.each(member, blocks_, [&](int64_t block) {
       for_wanted([&](int64_t k) {
         const int64_t elements = kBlock * stages_[k].padded_features();
         std::fill_n(gradients_[k].data() + block * elements, elements, C(0));
       });
-    }
+    });
     walk(
-        blocks_, side_, [&](int64_t row, int64_t column, int64_t slot) { differentiate(row, column, slot); },
+        member, this->loops_, blocks_, side_,
+        [&](int64_t row, int64_t column, int64_t slot) { differentiate(member, row, column, slot); },
         [&](int64_t samples, int64_t other, int64_t slot, bool transposed) {
           for_wanted([&](int64_t k) {
             stages_[k].combine(derivative(k, slot, !transposed), this->count(samples), other,
                                gradients_[k].data() + samples * kBlock * stages_[k].padded_features());
           });
         });
-#pragma omp for
-    for (int64_t i = 0; i < samples_; ++i) {
+    this->loops_.each(member, blocks_, [&](int64_t block) {
       for_wanted([&](int64_t k) {
-        stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), divergence_.similarities, how_.eps,
-                          grad_, outs_[k]);
+        for (int64_t i = block * kBlock; i < block * kBlock + this->count(block); ++i) {
+          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), divergence_.similarities,
+                            how_.eps, grad_, outs_[k]);
+        }
       });
-    }
+    });
   }
 
  private:
@@ -304,8 +304,8 @@ class Backward : Group<C, D> {
     return derivatives_[stage].data() + (slot * 2 + transposed) * kBlock * kBlock;
   }
 
-  void differentiate(int64_t row, int64_t column, int64_t slot) {
-    C *t = this->scratch(0), *s = this->scratch(1);
+  void differentiate(Member member, int64_t row, int64_t column, int64_t slot) {
+    C *t = this->scratch(member, 0), *s = this->scratch(member, 1);
     const bool teacher = outs_[students_].data;
     stages_[students_].multiply(row, column, t);
     for_wanted([&](int64_t k) { std::fill_n(derivative(k, slot, false), kBlock * kBlock, C(0)); });
@@ -356,8 +356,7 @@ void distill_streamed(const std::vector<Features>& stages, Shape shape, const Di
   with_divergence(how.divergence, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {
       Forward<C, decltype(tag)::template Of> pass(stages, group, shape, how, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-      pass.run();
+      in_parallel(threads, [&](Member member) { pass.run(member); });
       loss[group] = pass.loss();
       if (saved) pass.save(saved + group * streamed_numbers(stages.size(), shape.samples));
     }
@@ -372,8 +371,7 @@ void distill_streamed_backward(const C* grad, const C* saved, const std::vector<
     for (int64_t group = 0; group < shape.groups; ++group) {
       const C* of_group = saved + group * streamed_numbers(stages.size(), shape.samples);
       Backward<C, decltype(tag)::template Of> pass(stages, outs, group, shape, how, of_group, grad[group], threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-      pass.run();
+      in_parallel(threads, [&](Member member) { pass.run(member); });
     }
   });
 }

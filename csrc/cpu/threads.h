@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 namespace icsd::cpu {
 
@@ -45,6 +46,25 @@ class Queue {
 
  private:
   std::int64_t total_;
+  std::atomic<std::int64_t> next_{0};
+};
+
+// Loops of a parallel region, one after the other, with a barrier after each.
+class Loops {
+ public:
+  explicit Loops(int threads) : begins_(threads) {}
+
+  // Runs work(item) for the items [0, total), each taken by whichever thread asks next.
+  template <class Work>
+  void each(Member member, std::int64_t total, const Work& work) {
+    std::int64_t& begin = begins_[member.thread];
+    for (std::int64_t item = next_++ - begin; item < total; item = next_++ - begin) work(item);
+    begin += total + member.threads;  // every thread has asked once in vain
+    member.barrier();
+  }
+
+ private:
+  std::vector<std::int64_t> begins_;  // of the next loop, for each thread
   std::atomic<std::int64_t> next_{0};
 };
 

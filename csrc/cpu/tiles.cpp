@@ -30,15 +30,15 @@ typedef float HalfFloatVector __attribute__((vector_size(ICSD_VECTOR_BYTES / 2))
 
 // `count` elements, at most a vector of C, as C and zeros after them.
 template <class C, class T>
-Vector<C> load_as(const T* p, int64_t count) {
+Vector<C> load_some(const T* p, int64_t count) {
   if constexpr (std::is_same_v<Compute<T>, C>) {
-    return count == kLanes<C> ? load(p) : load_partial(p, count);
+    return count == kLanes<C> ? load(p) : load_partial<C>(p, count);
   } else {
     HalfFloatVector half;
     if (std::is_same_v<T, float> && count == kLanes<C>) {
       std::memcpy(&half, p, sizeof half);
     } else {
-      const FloatVector whole = load_partial(p, count);
+      const FloatVector whole = load_partial<float>(p, count);
       std::memcpy(&half, &whole, sizeof half);
     }
     return __builtin_convertvector(half, DoubleVector);
@@ -46,7 +46,7 @@ Vector<C> load_as(const T* p, int64_t count) {
 }
 
 template <class C, class T>
-void store_as(T* p, Vector<C> v, int64_t count) {
+void store_some(T* p, Vector<C> v, int64_t count) {
   if constexpr (std::is_same_v<Compute<T>, C>) {
     if (count == kLanes<C>) {
       store(p, v);
@@ -70,12 +70,12 @@ void squares(const void* data, int64_t stride, int64_t samples, int64_t features
     int64_t k = 0;
     for (; k + 2 * kStep <= features; k += 2 * kStep) {
       for (int part = 0; part < 2; ++part) {
-        const DoubleVector value = load_as<double>(x + k + part * kStep, kStep);
+        const DoubleVector value = load_some<double>(x + k + part * kStep, kStep);
         sums[part] += value * value;
       }
     }
     for (; k < features; k += kStep) {
-      const DoubleVector value = load_as<double>(x + k, std::min(kStep, features - k));
+      const DoubleVector value = load_some<double>(x + k, std::min(kStep, features - k));
       sums[0] += value * value;
     }
     out[i] = static_cast<C>(sum(sums[0] + sums[1]));
@@ -93,7 +93,7 @@ void by_feature(const void* data, int64_t stride, int64_t samples, int64_t featu
       C* to = panels + k / kPanel<C> * panel_stride + i * kPanel<C>;
       for (int64_t v = 0; v < kPanel<C>; v += kStep) {
         const int64_t count = std::clamp<int64_t>(features - k - v, 0, kStep);
-        store(to + v, factor * (count > 0 ? load_as<C>(x + k + v, count) : Vector<C>{}));
+        store(to + v, factor * (count > 0 ? load_some<C>(x + k + v, count) : Vector<C>{}));
       }
     }
   }
@@ -130,7 +130,7 @@ void by_sample(const void* data, int64_t stride, int64_t samples, int64_t featur
       const int64_t count = std::min(kStep, features - k);
       Vector<C> rows[kStep];
       for (int64_t r = 0; r < kStep; ++r) {
-        rows[r] = i + r < samples ? (scale ? scale[i + r] : C(1)) * load_as<C>(x + (i + r) * stride + k, count) : Vector<C>{};
+        rows[r] = i + r < samples ? (scale ? scale[i + r] : C(1)) * load_some<C>(x + (i + r) * stride + k, count) : Vector<C>{};
       }
       transpose_lanes(rows);
       for (int64_t r = 0; r < count; ++r) store(to + (k + r) * kPanel<C>, rows[r]);
@@ -192,13 +192,13 @@ void finish(const C* h, const void* data, int64_t features, C r, bool project, C
   Vector<C> products{};
   for (int64_t k = 0; project && k < features; k += kStep) {
     const int64_t count = std::min(kStep, features - k);
-    products += load_as<C>(h + k, count) * (r * load_as<C>(x + k, count));
+    products += load_some<C>(h + k, count) * (r * load_some<C>(x + k, count));
   }
   const C projection = sum(products);
   for (int64_t k = 0; k < features; k += kStep) {
     const int64_t count = std::min(kStep, features - k);
-    const Vector<C> direction = r * load_as<C>(x + k, count);
-    store_as<C>(static_cast<T*>(out) + k, (factor * r) * (load_as<C>(h + k, count) - projection * direction), count);
+    const Vector<C> direction = r * load_some<C>(x + k, count);
+    store_some<C>(static_cast<T*>(out) + k, (factor * r) * (load_some<C>(h + k, count) - projection * direction), count);
   }
 }
 

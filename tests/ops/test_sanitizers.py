@@ -38,8 +38,9 @@ def test_native_code_under_sanitizers(tmp_path):
         check=False,
     )
     assert build.returncode == 0, build.stdout[-2000:] + build.stderr[-2000:]
-    files = ["tests/ops/test_accuracy.py", "tests/ops/test_native.py"]
-    which = "not reference and not dataloader and not forked"
+    files = ["tests/ops/test_accuracy.py", "tests/ops/test_native.py", "tests/ops/test_regimes.py"]
+    slow = ["reference", "dataloader", "forked", "compile", "opcheck", "gradcheck", "memory"]
+    which = " and ".join(f"not {name}" for name in slow)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", which, *files],
         cwd=tmp_path,
