@@ -264,7 +264,7 @@ class _Distill(torch.autograd.Function):
         saved, *stages = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2 : 2 + len(stages)]
         if _is_batched(grad):  # many at once, in which the gradient is linear
-            ones = torch.ones(saved.shape[1:-2], dtype=saved.dtype, device=saved.device)
+            ones = torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
             units = ctx.launcher.launch_distill_backward(ones, saved, stages, wanted, ctx.how)
             grads = iter([unit * grad[..., None, None] for unit in units])
         elif torch.is_grad_enabled():

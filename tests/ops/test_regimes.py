@@ -127,6 +127,18 @@ def test_gradcheck_and_gradgradcheck(regime, case):
         assert torch.autograd.gradgradcheck(loss, stages)
 
 
+@pytest.mark.parametrize(("regime", "case"), CASES)
+def test_many_gradients_at_once(regime, case):
+    stages = features(5, 4, 3, batch=(2,))
+    loss = loss_of(case, stages, regime, reduction="none")
+    batched = torch.autograd.grad(
+        loss, stages, torch.eye(2, dtype=loss.dtype), is_grads_batched=True, retain_graph=True
+    )
+    for k in range(2):
+        one = torch.autograd.grad(loss[k], stages, retain_graph=True)
+        torch.testing.assert_close([gradient[k] for gradient in batched], list(one))
+
+
 @pytest.mark.parametrize("regime", ["feature", "streamed"])
 def test_clamped_norms(regime):
     stages = features(5, 4, 6)
