@@ -1,7 +1,8 @@
 // Compiled once for each instruction set, with ICSD_ISA its namespace.
 //
-// Both passes copy a panel of features, in compute type and padded to whole vectors, next to each other into the cache
-// before they use it many times: rows a power of two apart would evict each other, and half types convert once.
+// Both passes copy a panel of features, converted to what is multiplied and padded to whole vectors, next to each other
+// into the cache before they use it many times: rows a power of two apart would evict each other, and half types convert
+// once.
 #include "cpu/kernels.h"
 
 #include <algorithm>

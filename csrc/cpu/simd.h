@@ -129,12 +129,17 @@ inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(bfloat16* p, Bfloat16Vector v) { std::memcpy(p, &v, sizeof v); }
 
+// To nearest, ties to even; the instruction takes numbers below 2^-126 for zero.
 inline void store(bfloat16* p, FloatVector v) {
+#if defined(__AVX512BF16__)
+  const __m256bh out = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+#else
   UintVector bits;
   std::memcpy(&bits, &v, sizeof v);
   const UintVector nan = reinterpret_cast<UintVector>(v != v);
-  const UintVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const UintVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const HalfBits out = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), HalfBits);
+#endif
   std::memcpy(p, &out, sizeof out);
 }
 
