@@ -4,8 +4,12 @@ import ctypes
 import hashlib
 import os
 import subprocess
+import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+import pybind11
 
 ROOT = Path(__file__).parents[2]
 EMULATOR = Path(__file__).parent / "emulator"
@@ -91,27 +95,48 @@ def build_runtime(mode: str, arch: int) -> Path:
     return link("libemulator.so", objects, ["-shared", "-pthread", *LINK_FLAGS[mode]])
 
 
-def build(*sources: Path, mode: str = "plain", arch: int = 80, executable: bool = False) -> Path:
-    """The library (or program) of some `.cu` for the emulated architecture `arch`, as in sm_80."""
-    runtime = build_runtime(mode, arch)
+def compile_kernels(sources: Iterable[Path], mode: str, arch: int) -> list[Path]:
     flags = ["-include", "cuda_runtime.h", "-w", *KERNEL_FLAGS[mode], *device_flags(arch)]  # nvcc includes it too
-    objects = [compile_object(source, flags) for source in sources]
-    return link(
-        sources[0].stem if executable else f"lib{sources[0].stem}.so",
-        [*objects, runtime],
-        [*([] if executable else ["-shared"]), f"-Wl,-rpath,{runtime.parent}", *LINK_FLAGS[mode]],
-    )
+    return [compile_object(source, flags) for source in sources]
 
 
-def load(*sources: Path, mode: str = "plain", arch: int = 80, seed: int = 1) -> ctypes.CDLL:
-    """A library whose `extern "C"` functions are called with pointers to tensors' memory."""
-    library = ctypes.CDLL(str(build(*sources, mode=mode, arch=arch)))
+def link_library(name: str, sources: list[Path], mode: str, arch: int) -> Path:
+    parts = [*compile_kernels(sources, mode, arch), build_runtime(mode, arch)]
+    return link(f"lib{name}.so", parts, ["-shared", *LINK_FLAGS[mode]])
+
+
+def build_native(mode: str = "plain", arch: int = 80) -> Path:
+    """`icsd._native` with the emulated CUDA kernels and without those of the CPU, whose calls stay unresolved."""
+    definitions = ["-DICSD_CUDA", '-DICSD_CPU_ISAS=""', f'-DICSD_CUDA_ARCHITECTURES="{arch}"', '-DICSD_COMPILER=""']
+    python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    binding = compile_object(ROOT / "csrc" / "binding.cpp", ["-O1", "-w", *python, *definitions])
+    # Apart, since the binding has thread-local storage of its own, and that of the kernels is their shared memory.
+    kernels = link_library("kernels", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), mode, arch)
+    return link("_native.so", [binding, kernels], ["-shared", "-Wl,-z,lazy", *LINK_FLAGS[mode]])
+
+
+def build_program(source: Path, mode: str) -> Path:
+    """A `.cu` with a `main`."""
+    return link(source.stem, [*compile_kernels([source], mode, 80), build_runtime(mode, 80)], LINK_FLAGS[mode])
+
+
+def open_library(path: Path, seed: int) -> ctypes.CDLL:
+    """A library with what it and the emulator export; see runtime/device.cpp and runtime/meter.cpp."""
+    library = ctypes.CDLL(str(path))
     library.emulator_failure.restype = ctypes.c_char_p
     for name in ("emulator_launches", "emulator_bytes_read", "emulator_bytes_written"):
         if hasattr(library, name):
             getattr(library, name).restype = ctypes.c_uint64
-    library.emulator_seed(ctypes.c_uint64(seed))
+    library.emulator_seed.argtypes = [ctypes.c_uint64]
+    library.emulator_seed(seed)
+    if hasattr(library, "emulator_watch"):
+        library.emulator_watch.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return library
+
+
+def load(source: Path, mode: str = "plain", seed: int = 1) -> ctypes.CDLL:
+    """A `.cu` whose `extern "C"` functions are called with pointers to tensors' memory."""
+    return open_library(link_library(source.stem, [source], mode, arch=80), seed)
 
 
 def pointer(tensor) -> ctypes.c_void_p:

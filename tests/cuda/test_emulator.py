@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from harness import EMULATOR, SANITIZER_OPTIONS, build, build_runtime, load, pointer
+from harness import EMULATOR, SANITIZER_OPTIONS, build_program, build_runtime, load, pointer
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the context switch is written for x86-64")
 
@@ -38,7 +38,7 @@ CAUGHT = [
 
 
 def run_planted(name, version, mode, blocks, seed):
-    program = build(EMULATOR / "planted" / "main.cpp", mode=mode, executable=True)
+    program = build_program(EMULATOR / "planted" / "main.cpp", mode)
     return subprocess.run(
         [program, name, version, str(seed), blocks],
         env=os.environ | SANITIZER_OPTIONS,
@@ -224,7 +224,7 @@ def test_asynchronous_copy_with_zeros(features):
 def test_bytes_are_counted():
     counted = load(EMULATOR / "features.cu", mode="counted")
     x, out = torch.randn(10, 48), torch.empty(10, 48)
-    ranges = [counted.emulator_watch(pointer(t), ctypes.c_size_t(t.nbytes)) for t in (x, out)]
+    ranges = [counted.emulator_watch(t.data_ptr(), t.nbytes) for t in (x, out)]
     counted.emulate_move_rows(pointer(x), pointer(out), *x.shape)
     assert out.equal(x)
     assert [counted.emulator_bytes_read(r) for r in ranges] == [x.nbytes, 0]

@@ -1,0 +1,155 @@
+"""The CUDA backend in the emulator gives right results under hostile schedules.
+
+With ICSD_EMULATOR_MODE and ICSD_EMULATOR_BLOCKS it does so under a sanitizer (harness.py).
+"""
+
+import os
+import platform
+import zlib
+
+import pytest
+import test_accuracy as accuracy
+import torch
+from emulated import EmulatedBackend
+
+import icsd
+from icsd.ops import registry
+from icsd.ops.divergences import KL
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
+
+SHAPES = [shape for shape in accuracy.SHAPES if shape[0] <= 130]
+EVERY_ARCHITECTURE = pytest.mark.parametrize("emulated", [75, 80], ids="sm_{}".format, indirect=True)
+
+
+@pytest.fixture(scope="module", params=[80], ids="sm_{}".format)
+def emulated(request):
+    backend = EmulatedBackend(os.environ.get("ICSD_EMULATOR_MODE", "plain"), request.param)
+    registry.register(backend)
+    yield backend
+    del registry._backends[backend.name]
+
+
+@pytest.fixture(autouse=True)
+def schedule(request, emulated):
+    """Another hostile order for every test, the same in every run."""
+    emulated.library.emulator_seed(zlib.crc32(request.node.name.encode()))
+    emulated.library.emulator_concurrent_blocks(os.environ.get("ICSD_EMULATOR_BLOCKS") == "concurrent")
+
+
+@EVERY_ARCHITECTURE
+@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_similarity(shape, dtype):
+    accuracy.test_similarity(shape, dtype, "emulated")
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
+@pytest.mark.parametrize("divergence", accuracy.DIVERGENCES, ids=repr)
+def test_losses_and_gradients(divergence, dtype, monkeypatch):
+    monkeypatch.setattr(accuracy, "SHAPES", SHAPES)
+    accuracy.test_losses_and_gradients(divergence, dtype, "emulated")
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e4, 1e16])
+def test_huge_and_tiny_norms(scale):
+    accuracy.test_huge_and_tiny_norms(KL(), scale, "emulated")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", accuracy.DTYPES[::2], ids=str)
+def test_nan_stays_in_its_row_and_column(dtype, value):
+    accuracy.test_nan_stays_in_its_row_and_column((35, 70), dtype, value, "emulated")
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+def test_degenerate_input(divergence):
+    for shape in [(0, 5), (1, 5), (5, 0), (2, 0, 3), (0, 4, 3), (1, 1, 1)]:
+        accuracy.test_degenerate_shapes(shape, divergence, "emulated")
+    accuracy.test_single_sample_without_its_diagonal(divergence, "emulated")
+    accuracy.test_zero_rows(16, divergence, "emulated")
+    accuracy.test_overflowing_norm_is_loud("emulated")
+
+
+def test_mixed_dtypes():
+    accuracy.test_mixed_dtypes("emulated")
+
+
+# How a batch may lie in memory, and how far from 16-byte boundaries.
+LAYOUTS = {
+    **accuracy.LAYOUTS,
+    **{f"{skip} elements in": lambda x, skip=skip: shifted(x, skip, 0) for skip in (2, 4, 8)},
+    **{f"rows {gap} apart": lambda x, gap=gap: shifted(x, 0, gap) for gap in (2, 4, 6, 8, 14)},
+}
+
+
+def shifted(x, skip, gap):
+    """`x` in memory of NaN, from element `skip` on, its rows `gap` elements apart: what is read around them shows."""
+    n, d = x.shape
+    memory = torch.full((skip + n * (d + gap) + 64,), torch.nan, dtype=x.dtype)
+    view = memory[skip : skip + n * (d + gap)].view(n, d + gap)[:, :d]
+    return view.copy_(x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
+def test_layouts_are_as_their_contiguous_copies(layout, dtype):
+    x = LAYOUTS[layout](accuracy.features(9, 210, dtype, 3))
+    teacher = accuracy.features(9, 100, dtype, 4)
+    results = []
+    for student in (x.detach(), x.detach().clone(memory_format=torch.contiguous_format)):
+        student.requires_grad_()
+        loss = icsd.similarity_distillation_loss(student, teacher, "kl", backend="emulated")
+        results.append((loss, *torch.autograd.grad(loss, student)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def interstage(stages, **options):
+    """The loss and all gradients, the teacher's included, of fresh copies of the stages."""
+    stages = [stage.detach().requires_grad_() for stage in stages]
+    loss = icsd.interstage_distillation_loss(stages, detach_teacher=False, backend="emulated", **options)
+    return loss.detach(), *torch.autograd.grad(loss, stages)
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
+@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+def test_any_schedule_gives_the_same_bits(divergence, dtype, emulated):
+    stages = [torch.randn(2, 35, d).to(dtype) for d in (40, 530, 70)]
+    results = []
+    for seed in range(5):
+        emulated.library.emulator_seed(seed)
+        results.append(interstage(stages, divergence=divergence))
+    for other in results[1:]:
+        assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+def test_derivatives_in_float64(divergence):
+    x, y = torch.randn(2, 5, 7, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    inputs = x.requires_grad_(), y.requires_grad_()
+
+    def loss(x, y):
+        return icsd.similarity_distillation_loss(x, y, divergence, detach_teacher=False, backend="emulated")
+
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+@EVERY_ARCHITECTURE
+@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
+def test_every_kernel(dtype):
+    """All launches of one training step, small enough for the slowest mode."""
+    for n, d in ((3, 2), (17, 50), (35, 70)):
+        for divergence in ("mse", "kl", "smooth_l1"):
+            results = interstage(
+                [accuracy.features(n, width, dtype, width) for width in (d, d + 3, d)], divergence=divergence
+            )
+            assert all(result.isfinite().all() for result in results)
+    assert icsd.cross_sample_similarity(torch.randn(2, 35, 70).to(dtype), backend="emulated").isfinite().all()
+
+
+def test_four_launches_for_all_stages(emulated):
+    stages = [torch.randn(16, d) for d in (64, 256, 1024, 100)]
+    before = emulated.kernels.launches(), emulated.library.emulator_launches()
+    interstage(stages)
+    assert emulated.kernels.launches() - before[0] == emulated.library.emulator_launches() - before[1] <= 4

@@ -1,0 +1,53 @@
+"""Global memory moves as little as the operator's floor says: counted in the emulator, access by access."""
+
+import platform
+
+import pytest
+import torch
+from emulated import EmulatedBackend, Traffic
+from test_accuracy import DTYPES
+
+import icsd
+from icsd.ops import registry
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
+
+
+@pytest.fixture(scope="module")
+def counted():
+    backend = EmulatedBackend("counted")
+    registry.register(backend)
+    yield backend
+    del registry._backends[backend.name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("multiprocessors", [2, 132])
+@pytest.mark.parametrize(("n", "student", "teacher"), [(16, 8192, 16384), (32, 8192, 4096), (64, 2048, 4096)])
+def test_features_move_once(n, student, teacher, multiprocessors, dtype, counted):
+    if dtype == torch.float64:
+        n = min(n, 32)  # what one block takes; float64 is there to check gradients
+    counted.library.emulator_multiprocessors(multiprocessors)
+    x, y = torch.randn(n, student).to(dtype).requires_grad_(), torch.randn(n, teacher).to(dtype)
+    with Traffic(counted.library, x, y) as forward:
+        loss = icsd.similarity_distillation_loss(x, y, backend=counted.name)
+    with Traffic(counted.library, x, y) as backward:
+        (gradient,) = torch.autograd.grad(loss, x)
+    assert forward.read(x) <= 1.05 * x.nbytes
+    assert forward.read(y) <= 1.05 * y.nbytes
+    assert backward.read(x) <= 1.05 * x.nbytes
+    assert backward.written(gradient) == gradient.nbytes
+    assert forward.written(x) == forward.written(y) == backward.written(x) == backward.read(gradient) == 0
+    assert gradient.isfinite().all()
+
+
+def test_all_traffic_is_near_the_floor(counted):
+    """The partial and N x N matrices included: where N is small beside D and the device small beside the work."""
+    counted.library.emulator_multiprocessors(2)
+    x, y = torch.randn(16, 16384, requires_grad=True), torch.randn(16, 32768)
+    with Traffic(counted.library, x, y) as forward:
+        loss = icsd.similarity_distillation_loss(x, y, backend=counted.name)
+    with Traffic(counted.library, x, y) as backward:
+        torch.autograd.grad(loss, x)
+    floor = 3 * x.nbytes + y.nbytes
+    assert floor <= forward.of_memory() + backward.of_memory() <= 1.05 * floor
