@@ -1,0 +1,48 @@
+"""The native code under ThreadSanitizer, and two planted races that it must find."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=thread", "-DICSD_ISA=portable", f"-I{ROOT / 'csrc'}"]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """`races.cpp` and the CPU operator, without libgomp."""
+    folder = tmp_path_factory.mktemp("races")
+    compiler = os.environ.get("CXX", "c++").split()
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no compiler {compiler[0]}")
+    sources = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), Path(__file__).with_name("races.cpp")]
+    for source in sources:
+        subprocess.run([*compiler, *FLAGS, "-fopenmp", "-c", str(source)], cwd=folder, check=True)
+    objects = [f"{source.stem}.o" for source in sources]
+    subprocess.run([*compiler, "-fsanitize=thread", *objects, "-o", "races", "-pthread"], cwd=folder, check=True)
+    return folder / "races"
+
+
+def races(program, *arguments):
+    environment = os.environ | {"ICSD_CPU_ISA": "portable", "TSAN_OPTIONS": "exitcode=66"}
+    run = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in run.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel's address layout")
+    return run
+
+
+@pytest.mark.timeout(600)
+def test_calls_at_once_do_not_race(program):
+    run = races(program)
+    assert run.returncode == 0, run.stderr[:4000]
+    assert run.stdout == "done\n"
+
+
+@pytest.mark.parametrize("plant", ["shared", "barrier"])
+def test_a_planted_race_is_found(program, plant):
+    run = races(program, plant)
+    assert run.returncode == 66
+    assert "data race" in run.stderr
