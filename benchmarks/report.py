@@ -26,6 +26,7 @@ def tables(rows: Sequence[Row]) -> str:
         ("overhead", _overhead),
         ("memory", _memory),
         ("training", _training),
+        ("field", _field),
     ):
         if cases := _cases(row for row in rows if row.benchmark == name):
             parts.append(table(cases))
@@ -121,6 +122,17 @@ def _training(cases: Cases) -> str:
             table.append((name, f"{loss.median / step.median:.2%}", _seconds(loss.median), _seconds(step.median)))
     title = "training step of the emoji demo: what the distillation between the stages takes of it"
     return f"{title}\n\n{_table(('backend', 'share', 'distillation', 'step'), table)}"
+
+
+def _field(cases: Cases) -> str:
+    (case,) = cases
+    ours = case["icsd"]
+    table = [
+        (name, _mean_ratio([(row, ours)]), f"{row.samples / row.median:.3g}", _seconds(row.median))
+        for name, row in case.items()
+    ]
+    title = "training step at 64, 128 and 256 pixels, batch 4: how many times longer it takes than ours in bfloat16"
+    return f"{title}\n\n{_table(('implementation', 'time / ours', 'pictures/s', 'step'), table)}"
 
 
 def _name(row: Row) -> tuple[str, str, str]:

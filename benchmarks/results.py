@@ -34,7 +34,7 @@ class Row:
         icsd: Its version.
         commit: Of the git repository it is in, with + if files differ from it; empty if it is in none.
         isa: Instruction set the native code chose.
-        benchmark: operator, family, regimes, overhead, memory or training.
+        benchmark: operator, family, regimes, overhead, memory, training or field.
         work: What was done: forward+backward, forward, step, ...
         samples: N.
         features: D.

@@ -1,9 +1,15 @@
-"""A training step of the emoji demo, and the part of it that is distillation between the stages."""
+"""Training steps: of the emoji demo with the part that is distillation, and of the field's scale beside AttnGAN's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 import icsd
+from benchmarks.attngan_step import SIDES, AttnGANStep
 from benchmarks.workloads import in_turns
 from icsd.models import build_text_encoder
 from icsd.training.config import TrainConfig
@@ -11,6 +17,8 @@ from icsd.training.trainer import Trainer
 
 CAPTION = "a woman with dark skin, firefighter"
 BACKENDS = ["cpu", "reference"]
+BIRDS = Path(__file__).parents[1] / "configs" / "birds.yaml"
+FIELD = ["icsd", "icsd fp32", "attngan", "attngan 3 passes"]
 
 
 class Training:
@@ -64,3 +72,60 @@ def test_training(training, work, turn, backend, measure):
             loss=training.trainer.config.distillation.generator.divergence,
             implementation="icsd" if backend == "cpu" else backend,
         )
+
+
+class FieldScale:
+    """A batch of four at 64, 128 and 256 pixels, and every implementation of a step on it."""
+
+    def __init__(self) -> None:
+        parser = ArgumentParser()
+        parser.add_argument("--config", action="config")
+        parser.add_class_arguments(TrainConfig)
+        values = parser.instantiate(parser.parse_args(["--config", str(BIRDS), "--batch_size=4", "--device=cpu"]))
+        values.pop("config")
+        torch.manual_seed(0)
+        self.config = TrainConfig(**values)
+        captions = ["this bird has a red body and yellow wings", "a small bird, brown, its wings are grey"] * 2
+        self.trainer = Trainer(self.config, build_text_encoder(self.config.text, captions))
+        self.rival = AttnGANStep(wrong_pass=False)
+        self.images = [torch.rand(4, 3, side, side).mul_(2).sub_(1) for side in SIDES]
+        self.batch = {"image": self.images[-1], "caption": captions}
+        with torch.no_grad():
+            self.text = self.trainer.model.text_encoder(captions)
+        self.steps: dict[str, Callable[[], object]] = {
+            "icsd": lambda: self.ours("bf16"),
+            "icsd fp32": lambda: self.ours("fp32"),
+            "attngan": lambda: self.theirs(wrong_pass=False),
+            "attngan 3 passes": lambda: self.theirs(wrong_pass=True),
+        }
+        for step in self.steps.values():
+            step()
+
+    def ours(self, precision: str) -> object:
+        """Our step, its text encoder, matching heads and distillation included, which the rival lacks."""
+        self.trainer.config = replace(self.config, precision=precision)
+        return self.trainer.step([self.batch])
+
+    def theirs(self, wrong_pass: bool) -> object:
+        """The rival's."""
+        self.rival.wrong_pass = wrong_pass
+        return self.rival(self.images, self.text.sentence, self.text.words, ~self.text.mask)
+
+
+@pytest.fixture(scope="module")
+def field_scale():
+    return FieldScale()
+
+
+@pytest.mark.parametrize(("turn", "implementation"), in_turns(FIELD))
+def test_field_scale(field_scale, turn, implementation, benchmark, label):
+    label(
+        benchmark="field",
+        work="step",
+        samples=4,
+        features=8192,
+        dtype=torch.float32,
+        loss="bce",
+        implementation=implementation,
+    )
+    benchmark.pedantic(field_scale.steps[implementation], rounds=2)

@@ -55,6 +55,14 @@ def test_ratios_of_the_operator():
     assert all("6.9x" in mean and "1.30" in mean for mean in means)
 
 
+def test_the_field_scale_is_compared_with_its_rivals():
+    times = {"icsd": 3.0, "icsd fp32": 6.0, "attngan": 9.0}
+    text = report.tables([row("field", "step", n=4, implementation=name, median=time) for name, time in times.items()])
+    for name, ratio, rate in (("icsd", "1.0x", "1.33"), ("icsd fp32", "2.0x", "0.667"), ("attngan", "3.0x", "0.444")):
+        (line,) = (line for line in text.splitlines() if line.strip().startswith(f"{name}  "))
+        assert line.split()[-4:-2] == [ratio, rate]
+
+
 def test_tables_of_overhead_memory_and_training():
     rows = [row("overhead", "forward", implementation=name) for name in ("icsd", "plain")]
     rows += [row("overhead", implementation=name) for name in SLOWDOWN]

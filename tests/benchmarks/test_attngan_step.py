@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from benchmarks import attngan_step
+from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig, TextFeatures
+from icsd.models.text import TextEncoder
+from icsd.training.adversarial import AdversarialConfig
+from icsd.training.config import OptimiserConfig, TrainConfig
+from icsd.training.trainer import Trainer
+
+SIDES = (64, 128)
+
+
+class Given(TextEncoder):
+    """Features that are given, whatever the captions."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+        self.dim = features.sentence.shape[1]
+
+    def forward(self, captions):
+        return self.features
+
+    def read(self, caption):
+        return []
+
+    def unknown(self, caption):
+        return []
+
+    def description(self):
+        return {}
+
+
+@pytest.mark.parametrize("wrong_pass", [True, False])
+def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
+    for name, value in {"NGF": 4, "NDF": 4, "TEXT": 8, "SIDES": SIDES}.items():
+        monkeypatch.setattr(attngan_step, name, value)
+    monkeypatch.setattr(Trainer, "_matching", lambda *arguments: torch.zeros(()))
+    torch.manual_seed(0)
+    lengths = torch.tensor([[5], [2], [3], [4]])
+    text = TextFeatures(torch.randn(4, 8, 5), torch.randn(4, 8), torch.arange(5) < lengths)
+    trainer = Trainer(
+        TrainConfig(
+            text=TextConfig(dim=8),
+            generator=GeneratorConfig(list(SIDES), 4, attngan_step.NOISE, attngan_step.CONDITION, residual_blocks=2),
+            discriminator=DiscriminatorConfig(4),
+            distillation=DistillationConfig(enabled=False),
+            adversarial=AdversarialConfig(loss="bce"),
+            optimiser=OptimiserConfig(2e-4, 2e-4, (0.5, 0.999)),
+            device="cpu",
+        ),
+        Given(text),
+    )
+    rival = attngan_step.AttnGANStep(wrong_pass)
+    copy_weights(trainer.model.generator, rival.generator)
+    for ours, theirs in zip(trainer.discriminators, rival.discriminators, strict=True):
+        copy_weights(ours, theirs)
+    fine = torch.rand(4, 3, 128, 128) * 2 - 1
+    for _ in range(2):  # the second step sees the weights that the first one made
+        torch.manual_seed(1)
+        ours = trainer.step([{"image": fine, "caption": [""] * 4}])
+        torch.manual_seed(1)
+        images = [torch.nn.functional.avg_pool2d(fine, 2), fine]
+        theirs = rival(images, text.sentence, text.words, ~text.mask)
+        for name, loss in theirs.items():
+            torch.testing.assert_close(
+                ours[name], loss.detach(), rtol=2e-3, atol=1e-4, msg=lambda text, name=name: name + text
+            )
+
+
+def copy_weights(ours, theirs):
+    """Weights in the order of use, those of our matrix layout back in a convolution's."""
+    mine = sorted(ours.named_parameters(), key=lambda item: order(item[0]))
+    others = sorted(theirs.named_parameters(), key=lambda item: order(item[0]))
+    assert len(mine) == len(others)
+    for (name, weight), (_, other) in zip(mine, others, strict=True):
+        if weight.dim() == 2 and other.dim() == 4:
+            out, channels, *size = other.shape
+            weight = weight.reshape(out, *size, channels).permute(0, 3, 1, 2)
+        assert weight.shape == other.shape, name
+        other.data.copy_(weight.detach())
+
+
+def order(name):
+    """Parts that the two sides declare in another order or name otherwise."""
+    parts = ["condition.", "initial.project", "project", "initial.up", "up.", "refine", "heads", "first", "blocks"]
+    parts += ["features", "joint", "unconditional", "conditional"]
+    return next((place for place, part in enumerate(parts) if name.startswith(part)), len(parts))
