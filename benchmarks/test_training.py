@@ -89,7 +89,7 @@ class FieldScale:
         self.trainer = Trainer(self.config, build_text_encoder(self.config.text, captions))
         self.rival = AttnGANStep(wrong_pass=False)
         self.images = [torch.rand(4, 3, side, side).mul_(2).sub_(1) for side in SIDES]
-        self.batch = {"image": self.images[-1], "caption": captions}
+        self.batch = {"image": self.images[-1], "caption": captions, "class_id": torch.arange(4)}
         with torch.no_grad():
             self.text = self.trainer.model.text_encoder(captions)
         self.steps: dict[str, Callable[[], object]] = {

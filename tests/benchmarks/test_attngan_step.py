@@ -59,7 +59,7 @@ def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
     fine = torch.rand(4, 3, 128, 128) * 2 - 1
     for _ in range(2):  # the second step sees the weights that the first one made
         torch.manual_seed(1)
-        ours = trainer.step([{"image": fine, "caption": [""] * 4}])
+        ours = trainer.step([{"image": fine, "caption": [""] * 4, "class_id": torch.arange(4)}])
         torch.manual_seed(1)
         images = [torch.nn.functional.avg_pool2d(fine, 2), fine]
         theirs = rival(images, text.sentence, text.words, ~text.mask)
