@@ -27,6 +27,8 @@ struct ApplyArguments {
   int count;
   int outputs, samples;
   int matrix_stride;        // from row to row
+  int run;                  // tiles of features of a block (tensor cores only)
+  bool resident;            // the matrix stays in shared memory (tensor cores only)
   bool wide;                // matrices and scales are float64, else float32
   const void* group_scale;  // one for each group, or null
 };
@@ -164,13 +166,17 @@ __device__ void copy_block(int bytes, S* to, int pitch, const T* from, std::int6
 }
 
 // By tensor cores, from sm_80 on: each warp has 32 outputs x 32 features, a block up to 128 outputs, so that features of so
-// many samples are read once. Chunks of 32 samples are multiplied while the next is on its way.
+// many samples are read once. A block goes through several tiles of 128 features, a chunk of 32 samples after the other,
+// each multiplied while the next is on its way; the matrix stays in shared memory if it fits.
 //
 // The matrix is float32 whatever the features are: it is split into two numbers of the features' type or, for float16, whose
 // range is too small for it, of tf32, which holds float16 exactly.
-constexpr int kChunk = 32;          // samples
-constexpr int kWarpTile = 32;       // outputs, and features, of a warp
-constexpr int kMaxWarpRows = 4;     // of a block's outputs
+constexpr int kChunk = 32;         // samples
+constexpr int kWarpTile = 32;      // outputs, and features, of a warp
+constexpr int kMaxWarpRows = 4;    // of a block's outputs
+constexpr int kWarpColumns = 4;    // of its features
+constexpr int kTileFeatures = kWarpColumns * kWarpTile;
+constexpr int kResultPitch = kTile + 4;
 
 template <class T>
 struct Stored {  // in shared memory
@@ -181,104 +187,117 @@ struct Stored<__nv_bfloat16> {
   using type = __nv_bfloat16;
 };
 
-// The layout of a block's shared memory.
+// A block's shared memory: chunks of the matrix, chunks of features, a tile of results for each warp.
 template <class T>
 struct ApplyTiles {
   using S = typename Stored<T>::type;
-  static constexpr int kParts = sizeof(S) == 4 ? 1 : 2;               // tf32 is split in registers
-  static constexpr int kMatrixPitch = kChunk + (sizeof(S) == 4 ? 4 : 8);
-  int warp_rows, warp_columns;
+  static constexpr int kParts = sizeof(S) == 4 ? 1 : 2;  // of the matrix; tf32 is split in registers
+  static constexpr int kMatrixPitch = kChunk + (sizeof(S) == 4 ? 4 : 8), kPitch = kTileFeatures + 8;
+  int warp_rows, chunks;
+  bool resident;  // all chunks of the matrix are there, else two
 
-  __host__ __device__ static ApplyTiles of(int outputs) {
-    const int rows = (outputs + kWarpTile - 1) / kWarpTile;
-    return {rows < kMaxWarpRows ? rows : kMaxWarpRows, rows == 1 ? 8 : 4};
+  __host__ __device__ ApplyTiles(int outputs, int samples, bool resident)
+      : warp_rows((outputs + kWarpTile - 1) / kWarpTile), chunks((samples + kChunk - 1) / kChunk), resident(resident) {
+    if (warp_rows > kMaxWarpRows) warp_rows = kMaxWarpRows;
+    if (chunks == 0) chunks = 1;
   }
-  __host__ __device__ int threads() const { return 32 * warp_rows * warp_columns; }
+  __host__ __device__ int warps() const { return warp_rows * kWarpColumns; }
   __host__ __device__ int outputs() const { return warp_rows * kWarpTile; }
-  __host__ __device__ int features() const { return warp_columns * kWarpTile; }
-  __host__ __device__ int pitch() const { return features() + 8; }
   __host__ __device__ int matrix_part() const { return outputs() * kMatrixPitch; }
-  __host__ __device__ int matrix_chunk() const { return kParts * matrix_part(); }
-  __host__ __device__ int chunk() const { return matrix_chunk() + kChunk * pitch(); }  // matrix, then features
-  std::size_t bytes(int samples) const {
-    const std::size_t chunks = (samples > kChunk ? 2 : 1) * static_cast<std::size_t>(chunk()) * sizeof(S);
-    const std::size_t results = static_cast<std::size_t>(outputs()) * pitch() * sizeof(float);
-    return chunks > results ? chunks : results;
+  __host__ __device__ int matrix() const { return (resident ? chunks : 2) * kParts * matrix_part(); }
+  std::size_t bytes() const {
+    return (matrix() + 2 * kChunk * kPitch) * sizeof(S) + warps() * kTile * kResultPitch * sizeof(float);
   }
 };
 
 template <class T>
-__global__ void __launch_bounds__(512) apply_tensor(ApplyArguments<T> a) {
+__global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) apply_tensor(ApplyArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   using Tiles = ApplyTiles<T>;
   using S = typename Tiles::S;
-  constexpr int kPitch = Tiles::kMatrixPitch, kStep = Operand<S>::kStep;
-  ICSD_DYNAMIC_SHARED(S, shared);
-  const Tiles tiles = Tiles::of(a.outputs);
-  const ApplyItem<T> item(a, tiles.outputs(), tiles.features());
+  constexpr int kPitch = Tiles::kPitch, kMatrixPitch = Tiles::kMatrixPitch, kParts = Tiles::kParts;
+  constexpr int kStep = Operand<S>::kStep, kVector = Vector<T>::kSize;
+  ICSD_DYNAMIC_SHARED(S, matrix);
+  const Tiles tiles(a.outputs, a.samples, a.resident);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int row = warp / kWarpColumns * kWarpTile, column = warp % kWarpColumns * kWarpTile;
+  S* const ring = matrix + tiles.matrix();
+  float* const results = reinterpret_cast<float*>(ring + 2 * kChunk * kPitch) + warp * kTile * kResultPitch;
+  const ApplyItem<T> item(a, tiles.outputs(), a.run * kTileFeatures);
   const T* const x = item.stage.x + item.group * item.stage.x_group_stride + item.first_feature;
   const std::int64_t left = item.stage.features - item.first_feature;
+  const int steps = static_cast<int>(min((left + kTileFeatures - 1) / kTileFeatures, static_cast<std::int64_t>(a.run))) *
+                    tiles.chunks;
 
-  const auto load = [&](S* chunk, int first) {
-    const int samples = min(kChunk, a.samples - first);
-    copy_block(item.stage.copy_bytes, chunk + tiles.matrix_chunk(), tiles.pitch(), x + first * item.stage.x_sample_stride,
-               item.stage.x_sample_stride, samples, kChunk, tiles.features(), left);
+  const auto load_matrix = [&](S* to, int first) {
     for (int e = threadIdx.x; e < tiles.outputs() * kChunk; e += blockDim.x) {
-      const int row = e / kChunk, column = e % kChunk;
-      const bool inside = item.first_output + row < a.outputs && column < samples;
-      const float whole = inside ? item.template element<float>(a, item.first_output + row, first + column) : 0.f;
-      S* const to = chunk + row * kPitch + column;
-      *to = Narrow<S>::from(whole);
-      if constexpr (Tiles::kParts == 2) to[tiles.matrix_part()] = Narrow<S>::from(whole - widen(*to));
+      const int output = item.first_output + e / kChunk, sample = first + e % kChunk;
+      const bool inside = output < a.outputs && sample < a.samples;
+      const float whole = inside ? item.template element<float>(a, output, sample) : 0.f;
+      S* const element = to + e / kChunk * kMatrixPitch + e % kChunk;
+      *element = Narrow<S>::from(whole);
+      if constexpr (kParts == 2) element[tiles.matrix_part()] = Narrow<S>::from(whole - widen(*element));
     }
   };
+  const auto load = [&](int step) {
+    const int chunk = step % tiles.chunks, first = chunk * kChunk;
+    const std::int64_t feature = static_cast<std::int64_t>(step / tiles.chunks) * kTileFeatures;
+    copy_block(item.stage.copy_bytes, ring + step % 2 * kChunk * kPitch, kPitch,
+               x + first * item.stage.x_sample_stride + feature, item.stage.x_sample_stride, min(kChunk, a.samples - first),
+               kChunk, kTileFeatures, left - feature);
+    if (!tiles.resident) load_matrix(matrix + step % 2 * kParts * tiles.matrix_part(), first);
+    __pipeline_commit();
+  };
+  // The warp's results, tile by tile by way of shared memory, in whole vectors.
+  const auto store = [&](const auto& product, std::int64_t feature) {
+    product.for_each_tile([&](int m, int n, const auto& tile) {
+      wmma::store_matrix_sync(results, tile, kResultPitch, wmma::mem_row_major);
+      __syncwarp();
+      for (int e = lane; e < kTile * kTile / kVector; e += 32) {
+        const int i = e / (kTile / kVector), output = item.first_output + row + m * kTile + i;
+        const std::int64_t first = feature + column + n * kTile + e % (kTile / kVector) * kVector;
+        if (output >= a.outputs || first >= left) continue;
+        const float scale = item.template scale<float>(a, output);
+        const float* const from = results + i * kResultPitch + e % (kTile / kVector) * kVector;
+        T* const to = item.stage.out + item.group * item.stage.out_group_stride + output * item.stage.out_sample_stride +
+                      item.first_feature + first;
+        Vector<T> vector;
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) vector.x[k] = Narrow<T>::from(scale * from[k]);
+        if (item.stage.whole_vectors && first + kVector <= left) {
+          *reinterpret_cast<Vector<T>*>(to) = vector;
+        } else {
+          for (int k = 0; k < kVector; ++k) {
+            if (first + k < left) to[k] = vector.x[k];
+          }
+        }
+      }
+      __syncwarp();
+    });
+  };
 
-  const int warp = threadIdx.x / 32, row = warp / tiles.warp_columns * kWarpTile;
-  const int column = warp % tiles.warp_columns * kWarpTile;
-  TileSums<S, 2, 2, wmma::row_major, Tiles::kParts == 1, std::is_same_v<T, float>> product;
-  S* current = shared;
-  S* next = shared + tiles.chunk();
-  load(current, 0);
-  __pipeline_commit();
-  for (int first = 0; first < a.samples; first += kChunk) {
+  if (tiles.resident) {
+    for (int chunk = 0; chunk < tiles.chunks; ++chunk) load_matrix(matrix + chunk * kParts * tiles.matrix_part(), chunk * kChunk);
+  }
+  load(0);
+  TileSums<S, 2, 2, wmma::row_major, kParts == 1, std::is_same_v<T, float>> product;
+  for (int step = 0; step < steps; ++step) {
+    const int chunk = step % tiles.chunks;
     __pipeline_wait_prior(0);
     __syncthreads();  // this chunk is there for all threads, and none still reads the one before
-    if (first + kChunk < a.samples) load(next, first + kChunk);
-    __pipeline_commit();
-    const S* const features = current + tiles.matrix_chunk() + column;
-    for (int k = 0; k < min(kChunk, a.samples - first); k += kStep) {
+    if (step + 1 < steps) load(step + 1);
+    const S* const rows = matrix + (tiles.resident ? chunk : step % 2) * kParts * tiles.matrix_part() + row * kMatrixPitch;
+    const S* const features = ring + step % 2 * kChunk * kPitch + column;
+    for (int k = 0; k < min(kChunk, a.samples - chunk * kChunk); k += kStep) {
 #pragma unroll
-      for (int part = Tiles::kParts - 1; part >= 0; --part) {
-        product.multiply(current + part * tiles.matrix_part() + row * kPitch + k, kPitch, features + k * tiles.pitch(),
-                         tiles.pitch());
+      for (int part = kParts - 1; part >= 0; --part) {
+        product.multiply(rows + part * tiles.matrix_part() + k, kMatrixPitch, features + k * kPitch, kPitch);
       }
     }
     product.add_up();
-    S* const used = current;
-    current = next;
-    next = used;
-  }
-  __syncthreads();
-
-  float* const results = reinterpret_cast<float*>(shared);
-  product.store(results + row * tiles.pitch() + column, tiles.pitch(), wmma::mem_row_major);
-  __syncthreads();
-  constexpr int kVector = Vector<T>::kSize;
-  const int vectors = tiles.features() / kVector;
-  for (int e = threadIdx.x; e < tiles.outputs() * vectors; e += blockDim.x) {
-    const int output = item.first_output + e / vectors, first = e % vectors * kVector;
-    if (output >= a.outputs || first >= left) continue;
-    const float scale = item.template scale<float>(a, output);
-    const float* const from = results + e / vectors * tiles.pitch() + first;
-    T* const to = item.stage.out + item.group * item.stage.out_group_stride + output * item.stage.out_sample_stride +
-                  item.first_feature + first;
-    Vector<T> vector;
-#pragma unroll
-    for (int k = 0; k < kVector; ++k) vector.x[k] = Narrow<T>::from(scale * from[k]);
-    if (item.stage.whole_vectors && first + kVector <= left) {
-      *reinterpret_cast<Vector<T>*>(to) = vector;
-    } else {
-      for (int k = 0; k < kVector && first + k < left; ++k) to[k] = vector.x[k];
+    if (chunk == tiles.chunks - 1) {
+      store(product, static_cast<std::int64_t>(step / tiles.chunks) * kTileFeatures);
+      product.clear();
     }
   }
 #endif

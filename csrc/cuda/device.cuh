@@ -17,6 +17,8 @@ inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount);
 // Whether it multiplies tf32 and bfloat16 matrices; kernels that do are empty below sm_80.
 inline bool has_tensor_cores() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
 
+inline std::int64_t divide_up(std::int64_t count, std::int64_t by) { return (count + by - 1) / by; }
+
 // A grid's width.
 inline unsigned blocks(std::int64_t count) {
   if (count > 0x7fffffff) throw std::invalid_argument("icsd: more blocks than a grid has; split the batch");

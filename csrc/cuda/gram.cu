@@ -14,8 +14,6 @@ constexpr int kMaxDepth = 8;
 constexpr int kMaxSide = 128;    // of a range of samples, for tensor cores
 constexpr int kSharingWarps = 4;  // that a block has at least, if it has the whole matrix: a line has 4 steps
 
-std::int64_t divide_up(std::int64_t count, std::int64_t by) { return (count + by - 1) / by; }
-
 std::int64_t line_of(DType dtype) { return kLineBytes / static_cast<std::int64_t>(size_of(dtype)); }
 
 template <class T>
@@ -39,7 +37,7 @@ void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& pla
       return run(tiles == 1 ? gram_tensor<T, 1> : gram_tensor<T, 2>, 32 * parts * arguments.ways);
     }
   }
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (sizeof(T) > 2) {
     if (plan.side == 64) return run(gram_fma<T, 4>, kFmaThreads);
   }
   run(gram_fma<T, 2>, kFmaThreads);
@@ -55,7 +53,7 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
     const std::int64_t samples = std::max<std::int64_t>(1, shape.samples);
     GramPlan plan{};
     plan.tensor_cores = tensor_cores && stage.dtype != DType::float64;
-    std::int64_t side = stage.dtype == DType::float32 && samples > 32 ? 64 : 32;
+    std::int64_t side = size_of(stage.dtype) > 2 && samples > 32 ? 64 : 32;
     if (plan.tensor_cores) {
       side = divide_up(samples, divide_up(samples, kMaxSide));
       side = side <= kTile ? kTile : divide_up(side, 2 * kTile) * 2 * kTile;

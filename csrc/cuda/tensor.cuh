@@ -52,7 +52,9 @@ struct TileSums {
   using Sum = wmma::fragment<wmma::accumulator, kTile, kTile, Operand<S>::kStep, float>;
   Sum sums[kRows][kColumns], short_sums[kRows][kColumns];
 
-  __device__ TileSums() {
+  __device__ TileSums() { clear(); }
+
+  __device__ void clear() {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
 #pragma unroll
@@ -93,6 +95,15 @@ struct TileSums {
         for (int k = 0; k < sums[m][n].num_elements; ++k) sums[m][n].x[k] += short_sums[m][n].x[k];
         wmma::fill_fragment(short_sums[m][n], 0.f);
       }
+    }
+  }
+
+  template <class Call>
+  __device__ void for_each_tile(const Call& call) const {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) call(m, n, sums[m][n]);
     }
   }
 
