@@ -19,7 +19,7 @@ int run_of(const std::vector<Product>& products, Shape shape, std::int64_t bands
 }  // namespace
 
 void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_t outputs, std::int64_t matrix_stride,
-                  bool wide, const void* group_scale, cudaStream_t stream) {
+                  std::int64_t scale_stride, bool wide, const void* group_scale, cudaStream_t stream) {
   for (int code = 0; code < kDTypes; ++code) {
     with_element(static_cast<DType>(code), [&](auto element) {
       using T = decltype(element);
@@ -27,6 +27,7 @@ void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_
       arguments.outputs = static_cast<int>(outputs);
       arguments.samples = static_cast<int>(shape.samples);
       arguments.matrix_stride = static_cast<int>(matrix_stride);
+      arguments.scale_stride = static_cast<int>(scale_stride);
       arguments.wide = wide;
       arguments.group_scale = group_scale;
       const bool tensor_cores = !std::is_same_v<T, double> && has_tensor_cores();
@@ -52,6 +53,7 @@ void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_
                                                p.matrix,
                                                p.row_scale,
                                                p.matrix_group_stride,
+                                               p.scale_group_stride,
                                                blocks(grid),
                                                copy_bytes(p.x.data, p.x.group_stride, p.x.sample_stride, sizeof(T)),
                                                copy_bytes(p.out.data, p.out.group_stride, p.out.sample_stride, sizeof(T)) == 16};

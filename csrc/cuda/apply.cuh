@@ -14,8 +14,8 @@ struct ApplyStage {
   T* out;
   std::int64_t features, x_group_stride, x_sample_stride, out_group_stride, out_sample_stride;
   const void* matrix;     // (groups, outputs, samples)
-  const void* row_scale;  // one for each output, as far apart as the rows, or null
-  std::int64_t matrix_group_stride;
+  const void* row_scale;  // one for each output, or null
+  std::int64_t matrix_group_stride, scale_group_stride;
   unsigned first_block;
   int copy_bytes;      // of x
   bool whole_vectors;  // every sample of out begins on a multiple of 16 bytes
@@ -27,6 +27,7 @@ struct ApplyArguments {
   int count;
   int outputs, samples;
   int matrix_stride;        // from row to row
+  int scale_stride;         // from scale to scale
   int run;                  // tiles of features of a block (tensor cores only)
   bool resident;            // the matrix stays in shared memory (tensor cores only)
   bool wide;                // matrices and scales are float64, else float32
@@ -68,10 +69,8 @@ struct ApplyItem {
   }
   template <class C>
   __device__ C scale(const ApplyArguments<T>& a, int output) const {
-    const C row = stage.row_scale ? coefficient<C>(stage.row_scale, a.wide,
-                                                   group * stage.matrix_group_stride +
-                                                       static_cast<std::int64_t>(output) * a.matrix_stride)
-                                  : C(1);
+    const std::int64_t index = group * stage.scale_group_stride + static_cast<std::int64_t>(output) * a.scale_stride;
+    const C row = stage.row_scale ? coefficient<C>(stage.row_scale, a.wide, index) : C(1);
     return a.group_scale ? row * coefficient<C>(a.group_scale, a.wide, group) : row;
   }
 };

@@ -89,9 +89,28 @@ __device__ R shuffle_down(const R& row, int lanes) {
   return to.row;
 }
 
+// What some of the threads that share row i out find in it; K is that of a student and the teacher's, times the inverse
+// norms.
+template <class C, class D>
+__device__ typename D::template Row<C> measure_part(const D& divergence, const C* s, const C* t, const C* norms_s,
+                                                    const C* norms_t, int i, int samples, int thread, int threads) {
+  typename D::template Row<C> row{};
+  for (int j = thread; j < samples; j += threads) {
+    if (j == i && !divergence.diagonal) continue;
+    divergence.update(row, norms_s[i] * norms_s[j] * s[j], norms_t[i] * norms_t[j] * t[j]);
+  }
+  return row;
+}
+
+// The parts of a warp's lanes, in its first lane.
+template <class R, class D>
+__device__ R merge_warp(const D& divergence, R row) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) divergence.merge(row, shuffle_down(row, lanes));
+  return row;
+}
+
 template <class C, class D>
 __global__ void __launch_bounds__(kMeasureThreads) measure(EpilogueArguments<C> a, D divergence) {
-  using Row = typename D::template Row<C>;
   __shared__ C sums[kMeasureThreads * kMaxBand];
   ICSD_DYNAMIC_SHARED(C, norms);  // inverse ones, of the teacher's samples and of a student's
   const int n = a.samples, bands = (n + a.band - 1) / a.band, first = static_cast<int>(blockIdx.x % bands) * a.band;
@@ -117,15 +136,10 @@ __global__ void __launch_bounds__(kMeasureThreads) measure(EpilogueArguments<C> 
     make_rows(student, norms_s);
     for (int k = warp; k < rows; k += kMeasureThreads / 32) {
       const int i = first + k;
-      const C* const s = a.row(student, group, i);
-      const C* const t = a.row(a.students, group, i);
-      Row row{};
-      for (int j = lane; j < n; j += 32) {
-        if (j == i && !divergence.diagonal) continue;
-        divergence.update(row, norms_s[i] * norms_s[j] * s[j], norms_t[i] * norms_t[j] * t[j]);
-      }
+      const auto part = measure_part(divergence, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n,
+                                     lane, 32);
       __syncwarp();
-      for (int lanes = 16; lanes > 0; lanes /= 2) divergence.merge(row, shuffle_down(row, lanes));
+      const auto row = merge_warp(divergence, part);
       if (lane == 0) {
         const std::int64_t index = a.index(student, group, i);
         a.values[index] = divergence.value(row);
@@ -151,20 +165,62 @@ __device__ V block_sum(V x, V (&sums)[kDifferentiateThreads / 32]) {
 }
 
 // The loss of a group.
-template <class C>
-__device__ void add_up_loss(const EpilogueArguments<C>& a, std::int64_t group, double (&sums)[kDifferentiateThreads / 32]) {
+template <class Arguments>
+__device__ void add_up_loss(const Arguments& a, std::int64_t group, double (&sums)[kDifferentiateThreads / 32]) {
   double loss = 0;
   for (int student = 0; student < a.students; ++student) {
     double sum = 0;
     for (int i = threadIdx.x; i < a.samples; i += kDifferentiateThreads) sum += a.values[a.index(student, group, i)];
     loss += a.weights[student] * block_sum(sum, sums);
   }
-  if (threadIdx.x == 0) a.loss[group] = static_cast<C>(loss);
+  if (threadIdx.x == 0) a.loss[group] = loss;
 }
 
-// One block for the loss of each group and, after them, for each row if gradients are wanted. From
-// g_j = dL/dS_ij + dL/dS_ji: A_ij = g_j r_j, and the projection on x_i on the diagonal, which is absent where eps stood in
-// for the norm.
+// What the threads of a block do to row i of the matrices of a stage.
+template <class C, class D>
+struct RowGradients {
+  const D& divergence;
+  int samples, i;
+  C eps;
+  C (&sums)[kDifferentiateThreads / 32];
+
+  // Row i of A in place of K, from g_of(j, S_ij) = dL/dS_ij + dL/dS_ji: A_ij = g_j r_j, and on the diagonal the projection
+  // on x_i, which is absent where eps stood in for the norm. Each thread has its own columns.
+  template <class G>
+  __device__ void write(C* row, const C* norms, const G& g_of) const {
+    const bool owner = i % kDifferentiateThreads == threadIdx.x;
+    const C own = norms[i], square = owner ? row[i] : C(0);
+    C projection = 0;
+    for (int j = threadIdx.x; j < samples; j += kDifferentiateThreads) {
+      const C s = own * norms[j] * row[j], g = j == i && !divergence.diagonal ? C(0) : g_of(j, s);
+      if (j != i) projection += g * s;
+      row[j] = g * norms[j];
+    }
+    projection = block_sum(projection, sums);
+    if (owner && divergence.similarities && !(std::sqrt(square) < eps)) row[i] = -projection * own;
+  }
+
+  // A student's row; `statistics` of all rows, number after number, `stride` apart. Adds to the g_j of the teacher unless
+  // they are null.
+  __device__ void write_student(C* row, const C* norms, const C* t_row, const C* norms_t, const C* statistics,
+                                std::int64_t stride, C weight, C* for_teacher) const {
+    C own[kMaxStatistics];
+    for (int m = 0; m < D::kStatistics; ++m) own[m] = statistics[m * stride + i];
+    write(row, norms, [&](int j, C s) {
+      const C t = norms_t[i] * norms_t[j] * t_row[j];
+      C other[kMaxStatistics];
+      for (int m = 0; m < D::kStatistics; ++m) other[m] = statistics[m * stride + j];
+      if (for_teacher) for_teacher[j] += weight * divergence.teacher(s, t, own, other);
+      return weight * divergence.student(s, t, own, other);
+    });
+  }
+
+  __device__ void clear(C* row) const {
+    for (int j = threadIdx.x; j < samples; j += kDifferentiateThreads) row[j] = 0;
+  }
+};
+
+// One block for the loss of each group and, after them, for each row if gradients are wanted.
 template <class C, class D>
 __global__ void __launch_bounds__(kDifferentiateThreads) differentiate(EpilogueArguments<C> a, D divergence) {
   __shared__ double loss_sums[kDifferentiateThreads / 32];
@@ -173,46 +229,18 @@ __global__ void __launch_bounds__(kDifferentiateThreads) differentiate(EpilogueA
   if (blockIdx.x < a.groups) return add_up_loss(a, blockIdx.x, loss_sums);
   const int n = a.samples, i = static_cast<int>((blockIdx.x - a.groups) % n);
   const std::int64_t group = (blockIdx.x - a.groups) / n;
-  const C* const norms_t = a.inverse_norms + a.index(a.students, group, 0);
+  const RowGradients<C, D> gradients{divergence, n, i, a.eps, sums};
+  const auto norms = [&](int stage) { return a.inverse_norms + a.index(stage, group, 0); };
   C* const t_row = a.row(a.students, group, i);
-  const C own_t = norms_t[i];
-
-  // Row i of A from g, each thread its own columns.
-  const auto write_row = [&](C* row, const C* norms, const auto& g_of) {
-    const bool owner = i % kDifferentiateThreads == threadIdx.x;
-    const C own = norms[i], square = owner ? row[i] : C(0);
-    C projection = 0;
-    for (int j = threadIdx.x; j < n; j += kDifferentiateThreads) {
-      const C s = own * norms[j] * row[j], g = j == i && !divergence.diagonal ? C(0) : g_of(j, s);
-      if (j != i) projection += g * s;
-      row[j] = g * norms[j];
-    }
-    projection = block_sum(projection, sums);
-    if (owner) {
-      if (divergence.similarities && !(std::sqrt(square) < a.eps)) row[i] = -projection * own;
-      row[n] = own;
-    }
-  };
-  if (a.teacher_gradient) {
-    for (int j = threadIdx.x; j < n; j += kDifferentiateThreads) for_teacher[j] = 0;
-  }
+  if (a.teacher_gradient) gradients.clear(for_teacher);
   for (int student = 0; student < a.students; ++student) {
-    const C* const numbers = a.statistics + a.index(student, group, 0);
-    const C weight = a.weights[student];
-    C own[kMaxStatistics];
-    for (int m = 0; m < D::kStatistics; ++m) own[m] = numbers[m * a.rows() + i];
-    write_row(a.row(student, group, i), a.inverse_norms + a.index(student, group, 0), [&](int j, C s) {
-      const C t = own_t * norms_t[j] * t_row[j];
-      C other[kMaxStatistics];
-      for (int m = 0; m < D::kStatistics; ++m) other[m] = numbers[m * a.rows() + j];
-      if (a.teacher_gradient) for_teacher[j] += weight * divergence.teacher(s, t, own, other);
-      return weight * divergence.student(s, t, own, other);
-    });
+    gradients.write_student(a.row(student, group, i), norms(student), t_row, norms(a.students),
+                            a.statistics + a.index(student, group, 0), a.rows(), a.weights[student],
+                            a.teacher_gradient ? for_teacher : nullptr);
   }
-  if (a.teacher_gradient) {
-    write_row(t_row, norms_t, [&](int j, C) { return for_teacher[j]; });
-  } else if (threadIdx.x == 0) {
-    t_row[n] = own_t;
+  if (a.teacher_gradient) gradients.write(t_row, norms(a.students), [&](int j, C) { return for_teacher[j]; });
+  for (int stage = threadIdx.x; stage <= a.students; stage += kDifferentiateThreads) {
+    a.row(stage, group, i)[n] = norms(stage)[i];
   }
 }
 

@@ -16,13 +16,14 @@ constexpr int kSharingWarps = 4;  // that a block has at least, if it has the wh
 
 std::int64_t line_of(DType dtype) { return kLineBytes / static_cast<std::int64_t>(size_of(dtype)); }
 
+// Launches the stages of one type; `two` says whether blocks may have two ranges of samples.
 template <class T>
-void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, unsigned grid, cudaStream_t stream) {
+void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, bool two, unsigned grid,
+                   cudaStream_t stream) {
   arguments.samples = static_cast<int>(shape.samples);
   arguments.side = plan.side;
   arguments.sides = plan.sides;
-  arguments.padded = plan.padded();
-  const std::size_t tile = static_cast<std::size_t>(plan.sides > 1 ? 2 : 1) * plan.side * kPitchBytes;
+  const std::size_t tile = static_cast<std::size_t>(two ? 2 : 1) * plan.side * kPitchBytes;
   arguments.depth = static_cast<int>(std::clamp<std::size_t>(kRingBytes / tile, 2, kMaxDepth));
   const std::size_t shared = arguments.depth * tile;
   const auto run = [&](auto kernel, int threads) {
@@ -32,8 +33,8 @@ void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& pla
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.tensor_cores) {
       const int tiles = plan.side == kTile ? 1 : 2, per_side = plan.side / (tiles * kTile);
-      const int parts = plan.sides > 1 ? per_side * per_side : per_side * (per_side + 1) / 2;
-      arguments.ways = plan.sides > 1 ? 1 : std::max(1, kSharingWarps / parts);
+      const int parts = two ? per_side * per_side : per_side * (per_side + 1) / 2;
+      arguments.ways = two ? 1 : std::max(1, kSharingWarps / parts);
       return run(tiles == 1 ? gram_tensor<T, 1> : gram_tensor<T, 2>, 32 * parts * arguments.ways);
     }
   }
@@ -80,8 +81,13 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
   return plans;
 }
 
-void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, char* workspace,
-                  cudaStream_t stream) {
+namespace {
+
+// One launch for each type among the stages. `prepare(arguments, plan)` says how the matrices lie and gives the number of
+// pairs of ranges; `place(k)` is where those of stage k go.
+template <class Prepare, class Place>
+void launch_types(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, const Prepare& prepare,
+                  const Place& place, cudaStream_t stream) {
   for (int code = 0; code < kDTypes; ++code) {
     with_element(static_cast<DType>(code), [&](auto element) {
       using T = decltype(element);
@@ -96,17 +102,54 @@ void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPl
                                                x.features,
                                                x.group_stride,
                                                x.sample_stride,
-                                               reinterpret_cast<Compute<T>*>(workspace + plan->offset),
+                                               static_cast<Compute<T>*>(place(k)),
                                                plan->share,
                                                plan->splits,
                                                blocks(grid),
                                                copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T))};
-        grid += shape.groups * plan->splits * plan->sides * (plan->sides + 1) / 2;
+        grid += shape.groups * plan->splits * prepare(arguments, *plan);
       }
-      if (plan) launch_stages(arguments, shape, *plan, blocks(grid), stream);
+      if (plan) launch_stages(arguments, shape, *plan, plan->sides > 1 || arguments.band_sides, blocks(grid), stream);
     });
   }
 }
+
+}  // namespace
+
+void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, char* workspace,
+                  cudaStream_t stream) {
+  launch_types(
+      stages, shape, plans,
+      [](auto& arguments, const GramPlan& plan) {
+        arguments.padded = plan.padded();
+        return static_cast<std::int64_t>(plan.sides) * (plan.sides + 1) / 2;
+      },
+      [&](std::size_t k) -> void* { return workspace + plans.stages[k].offset; }, stream);
+}
+
+template <class C>
+void launch_band(const std::vector<Features>& stages, Shape shape, std::int64_t first, std::int64_t rows,
+                 std::int64_t pitch, C* bands, cudaStream_t stream) {
+  GramPlans plans = plan_grams(stages, shape);
+  for (std::size_t k = 0; k < stages.size(); ++k) {
+    plans.stages[k].splits = 1;
+    plans.stages[k].share = stages[k].features;
+  }
+  launch_types(
+      stages, shape, plans,
+      [&](auto& arguments, const GramPlan& plan) {
+        arguments.padded = static_cast<int>(pitch);
+        arguments.first_side = static_cast<int>(first / plan.side);
+        arguments.band_sides = static_cast<int>(rows / plan.side);
+        return static_cast<std::int64_t>(arguments.band_sides) * plan.sides;
+      },
+      [&](std::size_t k) -> void* { return bands + static_cast<std::int64_t>(k) * shape.groups * rows * pitch; }, stream);
+}
+
+template void launch_band<float>(const std::vector<Features>&, Shape, std::int64_t, std::int64_t, std::int64_t, float*,
+                                 cudaStream_t);
+template void launch_band<double>(const std::vector<Features>&, Shape, std::int64_t, std::int64_t, std::int64_t, double*,
+                                  cudaStream_t);
 
 std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const char* workspace) {
   std::vector<Partials> partials;

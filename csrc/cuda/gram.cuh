@@ -1,6 +1,6 @@
 // Partial Gram matrices of all stages and groups: one block for each share of the features and each pair of ranges of
 // samples, the second range not after the first, since K is symmetric: what is computed once is written twice, so that the
-// sums over the shares (epilogue.cuh) read whole rows.
+// sums over the shares (epilogue.cuh) read whole rows. Or some rows of the matrices alone, a band.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -26,6 +26,7 @@ struct GramArguments {
   GramStage<T> stages[kMaxStages];
   int count;
   int samples, side, sides, padded;  // samples; of a range; ranges; side * sides
+  int first_side, band_sides;        // the ranges that are rows: of a band of the matrix, compared with all; or 0 and 0
   int depth;                         // tiles in the ring
   int ways;                          // warps that share the features of a tile of the matrix (tensor cores only)
 };
@@ -36,32 +37,41 @@ struct GramItem {
   Panels<T> panels;
   std::int64_t begin, end;  // features
   Compute<T>* out;          // its part of the partial matrix
-  Compute<T>* mirrored;     // where the transpose of that part goes
-  bool diagonal;
+  Compute<T>* mirrored;     // where the transpose of that part goes, or null
+  bool diagonal;            // both ranges are the same
 
   __device__ explicit GramItem(const GramArguments<T>& a) {
     int k = a.count - 1;
     while (blockIdx.x < a.stages[k].first_block) --k;
     const GramStage<T>& stage = a.stages[k];
-    const unsigned pairs = a.sides * (a.sides + 1) / 2, item = blockIdx.x - stage.first_block, whole = item / pairs;
+    const bool band = a.band_sides > 0;
+    const unsigned pairs = band ? a.band_sides * a.sides : a.sides * (a.sides + 1) / 2;
+    const unsigned item = blockIdx.x - stage.first_block, whole = item / pairs;
     int row = 0, column = static_cast<int>(item % pairs);
-    for (; column > row; ++row) column -= row + 1;
+    if (band) {
+      row = column / a.sides;
+      column %= a.sides;
+    } else {
+      for (; column > row; ++row) column -= row + 1;
+    }
     const std::int64_t group = whole / stage.splits;
     begin = whole % stage.splits * stage.share;
     end = min(begin + stage.share, stage.features);
-    diagonal = row == column;
+    diagonal = !band && row == column;
     const T* const x = stage.x + group * stage.group_stride;
-    panels = {x + row * a.side * stage.sample_stride,
-              x + column * a.side * stage.sample_stride,
-              min(a.side, a.samples - row * a.side),
-              min(a.side, a.samples - column * a.side),
+    const int first = (a.first_side + row) * a.side, second = column * a.side;
+    panels = {x + first * stage.sample_stride,
+              x + second * stage.sample_stride,
+              max(0, min(a.side, a.samples - first)),
+              min(a.side, a.samples - second),
               !diagonal,
               a.side,
               stage.sample_stride,
               stage.copy_bytes};
-    Compute<T>* const matrix = stage.partials + static_cast<std::int64_t>(whole) * a.padded * a.padded;
+    Compute<T>* const matrix =
+        stage.partials + static_cast<std::int64_t>(whole) * (band ? a.band_sides * a.side : a.padded) * a.padded;
     out = matrix + static_cast<std::int64_t>(row * a.side) * a.padded + column * a.side;
-    mirrored = matrix + static_cast<std::int64_t>(column * a.side) * a.padded + row * a.side;
+    mirrored = band || diagonal ? nullptr : matrix + static_cast<std::int64_t>(column * a.side) * a.padded + row * a.side;
   }
 };
 
@@ -107,7 +117,7 @@ __global__ void __launch_bounds__(kFmaThreads) gram_fma(GramArguments<T> a) {
     for (int n = 0; n < kMicro; ++n) {
       const std::int64_t i = ty + 16 * m, j = tx + 16 * n;
       item.out[i * a.padded + j] = sums[m][n];
-      if (!item.diagonal) item.mirrored[j * a.padded + i] = sums[m][n];
+      if (item.mirrored) item.mirrored[j * a.padded + i] = sums[m][n];
     }
   }
 }
@@ -140,13 +150,13 @@ __global__ void __launch_bounds__(kMaxTensorThreads) gram_tensor(GramArguments<T
     }
   });
 
-  const bool twice = !item.diagonal || row != column;
   float* const out = item.out + static_cast<std::int64_t>(row * kSide) * a.padded + column * kSide;
-  float* const mirrored = item.mirrored + static_cast<std::int64_t>(column * kSide) * a.padded + row * kSide;
+  float* mirrored = item.diagonal ? (row == column ? nullptr : item.out) : item.mirrored;
+  if (mirrored) mirrored += static_cast<std::int64_t>(column * kSide) * a.padded + row * kSide;
   if (a.ways == 1) {
     if (way > 0) return;
     product.store(out, a.padded, wmma::mem_row_major);
-    if (twice) product.store(mirrored, a.padded, wmma::mem_col_major);
+    if (mirrored) product.store(mirrored, a.padded, wmma::mem_col_major);
     return;
   }
   // The ring is free: the warps of a part meet there, and each adds up its share.
@@ -159,7 +169,7 @@ __global__ void __launch_bounds__(kMaxTensorThreads) gram_tensor(GramArguments<T
     for (int other = 0; other < a.ways; ++other) sum += all[(other * parts + warp % parts) * kSide * kSide + e];
     const std::int64_t i = e / kSide, j = e % kSide;
     out[i * a.padded + j] = sum;
-    if (twice) mirrored[j * a.padded + i] = sum;
+    if (mirrored) mirrored[j * a.padded + i] = sum;
   }
 #endif
 }

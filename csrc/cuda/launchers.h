@@ -29,6 +29,12 @@ struct GramPlans {
 GramPlans plan_grams(const std::vector<Features>& stages, Shape shape);
 void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, char* workspace,
                   cudaStream_t stream);
+
+// Rows [first, first + rows) of all stages' Gram matrices, whole ranges of samples: (stages, groups, rows, pitch).
+template <class C>
+void launch_band(const std::vector<Features>& stages, Shape shape, std::int64_t first, std::int64_t rows,
+                 std::int64_t pitch, C* bands, cudaStream_t stream);
+
 std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const char* workspace);
 
 template <class C>
@@ -45,9 +51,10 @@ struct Product {
   const void* matrix;
   std::int64_t matrix_group_stride;
   const void* row_scale;  // or null
+  std::int64_t scale_group_stride;
   Features x, out;
 };
 void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_t outputs, std::int64_t matrix_stride,
-                  bool wide, const void* group_scale, cudaStream_t stream);
+                  std::int64_t scale_stride, bool wide, const void* group_scale, cudaStream_t stream);
 
 }  // namespace icsd::cuda

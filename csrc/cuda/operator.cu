@@ -45,7 +45,7 @@ void gram(const Features& x, Shape shape, C* out, void* workspace, Stream stream
 
 template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape, Stream stream) {
-  launch_apply({{matrix, outputs * shape.samples, nullptr, x, out}}, shape, outputs, shape.samples, sizeof(C) == 8, nullptr,
+  launch_apply({{matrix, outputs * shape.samples, nullptr, 0, x, out}}, shape, outputs, shape.samples, 0, sizeof(C) == 8, nullptr,
                static_cast<cudaStream_t>(stream));
 }
 
@@ -92,9 +92,9 @@ void distill_backward(const C* grad, const C* slots, const std::vector<Features>
   std::vector<Product> products;
   for (std::size_t k = 0; k < outs.size(); ++k) {
     const C* matrix = slots + static_cast<std::int64_t>(k) * shape.groups * slot;
-    if (outs[k].data) products.push_back({matrix, slot, matrix + n, stages[k], outs[k]});
+    if (outs[k].data) products.push_back({matrix, slot, matrix + n, slot, stages[k], outs[k]});
   }
-  launch_apply(products, shape, n, n + 1, sizeof(C) == 8, grad, static_cast<cudaStream_t>(stream));
+  launch_apply(products, shape, n, n + 1, n + 1, sizeof(C) == 8, grad, static_cast<cudaStream_t>(stream));
 }
 
 std::uint64_t launches() { return launched; }
