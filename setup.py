@@ -37,7 +37,7 @@ if X86:
 
 # Compute capabilities with machine code.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
-CUDA_SOURCES = ["apply", "epilogue", "gram", "operator"]
+CUDA_SOURCES = ["apply", "epilogue", "gram", "operator", "streamed"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2"]
 
 

@@ -297,6 +297,14 @@ std::vector<Features> checked_stages(const std::vector<FeaturesTuple>& tuples, S
   return stages_of(tuples, shape);
 }
 
+icsd::cuda::Distillation distillation_of(const std::vector<Features>& stages, const std::vector<double>& weights,
+                                         int divergence, const std::vector<double>& parameters, double eps,
+                                         bool teacher_gradient) {
+  if (stages.empty()) refuse("there is no teacher");
+  if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
+  return {divergence_of(divergence, parameters), parameters.data(), weights.data(), eps, teacher_gradient};
+}
+
 std::size_t gram_workspace(const FeaturesTuple& x_tuple, int64_t groups, int64_t samples) {
   const Shape shape = shape_of(groups, samples);
   return icsd::cuda::gram_workspace(checked_stages({x_tuple}, shape)[0], shape);
@@ -343,10 +351,7 @@ void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t s
              std::uintptr_t stream) {
   const Shape shape = shape_of(groups, samples);
   const std::vector<Features> stages = checked_stages(tuples, shape);
-  if (stages.empty()) refuse("there is no teacher");
-  if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
-  const icsd::cuda::Distillation how{divergence_of(divergence, parameters), parameters.data(), weights.data(), eps,
-                                     teacher_gradient};
+  const icsd::cuda::Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
   with_compute_type(any_wide(stages), [&](auto c) {
     using C = decltype(c);
     C* loss = matrix_at<C>(loss_address, groups, "loss");
@@ -366,6 +371,60 @@ void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
     const int64_t elements = product(static_cast<int64_t>(stages.size()), groups, samples * (samples + 1));
     const C* slots = matrix_at<C>(slots_address, elements, "slots");
     icsd::cuda::distill_backward<C>(grad, slots, stages, outs, shape, at<void>(stream));
+  });
+}
+
+// Stages of one compute type.
+bool wide_as_one(const std::vector<Features>& stages) {
+  if (stages.empty()) refuse("there is no teacher");
+  const bool wide = any_wide(stages);
+  for (const Features& stage : stages) {
+    if ((stage.dtype == DType::float64) != wide) refuse("float64 streams with float64 alone");
+  }
+  return wide;
+}
+
+std::size_t streamed_workspace(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
+                               bool teacher_gradient, bool save, int64_t band_bytes) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  std::size_t bytes = 0;
+  with_compute_type(wide_as_one(stages), [&](auto c) {
+    bytes = icsd::cuda::streamed_workspace<decltype(c)>(stages, shape, teacher_gradient, save, band_bytes);
+  });
+  return bytes;
+}
+
+void distill_streamed(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
+                      const std::vector<double>& weights, int divergence, const std::vector<double>& parameters,
+                      double eps, bool teacher_gradient, std::uintptr_t loss_address, std::uintptr_t saved_address,
+                      int64_t band_bytes, std::uintptr_t workspace, std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  const icsd::cuda::Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  with_compute_type(wide_as_one(stages), [&](auto c) {
+    using C = decltype(c);
+    C* loss = matrix_at<C>(loss_address, groups, "loss");
+    icsd::cuda::distill_streamed<C>(stages, shape, how, loss, at<C>(saved_address), band_bytes, at<void>(workspace),
+                                     at<void>(stream));
+  });
+}
+
+void distill_streamed_backward(std::uintptr_t grad_address, std::uintptr_t saved_address,
+                               const std::vector<FeaturesTuple>& tuples, const std::vector<FeaturesTuple>& out_tuples,
+                               int64_t groups, int64_t samples, const std::vector<double>& weights, int divergence,
+                               const std::vector<double>& parameters, double eps, bool teacher_gradient,
+                               int64_t band_bytes, std::uintptr_t workspace, std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  const std::vector<Features> outs = results_of(out_tuples, stages, shape);
+  const icsd::cuda::Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  with_compute_type(wide_as_one(stages), [&](auto c) {
+    using C = decltype(c);
+    const C* grad = matrix_at<C>(grad_address, groups, "grad");
+    const C* saved = matrix_at<C>(saved_address, groups * samples, "saved");
+    icsd::cuda::distill_streamed_backward<C>(grad, saved, stages, outs, shape, how, band_bytes, at<void>(workspace),
+                                              at<void>(stream));
   });
 }
 
@@ -400,6 +459,15 @@ PYBIND11_MODULE(_native, m) {
              py::arg("slots"), py::arg("workspace"), py::arg("stream"));
   device.def("distill_backward", &cuda::distill_backward, py::arg("grad"), py::arg("slots"), py::arg("stages"),
              py::arg("outs"), py::arg("wide"), py::arg("groups"), py::arg("samples"), py::arg("stream"));
+  device.def("streamed_workspace", &cuda::streamed_workspace, py::arg("stages"), py::arg("groups"), py::arg("samples"),
+             py::arg("teacher_gradient"), py::arg("save"), py::arg("band_bytes"));
+  device.def("distill_streamed", &cuda::distill_streamed, py::arg("stages"), py::arg("groups"), py::arg("samples"),
+             py::arg("weights"), py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
+             py::arg("loss"), py::arg("saved"), py::arg("band_bytes"), py::arg("workspace"), py::arg("stream"));
+  device.def("distill_streamed_backward", &cuda::distill_streamed_backward, py::arg("grad"), py::arg("saved"),
+             py::arg("stages"), py::arg("outs"), py::arg("groups"), py::arg("samples"), py::arg("weights"),
+             py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
+             py::arg("band_bytes"), py::arg("workspace"), py::arg("stream"));
   device.def("launches", &icsd::cuda::launches, "Kernels launched by this process so far.");
   device.def("devices", [] {
     const icsd::cuda::Devices devices = icsd::cuda::devices();

@@ -133,3 +133,40 @@ class cuda:
         samples: int,
         stream: int,
     ) -> None: ...
+    @staticmethod
+    def streamed_workspace(
+        stages: Sequence[_Features], groups: int, samples: int, teacher_gradient: bool, save: bool, band_bytes: int
+    ) -> int: ...
+    @staticmethod
+    def distill_streamed(
+        stages: Sequence[_Features],
+        groups: int,
+        samples: int,
+        weights: Sequence[float],
+        divergence: int,
+        parameters: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        loss: int,
+        saved: int,
+        band_bytes: int,
+        workspace: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def distill_streamed_backward(
+        grad: int,
+        saved: int,
+        stages: Sequence[_Features],
+        outs: Sequence[_Features],
+        groups: int,
+        samples: int,
+        weights: Sequence[float],
+        divergence: int,
+        parameters: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        band_bytes: int,
+        workspace: int,
+        stream: int,
+    ) -> None: ...

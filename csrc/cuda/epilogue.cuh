@@ -110,7 +110,7 @@ __device__ R merge_warp(const D& divergence, R row) {
 }
 
 template <class C, class D>
-__global__ void __launch_bounds__(kMeasureThreads) measure(EpilogueArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kMeasureThreads, 1) measure(EpilogueArguments<C> a, D divergence) {
   __shared__ C sums[kMeasureThreads * kMaxBand];
   ICSD_DYNAMIC_SHARED(C, norms);  // inverse ones, of the teacher's samples and of a student's
   const int n = a.samples, bands = (n + a.band - 1) / a.band, first = static_cast<int>(blockIdx.x % bands) * a.band;
@@ -222,7 +222,7 @@ struct RowGradients {
 
 // One block for the loss of each group and, after them, for each row if gradients are wanted.
 template <class C, class D>
-__global__ void __launch_bounds__(kDifferentiateThreads) differentiate(EpilogueArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kDifferentiateThreads, 1) differentiate(EpilogueArguments<C> a, D divergence) {
   __shared__ double loss_sums[kDifferentiateThreads / 32];
   __shared__ C sums[kDifferentiateThreads / 32];
   ICSD_DYNAMIC_SHARED(C, for_teacher);  // g_j of the teacher if it has a gradient

@@ -124,10 +124,11 @@ __global__ void __launch_bounds__(kFmaThreads) gram_fma(GramArguments<T> a) {
 
 // By tensor cores, from sm_80 on. Each warp has kTiles x kTiles tiles of the matrix, up to the diagonal if the block
 // compares one range with itself; warps to spare take every ways-th step of the features.
-constexpr int kMaxTensorThreads = 512;
+template <int kTiles>
+constexpr int kMaxTensorThreads = kTiles == 1 ? 128 : 512;
 
 template <class T, int kTiles>
-__global__ void __launch_bounds__(kMaxTensorThreads) gram_tensor(GramArguments<T> a) {
+__global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(GramArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   constexpr int kSide = kTiles * kTile, kStep = Operand<T>::kStep, kSteps = kLine<T> / kStep;
   constexpr bool kSplit = std::is_same_v<T, float>;

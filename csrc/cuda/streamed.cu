@@ -3,13 +3,10 @@
 #include <algorithm>
 
 #include "cuda/device.cuh"
-#include "cuda/element.cuh"
 #include "cuda/launchers.h"
 
 namespace icsd::cuda {
 namespace {
-
-constexpr std::int64_t kBandBytes = 64 << 20;  // of a workspace's bands, where one range of samples is not more
 
 // The bands of a call and its workspace.
 template <class C>
@@ -17,7 +14,8 @@ struct Plan {
   std::int64_t rows, pitch;  // of a band; whole ranges of samples of every stage
   std::size_t bands, for_teacher, inverse_norms, values, saved, bytes;
 
-  Plan(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save) : rows(0), pitch(0), bytes(0) {
+  Plan(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save, std::int64_t band_bytes)
+      : rows(0), pitch(0), bytes(0) {
     std::int64_t unit = 1;
     for (const GramPlan& plan : plan_grams(stages, shape).stages) {
       unit = std::max<std::int64_t>(unit, plan.side);
@@ -25,7 +23,7 @@ struct Plan {
     }
     const std::int64_t matrices = static_cast<std::int64_t>(stages.size()) + teacher_gradient;
     const std::int64_t row = std::max<std::int64_t>(1, matrices * shape.groups * pitch * sizeof(C));
-    rows = std::clamp<std::int64_t>(kBandBytes / row / unit, 1, divide_up(pitch, unit)) * unit;
+    rows = std::clamp<std::int64_t>(band_bytes / row / unit, 1, divide_up(pitch, unit)) * unit;
     const std::int64_t band = shape.groups * rows * pitch, samples = shape.groups * shape.samples;
     const std::int64_t count = static_cast<std::int64_t>(stages.size());
     bands = take(count * band);
@@ -132,36 +130,37 @@ struct Differentiate {
 }  // namespace
 
 template <class C>
-std::size_t streamed_workspace(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save) {
-  return Plan<C>(stages, shape, teacher_gradient, save).bytes;
+std::size_t streamed_workspace(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save,
+                               std::int64_t band_bytes) {
+  return Plan<C>(stages, shape, teacher_gradient, save, band_bytes).bytes;
 }
 
 template <class C>
 void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved,
-                      void* workspace, Stream stream) {
+                      std::int64_t band_bytes, void* workspace, Stream stream) {
   if (shape.groups == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
-  const Plan<C> plan(stages, shape, false, saved);
+  const Plan<C> plan(stages, shape, false, saved, band_bytes);
   for_each_band<C>(stages, shape, how, plan, saved, false, false, workspace, on, Measure<C>{loss, on});
 }
 
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
-                               const std::vector<Features>& outs, Shape shape, const Distillation& how, void* workspace,
-                               Stream stream) {
+                               const std::vector<Features>& outs, Shape shape, const Distillation& how,
+                               std::int64_t band_bytes, void* workspace, Stream stream) {
   if (shape.groups * shape.samples == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
   const bool teacher_gradient = outs.back().data;
-  const Plan<C> plan(stages, shape, teacher_gradient, true);
+  const Plan<C> plan(stages, shape, teacher_gradient, true, band_bytes);
   for_each_band<C>(stages, shape, how, plan, const_cast<C*>(saved), true, teacher_gradient, workspace, on,
                    Differentiate<C>{stages, outs, shape, grad, on});
 }
 
 #define ICSD_INSTANTIATE(C)                                                                                             \
-  template std::size_t streamed_workspace<C>(const std::vector<Features>&, Shape, bool, bool);                          \
-  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*, void*, Stream);   \
+  template std::size_t streamed_workspace<C>(const std::vector<Features>&, Shape, bool, bool, std::int64_t);                          \
+  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*, std::int64_t, void*, Stream);   \
   template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, \
-                                             Shape, const Distillation&, void*, Stream);
+                                             Shape, const Distillation&, std::int64_t, void*, Stream);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

@@ -2,6 +2,7 @@
 // forgotten. The norms of all samples come first.
 #pragma once
 
+#include "cuda/element.cuh"
 #include "cuda/epilogue.cuh"
 
 namespace icsd::cuda {
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kDifferentiateThreads) add_up_losses(StreamedA
 
 // K to A, a block for each row of the band.
 template <class C, class D>
-__global__ void __launch_bounds__(kDifferentiateThreads) differentiate_band(StreamedArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kDifferentiateThreads, 1) differentiate_band(StreamedArguments<C> a, D divergence) {
   __shared__ C sums[kDifferentiateThreads / 32];
   const int in_band = min(a.rows, a.samples - a.first), i = a.first + static_cast<int>(blockIdx.x % in_band);
   const std::int64_t group = blockIdx.x / in_band;

@@ -16,6 +16,9 @@ from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
 
+# Of the rows of N x N matrices that streaming has at a time, unless a tile's rows are more.
+BAND_BYTES = 64 << 20
+
 
 class CUDABackend(FusedBackend):
     """CUDA C++ on the current stream of the tensors' device, with workspaces of PyTorch's allocator."""
@@ -23,7 +26,7 @@ class CUDABackend(FusedBackend):
     name = "cuda"
     description = "fused CUDA kernels"
     device_type = "cuda"
-    regimes = dict.fromkeys(KERNELS, ("sample",))
+    regimes = dict.fromkeys(KERNELS, ("sample", "streamed"))
 
     @cached_property
     def kernels(self) -> ModuleType | None:
@@ -86,47 +89,68 @@ class CUDABackend(FusedBackend):
         return out
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        stages = [_sample_dense(stage) for stage in stages]
+        stages = _stages(stages, how)
         *groups, n, _ = stages[0].shape
         loss = stages[0].new_empty(groups, dtype=compute_dtype(*stages))
         saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
         batch = [_features(stage) for stage in stages], loss.numel(), n
-        divergence = KERNELS[how.divergence]
         with self.on_stream(loss) as stream:
-            workspace = loss.new_empty(self.kernels.distill_workspace(*batch, divergence, save), dtype=torch.uint8)
-            self.kernels.distill(
-                *batch,
-                how.weights,
-                divergence,
-                how.parameters,
-                how.eps,
-                how.teacher_gradient,
-                loss.data_ptr(),
-                saved.data_ptr() if save else 0,
-                workspace.data_ptr(),
-                stream,
-            )
+            results = loss.data_ptr(), saved.data_ptr() if save else 0
+            if how.regime == "sample":
+                size = self.kernels.distill_workspace(*batch, KERNELS[how.divergence], save)
+                workspace = loss.new_empty(size, dtype=torch.uint8)
+                self.kernels.distill(*batch, *_arguments(how), *results, workspace.data_ptr(), stream)
+            else:
+                size = self.kernels.streamed_workspace(*batch, False, save, BAND_BYTES)
+                workspace = loss.new_empty(size, dtype=torch.uint8)
+                addresses = BAND_BYTES, workspace.data_ptr()
+                self.kernels.distill_streamed(*batch, *_arguments(how), *results, *addresses, stream)
         return loss, saved
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
     ) -> list[Tensor]:
-        grad = grad.contiguous()
-        stages = [_sample_dense(stage) for stage in stages]
+        dtypes = [stage.dtype for stage in stages]
+        grad, stages = grad.contiguous(), _stages(stages, how)
         pairs = zip(stages, wanted, strict=True)
         outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
+        features = [_features(stage) for stage in stages]
+        results = [_NO_FEATURES if out is None else _features(out) for out in outs]
+        batch = grad.numel(), stages[0].shape[-2]
         with self.on_stream(saved) as stream:
-            self.kernels.distill_backward(
-                grad.data_ptr(),
-                saved.data_ptr(),
-                [_features(stage) for stage in stages],
-                [_NO_FEATURES if out is None else _features(out) for out in outs],
-                saved.dtype == torch.float64,
-                grad.numel(),
-                saved.shape[-2],
-                stream,
-            )
-        return [out for out in outs if out is not None]
+            if how.regime == "sample":
+                wide = saved.dtype == torch.float64
+                self.kernels.distill_backward(
+                    grad.data_ptr(), saved.data_ptr(), features, results, wide, *batch, stream
+                )
+            else:
+                size = self.kernels.streamed_workspace(features, *batch, wanted[-1], True, BAND_BYTES)
+                workspace = saved.new_empty(size, dtype=torch.uint8)
+                self.kernels.distill_streamed_backward(
+                    grad.data_ptr(),
+                    saved.data_ptr(),
+                    features,
+                    results,
+                    *batch,
+                    *_arguments(how),
+                    BAND_BYTES,
+                    workspace.data_ptr(),
+                    stream,
+                )
+        return [out.to(dtype) for out, dtype in zip(outs, dtypes, strict=True) if out is not None]
+
+
+def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:
+    """As the kernels take them: with dense samples and, for bands of matrices of one type, in one compute type."""
+    dtype = compute_dtype(*stages)
+    if how.regime == "streamed":
+        stages = [stage if compute_dtype(stage) == dtype else stage.to(dtype) for stage in stages]
+    return [_sample_dense(stage) for stage in stages]
+
+
+def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:
+    """The native module's (weights, divergence, parameters, eps, teacher_gradient)."""
+    return how.weights, KERNELS[how.divergence], how.parameters, how.eps, how.teacher_gradient
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
