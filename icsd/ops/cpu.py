@@ -11,21 +11,21 @@ from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
 
-try:
-    from icsd import _native
-except ImportError as error:
-    _native = None
-    _import_error = str(error)
-
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/core/dtype.h
 _NO_FEATURES = (0, 0, 0, 0, 0)
-if _native is not None:
+
+try:
+    from icsd import _native
+
     _DISTILL = {
         "sample": _native.distill,
         "feature": _native.distill_feature,
         "streamed": _native.distill_streamed,
     }
     _DISTILL_BACKWARD = {"feature": _native.distill_feature_backward, "streamed": _native.distill_streamed_backward}
+except (ImportError, AttributeError) as error:  # not built, or built from older sources
+    _native = None
+    _import_error = str(error)
 
 
 class CPUBackend(FusedBackend):
@@ -39,7 +39,7 @@ class CPUBackend(FusedBackend):
     def unavailable(self) -> str | None:
         """Why the native module is not there, if it is not."""
         if _native is None:
-            return f"the native module is not built ({_import_error}); run: pip install -e ."
+            return f"the native module is not built from these sources ({_import_error}); run: pip install -e ."
         return None
 
     def launch_gram(self, x: Tensor) -> Tensor:
