@@ -10,9 +10,11 @@ from icsd.ops.functional import (
 )
 from icsd.ops.reference import ReferenceBackend
 from icsd.ops.registry import BackendStatus, backends, register, use_backend
+from icsd.ops.triton import TritonBackend
 
 register(CPUBackend())  # first: tensors of the CPU are served without asking for a GPU
 register(CUDABackend())
+register(TritonBackend())
 register(ReferenceBackend())
 
 __all__ = [
