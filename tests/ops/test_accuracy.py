@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from backends import BACKENDS, FUSED, MOST_SAMPLES
 
 import icsd
 from benchmarks.peers import plain_loss, plain_similarity
@@ -26,7 +27,6 @@ SHAPES = [
     (130, 300),
     (520, 40),
 ]
-BACKENDS = ["reference", "cpu"]
 
 
 def relative_error(value, truth):
@@ -79,7 +79,7 @@ def test_losses_and_gradients(divergence, dtype, backend):
     # One loss value may be exact by luck, so losses are judged over all shapes and gradients shape by shape.
     errors, plain_errors = [], []
     for seed, (n, d) in enumerate(SHAPES):
-        if d < 16:
+        if n > MOST_SAMPLES or d < 16:
             continue  # cosines of a few features are ±1 or nearly: the loss is a rounding error itself
         student, teacher = features(n, d, dtype, seed), features(n, d + 5, dtype, seed + 100, shift=0.8)
         (loss, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(
@@ -102,7 +102,8 @@ def test_huge_and_tiny_norms(divergence, scale, backend):
     factors = torch.tensor([1.0, scale]).repeat(6)[:, None]
     student, teacher = features(12, 65, torch.float32, 1) * factors, features(12, 70, torch.float32, 2) * factors
     (loss, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(student, teacher, divergence, backend)
-    assert relative_error(loss, truth) <= bound(torch.float32, relative_error(plain, truth)) + 1e-6
+    rounding = torch.finfo(torch.float32).eps / truth  # the loss is a small difference of numbers of about 1
+    assert relative_error(loss, truth) <= bound(torch.float32, relative_error(plain, truth)) + rounding
     for rows in (slice(0, None, 2), slice(1, None, 2)):
         error = relative_error(gradient[rows], true_gradient[rows])
         assert error <= bound(torch.float32, relative_error(plain_gradient[rows], true_gradient[rows])) + 1e-6
@@ -120,9 +121,10 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layouts_are_as_their_contiguous_copies(layout, dtype):
+def test_layouts_are_as_their_contiguous_copies(layout, dtype, backend):
     base = features(9, 210, dtype, 3)
     teacher = features(9, 100, dtype, 4)
     x = LAYOUTS[layout](base)
@@ -131,7 +133,7 @@ def test_layouts_are_as_their_contiguous_copies(layout, dtype):
         results = []
         for student in (x.detach(), x.detach().clone(memory_format=torch.contiguous_format)):
             student.requires_grad_()
-            loss = icsd.similarity_distillation_loss(student, teacher, divergence, backend="cpu")
+            loss = icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend)
             results.append((loss, *torch.autograd.grad(loss, student)))
         torch.testing.assert_close(results[0], results[1], rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=1e-12)
 

@@ -4,11 +4,11 @@ import threading
 
 import pytest
 import torch
+from backends import BACKENDS, FUSED
 
 import icsd
 from icsd.ops import flatten_samples
 
-BACKENDS = ["reference", "cpu"]
 CASES = [
     ("mse", {}),
     ("smooth_l1", {"beta": 0.3}),
@@ -70,7 +70,7 @@ def test_clamped_norms_gradcheck(backend):
 def test_gradient_penalty_trains_through_the_gradient():
     student, teacher = stages_of(200, 50, dtype=torch.float32)
     penalties = []
-    for backend in BACKENDS:
+    for backend in ("reference", *FUSED):
         loss = icsd.similarity_distillation_loss(student, teacher, backend=backend)
         (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
         penalties.append(torch.autograd.grad(gradient.square().sum(), student)[0])
@@ -105,19 +105,20 @@ def test_one_tensor_in_two_places(backend):
     assert again.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
-def test_opcheck(batch):
+def test_opcheck(batch, backend):
     stages = stages_of(9, 20, 4, batch=batch, dtype=torch.float32)
     matrix = torch.randn(*batch, 3, 5)
     for save in (True, False):
-        arguments = (stages, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", save, "cpu")
+        arguments = (stages, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", save, backend)
         torch.library.opcheck(torch.ops.icsd.distill.default, arguments)
     how = ([1.0, 0.5], "mse", [], 1e-8, True, "sample")
-    loss, saved = torch.ops.icsd.distill(stages, *how, True, "cpu")
-    arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, "cpu")
+    loss, saved = torch.ops.icsd.distill(stages, *how, True, backend)
+    arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, backend)
     torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
-    torch.library.opcheck(torch.ops.icsd.gram.default, (stages[1], "cpu"))
-    torch.library.opcheck(torch.ops.icsd.combine.default, (matrix, stages[1].detach(), "cpu"))
+    torch.library.opcheck(torch.ops.icsd.gram.default, (stages[1], backend))
+    torch.library.opcheck(torch.ops.icsd.combine.default, (matrix, stages[1].detach(), backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends import BACKENDS
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import icsd
 from icsd.ops.divergences import DIVERGENCES, make_divergence, relations
-
-BACKENDS = ["reference", "cpu"]
 
 
 def sp(x, y):
