@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "core/math.h"
 
 namespace icsd {
 
@@ -26,6 +29,20 @@ struct ComputeOf<double> {
 };
 template <class T>
 using Compute = typename ComputeOf<T>::type;
+
+// To nearest, ties to even. NaN loses its payload.
+ICSD_HD bfloat16 to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return {0x7fc0};
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+ICSD_HD float to_float(bfloat16 value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
 
 constexpr std::size_t size_of(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;

@@ -319,6 +319,115 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   if (streamed) fence();
 }
 
+#if defined(__AVX512BF16__)
+// Pairs of samples lie interleaved in the panel and in the matrix: each instruction adds two of a sum's products.
+bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, std::uint32_t* packed, float* rest) {
+  for (int64_t block = 0; block < blocks_of(samples); ++block) {
+    const int64_t begin = block_start(block, samples), end = block_start(block + 1, samples);
+    for (int64_t j = 0; j < samples; j += 2) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::uint32_t pair = 0;
+        for (int64_t k = j; k < std::min(j + 2, samples); ++k) {
+          const float value = matrix[i * row_stride + k];
+          const bfloat16 narrow = to_bfloat16(value);
+          if (i == k) {
+            rest[i] = value - to_float(narrow);
+          } else if (to_float(narrow) != value) {
+            return false;
+          }
+          pair |= static_cast<std::uint32_t>(narrow.bits) << (16 * (k - j));
+        }
+        *packed++ = pair;
+      }
+    }
+  }
+  return true;
+}
+
+// The elements of two rows in turn, twice as many as in a vector.
+inline void interleave(Bfloat16Vector a, Bfloat16Vector b, Bfloat16Vector* to) {
+  to[0] = __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11,
+                                  43, 12, 44, 13, 45, 14, 46, 15, 47);
+  to[1] = __builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57,
+                                  26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
+}
+
+// R outputs of kColumns vectors; `x` are the rows of the same samples.
+template <int R, Store S>
+void narrow_tile(const std::uint32_t* packed, const float* rest, const double* scale, const Bfloat16Vector* pairs,
+                 int64_t samples, const bfloat16* x, int64_t x_stride, bfloat16* out, int64_t out_stride, int64_t count) {
+  constexpr int kStep = kLanes<float>;
+  FloatVector sums[R][kColumns];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < kColumns; ++v) sums[r][v] = FloatVector{};
+  }
+  for (int64_t j = 0; j < samples; j += 2, packed += R, pairs += kColumns) {
+    for (int r = 0; r < R; ++r) {
+      const auto factors = reinterpret_cast<Bfloat16Vector>(UintVector{} + packed[r]);
+      for (int v = 0; v < kColumns; ++v) sums[r][v] = multiply_add(factors, pairs[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const float factor = static_cast<float>(scale[r]);
+    for (int v = 0; v < kColumns; ++v) {
+      const bfloat16* own = x + r * x_stride + v * kStep;
+      bfloat16* to = out + r * out_stride + v * kStep;
+      if constexpr (S == Store::partial) {
+        const int64_t some = std::clamp<int64_t>(count - v * kStep, 0, kStep);
+        store_partial(to, (sums[r][v] + rest[r] * load_partial<float>(own, some)) * factor, some);
+      } else {
+        store(to, (sums[r][v] + rest[r] * load(own)) * factor);
+      }
+    }
+  }
+}
+
+using NarrowTile = void (*)(const std::uint32_t*, const float*, const double*, const Bfloat16Vector*, int64_t,
+                            const bfloat16*, int64_t, bfloat16*, int64_t, int64_t);
+
+template <Store S, int R = kOutputs>
+NarrowTile narrow_tile_of(int64_t outputs) {
+  if (outputs < R) {
+    if constexpr (R > 1) return narrow_tile_of<S, R - 1>(outputs);
+  }
+  return narrow_tile<R, S>;
+}
+
+void combine_narrow(const std::uint32_t* packed, const float* rest, const double* scale, const bfloat16* x,
+                    int64_t stride, int64_t samples, int64_t features, bfloat16* out, int64_t out_stride) {
+  constexpr int64_t kStep = kLanes<bfloat16>, kWidth = kLanes<float> * kColumns;
+  const int64_t pairs = (samples + 1) / 2;
+  auto* const rows = reinterpret_cast<Bfloat16Vector*>(panel<bfloat16>(0, 2 * pairs * kWidth));
+  for (int64_t k = 0; k < features; k += kWidth) {
+    const int64_t count = std::min(kWidth, features - k);
+    Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < features ? samples : 0,
+                   std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), blocks_of(samples));
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const bfloat16* first = x + 2 * pair * stride + k;
+      const bfloat16* second = 2 * pair + 1 < samples ? first + stride : nullptr;
+      for (int64_t step = 0; step < kWidth; step += kStep) {
+        const int64_t some = std::clamp<int64_t>(count - step, 0, kStep);
+        const auto read = [&](const bfloat16* row) {
+          if (!row) return Bfloat16Vector{};
+          return some == kStep ? load_as<bfloat16>(row + step) : load_partial<bfloat16>(row + step, some);
+        };
+        interleave(read(first), read(second), rows + pair * kColumns + step / kStep * 2);
+      }
+    }
+    for (int64_t block = 0; block < blocks_of(samples); ++block) {
+      const int64_t begin = block_start(block, samples), height = block_start(block + 1, samples) - begin;
+      const auto tile = count < kWidth ? narrow_tile_of<Store::partial>(height) : narrow_tile_of<Store::whole>(height);
+      tile(packed + begin * pairs, rest + begin, scale + begin, rows, samples, x + begin * stride + k, stride,
+           out + begin * out_stride + k, out_stride, count);
+      ahead.next();
+    }
+  }
+}
+
+constexpr NarrowKernels narrow_kernels = {pack_narrow, combine_narrow};
+#endif
+
 }  // namespace
 
 extern const AllRowKernels<float> rows_float;
@@ -336,6 +445,11 @@ const Kernels kernels = {
     &rows_double,
     &tiles_float,
     &tiles_double,
+#if defined(__AVX512BF16__)
+    &narrow_kernels,
+#else
+    nullptr,
+#endif
 };
 
 }  // namespace icsd::cpu::ICSD_ISA

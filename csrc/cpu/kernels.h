@@ -27,6 +27,16 @@ template <class C>
 using PackKernel = void (*)(const C* matrix, std::int64_t row_stride, std::int64_t outputs, std::int64_t samples,
                             void* packed);
 
+// The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers: twice as fast
+// where the processor multiplies these.
+struct NarrowKernels {
+  // False if the matrix is not one of these. `rest` is what the diagonal is more than a bfloat16 number.
+  bool (*pack)(const float* matrix, std::int64_t row_stride, std::int64_t samples, std::uint32_t* packed, float* rest);
+  void (*combine)(const std::uint32_t* packed, const float* rest, const double* scale, const bfloat16* x,
+                  std::int64_t sample_stride, std::int64_t samples, std::int64_t features, bfloat16* out,
+                  std::int64_t out_stride);
+};
+
 struct Kernels {
   const char* isa;
   GramKernel gram[kDTypes];
@@ -37,6 +47,7 @@ struct Kernels {
   const AllRowKernels<double>* rows_double;
   const TileKernels<float>* tiles_float;
   const TileKernels<double>* tiles_double;
+  const NarrowKernels* narrow;  // null where the processor does not multiply bfloat16
 
   template <class C>
   PackKernel<C> pack(DType dtype) const {

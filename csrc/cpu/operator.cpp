@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
@@ -122,8 +123,10 @@ class Grams {
 template <class C, template <class> class D>
 class Epilogue {
  public:
-  Epilogue(const std::vector<Matrices<C>>& stages, Shape shape, const Distillation& how)
-      : stages_(stages),
+  Epilogue(const std::vector<Features>& features, const std::vector<Matrices<C>>& stages, Shape shape,
+           const Distillation& how)
+      : features_(features),
+        stages_(stages),
         shape_(shape),
         how_(how),
         students_(static_cast<int64_t>(stages.size()) - 1),
@@ -216,6 +219,12 @@ class Epilogue {
     return {stages_[stage].row(group, i), r, r[i]};
   }
 
+  // Whether A is to have bfloat16 numbers off its diagonal, for NarrowKernels. Rounding g before it is projected leaves
+  // each term g_j (x̂_j - S_ij x̂_i) of the gradient off by no more than its own rounding, however alike the samples are.
+  bool is_narrow(int64_t stage) const {
+    return kernels().narrow && sizeof(C) == sizeof(float) && features_[stage].dtype == DType::bfloat16;
+  }
+
   DivergenceArguments<C> arguments() const {
     return {how_.parameters, static_cast<C>(shape_.samples), static_cast<C>(how_.eps)};
   }
@@ -227,12 +236,25 @@ class Epilogue {
     const SimilarityRow<C> s = similarity_row(stage, group, i);
     C* a = stages_[stage].row(group, i);
     if (!divergence_.diagonal) g[i] = 0;
-    const C own = a[i], on_diagonal = g[i] * (own * (s.own * s.own));
+    const C own = a[i];
+    const bool projected = divergence_.similarities && !is_clamped(own, how_.eps);
+    const bool narrow = projected && is_narrow(stage);
+    if (narrow) {
+      for (int64_t j = 0; j < n; ++j) {
+        const float r = s.inverse_norms[j];
+        if (r != 0) g[j] = to_float(to_bfloat16(g[j] * r)) / r;
+      }
+    }
+    const C on_diagonal = g[i] * (own * (s.own * s.own));
     const C projection = kernels().template rows<C>().project(s, g.data(), 0, n, a);
-    if (divergence_.similarities && !is_clamped(own, how_.eps)) a[i] = -(projection - on_diagonal) * s.own;
+    if (narrow) {
+      for (int64_t j = 0; j < n; ++j) a[j] = to_float(to_bfloat16(a[j]));
+    }
+    if (projected) a[i] = -(projection - on_diagonal) * s.own;
     a[n] = s.own;
   }
 
+  const std::vector<Features>& features_;
   const std::vector<Matrices<C>>& stages_;
   Shape shape_;
   const Distillation& how_;
@@ -254,7 +276,7 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Distil
   }
   const int threads = threads_for(work_of(stages, shape));
   Grams<C> grams(stages, matrices, shape, threads);
-  Epilogue<C, D> epilogue(matrices, shape, how);
+  Epilogue<C, D> epilogue(stages, matrices, shape, how);
   in_parallel(threads, [&](Member member) {
     grams.accumulate(member);
     member.barrier();
@@ -289,13 +311,15 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
     int64_t group;
     std::vector<char> packed;
     std::vector<double> scale;
+    std::vector<float> rest;
+    bool narrow;
   };
   std::vector<Job> jobs;
   for (const Product<C>& product : products) {
     for (int64_t group = 0; group < shape.groups; ++group) {
       jobs.push_back({&product, group,
                       std::vector<char>(product.outputs * shape.samples * (product.x.dtype == DType::float64 ? 8 : 4)),
-                      std::vector<double>(product.outputs)});
+                      std::vector<double>(product.outputs), std::vector<float>(product.outputs), false});
     }
   }
   const int64_t count = static_cast<int64_t>(jobs.size());
@@ -306,8 +330,15 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
     for (int64_t item = range.begin; item < range.end; ++item) {
       Job& job = jobs[item];
       const Product<C>& p = *job.product;
-      kernels().template pack<C>(p.x.dtype)(p.matrix + job.group * p.group_stride, p.row_stride, p.outputs,
-                                            shape.samples, job.packed.data());
+      const C* matrix = p.matrix + job.group * p.group_stride;
+      if constexpr (std::is_same_v<C, float>) {
+        job.narrow = kernels().narrow && p.x.dtype == DType::bfloat16 && p.outputs == shape.samples &&
+                     kernels().narrow->pack(matrix, p.row_stride, shape.samples,
+                                            reinterpret_cast<std::uint32_t*>(job.packed.data()), job.rest.data());
+      }
+      if (!job.narrow) {
+        kernels().template pack<C>(p.x.dtype)(matrix, p.row_stride, p.outputs, shape.samples, job.packed.data());
+      }
       for (int64_t i = 0; i < p.outputs; ++i) {
         const double row = p.row_scale ? p.row_scale[job.group * p.group_stride + i * p.row_stride] : C(1);
         job.scale[i] = row * (p.group_scale ? p.group_scale[job.group] : C(1));
@@ -320,6 +351,13 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
       const Range lines = part(blocks_of(p.x.features, kLine), static_cast<int>(item % shares), static_cast<int>(shares));
       const int64_t begin = lines.begin * kLine, end = std::min(lines.end * kLine, p.x.features);
       if (begin >= end) return;
+      if (job.narrow) {
+        kernels().narrow->combine(
+            reinterpret_cast<const std::uint32_t*>(job.packed.data()), job.rest.data(), job.scale.data(),
+            reinterpret_cast<const bfloat16*>(at(p.x, job.group, 0, begin)), p.x.sample_stride, shape.samples, end - begin,
+            reinterpret_cast<bfloat16*>(at(p.out, job.group, 0, begin)), p.out.sample_stride);
+        return;
+      }
       kernels().combine[static_cast<int>(p.x.dtype)](
           job.packed.data(), job.scale.data(), at(p.x, job.group, 0, begin), p.x.sample_stride, shape.samples,
           end - begin, at(p.out, job.group, 0, begin), p.out.sample_stride, p.outputs);
