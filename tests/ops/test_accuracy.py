@@ -95,6 +95,17 @@ def test_losses_and_gradients(divergence, dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shift", [1, 10, 30])
+@pytest.mark.parametrize("shape", [(5, 100), (33, 513), (64, 2048)], ids=str)
+def test_bfloat16_gradients_of_samples_much_alike(shape, shift, backend):
+    # The terms of the gradient cancel, and what is left must not be their rounding.
+    student, teacher = (features(*shape, torch.bfloat16, seed, shift) for seed in (1, 2))
+    for divergence in DIVERGENCES[:2]:
+        (_, gradient), _, (_, truth) = measure(student, teacher, divergence, backend)
+        assert relative_error(gradient, truth) <= 2 * relative_error(truth.bfloat16(), truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e4, 1e12, 1e16])
 @pytest.mark.parametrize("divergence", DIVERGENCES[:2], ids=repr)
 def test_huge_and_tiny_norms(divergence, scale, backend):
