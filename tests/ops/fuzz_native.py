@@ -107,6 +107,16 @@ def matrices(address, *sizes):
         return 0
 
 
+def most_saved(address, stages, groups, samples):
+    """Where what a distillation saves ends, in any regime."""
+    try:
+        widest = max([0, *(width for _, _, width, _, _ in stages or [])])
+        numbers = max(3 * samples * (samples + 1), samples * (3 + 2 * 5), 5 * widest * widest)
+    except (TypeError, ValueError):
+        return 0
+    return matrices(address, groups, numbers)
+
+
 def call(function, *arguments, read_only=True):
     """Makes the call; what is in the arena of inputs stays as it is, unless a result was drawn there."""
     memory.copy_(PATTERN)
@@ -143,6 +153,7 @@ def combine(matrix, outputs, pair, groups, samples):
 
 
 @given(
+    function=st.sampled_from([_native.distill, _native.distill_streamed, _native.distill_feature]),
     distillation=distillations(),
     groups=counts,
     samples=counts,
@@ -151,13 +162,13 @@ def combine(matrix, outputs, pair, groups, samples):
     loss=addresses(WRITE),
     slots=st.one_of(st.just(0), addresses(WRITE + 512)),
 )
-def distill(distillation, groups, samples, eps, teacher_gradient, loss, slots):
+def distill(function, distillation, groups, samples, eps, teacher_gradient, loss, slots):
     stages, *how = distillation
     for stage in stages or []:
         inside(READ, end_of(stage, groups, samples))
     inside(WRITE, matrices(loss, groups))
-    inside(WRITE, matrices(slots, 3, groups, samples, samples, 2))
-    call(_native.distill, stages, groups, samples, *how, eps, teacher_gradient, loss, slots)
+    inside(WRITE, most_saved(slots, stages, groups, samples))
+    call(function, stages, groups, samples, *how, eps, teacher_gradient, loss, slots)
 
 
 @given(
@@ -171,7 +182,7 @@ def distill(distillation, groups, samples, eps, teacher_gradient, loss, slots):
 def distill_backward(grad, slots, pair, wide, groups, samples):
     stages, outs = pair
     inside(READ, matrices(grad, groups))
-    inside(READ, matrices(slots, 3, groups, samples, samples, 2))
+    inside(READ, most_saved(slots, stages, groups, samples))
     for stage in stages:
         inside(READ, end_of(stage, groups, samples))
     ends = [end_of(out, groups, samples) for out in outs or []]
@@ -181,13 +192,39 @@ def distill_backward(grad, slots, pair, wide, groups, samples):
     call(_native.distill_backward, grad, slots, stages, outs, wide, groups, samples, read_only=read_only)
 
 
+@given(
+    function=st.sampled_from([_native.distill_streamed_backward, _native.distill_feature_backward]),
+    grad=addresses(READ),
+    saved=addresses(READ),
+    distillation=distillations(),
+    data=st.data(),
+    groups=counts,
+    samples=counts,
+    eps=numbers,
+    teacher_gradient=st.booleans(),
+)
+def distill_many_backward(function, grad, saved, distillation, data, groups, samples, eps, teacher_gradient):
+    stages, *how = distillation
+    outs = [data.draw(results_of(stage)) for stage in stages or []]
+    inside(READ, matrices(grad, groups))
+    inside(READ, most_saved(saved, stages, groups, samples))
+    for stage in stages or []:
+        inside(READ, end_of(stage, groups, samples))
+    ends = [end_of(out, groups, samples) for out in outs]
+    for end in ends:
+        inside(WRITE if end > WRITE else READ, end)
+    read_only = all(end > WRITE or not end for end in ends)
+    arguments = (stages, outs, groups, samples, *how, eps, teacher_gradient)
+    call(function, grad, saved, *arguments, read_only=read_only)
+
+
 def main(examples: int, number: int) -> None:
     torch.set_num_threads(1)
     checks = list(HealthCheck)
     how = settings(
         max_examples=examples, deadline=None, database=None, suppress_health_check=checks, phases=[Phase.generate]
     )
-    for fuzz in (gram, combine, distill, distill_backward):
+    for fuzz in (gram, combine, distill, distill_backward, distill_many_backward):
         tally.clear()
         seed(number)(how(fuzz))()
         print(fuzz.__name__, tally["refused"], tally["made"], flush=True)

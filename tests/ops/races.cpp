@@ -12,7 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/feature.h"
 #include "cpu/operator.h"
+#include "cpu/streamed.h"
 
 namespace {
 
@@ -74,6 +76,9 @@ struct Batch {
   }
 };
 
+// Whether matrices of the features' products are small.
+bool narrow(const Batch& batch) { return batch.features.features <= 64; }
+
 // Forward and backward of every function; `shared` results if not null.
 void work(const Shape shape, const Batch& student, const Batch& teacher, float* shared) {
   const std::int64_t square = shape.groups * shape.samples * shape.samples;
@@ -85,13 +90,21 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   const double weight = 1, kl[] = {0.1, 0.1, 1}, huber[] = {1};
   const std::pair<DivergenceKind, const double*> divergences[] = {
       {DivergenceKind::mse, nullptr}, {DivergenceKind::kl, kl}, {DivergenceKind::smooth_l1, huber}};
+  const std::vector<icsd::Features> stages{student.features, teacher.features}, outs{gradient.features, {}};
+  const std::vector<float> grad(shape.groups, 1);
+  std::vector<float> statistics(shape.groups * icsd::cpu::streamed_numbers(2, shape.samples));
   for (const auto& [kind, parameters] : divergences) {
     const Distillation how{kind, parameters, &weight, 1e-8, false};
-    icsd::cpu::distill<float>({student.features, teacher.features}, shape, how, loss.data(), slots.data());
-    const std::vector<float> grad(shape.groups, 1);
-    icsd::cpu::distill_backward<float>(grad.data(), slots.data(), {student.features, teacher.features},
-                                       {gradient.features, {}}, shape);
+    icsd::cpu::distill<float>(stages, shape, how, loss.data(), slots.data());
+    icsd::cpu::distill_backward<float>(grad.data(), slots.data(), stages, outs, shape);
+    icsd::cpu::distill_streamed<float>(stages, shape, how, loss.data(), statistics.data());
+    icsd::cpu::distill_streamed_backward<float>(grad.data(), statistics.data(), stages, outs, shape, how);
   }
+  if (!narrow(student) || !narrow(teacher)) return;
+  std::vector<double> moments(shape.groups * icsd::cpu::feature_moments(stages));
+  const Distillation mse{DivergenceKind::mse, nullptr, &weight, 1e-8, false};
+  icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), moments.data());
+  icsd::cpu::distill_feature_backward<float>(grad.data(), moments.data(), stages, outs, shape, mse);
 }
 
 }  // namespace
@@ -99,13 +112,18 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
 int main(int count, char** arguments) {
   const std::string mode = count > 1 ? arguments[1] : "";
   barriers = mode != "barrier";
-  for (const Shape shape : {Shape{1, 24}, Shape{3, 9}, Shape{1, 70}}) {
-    const Batch student(shape, 6000), teacher(shape, 3001);
+  struct Case {
+    Shape shape;
+    std::int64_t student, teacher;
+  };
+  for (const auto& [shape, student_width, teacher_width] :
+       {Case{{1, 24}, 6000, 3001}, Case{{3, 9}, 6000, 3001}, Case{{1, 700}, 60, 31}}) {
+    const Batch student(shape, student_width), teacher(shape, teacher_width);
     std::vector<float> result(shape.groups * shape.samples * shape.samples);
     std::vector<std::thread> callers;
-    for (int i = 0; i < 2; ++i) {
-      callers.emplace_back([&] { work(shape, student, teacher, mode == "shared" ? result.data() : nullptr); });
-    }
+    float* shared = mode == "shared" ? result.data() : nullptr;
+    const Shape same = shape;  // a structured binding cannot be captured
+    for (int i = 0; i < 2; ++i) callers.emplace_back([&, shared, same] { work(same, student, teacher, shared); });
     for (std::thread& caller : callers) caller.join();
   }
   std::puts("done");
