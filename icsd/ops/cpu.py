@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch  # before the native module, so that both share torch's OpenMP pool
@@ -28,6 +29,19 @@ except (ImportError, AttributeError) as error:  # not built, or built from older
     _import_error = str(error)
 
 
+class _Thread(threading.local):
+    """What each Python thread does once: OpenMP has a count of threads for each, which torch sets when it is asked."""
+
+    def __init__(self) -> None:
+        torch.get_num_threads()
+
+    def prepare(self) -> None:
+        """Has `torch.set_num_threads` respected in this thread."""
+
+
+_thread = _Thread()
+
+
 class CPUBackend(FusedBackend):
     """C++ with OpenMP; AVX-512, AVX2 or portable code is chosen at run time."""
 
@@ -43,6 +57,7 @@ class CPUBackend(FusedBackend):
         return None
 
     def launch_gram(self, x: Tensor) -> Tensor:
+        _thread.prepare()
         x = _sample_dense(x)
         *groups, n, _ = x.shape
         out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
@@ -50,12 +65,14 @@ class CPUBackend(FusedBackend):
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        _thread.prepare()
         x, matrix = _sample_dense(x), matrix.contiguous()
         out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
         _native.combine(matrix.data_ptr(), matrix.shape[-2], _features(x), _groups(x), x.shape[-2], _features(out))
         return out
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
+        _thread.prepare()
         stages = [_sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
         loss = torch.empty(groups, dtype=compute_dtype(*stages))
@@ -73,6 +90,7 @@ class CPUBackend(FusedBackend):
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
     ) -> list[Tensor]:
+        _thread.prepare()
         grad = grad.contiguous()
         stages = [_sample_dense(stage) for stage in stages]
         pairs = zip(stages, wanted, strict=True)

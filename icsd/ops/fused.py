@@ -21,7 +21,7 @@ from torch import Tensor
 
 from icsd.ops import registry
 from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
-from icsd.ops.gram import compute_dtype, gram
+from icsd.ops.gram import compute_dtype, gram, no_autocast
 from icsd.ops.regimes import Regime, choose_regime, feature_space_mse
 
 
@@ -241,7 +241,7 @@ class _Combine(torch.autograd.Function):
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """A B in compute dtype, under autocast too."""
-    with torch.autocast(a.device.type, enabled=False):
+    with no_autocast(a):
         dtype = compute_dtype(a, b)
         return a.to(dtype) @ b.to(dtype)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,15 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def gram(x: Tensor) -> Tensor:
     """K = X Xᵀ, `(*B, N, D)` to `(*B, N, N)`, in compute dtype, under autocast too."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         x = x.to(compute_dtype(x))
         return x @ x.mT
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """Where products are in the dtype of their factors, whatever the caller's `torch.autocast`."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
@@ -35,7 +43,7 @@ def inverse_norms(square: Tensor, eps: float) -> Tensor:
 
 def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
     """The same of the samples of two batches, `(*B, N, D)` and `(*B, M, D)`: `(*B, N, M)` in compute dtype."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         dtype = compute_dtype(x, other)
         x, other = x.to(dtype), other.to(dtype)
         rows, columns = (_inverse(norm, norm == 0, eps) for norm in (x.norm(dim=-1), other.norm(dim=-1)))

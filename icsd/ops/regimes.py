@@ -11,10 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from icsd.ops.gram import compute_dtype, inverse_norms
+from icsd.ops.gram import compute_dtype, inverse_norms, no_autocast
 
 Regime = Literal["sample", "feature", "streamed"]
 
@@ -91,6 +90,6 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
 
 def _normalise(x: Tensor, eps: float) -> Tensor:
     """X̂ in float64."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         x = x.double()
         return x * inverse_norms(x.square().sum(-1), eps).unsqueeze(-1)
