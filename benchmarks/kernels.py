@@ -183,7 +183,8 @@ def main() -> None:
         lines = [
             json.dumps({"architecture": a, "kernel": k} | r._asdict()) for a, f in table.items() for k, r in f.items()
         ]
-        options.pin.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        head = json.dumps({"triton": triton.__version__})
+        options.pin.write_text("[\n" + ",\n".join([head, *lines]) + "\n]\n")
     print("\n".join(rows(table)))
     print("\nProcessor time to compile a kernel (those of `TRITON_CACHE_DIR` cost nothing), in seconds:", end=" ")
     print(", ".join(f"{name} {total / len(table[name]):.2f}" for name, total in seconds.items()))

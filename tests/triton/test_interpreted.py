@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 ACCURACY = """groups or degenerate or zero_rows or overflow or mixed or huge or similarity
     or (nan and float32 and not 530) or (losses and (float32 or bfloat16)) or (layouts and bfloat16)"""
 AUTOGRAD = """opcheck or penalty
-    or (triton and (similarity or clamped or one_tensor or autocast or deterministic))"""
+    or (triton and (similarity or clamped or one_tensor or autocast or deterministic or (fullgraph and False)))"""
 
 
 def interpreted(*arguments: str) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
-from benchmarks.kernels import TARGETS, compile_for
+from benchmarks.kernels import TARGETS, compile_for  # noqa: E402
+from icsd.ops.triton.kernels.tuning import SHARED_BYTES  # noqa: E402
 
-PINNED = json.loads((Path(__file__).parent / "resources.json").read_text())
+VERSION, *PINNED = json.loads((Path(__file__).parent / "resources.json").read_text())
 MATRIX = {
     "80": "mma.sync",
     "86": "mma.sync",
@@ -32,8 +33,10 @@ def test_resources(target):
     assert found.keys() == pinned.keys()
     for kernel, resources in found.items():
         assert resources.stack == 0, (kernel, resources)
-        assert resources.shared <= pinned[kernel]["shared"], (kernel, resources)
-        assert resources.registers <= 1.1 * pinned[kernel]["registers"], (kernel, resources)  # versions differ a little
+        assert resources.shared <= SHARED_BYTES, (kernel, resources)
+        if triton.__version__ == VERSION["triton"]:  # other compilers take other amounts
+            assert resources.shared <= pinned[kernel]["shared"], (kernel, resources)
+            assert resources.registers <= pinned[kernel]["registers"], (kernel, resources)
         assert resources.instruction == pinned[kernel]["instruction"], (kernel, resources)
         if kernel in PRODUCTS and str(target.arch) in MATRIX:
             assert resources.instruction == MATRIX[str(target.arch)], (kernel, resources)
