@@ -9,12 +9,14 @@ import zlib
 
 import pytest
 import test_accuracy as accuracy
+import test_regimes as regimes
 import torch
 from emulated import EmulatedBackend
 
 import icsd
-from icsd.ops import registry
+from icsd.ops import cuda, registry
 from icsd.ops.divergences import KL
+from icsd.ops.regimes import force_regime
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
@@ -135,16 +137,35 @@ def test_derivatives_in_float64(divergence):
     assert torch.autograd.gradgradcheck(loss, inputs)
 
 
+@pytest.fixture
+def narrow_bands(monkeypatch):
+    """As few rows at a time as can be, where matrices are streamed."""
+    monkeypatch.setattr(cuda, "BAND_BYTES", 1)
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
+@pytest.mark.parametrize("regime", ["sample", "streamed"])
+@pytest.mark.parametrize("case", regimes.DIVERGENCES)
+def test_regimes_are_as_defined(case, regime, dtype, narrow_bands):
+    for n, d in ((5, 7), (70, 33)):
+        stages = regimes.features(n, d, d + 5, d + 2, batch=(2,), dtype=dtype)
+        options = {"weights": [n] * 2}  # for gradients that float16 holds
+        results = regimes.loss_and_gradients(case, stages, regime, backend="emulated", **options)
+        wide = [stage.double() for stage in stages]
+        expected = regimes.loss_and_gradients(case, wide, "sample", backend="reference", **options)
+        regimes.assert_close(results, expected, 8 * regimes.EPS[dtype])
+
+
 @EVERY_ARCHITECTURE
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-def test_every_kernel(dtype):
+def test_every_kernel(dtype, narrow_bands):
     """All launches of one training step, small enough for the slowest mode."""
     for n, d in ((3, 2), (17, 50), (35, 70)):
+        stages = [accuracy.features(n, width, dtype, width) for width in (d, d + 3, d)]
         for divergence in ("mse", "kl", "smooth_l1"):
-            results = interstage(
-                [accuracy.features(n, width, dtype, width) for width in (d, d + 3, d)], divergence=divergence
-            )
-            assert all(result.isfinite().all() for result in results)
+            assert all(result.isfinite().all() for result in interstage(stages, divergence=divergence))
+        with force_regime("streamed"):
+            assert all(result.isfinite().all() for result in interstage(stages, divergence="kl"))
     assert icsd.cross_sample_similarity(torch.randn(2, 35, 70).to(dtype), backend="emulated").isfinite().all()
 
 
