@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         command += [f"--benchmark-json={measured}", f"--seconds={options.seconds}"]
         command += ["--quick"] if options.quick else []
         command += ["-k", options.select] if options.select else []
-        code = pytest.main([*command, "-p", "no:cacheprovider"])
+        code = pytest.main([*command, "-p", "no:cacheprovider", "-o", "timeout=0"])  # a measurement takes its time
         rows = results.rows_from_report(measured) if measured.exists() else []
     if not rows:
         raise InputError("nothing was measured: see what pytest said above, and whether --select matches any test")

@@ -128,4 +128,4 @@ def test_field_scale(field_scale, turn, implementation, benchmark, label):
         loss="bce",
         implementation=implementation,
     )
-    benchmark.pedantic(field_scale.steps[implementation], rounds=2)
+    benchmark.pedantic(field_scale.steps[implementation])  # seconds long: once a turn

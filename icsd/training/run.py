@@ -46,7 +46,7 @@ from icsd.training.interruption import finishing_steps
 from icsd.training.memory import peak_memory
 from icsd.training.pretrain import load_damsm
 from icsd.training.profile import Profile, profile_training
-from icsd.training.trainer import Trainer
+from icsd.training.trainer import Trainer, choose_device
 from icsd.training.watch import Watch, diversity
 
 CHECKPOINTS_KEPT = 3
@@ -199,7 +199,7 @@ def _steps_of_batches(
         batch_sampler=draws.batches(start * config.accumulate, stop * config.accumulate),
         num_workers=config.workers,
         generator=torch.Generator(),  # the global one is the trainer's
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=choose_device(config.device).type == "cuda",
     )
     return zip(*[iter(loader)] * config.accumulate, strict=True)
 
