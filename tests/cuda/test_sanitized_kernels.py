@@ -1,0 +1,50 @@
+"""The CUDA kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, in the emulator."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import COMPILER, ROOT, SANITIZER_OPTIONS, build_native, run
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
+
+TESTS = Path(__file__).with_name("test_kernels.py")
+
+
+def sanitizer(mode: str) -> str:
+    """The libraries to be loaded before Python's own."""
+    names = {"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}[mode]
+    paths = [run([COMPILER, f"-print-file-name={name}"]).strip() for name in names]
+    if not all(os.path.isabs(path) for path in paths):
+        pytest.skip(f"the compiler has no {' or '.join(names)}")
+    return ":".join(paths)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("mode", "blocks", "which"),
+    [
+        ("address", "sequential", "every_kernel or layouts or degenerate"),
+        ("thread", "sequential", "every_kernel"),
+        ("thread", "concurrent", "every_kernel"),
+    ],
+    ids=["stray accesses", "races in a block", "races between blocks"],
+)
+def test_kernels(mode, blocks, which):
+    for arch in (75, 80):
+        build_native(mode, arch)  # the compiler runs without the sanitizer in its way
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", which, TESTS],
+        cwd=ROOT,
+        env=os.environ
+        | SANITIZER_OPTIONS
+        | {"LD_PRELOAD": sanitizer(mode), "ICSD_EMULATOR_MODE": mode, "ICSD_EMULATOR_BLOCKS": blocks},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
