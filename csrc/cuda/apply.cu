@@ -20,6 +20,7 @@ int run_of(const std::vector<Product>& products, Shape shape, std::int64_t bands
 
 void launch_apply(const std::vector<Product>& products, Shape shape, std::int64_t outputs, std::int64_t matrix_stride,
                   std::int64_t scale_stride, bool wide, const void* group_scale, cudaStream_t stream) {
+  if (!outputs) return;
   for (int code = 0; code < kDTypes; ++code) {
     with_element(static_cast<DType>(code), [&](auto element) {
       using T = decltype(element);

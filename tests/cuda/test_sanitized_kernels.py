@@ -37,7 +37,7 @@ def test_kernels(mode, blocks, which):
     for arch in (75, 80):
         build_native(mode, arch)  # the compiler runs without the sanitizer in its way
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", which, TESTS],
+        [sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", "-k", which, TESTS],
         cwd=ROOT,
         env=os.environ
         | SANITIZER_OPTIONS
