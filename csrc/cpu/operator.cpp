@@ -32,7 +32,8 @@ struct Matrices {
 // then, after a barrier, `finish`.
 //
 // Few samples: the threads share the features out and their sums are added up in a fixed order.
-// Many samples or groups: they share blocks of the matrices out, and nothing is left to add.
+// Several groups: they share blocks of the matrices out, and nothing is left to add.
+// Many samples: so they do, and lay a few features of all samples out at a time, for each block to be used many times.
 template <class C>
 class Grams {
  public:
@@ -46,9 +47,16 @@ class Grams {
         side_(split_features_ ? shape.samples : std::min(shape.samples, kSide)),
         sides_(blocks_of(shape.samples, kSide)),
         blocks_(matrices_ * (sides_ * (sides_ + 1) / 2)),
-        sums_((split_features_ ? matrices_ * threads : threads) * side_ * side_) {}
+        sums_((split_features_ ? matrices_ * threads : threads) * side_ * side_),
+        loops_(threads),
+        panels_(lays_out() ? blocks_of(shape.samples, kBlock) * kBlock * kFeatures : 0),
+        products_(lays_out() ? threads * 2 * kBlock * kBlock : 0) {}
 
   void accumulate(Member member) {
+    if (lays_out()) {
+      for (int64_t matrix = 0; matrix < matrices_; ++matrix) multiply(member, matrix);
+      return;
+    }
     if (split_features_) {
       for (int64_t matrix = 0; matrix < matrices_; ++matrix) {
         const int64_t features = stages_[matrix / shape_.groups].features;
@@ -61,8 +69,7 @@ class Grams {
     double* sums = sums_.data() + member.thread * side_ * side_;
     blocks_.each([&](int64_t item) {
       const int64_t per_matrix = sides_ * (sides_ + 1) / 2, matrix = item / per_matrix;
-      int64_t row = 0, column = item % per_matrix;
-      for (; column > row; ++row) column -= row + 1;
+      const auto [row, column] = in_triangle(item % per_matrix);
       const GramBlock block{row * kSide, std::min((row + 1) * kSide, shape_.samples), column * kSide,
                             std::min((column + 1) * kSide, shape_.samples)};
       std::fill_n(sums, side_ * side_, 0.0);
@@ -93,6 +100,49 @@ class Grams {
   static constexpr int64_t kMaxSplit = 512;  // samples up to which the features are shared out
   static constexpr int64_t kSide = 128;      // side of a block of the matrix
   static constexpr int64_t kLine = 64;       // threads' shares begin on whole cache lines of features
+  static constexpr int64_t kFeatures = 1024;  // laid out at a time
+
+  bool lays_out() const { return shape_.samples > kMaxSplit; }
+
+  struct Place {
+    int64_t row, column;
+  };
+  static Place in_triangle(int64_t item) {
+    Place place{0, item};
+    for (; place.column > place.row; ++place.row) place.column -= place.row + 1;
+    return place;
+  }
+
+  void multiply(Member member, int64_t matrix) {
+    const Features& x = stages_[matrix / shape_.groups];
+    const int64_t group = matrix % shape_.groups, n = shape_.samples, blocks = blocks_of(n, kBlock);
+    const auto& tiles = kernels().template tiles<C>();
+    C *product = products_.data() + member.thread * 2 * kBlock * kBlock, *transposed = product + kBlock * kBlock;
+    for (int64_t k = 0; k == 0 || k < x.features; k += kFeatures) {
+      const int64_t features = std::min(kFeatures, x.features - k);
+      const Panels<C> panels{panels_.data(), tiles.panel, tiles.panel, tiles.panel * features};
+      loops_.each(member, blocks, [&](int64_t block) {
+        tiles.by_sample[static_cast<int>(x.dtype)](at(x, group, block * kBlock, k), x.sample_stride,
+                                                   std::min(kBlock, n - block * kBlock), features, nullptr,
+                                                   panels_.data() + block * kBlock * features, panels.panel_stride);
+      });
+      loops_.each(member, blocks * (blocks + 1) / 2, [&](int64_t item) {
+        const auto [row, column] = in_triangle(item);
+        const int64_t top = row * kBlock, left = column * kBlock;
+        const int64_t rows = std::min(kBlock, n - top), columns = std::min(kBlock, n - left);
+        tiles.multiply(panels.from(0, top), panels.from(0, left), rows, columns, features, product, kBlock, false);
+        for (int64_t i = 0; i < rows; ++i) {
+          C *to = out_[matrix / shape_.groups].row(group, top + i) + left, *sums = product + i * kBlock;
+          for (int64_t j = 0; j < columns; ++j) to[j] = sums[j] += k ? to[j] : 0;
+        }
+        if (k + features < x.features) return;
+        tiles.transpose(product, transposed);
+        for (int64_t j = 0; j < columns; ++j) {
+          std::copy_n(transposed + j * kBlock, rows, out_[matrix / shape_.groups].row(group, left + j) + top);
+        }
+      });
+    }
+  }
 
   double* partial(int64_t matrix, int thread) { return sums_.data() + (matrix * threads_ + thread) * side_ * side_; }
 
@@ -116,6 +166,8 @@ class Grams {
   int64_t side_, sides_;
   Queue blocks_;
   std::vector<double> sums_;
+  Loops loops_;
+  Buffer<C> panels_, products_;
 };
 
 // From Gram matrices to the loss and, in place, to the gradients' matrices, for one divergence. The threads of a parallel
