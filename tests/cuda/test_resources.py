@@ -1,0 +1,68 @@
+"""Registers, stacks and shared memory of every kernel on every architecture; the instructions that were promised."""
+
+import re
+
+import pytest
+from resources import ARCHITECTURES, find_cuobjdump, instructions, pinned, usage
+
+from icsd import _native
+
+BUILT = _native.build["cuda"].split()
+
+pytestmark = [
+    pytest.mark.skipif(not BUILT, reason="the native module was built without nvcc"),
+    pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump: on PATH, or with `pip install triton`"),
+]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return usage()
+
+
+def test_every_kernel_is_in_the_table(found):
+    assert {kernel for kernel, _ in found} == {kernel for kernel, _ in pinned()}
+    assert {architecture for _, architecture in found} == set(BUILT)
+
+
+def test_nothing_is_spilled(found):
+    assert [key for key, of in found.items() if of.stack] == []
+
+
+def test_nothing_takes_more_than_the_table_says(found):
+    worse = {
+        key: (of, pinned()[key])
+        for key, of in found.items()
+        if key[1] in ARCHITECTURES and (of.registers, of.shared) > (pinned()[key].registers, pinned()[key].shared)
+    }
+    assert worse == {}
+
+
+def test_every_block_finds_its_registers(found):
+    """A block of the tensor-core kernels has up to 16 warps, all other blocks up to 8."""
+    for (kernel, architecture), of in found.items():
+        if architecture in ARCHITECTURES:
+            assert of.warps(architecture) >= (16 if re.match(r"(gram|apply)_tensor", kernel) else 8), kernel
+
+
+@pytest.mark.parametrize("architecture", [a for a in ("80", "90", "100", "120") if a in BUILT])
+def test_promised_instructions(architecture):
+    code = instructions(architecture)
+    products = {"float": "HMMA.1688.F32.TF32", "nv_bfloat16": "HMMA.16816.F32.BF16", "half": "HMMA.16816.F32"}
+    products = {name.replace("nv_", ""): product for name, product in products.items()}
+    for name, product in products.items():
+        for tiles in (1, 2):
+            kernel = code[f"gram_tensor<{name}, {tiles}>"]
+            assert product in kernel
+            assert re.search(r"LDGSTS\S*\.128", kernel), "asynchronous copies of 16 bytes"
+        kernel = code[f"apply_tensor<{name}>"]
+        assert products["bfloat16" if name == "bfloat16" else "float"] in kernel
+        assert re.search(r"STG\S*\.128", kernel), "results go in 16 bytes"
+        if name != "half":  # which is converted on its way
+            assert re.search(r"LDGSTS\S*\.128", kernel)
+    for kernel, text in code.items():
+        assert not re.search(r"\b(LDL|STL)\b", text), f"{kernel} uses local memory"
+        assert not re.search(r"\b(ATOM|RED)[GS]?\.E\.ADD\.F", text), f"{kernel} adds floats atomically"
+    assert re.search(r"LDS\.128", code["gram_fma<float, 4>"])
+    assert re.search(r"FFMA", code["gram_fma<float, 4>"])
+    assert re.search(r"DFMA", code["gram_fma<double, 2>"])

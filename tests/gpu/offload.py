@@ -1,0 +1,51 @@
+"""A pytest plugin: the backend named `cpu` takes CPU tensors to the GPU and its results back.
+
+So the operator's tests, which know CPU tensors, hold the CUDA backend to the same bounds:
+`PYTHONPATH=tests/gpu pytest -p offload tests/ops/test_accuracy.py -k cpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from icsd.ops import registry
+from icsd.ops.cuda import CUDABackend
+from icsd.ops.fused import Distillation, FusedBackend
+
+
+class OffloadingBackend(CUDABackend):
+    """The CUDA backend behind copies."""
+
+    name = "cpu"
+    device_type = "cpu"
+
+    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
+        return FusedBackend.unsupported(self, tensors)
+
+    def launch_gram(self, x: Tensor) -> Tensor:
+        return super().launch_gram(_to_gpu(x)).cpu()
+
+    def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        return super().launch_combine(_to_gpu(matrix), _to_gpu(x)).cpu()
+
+    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
+        loss, saved = super().launch_distill([_to_gpu(stage) for stage in stages], how, save)
+        return loss.cpu(), saved.cpu()
+
+    def launch_distill_backward(
+        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
+    ) -> list[Tensor]:
+        stages = [_to_gpu(stage) for stage in stages]
+        grads = super().launch_distill_backward(_to_gpu(grad), _to_gpu(saved), stages, wanted, how)
+        return [grad.cpu() for grad in grads]
+
+
+def _to_gpu(x: Tensor) -> Tensor:
+    """With the same strides and alignment: a view of a copy of the whole memory that `x` is a view of."""
+    memory = x.new_empty(0).set_(x.untyped_storage()).cuda()
+    return memory.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+registry.register(OffloadingBackend())
