@@ -80,7 +80,7 @@ struct GramItem {
 constexpr int kFmaThreads = 256;
 
 template <class T, int kMicro>
-__global__ void __launch_bounds__(kFmaThreads) gram_fma(GramArguments<T> a) {
+__global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
   using C = Compute<T>;
   ICSD_DYNAMIC_SHARED(T, ring);
   const GramItem<T> item(a);
@@ -144,6 +144,7 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(Gram
     const T* const rows = tile + row * kSide * kPitch<T>;
     const T* const columns = tile + ((item.diagonal ? 0 : a.side) + column * kSide) * kPitch<T>;
     if (way < a.ways) {
+#pragma unroll 1  // unrolled, it needs more registers than there are
       for (int step = way; step < kSteps; step += a.ways) {
         product.multiply(rows + step * kStep, kPitch<T>, columns + step * kStep, kPitch<T>);
       }

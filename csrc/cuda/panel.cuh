@@ -68,8 +68,11 @@ struct Panels {
   __device__ int tile() const { return (two ? 2 : 1) * side * kPitch<T>; }
 
   __device__ void copy(T* tile, std::int64_t begin, std::int64_t end) const {
-    copy_lines(bytes, tile, first + begin, sample_stride, first_rows, end - begin);
-    if (two) copy_lines(bytes, tile + side * kPitch<T>, second + begin, sample_stride, second_rows, end - begin);
+#pragma unroll 1
+    for (int panel = 0; panel < (two ? 2 : 1); ++panel) {
+      copy_lines(bytes, tile + panel * side * kPitch<T>, (panel ? second : first) + begin, sample_stride,
+                 panel ? second_rows : first_rows, end - begin);
+    }
   }
 
   // The rows without a sample, which are never copied to.
@@ -89,20 +92,20 @@ struct Panels {
   __device__ void for_each_line(T* ring, int depth, std::int64_t begin, std::int64_t end, const Consume& consume) const {
     for (int slot = 0; slot < depth; ++slot) clear(ring + slot * tile());
     const int lines = static_cast<int>((end - begin + kLine<T> - 1) / kLine<T>);
-    for (int line = 0; line < depth - 1; ++line) {
-      if (line < lines) copy(ring + line * tile(), begin + static_cast<std::int64_t>(line) * kLine<T>, end);
-      __pipeline_commit();
-    }
-    int slot = 0, free = depth - 1;
-    for (int line = 0; line < lines; ++line) {
-      __pipeline_wait_prior(depth - 2);
-      __syncthreads();  // this line is there for all threads, and none still reads the one before
+    int slot = 0, free = 0;
+#pragma unroll 1
+    for (int line = 1 - depth; line < lines; ++line) {  // before line 0, the ring is filled
+      if (line >= 0) {
+        __pipeline_wait_prior(depth - 2);
+        __syncthreads();  // this line is there for all threads, and none still reads the one before
+      }
       const int ahead = line + depth - 1;
       if (ahead < lines) copy(ring + free * tile(), begin + static_cast<std::int64_t>(ahead) * kLine<T>, end);
       __pipeline_commit();
+      free = free + 1 == depth ? 0 : free + 1;
+      if (line < 0) continue;
       consume(ring + slot * tile());
       slot = slot + 1 == depth ? 0 : slot + 1;
-      free = free + 1 == depth ? 0 : free + 1;
     }
     __pipeline_wait_prior(0);
     __syncthreads();

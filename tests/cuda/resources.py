@@ -91,6 +91,8 @@ def pinned() -> dict[tuple[str, str], Usage]:
 def main() -> None:
     """Write the table."""
     found = usage()
+    if missing := set(ARCHITECTURES) - {architecture for _, architecture in found}:
+        raise SystemExit(f"error: the native module is not built for sm_{', sm_'.join(sorted(missing))}; build it anew")
     kernels = sorted({kernel for kernel, _ in found})
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
