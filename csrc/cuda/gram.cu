@@ -11,7 +11,8 @@ namespace {
 
 constexpr std::size_t kRingBytes = 3 * 128 * kPitchBytes;  // of shared memory, where two tiles are not more
 constexpr int kMaxDepth = 8;
-constexpr int kMaxSide = 128;    // of a range of samples, for tensor cores
+constexpr int kMaxSide = 128;     // of a range of samples, for tensor cores: 10 warps up to the diagonal
+constexpr int kMaxSideOfTwo = 96;  // of one of two ranges: 9 warps
 constexpr int kSharingWarps = 4;  // that a block has at least, if it has the whole matrix: a line has 4 steps
 
 std::int64_t line_of(DType dtype) { return kLineBytes / static_cast<std::int64_t>(size_of(dtype)); }
@@ -56,7 +57,7 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
     plan.tensor_cores = tensor_cores && stage.dtype != DType::float64;
     std::int64_t side = size_of(stage.dtype) > 2 && samples > 32 ? 64 : 32;
     if (plan.tensor_cores) {
-      side = divide_up(samples, divide_up(samples, kMaxSide));
+      side = samples <= kMaxSide ? samples : divide_up(samples, divide_up(samples, kMaxSideOfTwo));
       side = side <= kTile ? kTile : divide_up(side, 2 * kTile) * 2 * kTile;
     }
     plan.side = static_cast<int>(side);

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
 // By tensor cores, from sm_80 on. Each warp has kTiles x kTiles tiles of the matrix, up to the diagonal if the block
 // compares one range with itself; warps to spare take every ways-th step of the features.
 template <int kTiles>
-constexpr int kMaxTensorThreads = kTiles == 1 ? 128 : 512;
+constexpr int kMaxTensorThreads = kTiles == 1 ? 128 : 320;
 
 template <class T, int kTiles>
 __global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(GramArguments<T> a) {
@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(Gram
     const T* const rows = tile + row * kSide * kPitch<T>;
     const T* const columns = tile + ((item.diagonal ? 0 : a.side) + column * kSide) * kPitch<T>;
     if (way < a.ways) {
-#pragma unroll 1  // unrolled, it needs more registers than there are
       for (int step = way; step < kSteps; step += a.ways) {
         product.multiply(rows + step * kStep, kPitch<T>, columns + step * kStep, kPitch<T>);
       }
