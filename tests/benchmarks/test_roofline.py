@@ -2,7 +2,8 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-from benchmarks import roofline  # noqa: E402
+
+from benchmarks import roofline
 
 
 def test_intensity_is_a_quarter_of_the_samples_in_float32():
