@@ -11,9 +11,7 @@ from torch import Tensor
 from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
-
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/core/dtype.h
-_NO_FEATURES = (0, 0, 0, 0, 0)
+from icsd.ops.pointers import NO_FEATURES, features_of, groups_of, sample_dense
 
 try:
     from icsd import _native
@@ -58,27 +56,29 @@ class CPUBackend(FusedBackend):
 
     def launch_gram(self, x: Tensor) -> Tensor:
         _thread.prepare()
-        x = _sample_dense(x)
+        x = sample_dense(x)
         *groups, n, _ = x.shape
         out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
-        _native.gram(_features(x), _groups(x), n, out.data_ptr())
+        _native.gram(features_of(x), groups_of(x), n, out.data_ptr())
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
         _thread.prepare()
-        x, matrix = _sample_dense(x), matrix.contiguous()
+        x, matrix = sample_dense(x), matrix.contiguous()
         out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
-        _native.combine(matrix.data_ptr(), matrix.shape[-2], _features(x), _groups(x), x.shape[-2], _features(out))
+        _native.combine(
+            matrix.data_ptr(), matrix.shape[-2], features_of(x), groups_of(x), x.shape[-2], features_of(out)
+        )
         return out
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         _thread.prepare()
-        stages = [_sample_dense(stage) for stage in stages]
+        stages = [sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
         loss = torch.empty(groups, dtype=compute_dtype(*stages))
         saved = torch.empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
         _DISTILL[how.regime](
-            [_features(stage) for stage in stages],
+            [features_of(stage) for stage in stages],
             loss.numel(),
             n,
             *_arguments(how),
@@ -92,11 +92,11 @@ class CPUBackend(FusedBackend):
     ) -> list[Tensor]:
         _thread.prepare()
         grad = grad.contiguous()
-        stages = [_sample_dense(stage) for stage in stages]
+        stages = [sample_dense(stage) for stage in stages]
         pairs = zip(stages, wanted, strict=True)
         outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
-        features = [_features(stage) for stage in stages]
-        results = [_NO_FEATURES if out is None else _features(out) for out in outs]
+        features = [features_of(stage) for stage in stages]
+        results = [NO_FEATURES if out is None else features_of(out) for out in outs]
         addresses = grad.data_ptr(), saved.data_ptr()
         if how.regime == "sample":
             wide = saved.dtype == torch.float64
@@ -110,20 +110,3 @@ class CPUBackend(FusedBackend):
 def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:
     """The native module's (weights, divergence, parameters, eps, teacher_gradient)."""
     return how.weights, KERNELS[how.divergence], how.parameters, how.eps, how.teacher_gradient
-
-
-def _sample_dense(x: Tensor) -> Tensor:
-    """`x` itself if each sample's features are adjacent and one stride leads from group to group; a copy otherwise."""
-    if x.dim() > 3:
-        x = x.flatten(0, -3).unflatten(0, x.shape[:-2]) if x.numel() else x
-    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
-
-
-def _features(x: Tensor) -> tuple[int, int, int, int, int]:
-    """The native module's (address, dtype, features, group stride, sample stride)."""
-    *group_strides, sample_stride, _ = x.stride()
-    return x.data_ptr(), _DTYPES[x.dtype], x.shape[-1], group_strides[-1] if group_strides else 0, sample_stride
-
-
-def _groups(x: Tensor) -> int:
-    return x.shape[:-2].numel()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from icsd.ops import cpu
-from icsd.ops.cpu import _NO_FEATURES, _features, _groups, _sample_dense
 from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
+from icsd.ops.pointers import NO_FEATURES, features_of, groups_of, sample_dense
 
 # Of the rows of N x N matrices that streaming has at a time, unless a tile's rows are more.
 BAND_BYTES = 64 << 20
@@ -71,21 +71,21 @@ class CUDABackend(FusedBackend):
             yield torch.cuda.current_stream(x.device).cuda_stream
 
     def launch_gram(self, x: Tensor) -> Tensor:
-        x = _sample_dense(x)
+        x = sample_dense(x)
         *groups, n, _ = x.shape
         out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
-        batch = _features(x), _groups(x), n
+        batch = features_of(x), groups_of(x), n
         with self.on_stream(x) as stream:
             workspace = x.new_empty(self.kernels.gram_workspace(*batch), dtype=torch.uint8)
             self.kernels.gram(*batch, out.data_ptr(), workspace.data_ptr(), stream)
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        x, matrix = _sample_dense(x), matrix.contiguous()
+        x, matrix = sample_dense(x), matrix.contiguous()
         out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
         *_, m, n = matrix.shape
         with self.on_stream(x) as stream:
-            self.kernels.combine(matrix.data_ptr(), m, _features(x), _groups(x), n, _features(out), stream)
+            self.kernels.combine(matrix.data_ptr(), m, features_of(x), groups_of(x), n, features_of(out), stream)
         return out
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class CUDABackend(FusedBackend):
         *groups, n, _ = stages[0].shape
         loss = stages[0].new_empty(groups, dtype=compute_dtype(*stages))
         saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
-        batch = [_features(stage) for stage in stages], loss.numel(), n
+        batch = [features_of(stage) for stage in stages], loss.numel(), n
         with self.on_stream(loss) as stream:
             results = loss.data_ptr(), saved.data_ptr() if save else 0
             if how.regime == "sample":
@@ -114,8 +114,8 @@ class CUDABackend(FusedBackend):
         grad, stages = grad.contiguous(), _stages(stages, how)
         pairs = zip(stages, wanted, strict=True)
         outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
-        features = [_features(stage) for stage in stages]
-        results = [_NO_FEATURES if out is None else _features(out) for out in outs]
+        features = [features_of(stage) for stage in stages]
+        results = [NO_FEATURES if out is None else features_of(out) for out in outs]
         batch = grad.numel(), stages[0].shape[-2]
         with self.on_stream(saved) as stream:
             if how.regime == "sample":
@@ -145,7 +145,7 @@ def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:
     dtype = compute_dtype(*stages)
     if how.regime == "streamed":
         stages = [stage if compute_dtype(stage) == dtype else stage.to(dtype) for stage in stages]
-    return [_sample_dense(stage) for stage in stages]
+    return [sample_dense(stage) for stage in stages]
 
 
 def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:
