@@ -25,8 +25,9 @@ from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig, build_image_encoder, restore_image_encoder
 from icsd.models.text import TextConfig, build_text_encoder, restore_text_encoder
 from icsd.training import checkpoint, run_folder
-from icsd.training.batches import batch_indices
+from icsd.training.batches import Draws
 from icsd.training.interruption import finishing_steps
+from icsd.training.randomness import random_state, restore_random_state
 from icsd.training.trainer import choose_device
 
 CHECKPOINTS_KEPT = 2
@@ -163,7 +164,7 @@ class Pretrainer:
             "text": self.damsm.text_encoder.description(),
             "damsm": self.damsm.state_dict(),
             "optimiser": self.optimiser.state_dict()["state"],
-            "rng": torch.get_rng_state(),
+            "random": random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,7 +173,7 @@ class Pretrainer:
         self.damsm.load_state_dict(state["damsm"])
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
-        torch.set_rng_state(state["rng"])
+        restore_random_state(state["random"], self.device)
 
 
 def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
@@ -254,11 +255,12 @@ def _run(
     print(
         f"networks     {sum(weight.numel() for weight in pretrainer.weights) / 1e6:.2f} M weights to learn", flush=True
     )
+    draws = Draws(train_set, config.batch_size, config.seed)
     loader = DataLoader(
-        train_set,
-        batch_sampler=batch_indices(len(train_set), config.batch_size, config.seed, start, stop),
+        draws,
+        batch_sampler=draws.batches(start, stop),
         num_workers=config.workers,
-        generator=torch.Generator().manual_seed(config.seed + start),
+        generator=torch.Generator(),  # the global one is the pretrainer's
     )
     interval = 0.5 if sys.stderr.isatty() else 30
     progress = tqdm(

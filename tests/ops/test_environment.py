@@ -148,7 +148,9 @@ def test_export_keeps_the_operator():
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.copy, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["copy", "deepcopy", "pickle"]
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))],
+    ids=["copy", "deepcopy", "pickle"],
 )
 def test_modules_can_be_copied_and_pickled(duplicate):
     stages = [features(6, 20), features(6, 30, seed=1)]
