@@ -27,7 +27,7 @@ def program(tmp_path_factory):
 
 
 def races(program, *arguments):
-    environment = os.environ | {"ICSD_CPU_ISA": "portable", "TSAN_OPTIONS": "exitcode=66"}
+    environment = os.environ | {"ICSD_CPU_ISA": "portable", "TSAN_OPTIONS": "exitcode=66:halt_on_error=1"}
     run = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("ThreadSanitizer does not run on this kernel's address layout")
