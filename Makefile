@@ -27,7 +27,7 @@ test: $(VENV)/installed  ## run all tests and the linter
 test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of torch; no GPU is needed
 	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1"
 	$(CUDA)/bin/icsd doctor
-	$(CUDA)/bin/pytest --numprocesses auto --dist loadfile tests/ops tests/models tests/cli
+	$(CUDA)/bin/pytest --numprocesses auto --dist loadfile tests/ops tests/models tests/cli -k "not sanitizers and not races"
 
 bench: $(VENV)/installed-bench  ## measure the operator against plain and compiled PyTorch
 	CPATH=$(HEADERS) $(BIN)/python -m benchmarks

@@ -22,7 +22,7 @@ def interpreted(*arguments: str) -> str:
     """Runs pytest with interpreted kernels; a large matrix is many steps."""
     environment = {"TRITON_INTERPRET": "1", "ICSD_TEST_BACKENDS": "triton", "ICSD_TEST_MOST_SAMPLES": "40"}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-x", "-W", "ignore", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
