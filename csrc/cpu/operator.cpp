@@ -102,7 +102,7 @@ class Grams {
   static constexpr int64_t kLine = 64;       // threads' shares begin on whole cache lines of features
   static constexpr int64_t kFeatures = 1024;  // laid out at a time
 
-  bool lays_out() const { return shape_.samples > kMaxSplit; }
+  bool lays_out() const { return matrices_ > 0 && shape_.samples > kMaxSplit; }
 
   struct Place {
     int64_t row, column;
