@@ -81,6 +81,8 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 def run(options: Namespace) -> int:
     """Paint."""
     check_picture_file(options.out)
+    if options.interpolate and options.show != "pictures":
+        raise InputError(f"interpolate and show={options.show} do not go together: leave one of them out")
     from icsd.sampling import Painter
     from icsd.training import checkpoint
 
@@ -101,7 +103,10 @@ def _lines(name: str | None) -> list[str]:
     """The sentences of a file, or of the standard input."""
     if name is None:
         return []
-    text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"file is {name}, which is not UTF-8 text ({error.reason}): convert it") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

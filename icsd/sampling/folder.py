@@ -60,7 +60,7 @@ def paint_folder(
         if value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
     plan = {
-        "checkpoint": painter.path.name,
+        "checkpoint": str(painter.path.resolve()),
         "captions": list(captions),
         "number": number,
         "seed": seed,

@@ -32,15 +32,8 @@ from icsd.training.trainer import choose_device
 
 CHECKPOINTS_KEPT = 2
 FREE_ON_RESUME = (
-    "steps",
-    "out",
-    "data.root",
-    "device",
-    "threads",
-    "workers",
-    "image.weights",
-    "log_every",
-    "evaluate_every",
+    *("steps", "out", "data.root", "image.weights", "device", "threads", "workers", "log_every", "evaluate_every"),
+    *("lr", "clip"),  # the remedies for divergence
 )
 
 
@@ -275,13 +268,14 @@ def _run(
             progress.update(config.batch_size)
             if step % config.log_every == 0 or step == stop:
                 losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
-                _check_finite(folder, config, losses)
+                _check_finite(folder, pretrainer, losses)
                 now = time.perf_counter()
                 speed = round(len(recent) * config.batch_size / (now - since), 2)
                 run_folder.append_metrics(folder, {"step": step, "pairs_per_second": speed, **losses})
                 progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
                 recent, since = [], now
             if step % config.evaluate_every == 0 or step == stop or interruption.signal:
+                _check_finite(folder, pretrainer, {})
                 state = {"config": run_folder.plain(config), **pretrainer.state_dict()}
                 checkpoint.save(checkpoint.step_path(folder, step), state)
                 checkpoint.prune(folder, CHECKPOINTS_KEPT)
@@ -296,11 +290,16 @@ def _run(
     print(f"try next     icsd train --damsm.checkpoint {shlex.quote(str(folder))}")
 
 
-def _check_finite(folder: Path, config: PretrainConfig, losses: dict[str, float]) -> None:
+def _check_finite(folder: Path, pretrainer: Pretrainer, losses: dict[str, float]) -> None:
     """Raise when pretraining has diverged, before a checkpoint of it replaces a good one."""
-    bad = next((name for name, value in losses.items() if not value < float("inf")), None)
-    if bad:
-        raise InputError(
-            f"pretraining diverged, {bad} is not finite: start again, or resume {folder}, with a smaller step: "
-            f"--lr {config.lr / 2:g}"
-        )
+    values = [*((name, torch.tensor(value)) for name, value in losses.items()), *pretrainer.damsm.named_parameters()]
+    bad = next((name for name, value in values if not value.isfinite().all()), None)
+    if bad is None:
+        return
+    remedy = f"--lr {pretrainer.config.lr / 2:g}"
+    try:
+        good = checkpoint.latest(folder)
+        advice = f"{good} is still good; continue from it with\n  icsd pretrain --resume {folder} {remedy}"
+    except InputError:
+        advice = f"there is no checkpoint yet; start again with smaller steps: {remedy}"
+    raise InputError(f"pretraining diverged by step {pretrainer.step_count}, {bad} is not finite: {advice}")

@@ -83,6 +83,12 @@ def test_other_views(icsd, run, options):
         assert len(picture.getcolors(1 << 20)) > 8
 
 
+def test_options_that_contradict_each_other_are_refused(icsd, run):
+    code, _, err = icsd("sample", SENTENCE, "--interpolate", "noise", "--show", "attention")
+    assert code == 2
+    assert "do not go together" in err
+
+
 def test_interpolation_needs_its_sentences(icsd, run):
     code, _, err = icsd("sample", SENTENCE, "--interpolate", "sentences")
     assert code == 2
@@ -98,6 +104,10 @@ def test_sentences_of_a_file_fill_a_folder(icsd, run):
     code, _, err = icsd("sample", "--file", "missing.txt")
     assert code == 2
     assert "missing.txt" in err
+    Path("latin.txt").write_bytes("pétale".encode("latin1"))
+    code, _, err = icsd("sample", "--file", "latin.txt")
+    assert code == 2
+    assert "latin.txt, which is not UTF-8" in err
 
 
 def test_the_generator_is_exported(icsd, run):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -69,6 +70,9 @@ def test_other_folders_are_left_alone(path, tmp_path):
     paint_folder(painter, CAPTIONS, tmp_path / "painted", number=2)
     with pytest.raises(InputError, match="begun with another number, seed"):
         paint_folder(painter, CAPTIONS, tmp_path / "painted", number=3, seed=1)
+    other = shutil.copytree(path.parent, tmp_path / "another run") / path.name
+    with pytest.raises(InputError, match="begun with another checkpoint"):
+        paint_folder(Painter.load(other), CAPTIONS, tmp_path / "painted", number=2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "0.png").write_bytes(b"mine")
     with pytest.raises(InputError, match="is not empty"):

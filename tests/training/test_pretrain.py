@@ -15,6 +15,8 @@ from icsd.training import checkpoint, run
 from icsd.training.config import GuidanceConfig, TrainConfig
 from icsd.training.pretrain import PretrainConfig, Pretrainer, load_damsm, pretrain
 
+NAN = {"damsm/words": torch.tensor(torch.nan)}
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -69,17 +71,28 @@ def test_resuming_ends_in_the_same_weights(config):
         pretrain(replace(config, text=TextConfig(dim=10, embedding_dim=8), steps=9), resume=part)
 
 
-def test_divergence_is_reported(config, monkeypatch):
-    monkeypatch.setattr(Pretrainer, "step", diverging(Pretrainer.step))
-    with pytest.raises(InputError, match="damsm/words is not finite"):
-        pretrain(config)
+def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
+    plain = Pretrainer.step
 
-
-def diverging(plain):
     def step(pretrainer, batch):
-        return plain(pretrainer, batch) | {"damsm/words": torch.tensor(torch.nan)}
+        losses = plain(pretrainer, batch)
+        if pretrainer.step_count == 5:  # between two lines of metrics, before the checkpoint of step 6
+            pretrainer.weights[0].data.fill_(torch.nan)
+        return losses
 
-    return step
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "step", step)
+        with pytest.raises(
+            InputError, match=r"(?s)by step 6, .* is not finite: .*step-00000003.* --lr 0\.001"
+        ) as raised:
+            pretrain(replace(config, log_every=100, steps=9))
+    folder = config.out / "damsm-procedural-flowers"
+    assert str(folder) in str(raised.value)
+    pretrain(replace(config, lr=config.lr / 2), resume=folder)
+
+    monkeypatch.setattr(Pretrainer, "step", lambda pretrainer, batch: plain(pretrainer, batch) | NAN)
+    with pytest.raises(InputError, match=r"damsm/words is not finite: there is no checkpoint yet"):
+        pretrain(config)
 
 
 @pytest.mark.parametrize(
