@@ -46,8 +46,10 @@ def row_values(rows, samples, DIVERGENCE: tl.constexpr):
     _, sum_s, _, sum_t, total = rows
     count = tl.cast(samples, total.dtype)  # a count of 1 is compiled in
     if DIVERGENCE == "kl":
-        # A single sample without its diagonal: nothing took part.
-        return tl.where(sum_t == 0, 0.0, total / sum_t + tl.log(sum_s / sum_t)) / count
+        # The two terms nearly cancel. A single sample without its diagonal: nothing took part.
+        wide_t = sum_t.to(tl.float64)
+        value = total.to(tl.float64) / wide_t + tl.log(sum_s.to(tl.float64) / wide_t)
+        return (tl.where(sum_t == 0, 0.0, value) / count).to(total.dtype)
     return total / (count * count)
 
 
