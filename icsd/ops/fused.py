@@ -24,6 +24,8 @@ from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
 from icsd.ops.gram import compute_dtype, gram, no_autocast
 from icsd.ops.regimes import Regime, choose_regime, feature_space_mse
 
+MAX_STATISTICS = 5  # csrc/core/divergence.h
+
 
 class Distillation(NamedTuple):
     """What a launcher is asked for.
@@ -290,8 +292,6 @@ def _differentiable_backward(
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
     return torch.autograd.grad(loss, inputs, grad, create_graph=True)
 
-
-MAX_STATISTICS = 5  # csrc/core/divergence.h
 
 _HOW = "float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, str regime"
 _library = torch.library.Library("icsd", "DEF")

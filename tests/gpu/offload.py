@@ -1,11 +1,13 @@
-"""A pytest plugin: the backend named `cpu` takes CPU tensors to the GPU and its results back.
+"""A pytest plugin: a GPU's backend takes CPU tensors to the device and its results back.
 
-So the operator's tests, which know CPU tensors, hold the CUDA backend to the same bounds:
+So the operator's tests, which know CPU tensors, hold it to the same bounds. The CUDA backend goes by the name `cpu`, or
+Triton's by its own where ICSD_TEST_BACKENDS says so:
 `PYTHONPATH=tests/gpu pytest -p offload tests/ops/test_accuracy.py -k cpu`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,12 +15,12 @@ from torch import Tensor
 from icsd.ops import registry
 from icsd.ops.cuda import CUDABackend
 from icsd.ops.fused import Distillation, FusedBackend
+from icsd.ops.triton import TritonBackend
 
 
-class OffloadingBackend(CUDABackend):
-    """The CUDA backend behind copies."""
+class Offloading(FusedBackend):
+    """Copies around the launches of the next class."""
 
-    name = "cpu"
     device_type = "cpu"
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
@@ -42,10 +44,20 @@ class OffloadingBackend(CUDABackend):
         return [grad.cpu() for grad in grads]
 
 
+class OffloadingCUDA(Offloading, CUDABackend):
+    """The CUDA backend behind copies."""
+
+    name = "cpu"
+
+
+class OffloadingTriton(Offloading, TritonBackend):
+    """The Triton backend behind copies."""
+
+
 def _to_gpu(x: Tensor) -> Tensor:
     """With the same strides and alignment: a view of a copy of the whole memory that `x` is a view of."""
     memory = x.new_empty(0).set_(x.untyped_storage()).cuda()
     return memory.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
-registry.register(OffloadingBackend())
+registry.register(OffloadingTriton() if os.environ.get("ICSD_TEST_BACKENDS") == "triton" else OffloadingCUDA())

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("module", ["test_accuracy.py", "test_autograd.py"])
 def test_suite(module, autotune):
     environment = {"ICSD_TEST_BACKENDS": "triton", "ICSD_TRITON_AUTOTUNE": autotune}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.with_name("gpu")), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "offload", f"tests/ops/{module}", "-k", "triton or penalty"],
         cwd=HERE.parents[1],
