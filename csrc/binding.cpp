@@ -20,10 +20,10 @@ namespace py = pybind11;
 
 namespace {
 
+using icsd::Distillation;
 using icsd::DType;
 using icsd::Features;
 using icsd::Shape;
-using icsd::cpu::Distillation;
 using std::int64_t;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("icsd._native: " + what); }
@@ -297,14 +297,6 @@ std::vector<Features> checked_stages(const std::vector<FeaturesTuple>& tuples, S
   return stages_of(tuples, shape);
 }
 
-icsd::cuda::Distillation distillation_of(const std::vector<Features>& stages, const std::vector<double>& weights,
-                                         int divergence, const std::vector<double>& parameters, double eps,
-                                         bool teacher_gradient) {
-  if (stages.empty()) refuse("there is no teacher");
-  if (weights.size() + 1 != stages.size()) refuse("one weight for each student is needed");
-  return {divergence_of(divergence, parameters), parameters.data(), weights.data(), eps, teacher_gradient};
-}
-
 std::size_t gram_workspace(const FeaturesTuple& x_tuple, int64_t groups, int64_t samples) {
   const Shape shape = shape_of(groups, samples);
   return icsd::cuda::gram_workspace(checked_stages({x_tuple}, shape)[0], shape);
@@ -351,7 +343,7 @@ void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t s
              std::uintptr_t stream) {
   const Shape shape = shape_of(groups, samples);
   const std::vector<Features> stages = checked_stages(tuples, shape);
-  const icsd::cuda::Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
   with_compute_type(any_wide(stages), [&](auto c) {
     using C = decltype(c);
     C* loss = matrix_at<C>(loss_address, groups, "loss");
@@ -401,7 +393,7 @@ void distill_streamed(const std::vector<FeaturesTuple>& tuples, int64_t groups, 
                       int64_t band_bytes, std::uintptr_t workspace, std::uintptr_t stream) {
   const Shape shape = shape_of(groups, samples);
   const std::vector<Features> stages = checked_stages(tuples, shape);
-  const icsd::cuda::Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
   with_compute_type(wide_as_one(stages), [&](auto c) {
     using C = decltype(c);
     C* loss = matrix_at<C>(loss_address, groups, "loss");
@@ -418,7 +410,7 @@ void distill_streamed_backward(std::uintptr_t grad_address, std::uintptr_t saved
   const Shape shape = shape_of(groups, samples);
   const std::vector<Features> stages = checked_stages(tuples, shape);
   const std::vector<Features> outs = results_of(out_tuples, stages, shape);
-  const icsd::cuda::Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
   with_compute_type(wide_as_one(stages), [&](auto c) {
     using C = decltype(c);
     const C* grad = matrix_at<C>(grad_address, groups, "grad");

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/divergence.h"
+#include "core/distillation.h"
 #include "cpu/features.h"
 
 namespace icsd::cpu {
@@ -22,14 +22,6 @@ void gram(const Features& x, Shape shape, C* out);
 // out = matrix x: (groups, outputs, samples) times (groups, samples, features).
 template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape);
-
-struct Distillation {
-  DivergenceKind divergence;
-  const double* parameters;
-  const double* weights;  // one for each student
-  double eps;
-  bool teacher_gradient;
-};
 
 // loss_b = Σ_k weight_k d(S(X_k), S(Y)), the teacher Y the last of the stages; `slots` (stages, groups, samples,
 // samples + 1) receives what the gradient needs, or is null.

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/divergence.h"
+#include "core/distillation.h"
 #include "core/features.h"
 
 namespace icsd::cuda {
@@ -24,14 +24,6 @@ void gram(const Features& x, Shape shape, C* out, void* workspace, Stream stream
 
 template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape, Stream stream);
-
-struct Distillation {
-  DivergenceKind divergence;
-  const double* parameters;
-  const double* weights;  // one for each student
-  double eps;
-  bool teacher_gradient;
-};
 
 template <class C>
 std::size_t distill_workspace(const std::vector<Features>& stages, Shape shape, DivergenceKind divergence, bool save);

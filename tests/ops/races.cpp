@@ -63,7 +63,7 @@ namespace {
 
 using icsd::DType;
 using icsd::DivergenceKind;
-using icsd::cpu::Distillation;
+using icsd::Distillation;
 using icsd::Shape;
 
 struct Batch {

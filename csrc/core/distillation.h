@@ -1,0 +1,16 @@
+// What a distillation is asked to compute, whichever backend does.
+#pragma once
+
+#include "core/divergence.h"
+
+namespace icsd {
+
+struct Distillation {
+  DivergenceKind divergence;
+  const double* parameters;
+  const double* weights;  // one for each student
+  double eps;
+  bool teacher_gradient;
+};
+
+}  // namespace icsd
