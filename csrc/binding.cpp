@@ -86,9 +86,7 @@ void check_result(const Features& out, int64_t outputs, const Features& x, Shape
   if (!dense) refuse(std::string(name) + " overlaps itself");
   const auto bytes = [&](const Features& f, int64_t samples) {
     const auto begin = reinterpret_cast<std::uintptr_t>(f.data);
-    if (!shape.groups || !samples || !f.features) return std::pair{begin, begin};
-    const int64_t elements = (shape.groups - 1) * f.group_stride + (samples - 1) * f.sample_stride + f.features;
-    return std::pair{begin, begin + elements * icsd::size_of(f.dtype)};
+    return std::pair{begin, begin + icsd::extent(f, {shape.groups, samples}) * icsd::size_of(f.dtype)};
   };
   const auto [out_begin, out_end] = bytes(out, outputs);
   const auto [x_begin, x_end] = bytes(x, shape.samples);

@@ -18,4 +18,10 @@ struct Shape {
   std::int64_t groups, samples;
 };
 
+// Elements from the first to the last, inclusive.
+inline std::int64_t extent(const Features& x, Shape shape) {
+  if (!shape.groups || !shape.samples || !x.features) return 0;
+  return (shape.groups - 1) * x.group_stride + (shape.samples - 1) * x.sample_stride + x.features;
+}
+
 }  // namespace icsd

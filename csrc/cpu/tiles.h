@@ -2,32 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <new>
 
 #include "core/dtype.h"
+#include "cpu/memory.h"
 
 namespace icsd::cpu {
 
 // Samples of a block, and terms of a sum between two stops in memory. A multiple of all panels' widths.
 constexpr std::int64_t kBlock = 192;
-
-// Elements on whole cache lines, without a value.
-template <class C>
-class Buffer {
- public:
-  explicit Buffer(std::int64_t elements)
-      : data_(elements ? static_cast<C*>(::operator new(elements * sizeof(C), kLine)) : nullptr) {}
-  C* data() { return data_.get(); }
-  const C* data() const { return data_.get(); }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(C* data) const { ::operator delete(data, kLine); }
-  };
-  std::unique_ptr<C, Free> data_;
-};
 
 // A matrix operand: element (k, r), r the row of the left or the column of the right one, stands at
 // data[r / width * panel_stride + k * step + r % width].
