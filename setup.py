@@ -28,12 +28,14 @@ COMPILE_FLAGS = [
     *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
 
-# One object of csrc/cpu/kernels.cpp, rows.cpp and tiles.cpp for each; csrc/cpu/dispatch.cpp chooses at run time.
+# One object of csrc/cpu/kernels.cpp, rows.cpp and tiles.cpp for each, and amx.cpp; csrc/cpu/dispatch.cpp chooses at run time.
 CPU_ISAS = {"portable": []}
 if X86:
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
     avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-    CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": [*avx512, "-mavx512bf16"]}
+    avx512bf16 = [*avx512, "-mavx512bf16"]
+    CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": avx512bf16}
+    CPU_ISAS |= {"amx": [*avx512bf16, "-mamx-tile", "-mamx-bf16"]}
 
 # Compute capabilities with machine code.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
@@ -153,7 +155,7 @@ class NinjaBuild(build_ext):
         for source in ("operator", "streamed", "feature", "dispatch", "threads"):
             compile_source(f"cpu/{source}.cpp", source, [])
         for isa, isa_flags in CPU_ISAS.items():
-            for source in ("kernels", "rows", "tiles"):
+            for source in ["kernels", "rows", "tiles", *(["amx"] if isa == "amx" else [])]:
                 compile_source(f"cpu/{source}.cpp", f"{source}_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
         for source in CUDA_SOURCES if nvcc else []:
             ninja_file.build(f"{source}_cuda.o", "compile_cuda", str(ROOT / "csrc" / "cuda" / f"{source}.cu"))

@@ -3,6 +3,11 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "cpu/kernels.h"
 
 namespace icsd::cpu {
@@ -17,6 +22,16 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Linux lets a process use tile registers that has asked for them.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return has_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 const Kernels& choose() {
@@ -28,6 +43,7 @@ const Kernels& choose() {
     return wanted.empty() || wanted == candidate.isa;
   };
 #if defined(ICSD_X86)
+  if (has_amx() && fits(amx::kernels)) return amx::kernels;
   if (has_avx512bf16() && fits(avx512bf16::kernels)) return avx512bf16::kernels;
   if (has_avx512() && fits(avx512::kernels)) return avx512::kernels;
   if (has_avx2() && fits(avx2::kernels)) return avx2::kernels;

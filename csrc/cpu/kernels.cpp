@@ -7,8 +7,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
+#include "cpu/narrow.h"
+#include "cpu/panel.h"
 #include "cpu/simd.h"
 
 #define ICSD_STRING_(x) #x
@@ -28,37 +29,9 @@ constexpr int kTile = 3, kOutputs = 6, kColumns = 2;
 constexpr int kTile = 3, kOutputs = 4, kColumns = 2;
 #endif
 
-constexpr int64_t kLine = 64;                   // bytes of a cache line
-constexpr int64_t kPanelBytes = 256 << 10;      // of a panel, to stay in the second-level cache
 constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel of `gram`
 constexpr int64_t kInPlaceSamples = 16;         // this many rows need no panel: each has its way of the cache
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results above this go past the cache
-
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Features of a panel over `samples` rows: whole units, within bounds that keep the loops long and the panel cached.
-int64_t panel_width(int64_t samples, int64_t element_bytes, int64_t unit, int64_t least, int64_t most) {
-  const int64_t fits = kPanelBytes / (element_bytes * std::max<int64_t>(samples, 1));
-  return round_up(std::clamp(fits, least, most), unit);
-}
-
-// A thread's panel, kept from call to call; `slot` tells two of one kernel apart.
-template <class C>
-C* panel(int slot, int64_t elements) {
-  struct Buffer {
-    std::unique_ptr<char[]> bytes;
-    std::size_t size = 0;
-  };
-  thread_local Buffer buffers[2];
-  Buffer& buffer = buffers[slot];
-  const std::size_t size = elements * sizeof(C) + kLine;
-  if (buffer.size < size) {
-    buffer.bytes.reset(new char[size]);
-    buffer.size = size;
-  }
-  const auto address = reinterpret_cast<std::uintptr_t>(buffer.bytes.get());
-  return reinterpret_cast<C*>((address + kLine - 1) / kLine * kLine);
-}
 
 // `width` elements as P, then zeros up to a whole vector.
 template <class T, class P>
@@ -68,35 +41,6 @@ void copy_row(const T* from, int64_t width, P* to) {
   for (; k + kStep <= width; k += kStep) store(to + k, load_as<P>(from + k));
   if (k < width) store(to + k, load_partial<P>(from + k, width - k));
 }
-
-// Fetches a (rows x bytes) rectangle into the second-level cache in `parts` equal parts, one for each call of `next`.
-class Prefetch {
- public:
-  Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t parts)
-      : row_(static_cast<const char*>(data)),
-        row_bytes_(row_bytes),
-        bytes_(bytes),
-        left_(rows * ((bytes + kLine - 1) / kLine)),
-        part_(left_ / std::max<int64_t>(parts, 1) + 1) {}
-
-  void next() {
-    const int64_t count = std::min(left_, part_);
-    for (int64_t line = 0; line < count; ++line) {
-      __builtin_prefetch(row_ + byte_, 0, 2);
-      byte_ += kLine;
-      if (byte_ >= bytes_) {
-        byte_ = 0;
-        row_ += row_bytes_;
-      }
-    }
-    left_ -= count;
-  }
-
- private:
-  const char* row_;
-  int64_t row_bytes_, bytes_, left_, part_;
-  int64_t byte_ = 0;
-};
 
 // A panel's rows, `stride` elements apart.
 template <class P>
@@ -319,9 +263,12 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   if (streamed) fence();
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 // Pairs of samples lie interleaved in the panel and in the matrix: each instruction adds two of a sum's products.
-bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, std::uint32_t* packed, float* rest) {
+int64_t narrow_bytes(int64_t samples) { return samples * ((samples + 1) / 2) * sizeof(std::uint32_t); }
+
+bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, void* data, float* rest) {
+  auto* packed = static_cast<std::uint32_t*>(data);
   for (int64_t block = 0; block < blocks_of(samples); ++block) {
     const int64_t begin = block_start(block, samples), end = block_start(block + 1, samples);
     for (int64_t j = 0; j < samples; j += 2) {
@@ -342,14 +289,6 @@ bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, std::
     }
   }
   return true;
-}
-
-// The elements of two rows in turn, twice as many as in a vector.
-inline void interleave(Bfloat16Vector a, Bfloat16Vector b, Bfloat16Vector* to) {
-  to[0] = __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11,
-                                  43, 12, 44, 13, 45, 14, 46, 15, 47);
-  to[1] = __builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57,
-                                  26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
 }
 
 // R outputs of kColumns vectors; `x` are the rows of the same samples.
@@ -373,12 +312,8 @@ void narrow_tile(const std::uint32_t* packed, const float* rest, const double* s
     for (int v = 0; v < kColumns; ++v) {
       const bfloat16* own = x + r * x_stride + v * kStep;
       bfloat16* to = out + r * out_stride + v * kStep;
-      if constexpr (S == Store::partial) {
-        const int64_t some = std::clamp<int64_t>(count - v * kStep, 0, kStep);
-        store_partial(to, (sums[r][v] + rest[r] * load_partial<float>(own, some)) * factor, some);
-      } else {
-        store(to, (sums[r][v] + rest[r] * load(own)) * factor);
-      }
+      const int64_t some = S == Store::partial ? std::clamp<int64_t>(count - v * kStep, 0, kStep) : kStep;
+      finish(sums[r][v], rest[r], own, factor, to, some);
     }
   }
 }
@@ -394,27 +329,17 @@ NarrowTile narrow_tile_of(int64_t outputs) {
   return narrow_tile<R, S>;
 }
 
-void combine_narrow(const std::uint32_t* packed, const float* rest, const double* scale, const bfloat16* x,
+void combine_narrow(const void* data, const float* rest, const double* scale, const bfloat16* x,
                     int64_t stride, int64_t samples, int64_t features, bfloat16* out, int64_t out_stride) {
-  constexpr int64_t kStep = kLanes<bfloat16>, kWidth = kLanes<float> * kColumns;
+  constexpr int64_t kWidth = kLanes<float> * kColumns;
   const int64_t pairs = (samples + 1) / 2;
+  const auto* packed = static_cast<const std::uint32_t*>(data);
   auto* const rows = reinterpret_cast<Bfloat16Vector*>(panel<bfloat16>(0, 2 * pairs * kWidth));
   for (int64_t k = 0; k < features; k += kWidth) {
     const int64_t count = std::min(kWidth, features - k);
     Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < features ? samples : 0,
                    std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), blocks_of(samples));
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-      const bfloat16* first = x + 2 * pair * stride + k;
-      const bfloat16* second = 2 * pair + 1 < samples ? first + stride : nullptr;
-      for (int64_t step = 0; step < kWidth; step += kStep) {
-        const int64_t some = std::clamp<int64_t>(count - step, 0, kStep);
-        const auto read = [&](const bfloat16* row) {
-          if (!row) return Bfloat16Vector{};
-          return some == kStep ? load_as<bfloat16>(row + step) : load_partial<bfloat16>(row + step, some);
-        };
-        interleave(read(first), read(second), rows + pair * kColumns + step / kStep * 2);
-      }
-    }
+    interleave_pairs(x + k, stride, samples, count, kColumns, rows);
     for (int64_t block = 0; block < blocks_of(samples); ++block) {
       const int64_t begin = block_start(block, samples), height = block_start(block + 1, samples) - begin;
       const auto tile = count < kWidth ? narrow_tile_of<Store::partial>(height) : narrow_tile_of<Store::whole>(height);
@@ -425,7 +350,7 @@ void combine_narrow(const std::uint32_t* packed, const float* rest, const double
   }
 }
 
-constexpr NarrowKernels narrow_kernels = {pack_narrow, combine_narrow};
+constexpr NarrowKernels narrow_kernels = {narrow_bytes, pack_narrow, combine_narrow};
 #endif
 
 }  // namespace
@@ -434,10 +359,18 @@ extern const AllRowKernels<float> rows_float;
 extern const AllRowKernels<double> rows_double;
 extern const TileKernels<float> tiles_float;
 extern const TileKernels<double> tiles_double;
+#if defined(__AMX_BF16__)
+extern const NarrowKernels narrow_kernels;
+void gram_tiles(const void*, int64_t, int64_t, GramBlock, double*, int64_t);
+#endif
 
 const Kernels kernels = {
     ICSD_STRING(ICSD_ISA),
+#if defined(__AMX_BF16__)
+    {gram<float>, gram<double>, gram_tiles, gram<float16>},
+#else
     {gram<float>, gram<double>, gram<bfloat16>, gram<float16>},
+#endif
     {combine<float>, combine<double>, combine<bfloat16>, combine<float16>},
     {pack<float, float>, pack<double, float>, pack<bfloat16, float>, pack<float16, float>},
     {pack<float, double>, pack<double, double>, pack<bfloat16, double>, pack<float16, double>},

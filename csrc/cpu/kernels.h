@@ -30,9 +30,11 @@ using PackKernel = void (*)(const C* matrix, std::int64_t row_stride, std::int64
 // The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers: twice as fast
 // where the processor multiplies these.
 struct NarrowKernels {
+  // Bytes of a packed matrix.
+  std::int64_t (*bytes)(std::int64_t samples);
   // False if the matrix is not one of these. `rest` is what the diagonal is more than a bfloat16 number.
-  bool (*pack)(const float* matrix, std::int64_t row_stride, std::int64_t samples, std::uint32_t* packed, float* rest);
-  void (*combine)(const std::uint32_t* packed, const float* rest, const double* scale, const bfloat16* x,
+  bool (*pack)(const float* matrix, std::int64_t row_stride, std::int64_t samples, void* packed, float* rest);
+  void (*combine)(const void* packed, const float* rest, const double* scale, const bfloat16* x,
                   std::int64_t sample_stride, std::int64_t samples, std::int64_t features, bfloat16* out,
                   std::int64_t out_stride);
 };
@@ -86,6 +88,9 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512bf16 {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 #endif

@@ -363,7 +363,7 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
   struct Job {
     const Product<C>* product;
     int64_t group;
-    std::vector<char> packed;
+    Buffer<char> packed;
     std::vector<double> scale;
     std::vector<float> rest;
     bool narrow;
@@ -371,9 +371,10 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
   std::vector<Job> jobs;
   for (const Product<C>& product : products) {
     for (int64_t group = 0; group < shape.groups; ++group) {
-      jobs.push_back({&product, group,
-                      std::vector<char>(product.outputs * shape.samples * (product.x.dtype == DType::float64 ? 8 : 4)),
-                      std::vector<double>(product.outputs), std::vector<float>(product.outputs), false});
+      std::int64_t bytes = product.outputs * shape.samples * (product.x.dtype == DType::float64 ? 8 : 4);
+      if (kernels().narrow) bytes = std::max(bytes, kernels().narrow->bytes(shape.samples));
+      jobs.push_back({&product, group, Buffer<char>(bytes), std::vector<double>(product.outputs),
+                      std::vector<float>(product.outputs), false});
     }
   }
   for (const Product<C>& product : products) {
@@ -390,8 +391,7 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
       const C* matrix = p.matrix + job.group * p.group_stride;
       if constexpr (std::is_same_v<C, float>) {
         job.narrow = kernels().narrow && p.x.dtype == DType::bfloat16 && p.outputs == shape.samples &&
-                     kernels().narrow->pack(matrix, p.row_stride, shape.samples,
-                                            reinterpret_cast<std::uint32_t*>(job.packed.data()), job.rest.data());
+                     kernels().narrow->pack(matrix, p.row_stride, shape.samples, job.packed.data(), job.rest.data());
       }
       if (!job.narrow) {
         kernels().template pack<C>(p.x.dtype)(matrix, p.row_stride, p.outputs, shape.samples, job.packed.data());
@@ -410,8 +410,7 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
       if (begin >= end) return;
       if (job.narrow) {
         kernels().narrow->combine(
-            reinterpret_cast<const std::uint32_t*>(job.packed.data()), job.rest.data(), job.scale.data(),
-            reinterpret_cast<const bfloat16*>(at(p.x, job.group, 0, begin)), p.x.sample_stride, shape.samples, end - begin,
+            job.packed.data(), job.rest.data(), job.scale.data(), reinterpret_cast<const bfloat16*>(at(p.x, job.group, 0, begin)), p.x.sample_stride, shape.samples, end - begin,
             reinterpret_cast<bfloat16*>(at(p.out, job.group, 0, begin)), p.out.sample_stride);
         return;
       }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -262,6 +263,25 @@ inline void sum_each(const V (&vectors)[kCount], C* sums) {
   }
 #endif
   for (int i = 0; i < kCount; ++i) sums[i] = sum(vectors[i]);
+}
+
+// Exchanges lane l of `a` with lane l - step of `b` for all l with that bit set.
+template <int kStep, std::size_t... kLane, class V>
+inline void exchange(V& a, V& b, std::index_sequence<kLane...>) {
+  constexpr int kCount = sizeof...(kLane);
+  const V low = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane - kStep : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane : kLane + kStep)...);
+  a = low;
+}
+
+template <int kStep = 1, class V, std::size_t kCount>
+inline void transpose_lanes(V (&rows)[kCount]) {
+  if constexpr (kStep < kCount) {
+    for (std::size_t i = 0; i < kCount; ++i) {
+      if (!(i & kStep)) exchange<kStep>(rows[i], rows[i + kStep], std::make_index_sequence<kCount>{});
+    }
+    transpose_lanes<2 * kStep>(rows);
+  }
 }
 
 // e^x by its series around the nearest multiple n of ln 2; 2^n is made in the exponent's bits, which the sum with

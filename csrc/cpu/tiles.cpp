@@ -2,7 +2,6 @@
 #include "cpu/tiles.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
@@ -96,25 +95,6 @@ void by_feature(const void* data, int64_t stride, int64_t samples, int64_t featu
         store(to + v, factor * (count > 0 ? load_some<C>(x + k + v, count) : Vector<C>{}));
       }
     }
-  }
-}
-
-// Exchanges lane l of `a` with lane l - step of `b` for all l with that bit set.
-template <int kStep, std::size_t... kLane, class V>
-void exchange(V& a, V& b, std::index_sequence<kLane...>) {
-  constexpr int kCount = sizeof...(kLane);
-  const V low = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane - kStep : kLane)...);
-  b = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane : kLane + kStep)...);
-  a = low;
-}
-
-template <int kStep = 1, class V, std::size_t kCount>
-void transpose_lanes(V (&rows)[kCount]) {
-  if constexpr (kStep < kCount) {
-    for (std::size_t i = 0; i < kCount; ++i) {
-      if (!(i & kStep)) exchange<kStep>(rows[i], rows[i + kStep], std::make_index_sequence<kCount>{});
-    }
-    transpose_lanes<2 * kStep>(rows);
   }
 }
 

@@ -41,7 +41,7 @@ _thread = _Thread()
 
 
 class CPUBackend(FusedBackend):
-    """C++ with OpenMP; AVX-512, AVX2 or portable code is chosen at run time."""
+    """C++ with OpenMP; AMX, AVX-512, AVX2 or portable code is chosen at run time."""
 
     name = "cpu"
     description = "fused C++ kernels"

@@ -138,12 +138,13 @@ def test_modules():
 
 ISA_SCRIPT = """
 import pytest, sys
-which = "cpu and not reference and (losses or nan or zero or layouts)"
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_accuracy.py", "-k", which]))
+files = ["tests/ops/test_accuracy.py", "tests/ops/test_regimes.py"]
+which = "not reference and (losses or nan or zero or layouts or definition or boundaries)"
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files, "-k", which]))
 """
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set(isa, monkeypatch):
     monkeypatch.setenv("ICSD_CPU_ISA", isa)
     run = subprocess.run([sys.executable, "-c", ISA_SCRIPT], capture_output=True, text=True, check=False)

@@ -1,0 +1,74 @@
+// Panels: features laid out next to each other in the cache, to be used many times.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+#include "cpu/simd.h"
+
+namespace icsd::cpu::ICSD_ISA {
+namespace {
+
+using std::int64_t;
+
+constexpr int64_t kLine = 64;                   // bytes of a cache line
+constexpr int64_t kPanelBytes = 256 << 10;      // of a panel, to stay in the second-level cache
+
+[[maybe_unused]] int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Features of a panel over `samples` rows: whole units, within bounds that keep the loops long and the panel cached.
+[[maybe_unused]] int64_t panel_width(int64_t samples, int64_t element_bytes, int64_t unit, int64_t least, int64_t most) {
+  const int64_t fits = kPanelBytes / (element_bytes * std::max<int64_t>(samples, 1));
+  return round_up(std::clamp(fits, least, most), unit);
+}
+
+// A thread's panel, kept from call to call; `slot` tells two of one kernel apart.
+template <class C>
+C* panel(int slot, int64_t elements) {
+  struct Buffer {
+    std::unique_ptr<char[]> bytes;
+    std::size_t size = 0;
+  };
+  thread_local Buffer buffers[2];
+  Buffer& buffer = buffers[slot];
+  const std::size_t size = elements * sizeof(C) + kLine;
+  if (buffer.size < size) {
+    buffer.bytes.reset(new char[size]);
+    buffer.size = size;
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(buffer.bytes.get());
+  return reinterpret_cast<C*>((address + kLine - 1) / kLine * kLine);
+}
+
+// Fetches a (rows x bytes) rectangle into the second-level cache in `parts` equal parts, one for each call of `next`.
+class Prefetch {
+ public:
+  Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t parts)
+      : row_(static_cast<const char*>(data)),
+        row_bytes_(row_bytes),
+        bytes_(bytes),
+        left_(rows * ((bytes + kLine - 1) / kLine)),
+        part_(left_ / std::max<int64_t>(parts, 1) + 1) {}
+
+  void next() {
+    const int64_t count = std::min(left_, part_);
+    for (int64_t line = 0; line < count; ++line) {
+      __builtin_prefetch(row_ + byte_, 0, 2);
+      byte_ += kLine;
+      if (byte_ >= bytes_) {
+        byte_ = 0;
+        row_ += row_bytes_;
+      }
+    }
+    left_ -= count;
+  }
+
+ private:
+  const char* row_;
+  int64_t row_bytes_, bytes_, left_, part_;
+  int64_t byte_ = 0;
+};
+
+}  // namespace
+}  // namespace icsd::cpu::ICSD_ISA

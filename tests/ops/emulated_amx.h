@@ -1,0 +1,132 @@
+// Gives the processor tile registers that it may not have: `-include` this, and the unmodified sources run on them.
+//
+// It follows Intel's Architecture Instruction Set Extensions Programming Reference on AMX, and is stricter: tiles are used
+// between `_tile_loadconfig` and `_tile_release` only, their rows and bytes must be those that an instruction needs, and a
+// register holds NaN until something is put into it.
+#pragma once
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace emulated_amx {
+
+struct Layout {
+  std::uint8_t palette, start_row, reserved[14];
+  std::uint16_t row_bytes[16];
+  std::uint8_t rows[16];
+};
+static_assert(sizeof(Layout) == 64);
+
+struct Registers {
+  Layout layout;
+  unsigned char data[8][16][64];
+};
+
+inline Registers& registers() {
+  thread_local Registers of_thread{};
+  return of_thread;
+}
+
+inline void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "AMX: %s\n", what);
+  std::abort();
+}
+
+inline Registers& with_tile(int tile) {
+  Registers& all = registers();
+  require(all.layout.palette == 1, "tiles are not configured");
+  require(tile >= 0 && tile < 8 && all.layout.rows[tile] > 0, "no such tile");
+  return all;
+}
+
+inline void load_layout(const void* address) {
+  Registers& all = registers();
+  std::memcpy(&all.layout, address, sizeof all.layout);
+  require(all.layout.palette == 1 && all.layout.start_row == 0, "another palette than 1, or a row to start from");
+  for (int tile = 0; tile < 16; ++tile) {
+    const bool used = all.layout.rows[tile] || all.layout.row_bytes[tile];
+    require(!used || (tile < 8 && all.layout.rows[tile] <= 16 && all.layout.row_bytes[tile] <= 64), "tiles are too large");
+  }
+  std::memset(all.data, 0xff, sizeof all.data);
+}
+
+inline void release() {
+  require(registers().layout.palette == 1, "tiles are released that were not configured");
+  registers().layout.palette = 0;
+}
+
+inline void zero(int tile) { std::memset(with_tile(tile).data[tile], 0, sizeof registers().data[tile]); }
+
+inline void load(int tile, const void* base, long stride) {
+  Registers& all = with_tile(tile);
+  zero(tile);
+  for (int row = 0; row < all.layout.rows[tile]; ++row) {
+    std::memcpy(all.data[tile][row], static_cast<const char*>(base) + row * stride, all.layout.row_bytes[tile]);
+  }
+}
+
+inline void store(int tile, void* base, long stride) {
+  const Registers& all = with_tile(tile);
+  for (int row = 0; row < all.layout.rows[tile]; ++row) {
+    std::memcpy(static_cast<char*>(base) + row * stride, all.data[tile][row], all.layout.row_bytes[tile]);
+  }
+}
+
+// bfloat16 to float32, subnormal numbers as zero.
+inline float widen(const unsigned char* from) {
+  std::uint16_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  if (!(bits & 0x7f80)) bits &= 0x8000;
+  const std::uint32_t wide = std::uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// sums_mn += Σ_k a_m,2k b_k,2n + a_m,2k+1 b_k,2n+1
+inline void multiply(int sums, int a, int b) {
+  with_tile(a), with_tile(b);
+  Registers& all = with_tile(sums);
+  require(sums != a && sums != b && a != b, "a product takes three tiles");
+  require(all.layout.rows[sums] == all.layout.rows[a] && all.layout.row_bytes[sums] == all.layout.row_bytes[b] &&
+              all.layout.row_bytes[a] == 4 * all.layout.rows[b],
+          "the tiles of a product do not fit each other");
+  for (int m = 0; m < all.layout.rows[sums]; ++m) {
+    for (int n = 0; n < all.layout.row_bytes[sums] / 4; ++n) {
+      float sum;
+      std::memcpy(&sum, all.data[sums][m] + 4 * n, sizeof sum);
+      float parts[2] = {};
+      for (int k = 0; k < all.layout.rows[b]; ++k) {
+        for (int part = 0; part < 2; ++part) {
+          parts[part] += widen(all.data[a][m] + 4 * k + 2 * part) * widen(all.data[b][k] + 4 * n + 2 * part);
+        }
+      }
+      sum += parts[0] + parts[1];
+      std::memcpy(all.data[sums][m] + 4 * n, &sum, sizeof sum);
+    }
+  }
+}
+
+}  // namespace emulated_amx
+
+#undef _tile_zero
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbf16ps
+#define _tile_loadconfig emulated_amx::load_layout
+#define _tile_release emulated_amx::release
+#define _tile_zero emulated_amx::zero
+#define _tile_loadd emulated_amx::load
+#define _tile_stored emulated_amx::store
+#define _tile_dpbf16ps emulated_amx::multiply
+
+// What csrc/cpu/dispatch.cpp asks the processor and the system.
+#define __builtin_cpu_supports(feature) (!__builtin_strncmp(feature, "amx-", 4) || __builtin_cpu_supports(feature))
+#define syscall(number, ...) (number == SYS_arch_prctl ? 0L : -1L)
