@@ -28,7 +28,7 @@ COMPILE_FLAGS = [
     *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
 
-# One object of csrc/cpu/kernels.cpp, rows.cpp, tiles.cpp (and amx.cpp) for each; csrc/cpu/dispatch.cpp chooses at run time.
+# One object of kernels.cpp, rows.cpp, tiles.cpp (and amx.cpp) in csrc/cpu for each; dispatch.cpp chooses at run time.
 CPU_ISAS = {"portable": []}
 if X86:
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
