@@ -78,19 +78,50 @@ Features features_of(const FeaturesTuple& tuple, Shape shape, const char* name) 
   return {reinterpret_cast<void*>(address), dtype, features, group_stride, sample_stride};
 }
 
-// A result's samples must not overlap each other, nor the samples it is computed from.
+// Memory that a call reads or writes.
+struct Block {
+  const char* name;
+  std::uintptr_t begin, end;
+};
+
+Block block_of(const Features& x, Shape shape, const char* name) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(x.data);
+  return {name, begin, begin + icsd::extent(x, shape) * icsd::size_of(x.dtype)};
+}
+
+template <class C>
+Block block_of(const C* data, int64_t elements, const char* name) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  return {name, begin, begin + (data ? elements * sizeof(C) : 0)};
+}
+
+std::vector<Block> blocks_of(const std::vector<Features>& all, Shape shape, const char* name) {
+  std::vector<Block> blocks;
+  for (const Features& one : all) blocks.push_back(block_of(one, shape, name));
+  return blocks;
+}
+
+// What is written must overlap neither what is read nor anything else that is written.
+void check_apart(const std::vector<Block>& written, const std::vector<Block>& read) {
+  const auto overlap = [](const Block& a, const Block& b) { return a.begin < b.end && b.begin < a.end; };
+  for (std::size_t k = 0; k < written.size(); ++k) {
+    for (const Block& other : read) {
+      if (overlap(written[k], other)) refuse(std::string(written[k].name) + " overlaps its input, " + other.name);
+    }
+    for (std::size_t other = 0; other < k; ++other) {
+      if (overlap(written[k], written[other])) {
+        refuse(std::string(written[k].name) + " overlaps another result, " + written[other].name);
+      }
+    }
+  }
+}
+
+// A result is like what it is computed from, and its samples do not overlap each other.
 void check_result(const Features& out, int64_t outputs, const Features& x, Shape shape, const char* name) {
   if (out.dtype != x.dtype || out.features != x.features) refuse(std::string(name) + " does not match its input");
   const bool dense = (outputs <= 1 || out.sample_stride >= out.features) &&
                      (shape.groups <= 1 || out.group_stride >= product(outputs, out.sample_stride, 1));
   if (!dense) refuse(std::string(name) + " overlaps itself");
-  const auto bytes = [&](const Features& f, int64_t samples) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(f.data);
-    return std::pair{begin, begin + icsd::extent(f, {shape.groups, samples}) * icsd::size_of(f.dtype)};
-  };
-  const auto [out_begin, out_end] = bytes(out, outputs);
-  const auto [x_begin, x_end] = bytes(x, shape.samples);
-  if (out_begin < x_end && x_begin < out_end) refuse(std::string(name) + " overlaps its input");
 }
 
 template <class Call>
@@ -114,7 +145,9 @@ void gram(const FeaturesTuple& x_tuple, int64_t groups, int64_t samples, std::ui
   const Features x = features_of(x_tuple, shape, "x");
   with_compute_type(any_wide({x}), [&](auto c) {
     using C = decltype(c);
-    C* matrix = matrix_at<C>(out, product(groups, samples, samples), "out");
+    const int64_t elements = product(groups, samples, samples);
+    C* matrix = matrix_at<C>(out, elements, "out");
+    check_apart({block_of(matrix, elements, "out")}, {block_of(x, shape, "x")});
     py::gil_scoped_release unlocked;
     icsd::cpu::gram<C>(x, shape, matrix);
   });
@@ -127,7 +160,9 @@ void combine(std::uintptr_t matrix_address, int64_t outputs, const FeaturesTuple
   check_result(out, outputs, x, shape, "out");
   with_compute_type(any_wide({x}), [&](auto c) {
     using C = decltype(c);
-    const C* matrix = matrix_at<C>(matrix_address, product(groups, outputs, samples), "matrix");
+    const int64_t elements = product(groups, outputs, samples);
+    const C* matrix = matrix_at<C>(matrix_address, elements, "matrix");
+    check_apart({block_of(out, out_shape, "out")}, {block_of(x, shape, "x"), block_of(matrix, elements, "matrix")});
     py::gil_scoped_release unlocked;
     icsd::cpu::combine<C>(matrix, outputs, x, out, shape);
   });
@@ -169,6 +204,7 @@ void distill(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t s
     C* loss = matrix_at<C>(loss_address, groups, "loss");
     const int64_t elements = product(static_cast<int64_t>(stages.size()), groups, samples * (samples + 1));
     C* slots = slots_address ? matrix_at<C>(slots_address, elements, "slots") : nullptr;
+    check_apart({block_of(loss, groups, "loss"), block_of(slots, elements, "slots")}, blocks_of(stages, shape, "stage"));
     py::gil_scoped_release unlocked;
     icsd::cpu::distill<C>(stages, shape, how, loss, slots);
   });
@@ -184,6 +220,7 @@ std::vector<Features> results_of(const std::vector<FeaturesTuple>& tuples, const
     outs.push_back(wanted ? features_of(tuples[k], shape, "out") : Features{});
     if (wanted) check_result(outs[k], shape.samples, stages[k], shape, "out");
   }
+  check_apart(blocks_of(outs, shape, "out"), blocks_of(stages, shape, "stage"));
   return outs;
 }
 
@@ -198,6 +235,7 @@ void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
     const C* grad = matrix_at<C>(grad_address, groups, "grad");
     const int64_t elements = product(static_cast<int64_t>(stages.size()), groups, samples * (samples + 1));
     const C* slots = matrix_at<C>(slots_address, elements, "slots");
+    check_apart(blocks_of(outs, shape, "out"), {block_of(grad, groups, "grad"), block_of(slots, elements, "slots")});
     py::gil_scoped_release unlocked;
     icsd::cpu::distill_backward<C>(grad, slots, stages, outs, shape);
   });
@@ -235,6 +273,7 @@ void distill_many(const std::vector<FeaturesTuple>& tuples, int64_t groups, int6
     using C = decltype(c);
     C* loss = matrix_at<C>(loss_address, groups, "loss");
     auto* saved = saved_address ? matrix_at<Saved<kRegime, C>>(saved_address, elements, "saved") : nullptr;
+    check_apart({block_of(loss, groups, "loss"), block_of(saved, elements, "saved")}, blocks_of(stages, shape, "stage"));
     py::gil_scoped_release unlocked;
     if constexpr (kRegime == Regime::feature) {
       icsd::cpu::distill_feature<C>(stages, shape, how, loss, saved);
@@ -258,6 +297,7 @@ void distill_many_backward(std::uintptr_t grad_address, std::uintptr_t saved_add
     using C = decltype(c);
     const C* grad = matrix_at<C>(grad_address, groups, "grad");
     const auto* saved = matrix_at<Saved<kRegime, C>>(saved_address, elements, "saved");
+    check_apart(blocks_of(outs, shape, "out"), {block_of(grad, groups, "grad"), block_of(saved, elements, "saved")});
     py::gil_scoped_release unlocked;
     if constexpr (kRegime == Regime::feature) {
       icsd::cpu::distill_feature_backward<C>(grad, saved, stages, outs, shape, how);
@@ -316,6 +356,7 @@ void combine(std::uintptr_t matrix_address, int64_t outputs, const FeaturesTuple
   const Shape shape = shape_of(groups, samples), out_shape = shape_of(groups, outputs);
   const Features x = checked_stages({x_tuple}, shape)[0], out = features_of(out_tuple, out_shape, "out");
   check_result(out, outputs, x, shape, "out");
+  check_apart({block_of(out, out_shape, "out")}, {block_of(x, shape, "x")});
   with_compute_type(any_wide({x}), [&](auto c) {
     using C = decltype(c);
     const C* matrix = matrix_at<C>(matrix_address, product(groups, outputs, samples), "matrix");

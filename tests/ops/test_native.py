@@ -70,6 +70,39 @@ LOSS = torch.empty(1)
                 LOSS.data_ptr(), SLOTS.data_ptr(), [features(X)], [features(X)], False, 1, 4
             ),
         ),
+        ("out overlaps its input, x", lambda: _native.gram(features(X), 1, 4, X.data_ptr())),
+        (
+            "out overlaps its input, matrix",
+            lambda: _native.combine(OUT.data_ptr(), 4, features(X), 1, 4, features(OUT)),
+        ),
+        (
+            "slots overlaps its input, stage",
+            lambda: _native.distill([features(X)] * 2, 1, 4, [1.0], 0, [], 1e-8, False, LOSS.data_ptr(), X.data_ptr()),
+        ),
+        (
+            "slots overlaps another result, loss",
+            lambda: _native.distill(
+                [features(X)] * 2, 1, 4, [1.0], 0, [], 1e-8, False, SLOTS.data_ptr(), SLOTS.data_ptr()
+            ),
+        ),
+        (
+            "saved overlaps its input, stage",
+            lambda: _native.distill_streamed(
+                [features(X)] * 2, 1, 4, [1.0], 0, [], 1e-8, False, LOSS.data_ptr(), X.data_ptr()
+            ),
+        ),
+        (
+            "out overlaps another result, out",
+            lambda: _native.distill_backward(
+                LOSS.data_ptr(), SLOTS.data_ptr(), [features(X)] * 2, [features(OUT)] * 2, False, 1, 4
+            ),
+        ),
+        (
+            "out overlaps its input, grad",
+            lambda: _native.distill_backward(
+                OUT.data_ptr(), SLOTS.data_ptr(), [features(X)], [features(OUT)], False, 1, 4
+            ),
+        ),
     ],
 )
 def test_hostile_arguments_are_refused(match, call):
