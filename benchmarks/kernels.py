@@ -12,8 +12,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -42,6 +42,7 @@ MULTIPROCESSORS = {
     120: (48, 24, 100),
 }
 MATRIX_INSTRUCTION = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync|v_mfma_f\d+|v_wmma_f\d+)")
+TEMPERATURES = [0.1, 0.1, 1.0]  # and whether the diagonal takes part
 
 
 class Resources(NamedTuple):
@@ -80,6 +81,22 @@ class _Driver:
         return 0
 
 
+@contextmanager
+def without_gpu(target: GPUTarget) -> Iterator[None]:
+    """Triton and what plans its launches take `target` for the device here; nothing is measured."""
+    precision = "tf32x3" if target.backend == "cuda" else "ieee"
+    with (
+        mock.patch.dict(os.environ, ICSD_TRITON_AUTOTUNE="0"),
+        mock.patch.object(launch, "_processors", return_value=132),
+        mock.patch.object(launch, "_accurate", return_value=precision),
+    ):
+        driver.set_active(_Driver(target))
+        try:
+            yield
+        finally:
+            driver._active = None  # there may be no driver to go back to
+
+
 def compile_for(target: GPUTarget) -> dict[str, Resources]:
     """Every kernel, as launched for float32 (and the passes over bfloat16) at a usual shape of its regime."""
     found: dict[str, Resources] = {}
@@ -91,37 +108,36 @@ def compile_for(target: GPUTarget) -> dict[str, Resources]:
         name = compiled.metadata.name + suffix
         found.setdefault(name, _resources(compiled, target))
 
-    with ExitStack() as stack:
-        precision = "tf32x3" if target.backend == "cuda" else "ieee"
-        stack.enter_context(mock.patch.dict(os.environ, ICSD_TRITON_AUTOTUNE="0"))
-        stack.enter_context(mock.patch.object(launch, "_launch", compile_))
-        stack.enter_context(mock.patch.object(launch, "_processors", return_value=132))
-        stack.enter_context(mock.patch.object(launch, "_accurate", return_value=precision))
-        for name in kernels.__all__:
-            kernel = getattr(kernels, name)
-            (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
-        driver.set_active(_Driver(target))
-        try:
-            _distill(sample_space, "kl", 64, 65536, torch.float32)
-            _distill(feature_space, "mse", 8192, 256, torch.float32)
-            _distill(streamed, "kl", 8192, 256, torch.float32)
-            suffix = " bfloat16"
-            x = torch.empty(1, 64, 65536, dtype=torch.bfloat16, device="meta")
-            launch.gram(x, torch.empty(1, 64, 64, device="meta"))
-            launch.combine(torch.empty(1, 64, 64, device="meta"), x, torch.empty_like(x))
-        finally:
-            driver._active = None  # there may be no driver to go back to
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
+    with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
+        rehearse("sample", "kl", [torch.empty(1, 64, 65536, device="meta")] * 2, TEMPERATURES)
+        rehearse("feature", "mse", [torch.empty(1, 8192, 256, device="meta")] * 2)
+        rehearse("streamed", "kl", [torch.empty(1, 8192, 256, device="meta")] * 2, TEMPERATURES)
+        suffix = " bfloat16"
+        x = torch.empty(1, 64, 65536, dtype=torch.bfloat16, device="meta")
+        launch.gram(x, torch.empty(1, 64, 64, device="meta"))
+        launch.combine(torch.empty(1, 64, 64, device="meta"), x, torch.empty_like(x))
     return found
 
 
-def _distill(regime, divergence: str, samples: int, features: int, dtype: torch.dtype) -> None:
-    """Launches what a distillation launches, on tensors without data."""
-    stages = [torch.empty(1, samples, features, dtype=dtype, device="meta") for _ in range(2)]
-    name = {sample_space: "sample", feature_space: "feature", streamed: "streamed"}[regime]
-    how = Distillation([1.0], divergence, [0.1, 0.1, 1.0] if divergence == "kl" else [], 1e-8, False, name)
+REGIMES = {"sample": sample_space, "feature": feature_space, "streamed": streamed}
+
+
+def rehearse(
+    regime: str,
+    divergence: str,
+    stages: Sequence[torch.Tensor],
+    parameters: Sequence[float] = (),
+    teacher_gradient: bool = False,
+) -> None:
+    """Launches what forward and backward of a distillation launch, on tensors `(groups, N, D)` without data."""
+    how = Distillation([1.0] * (len(stages) - 1), divergence, list(parameters), 1e-8, teacher_gradient, regime)
     saved = torch.empty(saved_shape(stages, how), dtype=saved_dtype(stages, how), device="meta")
-    regime.distill(stages, how, saved)
-    regime.distill_backward(torch.empty(1, device="meta"), saved, stages, [torch.empty_like(stages[0]), None], how)
+    outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
+    loss = REGIMES[regime].distill(stages, how, saved)
+    REGIMES[regime].distill_backward(loss, saved, stages, outs, how)
 
 
 def _resources(compiled, target: GPUTarget) -> Resources:

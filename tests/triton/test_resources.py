@@ -7,7 +7,10 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from benchmarks.kernels import TARGETS, compile_for  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.kernels import REGIMES, TARGETS, TEMPERATURES, compile_for, rehearse, without_gpu  # noqa: E402
+from icsd.ops.triton import TritonBackend, kernels, launch  # noqa: E402
 from icsd.ops.triton.kernels.tuning import SHARED_BYTES  # noqa: E402
 
 VERSION, *PINNED = json.loads((Path(__file__).parent / "resources.json").read_text())
@@ -22,6 +25,7 @@ MATRIX = {
     "gfx942": "v_mfma_f32",
     "gfx950": "v_mfma_f32",
 }
+DTYPES = [torch.float64, torch.bfloat16, torch.float16, torch.float32]
 PRODUCTS = ("gram", "combine", "moments", "measure_streamed", "differentiate_streamed")
 
 
@@ -40,3 +44,44 @@ def test_resources(target):
         assert resources.instruction == pinned[kernel]["instruction"], (kernel, resources)
         if kernel in PRODUCTS and str(target.arch) in MATRIX:
             assert resources.instruction == MATRIX[str(target.arch)], (kernel, resources)
+
+
+LOSSES = [("mse", []), ("smooth_l1", [0.5]), ("kl", TEMPERATURES), ("kl", [0.1, 0.1, 0.0])]
+CASES = [
+    (regime, *loss, dtype)
+    for number, loss in enumerate(LOSSES)
+    for regime, dtype in zip(REGIMES, DTYPES[number:] + DTYPES[:number], strict=False)
+    if regime in TritonBackend.regimes[loss[0]]
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("regime", "divergence", "parameters", "dtype"), CASES, ids=str)
+def test_everything_compiles(regime, divergence, parameters, dtype, monkeypatch):
+    """What the interpreter runs is more than the compiler takes."""
+
+    def compile_(kernel, out, grid, *arguments, **constants):
+        kernel.warmup(*arguments, grid=(1,), **constants)
+
+    monkeypatch.setattr(launch, "_launch", compile_)
+    with without_gpu(next(target for target in TARGETS if target.arch == 90)):
+        for student, teacher, teacher_gradient in [
+            (torch.float32, torch.float32, False),
+            (dtype, dtype, True),
+            (torch.float32, dtype, True),
+        ]:
+            x = torch.empty(2, 200, 300, dtype=student, device="meta")
+            y = torch.empty(2, 200, 100, dtype=teacher, device="meta")
+            rehearse(regime, divergence, [x, y], parameters, teacher_gradient)
+
+
+def test_what_adds_is_not_measured(monkeypatch):
+    """A trial of such a launch would leave its sum behind."""
+    monkeypatch.delenv("ICSD_TRITON_AUTOTUNE", raising=False)
+    x = torch.empty(1, 64, 4096, device="meta")
+    for kernel in (kernels.combine, kernels.differentiate_streamed):
+        assert "ADD" in kernel.keys
+    sizes = {"SIDE": 64, "SAMPLES": 32, "matrix": x, "x": x}
+    for add in (False, True):
+        candidates = kernels.combine.early_config_prune(kernels.combine.configs, sizes, ADD=add)
+        assert (len(candidates) == 1) == add

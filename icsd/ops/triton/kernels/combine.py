@@ -15,7 +15,7 @@ def _needs(arguments, block: int) -> tuple[int, int]:
     return samples * block * element + matrix, side * block * max(4, element) + 5 * matrix
 
 
-@tuned(("SIDE", "SAMPLES", "features"), _needs)
+@tuned(("ADD", "SIDE", "SAMPLES", "features"), _needs)
 @triton.jit
 def combine(
     matrix,

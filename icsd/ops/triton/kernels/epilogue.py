@@ -37,15 +37,17 @@ def load_statistics(statistics, i, samples, dtype: tl.constexpr):
     """The statistics of the rows `i`."""
     if statistics is None:
         zeros = tl.zeros(i.shape, dtype)
-        return zeros, zeros, zeros, zeros, zeros
-    mask = i < samples
-    return (
-        tl.load(statistics + i, mask=mask, other=0.0),
-        tl.load(statistics + samples + i, mask=mask, other=0.0),
-        tl.load(statistics + 2 * samples + i, mask=mask, other=0.0),
-        tl.load(statistics + 3 * samples + i, mask=mask, other=0.0),
-        tl.load(statistics + 4 * samples + i, mask=mask, other=0.0),
-    )
+        numbers = zeros, zeros, zeros, zeros, zeros
+    else:  # the compiler goes on after a return
+        mask = i < samples
+        numbers = (
+            tl.load(statistics + i, mask=mask, other=0.0),
+            tl.load(statistics + samples + i, mask=mask, other=0.0),
+            tl.load(statistics + 2 * samples + i, mask=mask, other=0.0),
+            tl.load(statistics + 3 * samples + i, mask=mask, other=0.0),
+            tl.load(statistics + 4 * samples + i, mask=mask, other=0.0),
+        )
+    return numbers
 
 
 @triton.jit

@@ -82,7 +82,7 @@ def measure_streamed(
     store_rows(rows, i, values, statistics, real(weight, dtype), samples, DIVERGENCE)
 
 
-@tuned(("SIDE", "student_features", "teacher_features"), _needs)
+@tuned(("ADD", "SIDE", "student_features", "teacher_features"), _needs)
 @triton.jit(do_not_specialize=["weight", "first", "second", "eps"])
 def differentiate_streamed(
     student,

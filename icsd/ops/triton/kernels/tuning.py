@@ -45,7 +45,8 @@ def tuned(key: Sequence[str], needs: Needs):
             stage, held = needs(arguments, config.kwargs["BLOCK"])
             return stage * config.num_stages <= SHARED_BYTES and held <= 4 * REGISTERS * 32 * config.num_warps
 
-        measured = not triton.knobs.runtime.interpret and os.environ.get("ICSD_TRITON_AUTOTUNE") != "0"
+        wanted = not triton.knobs.runtime.interpret and os.environ.get("ICSD_TRITON_AUTOTUNE") != "0"
+        measured = wanted and not arguments.get("ADD")  # every trial would add once more
         fit = list(filter(fits, configs)) or configs[-1:]
         return fit[: CANDIDATES if measured else 1]
 
