@@ -84,6 +84,9 @@ class _Driver:
 @contextmanager
 def without_gpu(target: GPUTarget) -> Iterator[None]:
     """Triton and what plans its launches take `target` for the device here; nothing is measured."""
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
     precision = "tf32x3" if target.backend == "cuda" else "ieee"
     with (
         mock.patch.dict(os.environ, ICSD_TRITON_AUTOTUNE="0"),
@@ -108,9 +111,6 @@ def compile_for(target: GPUTarget) -> dict[str, Resources]:
         name = compiled.metadata.name + suffix
         found.setdefault(name, _resources(compiled, target))
 
-    for name in kernels.__all__:
-        kernel = getattr(kernels, name)
-        (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
     with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
         rehearse("sample", "kl", [torch.empty(1, 64, 65536, device="meta")] * 2, TEMPERATURES)
         rehearse("feature", "mse", [torch.empty(1, 8192, 256, device="meta")] * 2)

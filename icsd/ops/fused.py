@@ -6,18 +6,21 @@ matrix, the backward multiplies it with the stage. Higher derivatives go through
 number of times, and plain PyTorch on the N x N matrices.
 
 Eager calls on ordinary tensors go straight to the launcher; under `torch.compile` and on fake tensors the same code
-goes through the dispatcher (`torch.ops.icsd.*`). Within the transforms of `torch.func` every loss is a function of
-`gram`, whose batching rule takes the mapped dimension for one more of groups.
+goes through the dispatcher (`torch.ops.icsd.*`). A compiler sees one operator there or, where a backend lets it trace
+them, the launches inside. Within the transforms of `torch.func` every loss is a function of `gram`, whose batching rule
+takes the mapped dimension for one more of groups.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.utils._pytree import tree_leaves
 
 from icsd.ops import registry
 from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
@@ -102,10 +105,17 @@ class FusedBackend(registry.Backend, Launcher):
     Attributes:
         regimes: Those it has for each divergence it has a kernel for, by name; `"sample"` is always among them.
         device_type: Where its tensors are.
+        traced: The regimes whose launches `torch.compile` can trace: of operations that it knows.
     """
 
     regimes: Mapping[str, Collection[Regime]]
     device_type: str
+    traced: Collection[Regime] = ()
+
+    @property
+    def key(self) -> str:
+        """What operators call it: its name, then whatever else decides what is traced, for compilers cache by it."""
+        return self.name
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
         for tensor in tensors:
@@ -118,7 +128,7 @@ class FusedBackend(registry.Backend, Launcher):
     def gram(self, x: Tensor) -> Tensor:
         if _is_plain(x):
             return _Gram.apply(self, x)
-        return torch.ops.icsd.gram(x, self.name)
+        return torch.ops.icsd.gram(x, self.key)
 
     def distill(
         self,
@@ -143,7 +153,7 @@ class FusedBackend(registry.Backend, Launcher):
         save = torch.is_grad_enabled() and any(stage.requires_grad for stage in stages)
         how = Distillation(weights, divergence.name, parameters, eps, save and teacher.requires_grad, regime)
         if not _is_plain(*stages):
-            return torch.ops.icsd.distill(stages, *how, save, self.name)[0]
+            return torch.ops.icsd.distill(stages, save, *how, self.key)[0]
         if not save:
             return self.launch_distill(stages, how, False)[0]
         return _Distill.apply(self, how, *stages)[0]
@@ -159,24 +169,24 @@ def _is_plain(*tensors: Tensor) -> bool:
 class _Dispatched:
     """A backend's launcher by way of the dispatcher, below autograd."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, key: str) -> None:
+        self.key = key
 
     def launch_gram(self, x: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.gram(x, self.name)
+            return torch.ops.icsd.gram(x, self.key)
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.combine(matrix, x, self.name)
+            return torch.ops.icsd.combine(matrix, x, self.key)
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.distill(stages, *how, save, self.name)
+            return torch.ops.icsd.distill(stages, save, *how, self.key)
 
     def launch_distill_backward(self, grad, saved, stages, wanted, how: Distillation) -> list[Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.distill_backward(grad, saved, stages, wanted, *how, self.name)
+            return torch.ops.icsd.distill_backward(grad, saved, stages, wanted, *how, self.key)
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -297,43 +307,73 @@ _HOW = "float[] weights, str divergence, float[] parameters, float eps, bool tea
 _library = torch.library.Library("icsd", "DEF")
 _library.define("gram(Tensor x, str backend) -> Tensor")
 _library.define("combine(Tensor matrix, Tensor x, str backend) -> Tensor")
-_library.define(f"distill(Tensor[] stages, {_HOW}, bool save, str backend) -> (Tensor loss, Tensor saved)")
+_library.define(f"distill(Tensor[] stages, bool save, {_HOW}, str backend) -> (Tensor loss, Tensor saved)")
 _library.define(
     f"distill_backward(Tensor grad, Tensor saved, Tensor[] stages, bool[] wanted, {_HOW}, str backend) -> Tensor[]"
 )
 
 
+def _backend(key: str) -> FusedBackend:
+    return registry.get(key.partition(" ")[0])
+
+
 def _register_operators() -> None:
-    def launch_distill(stages, *arguments):
-        *how, save, name = arguments
-        return registry.get(name).launch_distill(stages, Distillation(*how), save)
+    def launch_distill(stages, save, *arguments):
+        *how, key = arguments
+        return _backend(key).launch_distill(stages, Distillation(*how), save)
 
     def launch_distill_backward(grad, saved, stages, wanted, *arguments):
-        *how, name = arguments
-        return registry.get(name).launch_distill_backward(grad, saved, stages, wanted, Distillation(*how))
+        *how, key = arguments
+        return _backend(key).launch_distill_backward(grad, saved, stages, wanted, Distillation(*how))
 
     launches = {
-        "gram": lambda x, name: registry.get(name).launch_gram(x),
-        "combine": lambda matrix, x, name: registry.get(name).launch_combine(matrix, x),
+        "gram": lambda x, key: _backend(key).launch_gram(x),
+        "combine": lambda matrix, x, key: _backend(key).launch_combine(matrix, x),
         "distill": launch_distill,
         "distill_backward": launch_distill_backward,
     }
     for operator, launch in launches.items():
         _library.impl(operator, launch, "CPU")
         _library.impl(operator, launch, "CUDA")
+        torch.library.register_torch_dispatch(f"icsd::{operator}", FunctionalTensorMode, _traced(launch), lib=_library)
     _library.impl("gram", _gram_autograd, "Autograd")
     _library.impl("distill", _distill_autograd, "Autograd")
 
 
-def _gram_autograd(x, name):
+def _traced(launch: Callable) -> Callable:
+    """What `torch.compile` traces of an operator: its launches or, where they cannot be traced, the operator itself.
+
+    Launches are planned for given sizes; an exported program is to run where its launches were not planned.
+    """
+
+    def trace(mode, operator, types, arguments, _):
+        *_, regime, key = arguments
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        if (
+            (regime if isinstance(regime, str) else "sample") in _backend(key).traced
+            and not torch.compiler.is_exporting()
+            and all(type(tensor) is FunctionalTensor and _is_static(tensor) for tensor in tensors)
+        ):
+            with mode:
+                return launch(*arguments)
+        return mode.__torch_dispatch__(operator, types, arguments)
+
+    return trace
+
+
+def _is_static(tensor: Tensor) -> bool:
+    return all(type(number) is int for number in (*tensor.shape, *tensor.stride()))
+
+
+def _gram_autograd(x, key):
     if torch._C._are_functorch_transforms_active():  # traced by torch.compile, of whose functions no vmap is a loop
         return gram(x)
-    return _Gram.apply(_Dispatched(name), x)
+    return _Gram.apply(_Dispatched(key), x)
 
 
-def _distill_autograd(stages, *arguments):
-    *how, save, name = arguments
-    launcher, how = _Dispatched(name), Distillation(*how)
+def _distill_autograd(stages, save, *arguments):
+    *how, key = arguments
+    launcher, how = _Dispatched(key), Distillation(*how)
     if not save:
         return launcher.launch_distill(stages, how, save)
     return _Distill.apply(launcher, how, *stages)
@@ -355,8 +395,8 @@ def _(matrix, x, backend):
 
 
 @torch.library.register_fake("icsd::distill", lib=_library)
-def _(stages, *arguments):
-    *how, save, _ = arguments
+def _(stages, save, *arguments):
+    *how, _ = arguments
     dtype = compute_dtype(*stages)
     how = Distillation(*how)
     saved = saved_shape(stages, how) if save else (0,)

@@ -111,10 +111,10 @@ def test_opcheck(batch, backend):
     stages = stages_of(9, 20, 4, batch=batch, dtype=torch.float32)
     matrix = torch.randn(*batch, 3, 5)
     for save in (True, False):
-        arguments = (stages, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", save, backend)
+        arguments = (stages, save, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", backend)
         torch.library.opcheck(torch.ops.icsd.distill.default, arguments)
     how = ([1.0, 0.5], "mse", [], 1e-8, True, "sample")
-    loss, saved = torch.ops.icsd.distill(stages, *how, True, backend)
+    loss, saved = torch.ops.icsd.distill(stages, True, *how, backend)
     arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, backend)
     torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
     torch.library.opcheck(torch.ops.icsd.gram.default, (stages[1], backend))

@@ -241,8 +241,8 @@ def test_opcheck(regime, case, batch):
     divergence = make_divergence(case, **DIVERGENCES[case])
     how = Distillation([1.0, 0.5], case, divergence.kernel_parameters(), 1e-8, True, regime)
     for save in (True, False):
-        torch.library.opcheck(torch.ops.icsd.distill.default, (stages, *how, save, "cpu"))
-    loss, saved = torch.ops.icsd.distill(stages, *how, True, "cpu")
+        torch.library.opcheck(torch.ops.icsd.distill.default, (stages, save, *how, "cpu"))
+    loss, saved = torch.ops.icsd.distill(stages, True, *how, "cpu")
     assert saved.shape == saved_shape(stages, how)
     assert saved.dtype == saved_dtype(stages, how)
     arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, "cpu")

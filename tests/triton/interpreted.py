@@ -1,13 +1,21 @@
 """What interpreted kernels do to memory; run by test_interpreted.py."""
 
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import traced
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 from triton.runtime.interpreter import InterpreterBuilder
 
 import icsd
 from icsd.ops.regimes import force_regime
-from icsd.ops.triton import launch, streamed
+from icsd.ops.triton import kernels, launch, streamed
 
 
 class Trace:
@@ -179,3 +187,32 @@ def test_a_planted_overrun_and_a_planted_race_are_found(trace):
     trace.loads.append((launched, (program[0] + 1, 0, 0), at[:1], size))
     with pytest.raises(AssertionError):
         trace.check()
+
+
+def test_graphs_of_kernels_compute_what_the_kernels_do(tmp_path):
+    """What `torch.compile` gets to see, with every write made a new tensor."""
+    path = tmp_path / "graphs"
+    script, root = Path(traced.__file__), Path(traced.__file__).parents[2]
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(root)}
+    run = subprocess.run([sys.executable, script, path], cwd=root, env=environment, check=True, capture_output=True)
+    assert b"every input is mutated" not in run.stderr, "torch did not understand a kernel"
+    codes, names, constants = pickle.loads(path.read_bytes())
+    kernel_side_table.id_to_kernel = {number: getattr(kernels, name) for number, name in names.items()}
+    kernel_side_table.constant_args = constants
+    for (shapes, divergence, parameters), code in zip(traced.CASES, codes, strict=True):
+        stages = traced.inputs(shapes)
+        expected = traced.loss_of(stages, divergence, parameters, "reference")
+        expected_gradients = torch.autograd.grad(expected, stages)
+        forward, backward = map(function_of, code)
+        with torch.no_grad():
+            loss, *saved = forward(None, *stages)
+            gradients = backward(None, *saved, torch.ones_like(loss))
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(gradients, expected_gradients)
+
+
+def function_of(code):
+    """A graph's `forward`."""
+    names = {"torch": torch, "device": torch.device}
+    exec(code, names)
+    return names["forward"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -15,6 +17,12 @@ from icsd.ops.gram import compute_dtype
 
 _installed = importlib.util.find_spec("triton") is not None
 _interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+# What decides on launches: this package and variables.
+SOURCES = hashlib.sha256(
+    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
+).hexdigest()
+SETTINGS = ("ICSD_TRITON_PRECISION", "ICSD_TRITON_AUTOTUNE")
 
 
 class TritonBackend(FusedBackend):
@@ -28,6 +36,13 @@ class TritonBackend(FusedBackend):
         "kl": ("sample", "streamed"),
         "smooth_l1": ("sample", "streamed"),
     }
+
+    # The others are many launches into parts of one result, which a functional graph would copy for each.
+    traced = () if _interpreted else ("sample",)
+
+    @property
+    def key(self) -> str:
+        return " ".join([self.name, SOURCES, *(os.environ.get(name, "") for name in SETTINGS)])
 
     def unavailable(self) -> str | None:
         """Why there is nothing to run it with or on, if so."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from icsd.ops.fused import Distillation
 from icsd.ops.gram import compute_dtype
@@ -336,10 +337,14 @@ def project(product: Tensor, stage: Stage, scale: Tensor, out: Tensor, eps: floa
 
 
 def _launch(kernel, out: Tensor, grid, *arguments, **constants) -> None:
-    """Runs a kernel that writes to `out`, on its device."""
-    if out.numel():
-        with torch.cuda.device_of(out):
-            kernel[grid](*arguments, **constants)
+    """Runs a kernel that writes to `out`, on its device; or puts it into the graph that is being traced."""
+    if not out.numel():
+        return
+    if isinstance(out, FunctionalTensor):
+        torch.library.wrap_triton(kernel)[grid](*arguments, **constants)
+        return
+    with torch.cuda.device_of(out):
+        kernel[grid](*arguments, **constants)
 
 
 def _bits(number: float) -> int:

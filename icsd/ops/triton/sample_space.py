@@ -19,12 +19,11 @@ def distill(stages: Sequence[Tensor], how: Distillation, slots: Tensor | None) -
     groups, samples, _ = teacher.shape
     dtype = compute_dtype(*stages)
 
-    def empty(*shape: int) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return teacher.new_empty((groups, *shape), dtype=dtype)
 
     values = empty(len(students), samples)
-    norms = teacher.new_empty((2, groups, samples), dtype=torch.float64)
-    student_matrices = Matrices(empty(samples, samples), norms[0])
+    student_matrices = Matrices(empty(samples, samples), empty(samples, dtype=torch.float64))
     statistics = None
     target = empty(samples, samples)
     if slots is not None:
@@ -32,7 +31,7 @@ def distill(stages: Sequence[Tensor], how: Distillation, slots: Tensor | None) -
         statistics = empty(5, samples) if how.divergence == "kl" else None
         if not how.teacher_gradient:
             target = slots[-1, :, :, :samples]
-    teacher_matrices = Matrices(target, norms[1])
+    teacher_matrices = Matrices(target, empty(samples, dtype=torch.float64))
     launch.gram(teacher, *teacher_matrices, how.eps)
     for k, (student, weight) in enumerate(zip(students, how.weights, strict=True)):
         launch.gram(student, *student_matrices, how.eps)

@@ -1,0 +1,97 @@
+"""Graphs of the operator with its Triton kernels in them, traced without a GPU.
+
+As a script, it writes those of its cases to a file; interpreted.py runs them, for kernels that are interpreted cannot
+be traced.
+"""
+
+import pickle
+import sys
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from functorch.compile import aot_function, make_boxed_func
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+from torch._subclasses import FakeTensorMode
+from triton.runtime import Autotuner
+
+import icsd
+from benchmarks.kernels import TARGETS, without_gpu
+from icsd.ops.triton import TritonBackend
+
+# Shapes of the stages, divergence, its parameters.
+CASES = [
+    ([(5, 700), (5, 900)], "kl", {"student_temperature": 0.3}),
+    ([(2, 9, 40), (2, 9, 1300), (2, 9, 40)], "mse", {}),
+    ([(130, 20), (130, 24)], "smooth_l1", {}),
+]
+
+
+@contextmanager
+def traceable():
+    """Within, the backend takes the CPU's tensors for those of a GPU: to be traced, not to be computed."""
+    with (
+        without_gpu(next(target for target in TARGETS if target.arch == 90)),
+        mock.patch.object(TritonBackend, "unavailable", lambda self: None),
+        mock.patch.object(TritonBackend, "device_type", "cpu"),
+    ):
+        yield
+
+
+def inputs(shapes):
+    """The stages of a case."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def loss_of(stages, divergence, parameters, backend):
+    """One loss for all groups."""
+    options = {"detach_teacher": False, "reduction": "sum", "backend": backend}
+    return icsd.interstage_distillation_loss(stages, divergence, **options, **parameters)
+
+
+def trace(function, *tensors, compiling=aot_function):
+    """The graphs of the forward and the backward pass of a loss, traced on tensors without data."""
+    graphs = []
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    compiled = compiling(function, fw_compiler=compiler, bw_compiler=compiler)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        compiled(*map(mode.from_tensor, tensors)).backward()
+    return graphs
+
+
+def launches(graph):
+    """Where a graph launches kernels."""
+    return [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+
+
+def launched(graph):
+    """The names of the kernels in a graph, in their order."""
+    return [name_of(kernel_side_table.get_kernel(node.kwargs["kernel_idx"])) for node in launches(graph)]
+
+
+def name_of(kernel):
+    return (kernel.fn if isinstance(kernel, Autotuner) else kernel).__name__
+
+
+def main(path):
+    """Write the code of the graphs, the names of the kernels in them and their constant arguments."""
+    codes = []
+    with traceable():
+        for shapes, divergence, parameters in CASES:
+
+            def loss(*stages, divergence=divergence, parameters=parameters):
+                return loss_of(stages, divergence, parameters, "triton")
+
+            codes.append([graph.code for graph in trace(loss, *inputs(shapes))])
+    names = {number: name_of(kernel) for number, kernel in kernel_side_table.id_to_kernel.items()}
+    with open(path, "wb") as file:
+        pickle.dump((codes, names, kernel_side_table.constant_args), file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
