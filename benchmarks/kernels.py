@@ -1,209 +1,196 @@
-"""Compiles the Triton kernels for every architecture, without a GPU, and tells what the machine code needs.
+"""The table of docs/kernels.md: what the CUDA C++ and the Triton kernels take of a device, side by side.
 
-`python -m benchmarks.kernels` prints the table of docs/triton.md; `--pin FILE` writes what tests/triton compares.
+python -m benchmarks.kernels                          prints it, from tables that the tests hold the kernels to
+python -m benchmarks.kernels --write docs/kernels.md  puts it there
+python -m benchmarks.kernels --pin                    makes those tables anew first: compiles every kernel and counts
+                                                      what it reads and writes; needs nvcc and triton, but no GPU
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
-import re
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import Autotuner, driver
+from benchmarks.occupancy import MULTIPROCESSORS, occupancy, reserved
 
-from icsd.ops.fused import Distillation, saved_dtype, saved_shape
-from icsd.ops.triton import feature_space, kernels, launch, sample_space, streamed
+ROOT = Path(__file__).parents[1]
+CUDA, TRITON = ROOT / "tests" / "cuda", ROOT / "tests" / "triton"
+MARKS = "<!-- python -m benchmarks.kernels --write docs/kernels.md -->\n", "<!-- end -->\n"
+AMD = ["gfx90a", "gfx942", "gfx950", "gfx1100"]
 
-NVIDIA = [80, 86, 89, 90, 100, 120]
-AMD = {"gfx90a": 64, "gfx942": 64, "gfx950": 64, "gfx1100": 32}
-TARGETS = [GPUTarget("cuda", capability, 32) for capability in NVIDIA] + [
-    GPUTarget("hip", name, width) for name, width in AMD.items()
+
+class Case(NamedTuple):
+    """A distillation of one student: N samples of D features, as the teacher has."""
+
+    regime: str
+    divergence: str
+    dtype: str
+    samples: int
+    features: int
+
+
+CASES = [
+    Case("sample", "kl", "float32", 64, 2048),
+    Case("sample", "kl", "bfloat16", 64, 2048),
+    Case("feature", "mse", "float32", 512, 256),
+    Case("streamed", "kl", "float32", 512, 256),
 ]
-
-# Of a multiprocessor: warps, blocks, KiB of shared memory (CUDA C++ Programming Guide, "Compute capabilities").
-MULTIPROCESSORS = {
-    80: (64, 32, 164),
-    86: (48, 16, 100),
-    89: (48, 24, 100),
-    90: (64, 32, 228),
-    100: (64, 32, 228),
-    120: (48, 24, 100),
-}
-MATRIX_INSTRUCTION = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync|v_mfma_f\d+|v_wmma_f\d+)")
-TEMPERATURES = [0.1, 0.1, 1.0]  # and whether the diagonal takes part
+PASSES = ("forward", "backward")
+TEMPERATURES = [0.1, 0.1, 1.0]  # of kl, and whether the diagonal takes part
 
 
-class Resources(NamedTuple):
-    """What a kernel needs on an architecture.
+class Row(NamedTuple):
+    """A kernel of one pass.
 
     Attributes:
-        registers: 32-bit registers of a thread.
-        stack: Bytes of a thread's stack: 0 if nothing is spilled.
-        shared: Bytes of shared memory of a block.
-        warps: Warps of a block.
-        occupancy: Part of the warps of a multiprocessor that fit at once.
-        instruction: The matrix instruction, "" if there is none.
+        language: CUDA C++ or Triton.
+        kernel: Its name.
+        bytes: Of features and gradients, read and written, for each feature of the stages it touches.
+        instructions: The matrix instruction, by architecture; "" for none.
+        needs: Registers of a thread, bytes of shared memory of a block, occupancy; by architecture.
     """
 
-    registers: int
-    stack: int
-    shared: int
-    warps: int
-    occupancy: float
-    instruction: str
+    language: str
+    kernel: str
+    bytes: float
+    instructions: dict[str, str]
+    needs: dict[str, tuple[int, int, float]]
+
+    def cells(self, architectures: list[str]) -> list[str]:
+        """As Markdown."""
+        present = [name for name in architectures if name in self.needs]
+        groups: dict[str, list[str]] = {}
+        for name in present:
+            groups.setdefault(self.instructions[name], []).append(name)
+        instructions = [
+            instruction + (f" ({', '.join(names)})" if len(groups) > 1 else "")
+            for instruction, names in groups.items()
+            if instruction
+        ]
+        moved = f"{self.bytes:g}" if self.bytes else "–"
+        return [f"`{self.kernel}`", moved, "; ".join(instructions) or "–", *map(self._cell, architectures)]
+
+    def _cell(self, architecture: str) -> str:
+        if architecture not in self.needs:
+            return ""
+        registers, shared, filled = self.needs[architecture]
+        return f"{registers} · {round(shared / 1024, 1):g} · {filled:.0%}"
 
 
-class _Driver:
-    """Stands in for a GPU's driver: Triton asks it what to compile for."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _) -> int:
-        return 0
-
-
-@contextmanager
-def without_gpu(target: GPUTarget) -> Iterator[None]:
-    """Triton and what plans its launches take `target` for the device here; nothing is measured."""
-    for name in kernels.__all__:
-        kernel = getattr(kernels, name)
-        (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
-    precision = "tf32x3" if target.backend == "cuda" else "ieee"
-    with (
-        mock.patch.dict(os.environ, ICSD_TRITON_AUTOTUNE="0"),
-        mock.patch.object(launch, "_processors", return_value=132),
-        mock.patch.object(launch, "_accurate", return_value=precision),
-    ):
-        driver.set_active(_Driver(target))
-        try:
-            yield
-        finally:
-            driver._active = None  # there may be no driver to go back to
+def cuda_rows(case: Case, name: str) -> list[Row]:
+    """Of the CUDA C++ kernels, which are others where there are no tensor cores for them."""
+    with (CUDA / "launches.csv").open() as file:
+        launches = [row for row in csv.DictReader(file) if _is_of(row, case, name)]
+    with (CUDA / "resources.csv").open() as file:
+        resources = {row["kernel"]: row for row in csv.DictReader(file)}
+    rows = []
+    for launch in launches:
+        tensor_cores = launch["architecture"] != "75"
+        usage = resources[launch["kernel"]]
+        # The table has the most of all architectures, with what the system takes on some.
+        shared = max(0, int(usage["shared"]) - reserved(90)) + int(launch["shared"])
+        needs = {}
+        for capability in MULTIPROCESSORS:
+            if (capability >= 80) == tensor_cores:
+                registers = int(usage[f"sm_{capability}"])
+                filled = occupancy(capability, registers, shared, int(launch["threads"]) // 32)
+                needs[str(capability)] = registers, shared, filled
+        instructions = dict.fromkeys(needs, launch["instruction"])
+        twin = next((row for row in rows if row.kernel == launch["kernel"]), None)
+        if twin is None:
+            rows.append(Row("CUDA C++", launch["kernel"], float(launch["bytes"]), instructions, needs))
+        else:
+            twin.needs.update(needs)
+            twin.instructions.update(instructions)
+    return rows
 
 
-def compile_for(target: GPUTarget) -> dict[str, Resources]:
-    """Every kernel, as launched for float32 (and the passes over bfloat16) at a usual shape of its regime."""
-    found: dict[str, Resources] = {}
-    suffix = ""
-
-    def compile_(kernel, out, grid, *arguments, **constants) -> None:
-        compiled = kernel.warmup(*arguments, grid=(1,), **constants)
-        compiled = compiled[0] if isinstance(compiled, list) else compiled
-        name = compiled.metadata.name + suffix
-        found.setdefault(name, _resources(compiled, target))
-
-    with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
-        rehearse("sample", "kl", [torch.empty(1, 64, 65536, device="meta")] * 2, TEMPERATURES)
-        rehearse("feature", "mse", [torch.empty(1, 8192, 256, device="meta")] * 2)
-        rehearse("streamed", "kl", [torch.empty(1, 8192, 256, device="meta")] * 2, TEMPERATURES)
-        suffix = " bfloat16"
-        x = torch.empty(1, 64, 65536, dtype=torch.bfloat16, device="meta")
-        launch.gram(x, torch.empty(1, 64, 64, device="meta"))
-        launch.combine(torch.empty(1, 64, 64, device="meta"), x, torch.empty_like(x))
-    return found
+def triton_rows(case: Case, name: str) -> list[Row]:
+    """Of the Triton kernels."""
+    with (TRITON / "launches.csv").open() as file:
+        launches = [row for row in csv.DictReader(file) if _is_of(row, case, name)]
+    _, *resources = json.loads((TRITON / "resources.json").read_text())
+    rows = []
+    for launch in launches:
+        of_kernel = {
+            row["architecture"]: row
+            for row in resources
+            if (row["regime"], row["dtype"], row["kernel"]) == (case.regime, case.dtype, launch["kernel"])
+        }
+        instructions = {architecture: row["instruction"] for architecture, row in of_kernel.items()}
+        needs = {name: (row["registers"], row["shared"], row["occupancy"]) for name, row in of_kernel.items()}
+        rows.append(Row("Triton", launch["kernel"], float(launch["bytes"]), instructions, needs))
+    return rows
 
 
-REGIMES = {"sample": sample_space, "feature": feature_space, "streamed": streamed}
+def _is_of(row: dict[str, str], case: Case, name: str) -> bool:
+    return [row[field] for field in Case._fields] == [str(value) for value in case] and row["pass"] == name
 
 
-def rehearse(
-    regime: str,
-    divergence: str,
-    stages: Sequence[torch.Tensor],
-    parameters: Sequence[float] = (),
-    teacher_gradient: bool = False,
-) -> None:
-    """Launches what forward and backward of a distillation launch, on tensors `(groups, N, D)` without data."""
-    how = Distillation([1.0] * (len(stages) - 1), divergence, list(parameters), 1e-8, teacher_gradient, regime)
-    saved = torch.empty(saved_shape(stages, how), dtype=saved_dtype(stages, how), device="meta")
-    outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
-    loss = REGIMES[regime].distill(stages, how, saved)
-    REGIMES[regime].distill_backward(loss, saved, stages, outs, how)
+def table(architectures: list[str], languages: dict) -> Iterator[str]:
+    """Lines of Markdown: by regime, pass and language, a row for each kernel, of those that differ by the dtype."""
+    names = [f"sm_{name}" if name.isdigit() else name for name in architectures]
+    head = ["pass", "", "kernel", "bytes", "matrix instruction", *names]
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    seen = set()
+    for case in CASES:
+        for name in PASSES:
+            label = f"{case.regime}, {case.dtype}, {name}"
+            for language, rows_of in languages.items():
+                beginning = language
+                for row in rows_of(case, name):
+                    cells = row.cells(architectures)
+                    if (case.regime, name, *cells) not in seen:
+                        seen.add((case.regime, name, *cells))
+                        yield f"| {' | '.join([label, beginning, *cells])} |"
+                        label = beginning = ""
 
 
-def _resources(compiled, target: GPUTarget) -> Resources:
-    assembly = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
-    instruction = MATRIX_INSTRUCTION.search(assembly)
-    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
-    if target.backend == "cuda":
-        registers, stack = _nvidia_usage(compiled.asm["cubin"])
-        occupancy = _occupancy(target.arch, registers, shared, warps)
-    else:
-        registers, stack = (
-            int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1]) for key in ("vgpr_count", "private_segment_fixed_size")
-        )
-        waves = int(re.search(r"; Occupancy: (\d+)", assembly)[1])
-        occupancy = waves / (16 if target.warp_size == 32 else 8)
-    return Resources(registers, stack, shared, warps, round(occupancy, 2), instruction[1] if instruction else "")
+def page() -> str:
+    """The generated part of docs/kernels.md."""
+    nvidia = table([str(capability) for capability in MULTIPROCESSORS], {"CUDA C++": cuda_rows, "Triton": triton_rows})
+    amd = table(AMD, {"Triton": triton_rows})
+    return "\n".join([*nvidia, "", "AMD:", "", *amd, ""])
 
 
-def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack by the cuobjdump that comes with Triton."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"STACK:(\d+)", usage)[1])
+def write(path: Path) -> None:
+    """Put the table between the marks of a page."""
+    before, rest = path.read_text().split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    path.write_text(before + MARKS[0] + page() + MARKS[1] + after)
 
 
-def _occupancy(capability: int, registers: int, shared: int, warps: int) -> float:
-    """Of the warps of a multiprocessor; registers are handed out to warps by 256, shared memory has 1 KiB overhead."""
-    most_warps, most_blocks, shared_kib = MULTIPROCESSORS[capability]
-    by_registers = 65536 // (-(-registers * 32 // 256) * 256) // warps
-    by_shared = (shared_kib << 10) // (shared + 1024)
-    return min(most_warps // warps, most_blocks, by_registers, by_shared) * warps / most_warps
+def pin() -> None:
+    """Make the tables that all this is read from anew."""
+    from benchmarks import machine_code
 
-
-def rows(table: dict[str, dict[str, Resources]]) -> Iterator[str]:
-    """The table as Markdown: a row for each kernel and architecture."""
-    yield "| kernel | architecture | registers | stack | shared memory | warps | occupancy | matrix instruction |"
-    yield "|---|---|---|---|---|---|---|---|"
-    names = next(iter(table.values()))
-    for kernel in names:
-        for architecture, found in table.items():
-            cells = [str(cell) for cell in found[kernel][:-1]]
-            yield f"| {kernel} | {architecture} | {' | '.join(cells)} | {found[kernel].instruction or '–'} |"
+    scripts = {CUDA / "resources.py": "0", CUDA / "launches.py": "0", TRITON / "launches.py": "1"}
+    for script, interpret in scripts.items():
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": interpret}
+        subprocess.run([sys.executable, script], env=environment, check=True)
+    machine_code.pin(TRITON / "resources.json")
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pin", type=Path, metavar="FILE", help="write the table as JSON too")
+    parser.add_argument("--pin", action="store_true", help="make the tables it is read from anew")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put it between the marks of a page")
     options = parser.parse_args()
-    table, seconds = {}, {}
-    for target in TARGETS:
-        begin = time.process_time()
-        table[str(target.arch)] = compile_for(target)
-        seconds[str(target.arch)] = time.process_time() - begin
     if options.pin:
-        lines = [
-            json.dumps({"architecture": a, "kernel": k} | r._asdict()) for a, f in table.items() for k, r in f.items()
-        ]
-        head = json.dumps({"triton": triton.__version__})
-        options.pin.write_text("[\n" + ",\n".join([head, *lines]) + "\n]\n")
-    print("\n".join(rows(table)))
-    print("\nProcessor time to compile a kernel (those of `TRITON_CACHE_DIR` cost nothing), in seconds:", end=" ")
-    print(", ".join(f"{name} {total / len(table[name]):.2f}" for name, total in seconds.items()))
+        pin()
+    if options.write:
+        write(options.write)
+    else:
+        print(page(), end="")
 
 
 if __name__ == "__main__":

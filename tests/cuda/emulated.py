@@ -4,13 +4,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
-from harness import build_native, build_runtime, open_library
+from harness import build_native, build_runtime, open_library, run
+from resources import short
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icsd.ops.cuda import CUDABackend
@@ -55,6 +58,29 @@ def import_lazily(name: str, path: Path) -> ModuleType:
     return module
 
 
+@cache
+def kernel_names(library: str) -> dict[int, str]:
+    """By their place in a library: they have no names to be linked by."""
+    lines = run(["nm", "--demangle", library]).splitlines()
+    return {int(at, 16): name for at, _, name in (line.split(" ", 2) for line in lines if line[0] != " ")}
+
+
+class Launch(NamedTuple):
+    """What `Traffic` counts of one.
+
+    Attributes:
+        kernel: Its name.
+        threads: Of a block.
+        shared: Bytes of dynamic shared memory of a block.
+        bytes: Read and written, by the address of what is watched.
+    """
+
+    kernel: str
+    threads: int
+    shared: int
+    bytes: dict[int, int]
+
+
 class Traffic(TorchDispatchMode):
     """Counts what kernels read and write within its `with` block, of given tensors and of all that are made there.
 
@@ -68,6 +94,8 @@ class Traffic(TorchDispatchMode):
         self.library = library
         self.watched: list[torch.UntypedStorage] = []  # alive: no address is used twice
         self.counts: dict[int, tuple[int, int]] = {}  # bytes read and written, by address
+        self.launches: list[Launch] = []
+        self.before = library.emulator_launches()
         for tensor in tensors:
             self.watch(tensor)
 
@@ -88,6 +116,7 @@ class Traffic(TorchDispatchMode):
         for number, storage in enumerate(self.watched):
             counts = self.library.emulator_bytes_read(number), self.library.emulator_bytes_written(number)
             self.counts[storage.data_ptr()] = counts
+        self.launches = [self._launch(number) for number in range(self.library.emulator_launches() - self.before)]
         self.library.emulator_unwatch()
         super().__exit__(*exception)
 
@@ -96,6 +125,23 @@ class Traffic(TorchDispatchMode):
 
     def written(self, tensor: torch.Tensor) -> int:
         return self.counts[tensor.untyped_storage().data_ptr()][1]
+
+    def _launch(self, number: int) -> Launch:
+        bytes_ = {}
+        for position, storage in enumerate(self.watched):
+            until = [
+                [count(launch, position) if launch >= 0 else 0 for launch in (number - 1, number)]
+                for count in (self.library.emulator_bytes_read_until, self.library.emulator_bytes_written_until)
+            ]
+            bytes_[storage.data_ptr()] = sum(after - before for before, after in until)
+        at = self.before + number
+        names = kernel_names(self.library.emulator_launch_library(at).decode())
+        return Launch(
+            short(names[self.library.emulator_launch_offset(at)]),
+            self.library.emulator_launch_threads(at),
+            self.library.emulator_launch_shared(at),
+            bytes_,
+        )
 
     def of_memory(self) -> int:
         """Bytes that memory must give and take, where a cache keeps what is read or written more than once."""

@@ -124,7 +124,15 @@ def open_library(path: Path, seed: int) -> ctypes.CDLL:
     """A library with what it and the emulator export; see runtime/device.cpp and runtime/meter.cpp."""
     library = ctypes.CDLL(str(path))
     library.emulator_failure.restype = ctypes.c_char_p
-    for name in ("emulator_launches", "emulator_bytes_read", "emulator_bytes_written"):
+    library.emulator_launch_library.restype = ctypes.c_char_p
+    counters = ["emulator_bytes_read", "emulator_bytes_written"]
+    for name in (
+        "emulator_launches",
+        "emulator_launch_offset",
+        "emulator_launch_shared",
+        *counters,
+        *(f"{name}_until" for name in counters),
+    ):
         if hasattr(library, name):
             getattr(library, name).restype = ctypes.c_uint64
     library.emulator_seed.argtypes = [ctypes.c_uint64]

@@ -18,10 +18,6 @@ from icsd import _native
 TABLE = Path(__file__).with_name("resources.csv")
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
-# Of a multiprocessor: registers, in units of 8 for each of 32 threads; warps; bytes of shared memory.
-_WARPS = {"75": 32, "80": 64, "86": 48, "89": 48, "90": 64, "100": 64, "120": 48}
-_REGISTERS = 65536
-
 
 class Usage(NamedTuple):
     """Of one kernel on one architecture: registers of a thread, bytes of its stack and of static shared memory."""
@@ -29,10 +25,6 @@ class Usage(NamedTuple):
     registers: int
     stack: int
     shared: int
-
-    def warps(self, architecture: str) -> int:
-        """How many fit a multiprocessor by their registers."""
-        return min(_WARPS[architecture], _REGISTERS // (32 * -(-self.registers // 8) * 8))
 
 
 def find_cuobjdump() -> str | None:

@@ -1,13 +1,16 @@
 """Global memory moves as little as the operator's floor says: counted in the emulator, access by access."""
 
+import csv
 import platform
 
+import launches
 import pytest
 import torch
 from emulated import EmulatedBackend, Traffic
 from test_accuracy import DTYPES
 
 import icsd
+from benchmarks.kernels import CASES
 from icsd.ops import registry
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
@@ -51,3 +54,18 @@ def test_all_traffic_is_near_the_floor(counted):
         torch.autograd.grad(loss, x)
     floor = 3 * x.nbytes + y.nbytes
     assert floor <= forward.of_memory() + backward.of_memory() <= 1.05 * floor
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_launches_are_as_the_table_says(case, counted):
+    if case.regime not in counted.regimes[case.divergence]:
+        pytest.skip(f"no {case.divergence} in {case.regime} space")
+    found = [[name, *row] for name, of_pass in launches.count(counted, case).items() for row in of_pass]
+    with launches.TABLE.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["architecture"] == "80"]
+    expected = [
+        [row[field] for field in ("pass", *launches.Launches._fields)]
+        for row in rows
+        if [row[field] for field in case._fields] == [*map(str, case)]
+    ]
+    assert [[*map(str, row)] for row in found] == expected

@@ -1,5 +1,7 @@
 // The host's side: launches, memory, streams, and what the tests set and ask for.
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -17,8 +19,16 @@ struct CUevent_st {
   std::chrono::steady_clock::time_point time;
 };
 
+extern "C" __attribute__((weak)) void emulator_launch_ended();  // meter.cpp's, where it is there
+
 namespace emulator {
 namespace {
+
+struct Launched {
+  const void* kernel;
+  unsigned threads;    // of a block
+  std::size_t shared;  // dynamic, of a block
+};
 
 constexpr int kMaxThreads = 1024;
 constexpr int kSharedByDefault = 48 << 10;
@@ -29,7 +39,7 @@ struct Device {
   std::uint64_t seed = 0;
   bool concurrent_blocks = false;
   int multiprocessors = 4;
-  std::atomic<std::uint64_t> launches{0};
+  std::vector<Launched> launches;
   std::map<const void*, int> shared_limits;
   std::string failure;
 };
@@ -44,6 +54,12 @@ thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
+}
+
+Dl_info where(std::uint64_t launch) {
+  Dl_info info{};
+  dladdr(device().launches[launch].kernel, &info);
+  return info;
 }
 
 int shared_opt_in() {
@@ -86,10 +102,11 @@ cudaError_t start(const void* kernel, const std::function<void()>& body, const c
   if (config.dynamicSmemBytes > std::size_t(limit == device().shared_limits.end() ? kSharedByDefault : limit->second)) {
     return result(cudaErrorInvalidValue);
   }
-  ++device().launches;
+  device().launches.push_back({kernel, static_cast<unsigned>(threads), config.dynamicSmemBytes});
   Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed,
                 device().concurrent_blocks};
   run(launch);
+  if (emulator_launch_ended) emulator_launch_ended();
   if (!launch.failed) return cudaSuccess;
   device().failure = launch.failure;
   return result(cudaErrorLaunchFailure);
@@ -115,7 +132,14 @@ void emulator_seed(std::uint64_t seed) { device().seed = seed; }
 // Whether each block has an OS thread of its own, for races between blocks.
 void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
 void emulator_multiprocessors(int count) { device().multiprocessors = count; }
-std::uint64_t emulator_launches() { return device().launches; }
+std::uint64_t emulator_launches() { return device().launches.size(); }
+// Of a launch, counted from 0: where its kernel stands in which library, threads and dynamic shared memory of a block.
+const char* emulator_launch_library(std::uint64_t launch) { return where(launch).dli_fname; }
+std::uint64_t emulator_launch_offset(std::uint64_t launch) {
+  return static_cast<const char*>(device().launches[launch].kernel) - static_cast<const char*>(where(launch).dli_fbase);
+}
+unsigned emulator_launch_threads(std::uint64_t launch) { return device().launches[launch].threads; }
+std::uint64_t emulator_launch_shared(std::uint64_t launch) { return device().launches[launch].shared; }
 // What was wrong with the last launch that failed.
 const char* emulator_failure() { return device().failure.c_str(); }
 }

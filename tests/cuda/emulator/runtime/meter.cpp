@@ -13,6 +13,7 @@ struct Watched {
   std::uint64_t read = 0, written = 0;
 };
 std::vector<Watched> watched;
+std::vector<std::vector<Watched>> ends;  // what was counted when a launch ended
 
 void count(const void* address, std::size_t bytes, std::uint64_t Watched::*counter) {
   for (Watched& range : watched) {
@@ -31,7 +32,18 @@ int emulator_watch(const void* memory, std::size_t bytes) {
 }
 std::uint64_t emulator_bytes_read(int range) { return watched[range].read; }
 std::uint64_t emulator_bytes_written(int range) { return watched[range].written; }
-void emulator_unwatch() { watched.clear(); }
+// The same at the end of a launch, numbered from 0 after `emulator_unwatch`.
+std::uint64_t emulator_bytes_read_until(int launch, int range) {
+  return range < static_cast<int>(ends[launch].size()) ? ends[launch][range].read : 0;
+}
+std::uint64_t emulator_bytes_written_until(int launch, int range) {
+  return range < static_cast<int>(ends[launch].size()) ? ends[launch][range].written : 0;
+}
+void emulator_unwatch() {
+  watched.clear();
+  ends.clear();
+}
+void emulator_launch_ended() { ends.push_back(watched); }
 
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

@@ -1,0 +1,162 @@
+"""Compiles the Triton kernels for every architecture, without a GPU, and tells what the machine code needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import Autotuner, driver
+
+from benchmarks.kernels import CASES, TEMPERATURES
+from benchmarks.occupancy import occupancy
+from icsd.ops.fused import Distillation, saved_dtype, saved_shape
+from icsd.ops.triton import feature_space, kernels, launch, sample_space, streamed
+
+NVIDIA = [80, 86, 89, 90, 100, 120]
+AMD = {"gfx90a": 64, "gfx942": 64, "gfx950": 64, "gfx1100": 32}
+TARGETS = [GPUTarget("cuda", capability, 32) for capability in NVIDIA] + [
+    GPUTarget("hip", name, width) for name, width in AMD.items()
+]
+
+MATRIX_INSTRUCTION = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync|v_mfma_f\d+|v_wmma_f\d+)")
+
+
+class Resources(NamedTuple):
+    """What a kernel needs on an architecture.
+
+    Attributes:
+        registers: 32-bit registers of a thread.
+        stack: Bytes of a thread's stack: 0 if nothing is spilled.
+        shared: Bytes of shared memory of a block.
+        warps: Warps of a block.
+        occupancy: Part of the warps of a multiprocessor that fit at once.
+        instruction: The matrix instruction, "" if there is none.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    warps: int
+    occupancy: float
+    instruction: str
+
+
+class _Driver:
+    """Stands in for a GPU's driver: Triton asks it what to compile for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _) -> int:
+        return 0
+
+
+@contextmanager
+def without_gpu(target: GPUTarget) -> Iterator[None]:
+    """Triton and what plans its launches take `target` for the device here; nothing is measured."""
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
+    precision = "tf32x3" if target.backend == "cuda" else "ieee"
+    with (
+        mock.patch.dict(os.environ, ICSD_TRITON_AUTOTUNE="0"),
+        mock.patch.object(launch, "_processors", return_value=132),
+        mock.patch.object(launch, "_accurate", return_value=precision),
+    ):
+        driver.set_active(_Driver(target))
+        try:
+            yield
+        finally:
+            driver._active = None  # there may be no driver to go back to
+
+
+def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
+    """What the distillations of `CASES` launch, by regime, dtype and kernel."""
+    found: dict[tuple[str, str, str], Resources] = {}
+
+    def compile_(kernel, out, grid, *arguments, **constants) -> None:
+        compiled = kernel.warmup(*arguments, grid=(1,), **constants)
+        compiled = compiled[0] if isinstance(compiled, list) else compiled
+        found.setdefault((case.regime, case.dtype, compiled.metadata.name), _resources(compiled, target))
+
+    with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
+        for case in CASES:
+            x = torch.empty(1, case.samples, case.features, dtype=getattr(torch, case.dtype), device="meta")
+            rehearse(case.regime, case.divergence, [x, torch.empty_like(x)], TEMPERATURES)
+    return found
+
+
+REGIMES = {"sample": sample_space, "feature": feature_space, "streamed": streamed}
+
+
+def rehearse(
+    regime: str,
+    divergence: str,
+    stages: Sequence[torch.Tensor],
+    parameters: Sequence[float] = (),
+    teacher_gradient: bool = False,
+) -> None:
+    """Launches what forward and backward of a distillation launch, on tensors `(groups, N, D)` without data."""
+    how = Distillation([1.0] * (len(stages) - 1), divergence, list(parameters), 1e-8, teacher_gradient, regime)
+    saved = torch.empty(saved_shape(stages, how), dtype=saved_dtype(stages, how), device="meta")
+    outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
+    loss = REGIMES[regime].distill(stages, how, saved)
+    REGIMES[regime].distill_backward(loss, saved, stages, outs, how)
+
+
+def _resources(compiled, target: GPUTarget) -> Resources:
+    assembly = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
+    instruction = MATRIX_INSTRUCTION.search(assembly)
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    if target.backend == "cuda":
+        registers, stack = _nvidia_usage(compiled.asm["cubin"])
+        filled = occupancy(target.arch, registers, shared, warps)
+    else:
+        registers, stack = (
+            int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1]) for key in ("vgpr_count", "private_segment_fixed_size")
+        )
+        waves = int(re.search(r"; Occupancy: (\d+)", assembly)[1])
+        filled = waves / (16 if target.warp_size == 32 else 8)
+    return Resources(registers, stack, shared, warps, round(filled, 2), instruction[1] if instruction else "")
+
+
+def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack by the cuobjdump that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"STACK:(\d+)", usage)[1])
+
+
+def pin(path: Path) -> None:
+    """Write the table that tests/triton holds the compiler to; say how long it took, little where a cache has it."""
+    lines = [json.dumps({"triton": triton.__version__})]
+    for target in TARGETS:
+        begin = time.process_time()
+        found = compile_for(target)
+        seconds = (time.process_time() - begin) / len(found)
+        print(f"{target.arch}: {seconds:.2f} s of processor time for each kernel")
+        for (regime, dtype, kernel), resources in found.items():
+            row = {"architecture": str(target.arch), "regime": regime, "dtype": dtype, "kernel": kernel}
+            lines.append(json.dumps(row | resources._asdict()))
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")

@@ -1,0 +1,89 @@
+"""What interpreted kernels do to memory."""
+
+import numpy as np
+import torch
+from triton.runtime.interpreter import InterpreterBuilder
+
+from icsd.ops.triton import launch
+
+
+class Trace:
+    """Every access of every program of every launch.
+
+    Attributes:
+        loads: `(launch, program, addresses, bytes of an element)`; of what masks let through.
+        stores: The same.
+        kernels: For every launch, the name of its kernel.
+        given: For every launch, the address ranges of the tensors it was given.
+    """
+
+    def __init__(self):
+        self.loads, self.stores, self.kernels, self.given = [], [], [], []
+
+    def bytes(self, accesses, tensor):
+        """How many bytes of a tensor were accessed."""
+        begin, end = extent(tensor)
+        return sum(int(((at >= begin) & (at < end)).sum()) * size for _, _, at, size in accesses)
+
+    def check(self):
+        """No access out of bounds, and no two programs of a launch at the same address if one of them writes."""
+        for launched, _, at, _ in self.loads + self.stores:
+            inside = np.zeros(at.shape, bool)
+            for begin, end in self.given[launched]:
+                inside |= (at >= begin) & (at < end)
+            assert inside.all()
+        for launched in range(len(self.given)):
+            stored, writers = programs(self.stores, launched)
+            stored, first = np.unique(stored, return_index=True)
+            for accesses in (self.stores, self.loads):
+                at, by = programs(accesses, launched)
+                if stored.size:
+                    found = np.searchsorted(stored, at).clip(max=stored.size - 1)
+                    assert ((stored[found] != at) | (writers[first][found] == by)).all()
+
+
+def programs(accesses, launched):
+    """The addresses of a launch, and the programs that accessed them."""
+    of_launch = [(at, program) for number, program, at, _ in accesses if number == launched]
+    at = [at.ravel() for at, _ in of_launch]
+    by = [np.full(at.size, x + (y << 40)) for at, (x, y, _) in of_launch]
+    return np.concatenate([*at, np.empty(0, np.uint64)]), np.concatenate([*by, np.empty(0, np.int64)])
+
+
+def extent(tensor):
+    """The addresses from a tensor's first element to its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def record(monkeypatch):
+    """A trace of what interpreted kernels access from now on; they get NaN for fresh memory, with NaN around it."""
+    found = Trace()
+
+    def watch(name, accesses, mask_position):
+        original = getattr(InterpreterBuilder, name)
+
+        def access(self, pointers, *arguments):
+            at = pointers.data[np.broadcast_to(arguments[mask_position].data, pointers.data.shape)]
+            size = pointers.get_element_ty().primitive_bitwidth // 8
+            accesses.append((len(found.given) - 1, tuple(self.grid_idx), at, size))
+            return original(self, pointers, *arguments)
+
+        monkeypatch.setattr(InterpreterBuilder, name, access)
+
+    watch("create_masked_load", found.loads, 0)
+    watch("create_masked_store", found.stores, 1)
+
+    def new_empty(self, *shape, dtype=None, device=None):
+        shape = torch.Size(shape[0] if isinstance(shape[0], (tuple, list)) else shape)
+        return torch.full((shape.numel() + 64,), torch.nan, dtype=dtype or self.dtype)[32:-32].view(shape)
+
+    def launched(kernel, out, grid, *arguments, **constants):
+        found.kernels.append(getattr(kernel, "base_fn", kernel.fn).__name__)
+        found.given.append([extent(argument) for argument in arguments if isinstance(argument, torch.Tensor)])
+        original(kernel, out, grid, *arguments, **constants)
+
+    original = launch._launch
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    monkeypatch.setattr(launch, "_launch", launched)
+    return found
