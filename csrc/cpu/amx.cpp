@@ -138,7 +138,7 @@ void combine_tiles(const void* packed, const float* rest, const double* scale, c
                    std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), (outputs + 1) / 2);
     interleave_pairs(x + k, stride, samples, count, kVectors, rows);
     finish_stores();
-    for (int64_t top = 0; top < outputs; top += 2, ahead.next()) {
+    for (int64_t top = 0; top < outputs; top += 2, ahead.step()) {
       const int64_t height = std::min<int64_t>(2, outputs - top);
       for (int64_t left = 0; left < kVectors; left += 2) {
         multiply_of(height, 2)(matrix + top * terms * kTileBytes, terms * kTileBytes, kTileBytes, 64,

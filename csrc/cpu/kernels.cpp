@@ -55,10 +55,11 @@ struct Rows {
 // of `a` are read from `source` and left in the panel for the tiles to come, in the shadow of the multiplications. With
 // kDiagonal, `b` is `a`, and one triangle is enough.
 template <class T, int I, int J, bool kFill, bool kDiagonal>
-void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, double* gram,
+void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, Prefetch& next, double* gram,
                int64_t gram_stride) {
   using C = Compute<T>;
   using P = Operand<T>;
+  Prefetch ahead = next;  // in registers
   Vector<C> sums[I * J];
   for (Vector<C>& sum : sums) sum = Vector<C>{};
   for (int64_t k = 0; k < width; k += kLanes<P>) {
@@ -75,7 +76,9 @@ void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int
       const Vector<P> right = kDiagonal ? left[c] : load_as<P>(b.data + c * b.stride + k);
       for (int r = kDiagonal ? c : 0; r < I; ++r) sums[r * J + c] = multiply_add(left[r], right, sums[r * J + c]);
     }
+    ahead.step();
   }
+  next = ahead;
   C totals[I * J];
   sum_each(sums, totals);
   for (int r = 0; r < I; ++r) {
@@ -84,7 +87,7 @@ void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int
 }
 
 template <class T>
-using GramTile = void (*)(Rows<Operand<T>>, Rows<Operand<T>>, Rows<const T>, int64_t, double*, int64_t);
+using GramTile = void (*)(Rows<Operand<T>>, Rows<Operand<T>>, Rows<const T>, int64_t, Prefetch&, double*, int64_t);
 
 // gram_tile for each number of rows and columns that an edge can leave.
 template <class T, bool kFill, int I = kTile, int J = kTile>
@@ -131,7 +134,7 @@ void gram(const void* data, int64_t stride, int64_t features, GramBlock block, d
     if (!on_diagonal) fill(b = a.from(rows), block.column_begin, columns);
     if (!whole) fill(a, block.row_begin, rows);
     Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), in_place ? 0 : rows, next * sizeof(T),
-                   on_diagonal ? (tiles + 1) / 2 : tiles);
+                   (on_diagonal ? (tiles + 1) / 2 : tiles) * (width / kStep));
     for (int64_t i = 0; i < rows; i += kTile) {
       const Rows<const T> source{x + (block.row_begin + i) * stride + k, stride};
       for (int64_t j = 0; j < columns && (!on_diagonal || j <= i); j += kTile) {
@@ -139,8 +142,7 @@ void gram(const void* data, int64_t stride, int64_t features, GramBlock block, d
         const bool filling = whole && !in_place && j == 0, diagonal = on_diagonal && i == j;
         const auto tile = filling ? gram_tile_of<T, true>(height, breadth, diagonal)
                                   : gram_tile_of<T, false>(height, breadth, diagonal);
-        tile(a.from(i), b.from(j), source, round_up(take, kStep), out + i * out_stride + j, out_stride);
-        ahead.next();
+        tile(a.from(i), b.from(j), source, round_up(take, kStep), ahead, out + i * out_stride + j, out_stride);
       }
     }
   }
@@ -167,8 +169,9 @@ enum class Store { whole, streamed, partial };
 // R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many.
 template <class T, int R, Store S>
 void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T>* x, int64_t x_stride, int64_t samples,
-                  T* out, int64_t out_stride, int64_t count) {
+                  Prefetch& next, T* out, int64_t out_stride, int64_t count) {
   using C = Compute<T>;
+  Prefetch ahead = next;  // in registers
   constexpr int kStep = kLanes<C>;
   Vector<C> sums[R][kColumns];
   for (int r = 0; r < R; ++r) {
@@ -180,7 +183,9 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < kColumns; ++v) sums[r][v] += packed[r] * row[v];
     }
+    ahead.step();
   }
+  next = ahead;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const C factor = static_cast<C>(scale[r]);
@@ -199,7 +204,8 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
 }
 
 template <class T>
-using CombineTile = void (*)(const Compute<T>*, const double*, const Compute<T>*, int64_t, int64_t, T*, int64_t, int64_t);
+using CombineTile = void (*)(const Compute<T>*, const double*, const Compute<T>*, int64_t, int64_t, Prefetch&, T*, int64_t,
+                             int64_t);
 
 template <class T, Store S, int R = kOutputs>
 CombineTile<T> combine_tile_of(int64_t outputs) {
@@ -237,7 +243,7 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
     const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
     Prefetch ahead(x + k + take, stride * sizeof(T), in_place ? 0 : samples, next * sizeof(T),
-                   strips * blocks_of(outputs));
+                   strips * blocks_of(outputs) * samples);
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t begin = strip * kWidth, count = std::min(kWidth, take - begin);
       const C* strip_rows = rows;
@@ -254,9 +260,8 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
         const auto tile = count < kWidth ? combine_tile_of<T, Store::partial>(height)
                           : streamed     ? combine_tile_of<T, kStreams<T> ? Store::streamed : Store::whole>(height)
                                          : combine_tile_of<T, Store::whole>(height);
-        tile(matrix + first * samples, scale + first, strip_rows, strip_stride, samples,
+        tile(matrix + first * samples, scale + first, strip_rows, strip_stride, samples, ahead,
              out + first * out_stride + k + begin, out_stride, count);
-        ahead.next();
       }
     }
   }
@@ -294,8 +299,10 @@ bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, void*
 // R outputs of kColumns vectors; `x` are the rows of the same samples.
 template <int R, Store S>
 void narrow_tile(const std::uint32_t* packed, const float* rest, const double* scale, const Bfloat16Vector* pairs,
-                 int64_t samples, const bfloat16* x, int64_t x_stride, bfloat16* out, int64_t out_stride, int64_t count) {
+                 int64_t samples, const bfloat16* x, int64_t x_stride, Prefetch& next, bfloat16* out, int64_t out_stride,
+                 int64_t count) {
   constexpr int kStep = kLanes<float>;
+  Prefetch ahead = next;  // in registers
   FloatVector sums[R][kColumns];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kColumns; ++v) sums[r][v] = FloatVector{};
@@ -305,7 +312,9 @@ void narrow_tile(const std::uint32_t* packed, const float* rest, const double* s
       const auto factors = reinterpret_cast<Bfloat16Vector>(UintVector{} + packed[r]);
       for (int v = 0; v < kColumns; ++v) sums[r][v] = multiply_add(factors, pairs[v], sums[r][v]);
     }
+    ahead.step();
   }
+  next = ahead;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const float factor = static_cast<float>(scale[r]);
@@ -319,7 +328,7 @@ void narrow_tile(const std::uint32_t* packed, const float* rest, const double* s
 }
 
 using NarrowTile = void (*)(const std::uint32_t*, const float*, const double*, const Bfloat16Vector*, int64_t,
-                            const bfloat16*, int64_t, bfloat16*, int64_t, int64_t);
+                            const bfloat16*, int64_t, Prefetch&, bfloat16*, int64_t, int64_t);
 
 template <Store S, int R = kOutputs>
 NarrowTile narrow_tile_of(int64_t outputs) {
@@ -338,14 +347,13 @@ void combine_narrow(const void* data, const float* rest, const double* scale, co
   for (int64_t k = 0; k < features; k += kWidth) {
     const int64_t count = std::min(kWidth, features - k);
     Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < features ? samples : 0,
-                   std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), blocks_of(samples));
+                   std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), blocks_of(samples) * pairs);
     interleave_pairs(x + k, stride, samples, count, kColumns, rows);
     for (int64_t block = 0; block < blocks_of(samples); ++block) {
       const int64_t begin = block_start(block, samples), height = block_start(block + 1, samples) - begin;
       const auto tile = count < kWidth ? narrow_tile_of<Store::partial>(height) : narrow_tile_of<Store::whole>(height);
-      tile(packed + begin * pairs, rest + begin, scale + begin, rows, samples, x + begin * stride + k, stride,
+      tile(packed + begin * pairs, rest + begin, scale + begin, rows, samples, x + begin * stride + k, stride, ahead,
            out + begin * out_stride + k, out_stride, count);
-      ahead.next();
     }
   }
 }

@@ -41,19 +41,19 @@ C* panel(int slot, int64_t elements) {
   return reinterpret_cast<C*>((address + kLine - 1) / kLine * kLine);
 }
 
-// Fetches a (rows x bytes) rectangle into the second-level cache in `parts` equal parts, one for each call of `next`.
+// Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would wait
+// for memory where single lines arrive in the shadow of the multiplications.
 class Prefetch {
  public:
-  Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t parts)
+  Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t steps)
       : row_(static_cast<const char*>(data)),
         row_bytes_(row_bytes),
         bytes_(bytes),
         left_(rows * ((bytes + kLine - 1) / kLine)),
-        part_(left_ / std::max<int64_t>(parts, 1) + 1) {}
+        lines_((left_ + steps - 1) / std::max<int64_t>(steps, 1)) {}
 
-  void next() {
-    const int64_t count = std::min(left_, part_);
-    for (int64_t line = 0; line < count; ++line) {
+  void step() {
+    for (int64_t line = std::min(left_, lines_); line > 0; --line, --left_) {
       __builtin_prefetch(row_ + byte_, 0, 2);
       byte_ += kLine;
       if (byte_ >= bytes_) {
@@ -61,12 +61,11 @@ class Prefetch {
         row_ += row_bytes_;
       }
     }
-    left_ -= count;
   }
 
  private:
   const char* row_;
-  int64_t row_bytes_, bytes_, left_, part_;
+  int64_t row_bytes_, bytes_, left_, lines_;  // of a step
   int64_t byte_ = 0;
 };
 
