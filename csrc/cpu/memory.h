@@ -13,14 +13,14 @@
 
 namespace icsd::cpu {
 
-// Bytes from which malloc maps a block for itself alone, afresh for each caller.
-constexpr std::size_t kMappedBytes = std::size_t{32} << 20;
+// Blocks below this have little to gain; malloc maps those from 32 MiB on afresh each time.
+constexpr std::size_t kLargeBytes = std::size_t{4} << 20;
 
 // Asks for large pages under a block that is about to be written: each costs about as much as a small one to hand out.
 inline void prefer_large_pages([[maybe_unused]] const void* data, [[maybe_unused]] std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  if (bytes < kMappedBytes) return;
+  if (bytes < kLargeBytes) return;
   const auto address = reinterpret_cast<std::uintptr_t>(data);
   const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // that it may refuse
