@@ -50,14 +50,12 @@ class Row(NamedTuple):
     """A kernel of one pass.
 
     Attributes:
-        language: CUDA C++ or Triton.
         kernel: Its name.
         bytes: Of features and gradients, read and written, for each feature of the stages it touches.
         instructions: The matrix instruction, by architecture; "" for none.
         needs: Registers of a thread, bytes of shared memory of a block, occupancy; by architecture.
     """
 
-    language: str
     kernel: str
     bytes: float
     instructions: dict[str, str]
@@ -105,7 +103,7 @@ def cuda_rows(case: Case, name: str) -> list[Row]:
         instructions = dict.fromkeys(needs, launch["instruction"])
         twin = next((row for row in rows if row.kernel == launch["kernel"]), None)
         if twin is None:
-            rows.append(Row("CUDA C++", launch["kernel"], float(launch["bytes"]), instructions, needs))
+            rows.append(Row(launch["kernel"], float(launch["bytes"]), instructions, needs))
         else:
             twin.needs.update(needs)
             twin.instructions.update(instructions)
@@ -126,7 +124,7 @@ def triton_rows(case: Case, name: str) -> list[Row]:
         }
         instructions = {architecture: row["instruction"] for architecture, row in of_kernel.items()}
         needs = {name: (row["registers"], row["shared"], row["occupancy"]) for name, row in of_kernel.items()}
-        rows.append(Row("Triton", launch["kernel"], float(launch["bytes"]), instructions, needs))
+        rows.append(Row(launch["kernel"], float(launch["bytes"]), instructions, needs))
     return rows
 
 

@@ -22,6 +22,7 @@ class Offloading(FusedBackend):
     """Copies around the launches of the next class."""
 
     device_type = "cpu"
+    traced = ()  # copies are not for graphs
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
         return FusedBackend.unsupported(self, tensors)
