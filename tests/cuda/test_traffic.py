@@ -68,4 +68,4 @@ def test_launches_are_as_the_table_says(case, counted):
         for row in rows
         if [row[field] for field in case._fields] == [*map(str, case)]
     ]
-    assert [[*map(str, row)] for row in found] == expected
+    assert [[*map(str, row)] for row in found] == expected, "run: python -m benchmarks.kernels --pin"

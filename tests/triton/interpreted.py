@@ -149,4 +149,5 @@ def test_launches_are_as_the_table_says(case, trace):
     found = [[name, *row] for name, of_pass in launches.count(case, trace).items() for row in of_pass.items()]
     with launches.TABLE.open() as file:
         rows = [row for row in csv.DictReader(file) if [row[field] for field in case._fields] == [*map(str, case)]]
-    assert [[*map(str, row)] for row in found] == [[row["pass"], row["kernel"], row["bytes"]] for row in rows]
+    expected = [[row["pass"], row["kernel"], row["bytes"]] for row in rows]
+    assert [[*map(str, row)] for row in found] == expected, "run: python -m benchmarks.kernels --pin"
