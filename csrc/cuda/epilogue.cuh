@@ -3,21 +3,20 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "core/divergence.h"
 #include "cuda/launch.cuh"
 #include "cuda/matrices.cuh"
+#include "cuda/norms.cuh"
 
 namespace icsd::cuda {
 
 constexpr int kMeasureThreads = 256, kDifferentiateThreads = 128;
 constexpr int kMaxBand = 8;  // rows of a block of `measure`
 
-// Σ over every step-th split from `first` on.
+// Σ over every step-th split from `first` on, of matrices of that size.
 template <class S, class C>
-__device__ C sum_of_splits(const Partials& partials, std::int64_t element, int first, int step, C sum) {
-  const std::int64_t matrix = static_cast<std::int64_t>(partials.padded) * partials.padded;
+__device__ C sum_of_splits(const Partials& partials, std::int64_t matrix, std::int64_t element, int first, int step, C sum) {
   const S* const from = static_cast<const S*>(partials.data) + element;
 #pragma unroll 4
   for (int split = first; split < partials.splits; split += step) sum += static_cast<C>(from[split * matrix]);
@@ -33,14 +32,13 @@ __device__ void sum_rows(const Partials& partials, std::int64_t group, int sampl
   while (ways < 8 && 2 * ways <= partials.splits) ways *= 2;
   const int width = kMeasureThreads / ways, way = threadIdx.x / width;
   const int all = rows * samples + (diagonal ? samples : 0);
-  const std::int64_t matrix = static_cast<std::int64_t>(partials.padded) * partials.padded;
+  const std::int64_t matrix = packed_size(samples);
   for (int base = 0; base < all; base += kMeasureThreads) {
     for (int e = threadIdx.x % width; e < kMeasureThreads && base + e < all; e += width) {
-      const int row = (base + e) / samples, j = (base + e) % samples, i = row < rows ? first + row : j;
-      const std::int64_t element =
-          group * partials.splits * matrix + static_cast<std::int64_t>(i) * partials.padded + j;
-      sums[way * kMeasureThreads + e] = partials.wide ? sum_of_splits<double>(partials, element, way, ways, C(0))
-                                                      : sum_of_splits<float>(partials, element, way, ways, C(0));
+      const int row = (base + e) / samples, j = (base + e) % samples, i = row < rows ? first + row : samples;
+      const std::int64_t element = group * partials.splits * matrix + (j <= i ? packed(i, j) : packed(j, i));
+      sums[way * kMeasureThreads + e] = partials.wide ? sum_of_splits<double>(partials, matrix, element, way, ways, C(0))
+                                                      : sum_of_splits<float>(partials, matrix, element, way, ways, C(0));
     }
     __syncthreads();
     const int e = threadIdx.x;
@@ -63,16 +61,6 @@ __global__ void __launch_bounds__(kMeasureThreads) sum_gram(Partials partials, i
   sum_rows(partials, group, samples, first, min(band, samples - first), false, sums, [&](int row, int j, C sum) {
     out[(group * samples + first + row) * samples + j] = sum;
   });
-}
-
-// 1 / max(sqrt(K_ii), eps); 0 for a zero row; NaN where the squared norm is not finite.
-template <class C>
-__device__ C inverse_norm(C square, C eps) {
-  constexpr C largest = std::numeric_limits<C>::max(), nan = std::numeric_limits<C>::quiet_NaN();
-  if (square == 0) return 0;
-  if (!(square <= largest)) return nan;
-  const C norm = std::sqrt(square);
-  return 1 / (norm > eps ? norm : eps);
 }
 
 // Any struct of numbers, from another lane of the warp.

@@ -13,6 +13,7 @@ constexpr std::size_t kRingBytes = 3 * 128 * kPitchBytes;  // of shared memory, 
 constexpr int kMaxDepth = 8;
 constexpr int kMaxSide = 128;     // of a range of samples, for tensor cores: 10 warps up to the diagonal
 constexpr int kMaxSideOfTwo = 96;  // of one of two ranges: 9 warps
+constexpr int kBytesForEach = 64;  // that a split has of each sample for every sample: its partial matrix moves 1/16 of them
 constexpr int kSharingWarps = 4;  // that a block has at least, if it has the whole matrix: a line has 4 steps
 
 std::int64_t line_of(DType dtype) { return kLineBytes / static_cast<std::int64_t>(size_of(dtype)); }
@@ -71,11 +72,11 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
   for (std::size_t k = 0; k < stages.size(); ++k) {
     GramPlan& plan = plans.stages[k];
     const std::int64_t line = line_of(stages[k].dtype), lines = std::max<std::int64_t>(1, divide_up(stages[k].features, line));
-    const std::int64_t worthwhile = divide_up(16 * plan.side, line);
+    const std::int64_t worthwhile = divide_up(kBytesForEach * plan.side, kLineBytes);
     const std::int64_t wanted = std::min(lines, std::max<std::int64_t>(filling, worthwhile));
     plan.splits = static_cast<int>(divide_up(lines, wanted));
     plan.share = divide_up(lines, plan.splits) * line;
-    const std::int64_t elements = shape.groups * plan.splits * plan.padded() * plan.padded();
+    const std::int64_t elements = shape.groups * plan.splits * packed_size(shape.samples);
     plan.offset = plans.bytes;
     plans.bytes += divide_up(elements * (stages[k].dtype == DType::float64 ? 8 : 4), 256) * 256;
   }
@@ -121,8 +122,7 @@ void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPl
                   cudaStream_t stream) {
   launch_types(
       stages, shape, plans,
-      [](auto& arguments, const GramPlan& plan) {
-        arguments.padded = plan.padded();
+      [](auto&, const GramPlan& plan) {
         return static_cast<std::int64_t>(plan.sides) * (plan.sides + 1) / 2;
       },
       [&](std::size_t k) -> void* { return workspace + plans.stages[k].offset; }, stream);
@@ -139,7 +139,7 @@ void launch_band(const std::vector<Features>& stages, Shape shape, std::int64_t 
   launch_types(
       stages, shape, plans,
       [&](auto& arguments, const GramPlan& plan) {
-        arguments.padded = static_cast<int>(pitch);
+        arguments.pitch = static_cast<int>(pitch);
         arguments.first_side = static_cast<int>(first / plan.side);
         arguments.band_sides = static_cast<int>(rows / plan.side);
         return static_cast<std::int64_t>(arguments.band_sides) * plan.sides;
@@ -156,7 +156,7 @@ std::vector<Partials> partials_of(const std::vector<Features>& stages, const Gra
   std::vector<Partials> partials;
   for (std::size_t k = 0; k < stages.size(); ++k) {
     const GramPlan& plan = plans.stages[k];
-    partials.push_back({workspace + plan.offset, plan.splits, plan.padded(), stages[k].dtype == DType::float64});
+    partials.push_back({workspace + plan.offset, plan.splits, stages[k].dtype == DType::float64});
   }
   return partials;
 }

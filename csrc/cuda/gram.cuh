@@ -1,9 +1,9 @@
 // Partial Gram matrices of all stages and groups: one block for each share of the features and each pair of ranges of
-// samples, the second range not after the first, since K is symmetric: what is computed once is written twice, so that the
-// sums over the shares (epilogue.cuh) read whole rows. Or some rows of the matrices alone, a band.
+// samples, the second range not after the first, since K is symmetric; or some rows of the matrices alone, a band.
 #pragma once
 
 #include "cuda/launch.cuh"
+#include "cuda/matrices.cuh"
 #include "cuda/operator.h"
 #include "cuda/panel.cuh"
 #include "cuda/tensor.cuh"
@@ -14,7 +14,7 @@ template <class T>
 struct GramStage {
   const T* x;
   std::int64_t features, group_stride, sample_stride;
-  Compute<T>* partials;  // (groups, splits, padded, padded)
+  Compute<T>* partials;  // (groups, splits, packed_size), or bands (groups, rows, pitch)
   std::int64_t share;    // features of a split, whole lines
   int splits;
   unsigned first_block;
@@ -25,10 +25,11 @@ template <class T>
 struct GramArguments {
   GramStage<T> stages[kMaxStages];
   int count;
-  int samples, side, sides, padded;  // samples; of a range; ranges; side * sides
-  int first_side, band_sides;        // the ranges that are rows: of a band of the matrix, compared with all; or 0 and 0
-  int depth;                         // tiles in the ring
-  int ways;                          // warps that share the features of a tile of the matrix (tensor cores only)
+  int samples, side, sides;     // samples; of a range; ranges
+  int first_side, band_sides;   // the ranges that are rows: of a band of the matrix, compared with all; or 0 and 0
+  int pitch;                    // of a band's rows
+  int depth;                    // tiles in the ring
+  int ways;                     // warps that share the features of a tile of the matrix (tensor cores only)
 };
 
 // What one block computes.
@@ -36,8 +37,8 @@ template <class T>
 struct GramItem {
   Panels<T> panels;
   std::int64_t begin, end;  // features
-  Compute<T>* out;          // its part of the partial matrix
-  Compute<T>* mirrored;     // where the transpose of that part goes, or null
+  Compute<T>* matrix;       // the partial one, or the band
+  int row, column;          // of the matrix, where the block's part of it begins
   bool diagonal;            // both ranges are the same
 
   __device__ explicit GramItem(const GramArguments<T>& a) {
@@ -47,31 +48,42 @@ struct GramItem {
     const bool band = a.band_sides > 0;
     const unsigned pairs = band ? a.band_sides * a.sides : a.sides * (a.sides + 1) / 2;
     const unsigned item = blockIdx.x - stage.first_block, whole = item / pairs;
-    int row = 0, column = static_cast<int>(item % pairs);
+    int side = 0, other = static_cast<int>(item % pairs);
     if (band) {
-      row = column / a.sides;
-      column %= a.sides;
+      side = other / a.sides;
+      other %= a.sides;
     } else {
-      for (; column > row; ++row) column -= row + 1;
+      for (; other > side; ++side) other -= side + 1;
     }
+    row = side * a.side;
+    column = other * a.side;
     const std::int64_t group = whole / stage.splits;
     begin = whole % stage.splits * stage.share;
     end = min(begin + stage.share, stage.features);
-    diagonal = !band && row == column;
+    diagonal = !band && side == other;
     const T* const x = stage.x + group * stage.group_stride;
-    const int first = (a.first_side + row) * a.side, second = column * a.side;
+    const int first = a.first_side * a.side + row;
     panels = {x + first * stage.sample_stride,
-              x + second * stage.sample_stride,
+              x + column * stage.sample_stride,
               max(0, min(a.side, a.samples - first)),
-              min(a.side, a.samples - second),
+              min(a.side, a.samples - column),
               !diagonal,
               a.side,
               stage.sample_stride,
               stage.copy_bytes};
-    Compute<T>* const matrix =
-        stage.partials + static_cast<std::int64_t>(whole) * (band ? a.band_sides * a.side : a.padded) * a.padded;
-    out = matrix + static_cast<std::int64_t>(row * a.side) * a.padded + column * a.side;
-    mirrored = band || diagonal ? nullptr : matrix + static_cast<std::int64_t>(column * a.side) * a.padded + row * a.side;
+    const std::int64_t size = band ? static_cast<std::int64_t>(a.band_sides) * a.side * a.pitch : packed_size(a.samples);
+    matrix = stage.partials + whole * size;
+  }
+
+  // An element of the block's part.
+  __device__ void put(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
+    const int p = row + i, q = column + j;
+    if (a.band_sides) {
+      matrix[static_cast<std::int64_t>(p) * a.pitch + q] = value;
+    } else if (p < a.samples && q <= p) {
+      matrix[packed(p, q)] = value;
+      if (p == q) matrix[packed(a.samples, q)] = value;
+    }
   }
 };
 
@@ -114,11 +126,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
 #pragma unroll
   for (int m = 0; m < kMicro; ++m) {
 #pragma unroll
-    for (int n = 0; n < kMicro; ++n) {
-      const std::int64_t i = ty + 16 * m, j = tx + 16 * n;
-      item.out[i * a.padded + j] = sums[m][n];
-      if (item.mirrored) item.mirrored[j * a.padded + i] = sums[m][n];
-    }
+    for (int n = 0; n < kMicro; ++n) item.put(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
   }
 }
 
@@ -151,26 +159,15 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(Gram
     }
   });
 
-  float* const out = item.out + static_cast<std::int64_t>(row * kSide) * a.padded + column * kSide;
-  float* mirrored = item.diagonal ? (row == column ? nullptr : item.out) : item.mirrored;
-  if (mirrored) mirrored += static_cast<std::int64_t>(column * kSide) * a.padded + row * kSide;
-  if (a.ways == 1) {
-    if (way > 0) return;
-    product.store(out, a.padded, wmma::mem_row_major);
-    if (mirrored) product.store(mirrored, a.padded, wmma::mem_col_major);
-    return;
-  }
   // The ring is free: the warps of a part meet there, and each adds up its share.
   float* const all = reinterpret_cast<float*>(ring);
-  if (way < a.ways) product.store(all + warp * kSide * kSide, kSide, wmma::mem_row_major);
+  if (way < a.ways) product.store(all + warp * kSide * kSide, kSide);
   __syncthreads();
   if (way >= a.ways) return;
   for (int e = way * 32 + threadIdx.x % 32; e < kSide * kSide; e += a.ways * 32) {
     float sum = 0;
     for (int other = 0; other < a.ways; ++other) sum += all[(other * parts + warp % parts) * kSide * kSide + e];
-    const std::int64_t i = e / kSide, j = e % kSide;
-    out[i * a.padded + j] = sum;
-    if (mirrored) mirrored[j * a.padded + i] = sum;
+    item.put(a, row * kSide + e / kSide, column * kSide + e % kSide, sum);
   }
 #endif
 }

@@ -9,10 +9,14 @@
 
 namespace icsd::cuda {
 
+// Where a partial matrix has K_ij, j <= i: the rows of the lower triangle, one after the other, and as row N its diagonal.
+inline __host__ __device__ std::int64_t packed(std::int64_t i, std::int64_t j) { return i * (i + 1) / 2 + j; }
+inline __host__ __device__ std::int64_t packed_size(std::int64_t samples) { return packed(samples, samples); }
+
 // The partial matrices of a stage, float64 or float32.
 struct Partials {
-  const void* data;  // (groups, splits, padded, padded)
-  int splits, padded;
+  const void* data;  // (groups, splits, packed_size)
+  int splits;
   bool wide;
 };
 

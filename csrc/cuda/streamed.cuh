@@ -4,6 +4,7 @@
 
 #include "cuda/element.cuh"
 #include "cuda/epilogue.cuh"
+#include "cuda/norms.cuh"
 
 namespace icsd::cuda {
 
@@ -51,13 +52,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const int i = static_cast<int>(item % a.samples);
   C* const square = a.saved_of(group) + static_cast<std::int64_t>(stage) * a.samples + i;
   if (!known) {
-    double sum = 0;
-    const T* const sample = x + group * group_stride + i * sample_stride;
-    for (std::int64_t k = lane; k < features; k += 32) {
-      const double element = widen(sample[k]);
-      sum += element * element;
-    }
-    for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lanes);
+    const double sum = squared_norm(x + group * group_stride + i * sample_stride, features);
     if (lane == 0) *square = static_cast<C>(sum);
   }
   if (lane == 0) a.inverse_norms[a.index(stage, group, i)] = similarities ? inverse_norm(*square, a.eps) : C(1);

@@ -46,8 +46,8 @@ struct OperandTile {
   }
 };
 
-// Sums of kRows x kColumns tiles; a is (rows, k) by rows, b (k, columns) in Layout.
-template <class S, int kRows, int kColumns, class Layout, bool kSplitA, bool kSplitB>
+// Sums of kRows x kColumns tiles; a is (rows, k) in LayoutA, b (k, columns) in Layout.
+template <class S, int kRows, int kColumns, class Layout, bool kSplitA, bool kSplitB, class LayoutA = wmma::row_major>
 struct TileSums {
   using Sum = wmma::fragment<wmma::accumulator, kTile, kTile, Operand<S>::kStep, float>;
   Sum sums[kRows][kColumns], short_sums[kRows][kColumns];
@@ -67,14 +67,14 @@ struct TileSums {
 
   // Adds the products of one step of k.
   __device__ void multiply(const S* a, int a_pitch, const S* b, int b_pitch) {
-    constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>;
+    constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>, a_by_rows = std::is_same_v<LayoutA, wmma::row_major>;
     OperandTile<wmma::matrix_b, S, Layout, kSplitB> columns[kColumns];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) columns[n].load(b + n * kTile * (by_rows ? 1 : b_pitch), b_pitch);
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
-      OperandTile<wmma::matrix_a, S, wmma::row_major, kSplitA> row;
-      row.load(a + m * kTile * a_pitch, a_pitch);
+      OperandTile<wmma::matrix_a, S, LayoutA, kSplitA> row;
+      row.load(a + m * kTile * (a_by_rows ? a_pitch : 1), a_pitch);
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) {
         Sum& sum = short_sums[m][n];
@@ -107,15 +107,10 @@ struct TileSums {
     }
   }
 
-  __device__ void store(float* to, std::int64_t pitch, wmma::layout_t layout) const {
-#pragma unroll
-    for (int m = 0; m < kRows; ++m) {
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        const std::int64_t row = layout == wmma::mem_row_major ? m : n, column = layout == wmma::mem_row_major ? n : m;
-        wmma::store_matrix_sync(to + row * kTile * pitch + column * kTile, sums[m][n], static_cast<unsigned>(pitch), layout);
-      }
-    }
+  __device__ void store(float* to, int pitch) const {
+    for_each_tile([&](int m, int n, const Sum& tile) {
+      wmma::store_matrix_sync(to + m * kTile * pitch + n * kTile, tile, pitch, wmma::mem_row_major);
+    });
   }
 };
 
