@@ -39,8 +39,8 @@ if X86:
 
 # Compute capabilities with machine code.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
-CUDA_SOURCES = ["apply", "epilogue", "gram", "operator", "streamed"]
-CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2"]
+CUDA_SOURCES = ["apply", "epilogue", "feature", "gram", "operator", "streamed"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2", "-compress-mode=size"]
 
 
 def find_nvcc() -> str | None:
@@ -57,11 +57,13 @@ def cuda_architectures() -> list[str]:
 
 
 def generate_code(architectures: list[str]) -> list[str]:
-    """Machine code for each by way of PTX for sm_75 or sm_80; the latter is kept, for drivers to compile for others."""
-    new = [arch for arch in architectures if int(arch) >= 80]
+    """Machine code for each, and PTX for drivers: sm_80's for devices in between, the newest's for those to come."""
+    new = sorted((arch for arch in architectures if int(arch) >= 80), key=int)
     codes = [f"-gencode=arch=compute_75,code=sm_{arch}" for arch in architectures if arch not in new]
     if new:
-        codes.append(f"-gencode=arch=compute_80,code=[compute_80,{','.join(f'sm_{arch}' for arch in new)}]")
+        *others, newest = new
+        codes.append(f"-gencode=arch=compute_80,code=[{','.join(['compute_80', *(f'sm_{arch}' for arch in others)])}]")
+        codes.append(f"-gencode=arch=compute_{newest},code=[compute_{newest},sm_{newest}]")
     return codes
 
 

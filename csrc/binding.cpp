@@ -254,7 +254,7 @@ int64_t saved_numbers(const std::vector<Features>& stages, Shape shape) {
   int64_t widest = 0;
   for (const Features& stage : stages) widest = std::max(widest, stage.features);
   product(2 * static_cast<int64_t>(stages.size()), widest, widest);
-  return icsd::cpu::feature_moments(stages);
+  return icsd::feature_moments(stages);
 }
 
 template <Regime kRegime, class C>
@@ -405,6 +405,65 @@ void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
   });
 }
 
+void check_feature_space(const std::vector<Features>& stages) {
+  if (stages.empty()) refuse("there is no teacher");
+  for (const Features& stage : stages) {
+    if (stage.dtype != stages[0].dtype) refuse("stages of feature space are of one type");
+    if (stage.features > std::numeric_limits<int>::max() / 2) refuse("more features than 32 bits count");
+  }
+}
+
+std::size_t feature_workspace(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples, bool save) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  check_feature_space(stages);
+  product(groups, saved_numbers<Regime::feature>(stages, shape), 1);
+  return icsd::cuda::feature_workspace(stages, shape, save);
+}
+
+void distill_feature(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples,
+                     const std::vector<double>& weights, int divergence, const std::vector<double>& parameters, double eps,
+                     bool teacher_gradient, std::uintptr_t loss_address, std::uintptr_t moments_address,
+                     std::uintptr_t workspace, std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  check_feature_space(stages);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  if (how.divergence != icsd::DivergenceKind::mse) refuse("feature space knows only mse");
+  with_compute_type(any_wide(stages), [&](auto c) {
+    using C = decltype(c);
+    C* loss = matrix_at<C>(loss_address, groups, "loss");
+    icsd::cuda::distill_feature<C>(stages, shape, how, loss, at<double>(moments_address), at<void>(workspace),
+                                   at<void>(stream));
+  });
+}
+
+std::size_t feature_backward_workspace(const std::vector<FeaturesTuple>& tuples, int64_t groups, int64_t samples) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  check_feature_space(stages);
+  return icsd::cuda::feature_backward_workspace(stages, shape);
+}
+
+void distill_feature_backward(std::uintptr_t grad_address, std::uintptr_t moments_address,
+                              const std::vector<FeaturesTuple>& tuples, const std::vector<FeaturesTuple>& out_tuples,
+                              int64_t groups, int64_t samples, const std::vector<double>& weights, int divergence,
+                              const std::vector<double>& parameters, double eps, bool teacher_gradient,
+                              std::uintptr_t workspace, std::uintptr_t stream) {
+  const Shape shape = shape_of(groups, samples);
+  const std::vector<Features> stages = checked_stages(tuples, shape);
+  check_feature_space(stages);
+  const Distillation how = distillation_of(stages, weights, divergence, parameters, eps, teacher_gradient);
+  const std::vector<Features> outs = results_of(out_tuples, stages, shape);
+  const int64_t elements = product(groups, saved_numbers<Regime::feature>(stages, shape), 1);
+  with_compute_type(any_wide(stages), [&](auto c) {
+    using C = decltype(c);
+    const C* grad = matrix_at<C>(grad_address, groups, "grad");
+    const double* moments = matrix_at<double>(moments_address, elements, "moments");
+    icsd::cuda::distill_feature_backward<C>(grad, moments, stages, outs, shape, how, at<void>(workspace), at<void>(stream));
+  });
+}
+
 // Stages of one compute type.
 bool wide_as_one(const std::vector<Features>& stages) {
   if (stages.empty()) refuse("there is no teacher");
@@ -490,6 +549,17 @@ PYBIND11_MODULE(_native, m) {
              py::arg("slots"), py::arg("workspace"), py::arg("stream"));
   device.def("distill_backward", &cuda::distill_backward, py::arg("grad"), py::arg("slots"), py::arg("stages"),
              py::arg("outs"), py::arg("wide"), py::arg("groups"), py::arg("samples"), py::arg("stream"));
+  device.def("feature_workspace", &cuda::feature_workspace, py::arg("stages"), py::arg("groups"), py::arg("samples"),
+             py::arg("save"));
+  device.def("distill_feature", &cuda::distill_feature, py::arg("stages"), py::arg("groups"), py::arg("samples"),
+             py::arg("weights"), py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
+             py::arg("loss"), py::arg("moments"), py::arg("workspace"), py::arg("stream"));
+  device.def("feature_backward_workspace", &cuda::feature_backward_workspace, py::arg("stages"), py::arg("groups"),
+             py::arg("samples"));
+  device.def("distill_feature_backward", &cuda::distill_feature_backward, py::arg("grad"), py::arg("moments"),
+             py::arg("stages"), py::arg("outs"), py::arg("groups"), py::arg("samples"), py::arg("weights"),
+             py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
+             py::arg("workspace"), py::arg("stream"));
   device.def("streamed_workspace", &cuda::streamed_workspace, py::arg("stages"), py::arg("groups"), py::arg("samples"),
              py::arg("teacher_gradient"), py::arg("save"), py::arg("band_bytes"));
   device.def("distill_streamed", &cuda::distill_streamed, py::arg("stages"), py::arg("groups"), py::arg("samples"),

@@ -134,6 +134,41 @@ class cuda:
         stream: int,
     ) -> None: ...
     @staticmethod
+    def feature_workspace(stages: Sequence[_Features], groups: int, samples: int, save: bool) -> int: ...
+    @staticmethod
+    def distill_feature(
+        stages: Sequence[_Features],
+        groups: int,
+        samples: int,
+        weights: Sequence[float],
+        divergence: int,
+        parameters: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        loss: int,
+        moments: int,
+        workspace: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def feature_backward_workspace(stages: Sequence[_Features], groups: int, samples: int) -> int: ...
+    @staticmethod
+    def distill_feature_backward(
+        grad: int,
+        moments: int,
+        stages: Sequence[_Features],
+        outs: Sequence[_Features],
+        groups: int,
+        samples: int,
+        weights: Sequence[float],
+        divergence: int,
+        parameters: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        workspace: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
     def streamed_workspace(
         stages: Sequence[_Features], groups: int, samples: int, teacher_gradient: bool, save: bool, band_bytes: int
     ) -> int: ...

@@ -10,28 +10,6 @@ namespace {
 
 using std::int64_t;
 
-// One matrix of the moments: left features x right features, (left, left) being symmetric.
-struct Moment {
-  int64_t left, right;  // stages
-  int64_t rows, columns, offset;
-};
-
-std::vector<Moment> moments_of(const std::vector<Features>& stages) {
-  std::vector<Moment> moments;
-  const int64_t teacher = static_cast<int64_t>(stages.size()) - 1;
-  int64_t offset = 0;
-  const auto add = [&](int64_t left, int64_t right) {
-    moments.push_back({left, right, stages[left].features, stages[right].features, offset});
-    offset += stages[left].features * stages[right].features;
-  };
-  for (int64_t k = 0; k < teacher; ++k) {
-    add(k, k);
-    add(k, teacher);
-  }
-  add(teacher, teacher);
-  return moments;
-}
-
 // The moments of a group in products of type C. The threads share first the samples of a few blocks out, to lay them out
 // in panels, then tiles of the moments, so that the sums do not depend on the threads.
 template <class C>
@@ -144,28 +122,21 @@ class Moments {
   std::vector<double> sums_;
 };
 
-struct Remainder {
-  double squares;   // |S - T|²
-  double fraction;  // of |S|² + |T|²
-};
-
 // What is left for a student.
-Remainder remainder_of(const std::vector<Features>& stages, const double* moments, int64_t student) {
+Remainder remainder_for(const std::vector<Features>& stages, const double* moments, int64_t student) {
   const std::vector<Moment> all = moments_of(stages);
   const auto square = [&](const Moment& moment) {
     double sum = 0;
     for (int64_t k = 0; k < moment.rows * moment.columns; ++k) sum += moments[moment.offset + k] * moments[moment.offset + k];
     return sum;
   };
-  const double s = square(all[2 * student]), both = square(all[2 * student + 1]), t = square(all.back());
-  const double left = (s - both) + (t - both);
-  return {left < 0 ? 0 : left, left / (s + t)};
+  return remainder_of(square(all[2 * student]), square(all[2 * student + 1]), square(all.back()));
 }
 
 // Whether float32 cannot tell some student from its teacher.
 bool cancels(const std::vector<Features>& stages, const double* moments) {
   for (std::size_t student = 0; student + 1 < stages.size(); ++student) {
-    if (remainder_of(stages, moments, student).fraction < kLeastRemainder) return true;
+    if (remainder_for(stages, moments, student).fraction < kLeastRemainder) return true;
   }
   return false;
 }
@@ -315,7 +286,7 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Dis
     }
     double sum = 0;
     for (std::size_t student = 0; student + 1 < stages.size(); ++student) {
-      sum += how.weights[student] * remainder_of(stages, of_group, student).squares;
+      sum += how.weights[student] * remainder_for(stages, of_group, student).squares;
     }
     loss[group] = static_cast<C>(sum / std::max(1.0, static_cast<double>(shape.samples) * shape.samples));
   }

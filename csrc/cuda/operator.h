@@ -35,6 +35,17 @@ template <class C>
 void distill_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
                       const std::vector<Features>& outs, Shape shape, Stream stream);
 
+// `mse` in feature space, stages of one type; `moments` is (groups, feature_moments) of core/moments.h, or null.
+std::size_t feature_workspace(const std::vector<Features>& stages, Shape shape, bool save);
+template <class C>
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, double* moments,
+                     void* workspace, Stream stream);
+std::size_t feature_backward_workspace(const std::vector<Features>& stages, Shape shape);
+template <class C>
+void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
+                              const std::vector<Features>& outs, Shape shape, const Distillation& how, void* workspace,
+                              Stream stream);
+
 // With bands of rows of the N x N matrices instead of the whole, in as many launches as it takes: of `band_bytes` or, if that
 // is not more, a tile's rows. Stages are of one compute type; `saved` is that of cpu/streamed.h.
 template <class C>

@@ -55,6 +55,40 @@ __device__ void copy_lines(int bytes, T* tile, const T* from, std::int64_t sampl
   }
 }
 
+// Fills rows of `width` elements, `pitch` apart, with what is `left` of `samples` samples and with zeros.
+template <int kBytes, class T, class S>
+__device__ void copy_block(S* to, int pitch, const T* from, std::int64_t sample_stride, int samples, int rows, int width,
+                           std::int64_t left) {
+  constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
+  const int copies = width / kElements;
+  for (int item = threadIdx.x; item < rows * copies; item += blockDim.x) {
+    const int row = item / copies, column = item % copies * kElements;
+    S* const element = to + row * pitch + column;
+    const T* const x = from + row * sample_stride + column;
+    const std::int64_t inside = row < samples ? left - column : 0;
+    if (std::is_same_v<S, T> && kBytes >= 4 && inside >= kElements) {
+      if constexpr (std::is_same_v<S, T> && kBytes >= 4) __pipeline_memcpy_async(element, x, kBytes);
+    } else if (kBytes == 16 && inside >= kElements) {
+      const Vector<T> vector = *reinterpret_cast<const Vector<T>*>(x);
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) element[k] = Narrow<S>::from(widen(vector.x[k]));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) element[k] = Narrow<S>::from(k < inside ? widen(x[k]) : 0.f);
+    }
+  }
+}
+
+template <class T, class S>
+__device__ void copy_block(int bytes, S* to, int pitch, const T* from, std::int64_t sample_stride, int samples, int rows,
+                           int width, std::int64_t left) {
+  if (bytes == 16) {
+    copy_block<16>(to, pitch, from, sample_stride, samples, rows, width, left);
+  } else {
+    copy_block<static_cast<int>(sizeof(T))>(to, pitch, from, sample_stride, samples, rows, width, left);
+  }
+}
+
 // The samples a block compares: one range of them with itself, or two ranges, each in `side` rows of a tile.
 template <class T>
 struct Panels {

@@ -26,7 +26,7 @@ class CUDABackend(FusedBackend):
     name = "cuda"
     description = "fused CUDA kernels"
     device_type = "cuda"
-    regimes = dict.fromkeys(KERNELS, ("sample", "streamed"))
+    regimes = dict.fromkeys(KERNELS, ("sample", "streamed")) | {"mse": ("sample", "feature", "streamed")}
 
     @cached_property
     def kernels(self) -> ModuleType | None:
@@ -100,6 +100,9 @@ class CUDABackend(FusedBackend):
                 size = self.kernels.distill_workspace(*batch, KERNELS[how.divergence], save)
                 workspace = loss.new_empty(size, dtype=torch.uint8)
                 self.kernels.distill(*batch, *_arguments(how), *results, workspace.data_ptr(), stream)
+            elif how.regime == "feature":
+                workspace = loss.new_empty(self.kernels.feature_workspace(*batch, save), dtype=torch.uint8)
+                self.kernels.distill_feature(*batch, *_arguments(how), *results, workspace.data_ptr(), stream)
             else:
                 size = self.kernels.streamed_workspace(*batch, False, save, BAND_BYTES)
                 workspace = loss.new_empty(size, dtype=torch.uint8)
@@ -124,27 +127,27 @@ class CUDABackend(FusedBackend):
                     grad.data_ptr(), saved.data_ptr(), features, results, wide, *batch, stream
                 )
             else:
-                size = self.kernels.streamed_workspace(features, *batch, wanted[-1], True, BAND_BYTES)
-                workspace = saved.new_empty(size, dtype=torch.uint8)
-                self.kernels.distill_streamed_backward(
-                    grad.data_ptr(),
-                    saved.data_ptr(),
-                    features,
-                    results,
-                    *batch,
-                    *_arguments(how),
-                    BAND_BYTES,
-                    workspace.data_ptr(),
-                    stream,
-                )
+                addresses = grad.data_ptr(), saved.data_ptr()
+                arguments = features, results, *batch, *_arguments(how)
+                if how.regime == "feature":
+                    size = self.kernels.feature_backward_workspace(features, *batch)
+                    workspace = saved.new_empty(size, dtype=torch.uint8)
+                    self.kernels.distill_feature_backward(*addresses, *arguments, workspace.data_ptr(), stream)
+                else:
+                    size = self.kernels.streamed_workspace(features, *batch, wanted[-1], True, BAND_BYTES)
+                    workspace = saved.new_empty(size, dtype=torch.uint8)
+                    memory = BAND_BYTES, workspace.data_ptr()
+                    self.kernels.distill_streamed_backward(*addresses, *arguments, *memory, stream)
         return [out.to(dtype) for out, dtype in zip(outs, dtypes, strict=True) if out is not None]
 
 
 def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:
-    """As the kernels take them: with dense samples and, for bands of matrices of one type, in one compute type."""
+    """As the kernels take them: dense samples; streamed stages of one compute type, those of moments of one type."""
     dtype = compute_dtype(*stages)
     if how.regime == "streamed":
         stages = [stage if compute_dtype(stage) == dtype else stage.to(dtype) for stage in stages]
+    elif how.regime == "feature" and len({stage.dtype for stage in stages}) > 1:
+        stages = [stage.to(dtype) for stage in stages]
     return [sample_dense(stage) for stage in stages]
 
 
@@ -154,7 +157,7 @@ def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], fl
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
-    """Whether a device has code among these: of its own, or the PTX of sm_80 that comes with all from 80 on."""
+    """Whether a device has code among these: of its own generation, or sm_80's PTX, which comes with all from 80 on."""
     capability = 10 * major + minor
     if capability >= 80:
         return max(architectures) >= 80

@@ -80,7 +80,7 @@ def saved_shape(stages: Sequence[Tensor], how: Distillation) -> tuple[int, ...]:
     """The shape of what `launch_distill` saves.
 
     * `sample`: the slots `(stages, *B, N, N + 1)` of csrc/cpu/operator.h.
-    * `feature`: the moments `(*B, E)` of csrc/cpu/feature.h: of every student X̂ᵀX̂ and X̂ᵀŶ, then of the teacher ŶᵀŶ.
+    * `feature`: the moments `(*B, E)` of csrc/core/moments.h: of every student X̂ᵀX̂ and X̂ᵀŶ, then of the teacher ŶᵀŶ.
     * `streamed`: `(*B, E)` as in csrc/cpu/streamed.h: the squared norms of all stages' samples, then of every student
       `MAX_STATISTICS` numbers of each row.
     """

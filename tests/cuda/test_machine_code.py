@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from resources import ARCHITECTURES, find_cuobjdump, instructions, pinned, usage
+from resources import ARCHITECTURES, dump, find_cuobjdump, instructions, pinned, usage
 
 from benchmarks.occupancy import occupancy
 from icsd import _native
@@ -24,6 +24,12 @@ def found():
 def test_every_kernel_is_in_the_table(found):
     assert {kernel for kernel, _ in found} == {kernel for kernel, _ in pinned()}
     assert {architecture for _, architecture in found} == set(BUILT)
+
+
+def test_drivers_find_ptx_for_other_devices():
+    """sm_80's for those between the ones with machine code, the newest's for those to come."""
+    new = [int(architecture) for architecture in BUILT if int(architecture) >= 80]
+    assert set(map(int, re.findall(r"\.sm_(\d+)\.ptx", dump("-lptx")))) == ({80, max(new)} if new else set())
 
 
 def test_nothing_is_spilled(found):
@@ -62,6 +68,10 @@ def test_promised_instructions(architecture):
         assert re.search(r"STG\S*\.128", kernel), "results in 16 bytes"
         if element != "half":  # which is converted on its way
             assert re.search(r"LDGSTS\S*\.128", kernel)
+        for kernel in ("moments_tensor", "gradients_tensor"):
+            assert re.search(tf32, code[f"{kernel}<{element}>"])
+            assert re.search(r"LDGSTS\S*\.128", code[f"{kernel}<{element}>"])
+        assert re.search(r"DFMA", code[f"moments_fma<{element}, double>"])
     for kernel, text in code.items():
         assert not re.search(r"\b(LDL|STL)\b", text), f"{kernel} uses local memory"
         assert not re.search(r"\b(ATOM|RED)", text), f"{kernel} has atomics"

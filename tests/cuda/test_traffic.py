@@ -12,6 +12,7 @@ from test_accuracy import DTYPES
 import icsd
 from benchmarks.kernels import CASES
 from icsd.ops import registry
+from icsd.ops.regimes import force_regime
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
@@ -44,12 +45,15 @@ def test_features_move_once(n, student, teacher, multiprocessors, dtype, counted
     assert gradient.isfinite().all()
 
 
-def test_all_traffic_is_near_the_floor(counted):
-    """The partial and N x N matrices included: where N is small beside D and the device small beside the work."""
-    counted.library.emulator_multiprocessors(2)
-    x, y = torch.randn(16, 16384, requires_grad=True), torch.randn(16, 32768)
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(16, torch.float32), (32, torch.float32), (40, torch.bfloat16), (64, torch.bfloat16)], ids=str
+)
+def test_all_traffic_is_near_the_floor(n, dtype, counted):
+    """The partial and N x N matrices included, on a large device."""
+    counted.library.emulator_multiprocessors(132)
+    x, y = torch.randn(n, 65536).to(dtype).requires_grad_(), torch.randn(n, 65536).to(dtype)
     with Traffic(counted.library, x, y) as forward:
-        loss = icsd.similarity_distillation_loss(x, y, backend=counted.name)
+        loss = icsd.similarity_distillation_loss(x, y, "kl", backend=counted.name)
     with Traffic(counted.library, x, y) as backward:
         torch.autograd.grad(loss, x)
     floor = 3 * x.nbytes + y.nbytes
@@ -69,3 +73,27 @@ def test_launches_are_as_the_table_says(case, counted):
         if [row[field] for field in case._fields] == [*map(str, case)]
     ]
     assert [[*map(str, row)] for row in found] == expected, "run: python -m benchmarks.kernels --pin"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("student", "teacher"), [(64, 64), (128, 64)])
+def test_traffic_of_feature_space(student, teacher, dtype, counted):
+    """Features are read once for the norms, then once for each tile of the moments or of the gradient that needs them.
+
+    Those of the same samples are at work side by side: memory gives the features twice forward, once backward.
+    """
+    counted.library.emulator_multiprocessors(132)
+    x, y = torch.randn(1024, student).to(dtype).requires_grad_(), torch.randn(1024, teacher).to(dtype)
+    with force_regime("feature"):
+        with Traffic(counted.library, x, y) as forward:
+            loss = icsd.similarity_distillation_loss(x, y, backend=counted.name)
+        with Traffic(counted.library, x, y) as backward:
+            (gradient,) = torch.autograd.grad(loss, x)
+    tiles = (student + teacher) // 64
+    assert forward.read(x) <= 1.05 * (1 + tiles) * x.nbytes
+    assert forward.read(y) <= 1.05 * (1 + tiles) * y.nbytes
+    assert backward.read(x) <= 1.05 * (3 + student // 64) * x.nbytes  # and to project the gradient
+    assert backward.read(y) <= 1.05 * (1 + student // 64) * y.nbytes
+    assert backward.written(gradient) == gradient.nbytes
+    assert forward.written(x) == forward.written(y) == backward.written(x) == backward.read(gradient) == 0
+    assert gradient.isfinite().all()

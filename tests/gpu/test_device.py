@@ -30,7 +30,7 @@ def test_it_is_the_backend_of_cuda_tensors():
     assert loss.device == stages[0].device
 
 
-@pytest.mark.parametrize("regime", ["sample", "streamed"])
+@pytest.mark.parametrize("regime", ["sample", "feature", "streamed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_kernel(dtype, regime):
     """Small, for compute-sanitizer: all divergences with kernels, all gradients."""
@@ -79,24 +79,24 @@ def test_it_runs_on_the_current_stream():
     torch.testing.assert_close(results, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("regime", ["sample", "streamed"])
-def test_cuda_graph(regime):
+@pytest.mark.parametrize(("regime", "divergence"), [("sample", "kl"), ("feature", "mse"), ("streamed", "kl")])
+def test_cuda_graph(regime, divergence):
     static = stages_of(700, 300)
     with force_regime(regime):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            loss_and_gradients(static)
+            loss_and_gradients(static, divergence)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = loss_and_gradients(static)
+            captured = loss_and_gradients(static, divergence)
         for _ in range(3):
             with torch.no_grad():
                 for stage in static:
                     stage.copy_(torch.randn_like(stage))
             graph.replay()
-            torch.testing.assert_close(captured, loss_and_gradients(static), rtol=0, atol=0)
+            torch.testing.assert_close(captured, loss_and_gradients(static, divergence), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one device")

@@ -101,7 +101,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
     icsd::cpu::distill_streamed_backward<float>(grad.data(), statistics.data(), stages, outs, shape, how);
   }
   if (!narrow(student) || !narrow(teacher)) return;
-  std::vector<double> moments(shape.groups * icsd::cpu::feature_moments(stages));
+  std::vector<double> moments(shape.groups * icsd::feature_moments(stages));
   const Distillation mse{DivergenceKind::mse, nullptr, &weight, 1e-8, false};
   icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), moments.data());
   icsd::cpu::distill_feature_backward<float>(grad.data(), moments.data(), stages, outs, shape, mse);

@@ -12,6 +12,7 @@ import icsd
 from icsd import cross_sample_similarity as similarity
 from icsd import interstage_distillation_loss as interstage
 from icsd import similarity_distillation_loss as pair
+from icsd.ops import cuda
 
 
 def chosen(backend=None, tensor=None):
@@ -134,6 +135,24 @@ def test_modules():
     assert "student_temperature=0.3" in repr(loss)
     pair = icsd.SimilarityDistillationLoss(reduction="sum")
     torch.testing.assert_close(pair(*stages), icsd.similarity_distillation_loss(*stages, reduction="sum"))
+
+
+@pytest.mark.parametrize(
+    ("built", "device", "runs"),
+    [
+        ([75, 80, 86, 89, 90, 100, 120], 75, True),
+        ([75, 80, 86, 89, 90, 100, 120], 87, True),
+        ([75, 80, 86, 89, 90, 100, 120], 110, True),  # by PTX of sm_80
+        ([75, 80, 86, 89, 90, 100, 120], 130, True),
+        ([75, 80, 86, 89, 90, 100, 120], 70, False),
+        ([90], 86, True),
+        ([75], 80, False),
+        ([75], 75, True),
+        ([80], 75, False),
+    ],
+)
+def test_devices_that_cuda_code_runs_on(built, device, runs):
+    assert cuda.runs_on(built, device // 10, device % 10) == runs
 
 
 ISA_SCRIPT = """

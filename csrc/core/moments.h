@@ -1,0 +1,59 @@
+// `mse` of many samples by way of the products of their features, the moments: with X̂ the samples of norm 1,
+//   |X̂X̂ᵀ - ŶŶᵀ|² = |X̂ᵀX̂|² - 2 |X̂ᵀŶ|² + |ŶᵀŶ|²,    d/dX̂ = 4 (X̂ (X̂ᵀX̂) - Ŷ (ŶᵀX̂)),
+// so that no matrix has more than D x D elements.
+//
+// The three terms cancel as S approaches T. Products of float32 are summed in float64; where less than kLeastRemainder of
+// the terms remains, loss and gradient are computed again from products in float64.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/features.h"
+#include "core/math.h"
+
+namespace icsd {
+
+constexpr double kLeastRemainder = 1e-2;
+
+// One matrix of the moments: left features x right features, (left, left) being symmetric.
+struct Moment {
+  std::int64_t left, right;  // stages
+  std::int64_t rows, columns, offset;
+};
+
+// Those of a group, one after the other: of every student X̂ᵀX̂ (D, D) and X̂ᵀŶ (D, D_teacher), then ŶᵀŶ.
+inline std::vector<Moment> moments_of(const std::vector<Features>& stages) {
+  std::vector<Moment> moments;
+  const std::int64_t teacher = static_cast<std::int64_t>(stages.size()) - 1;
+  std::int64_t offset = 0;
+  const auto add = [&](std::int64_t left, std::int64_t right) {
+    moments.push_back({left, right, stages[left].features, stages[right].features, offset});
+    offset += stages[left].features * stages[right].features;
+  };
+  for (std::int64_t k = 0; k < teacher; ++k) {
+    add(k, k);
+    add(k, teacher);
+  }
+  add(teacher, teacher);
+  return moments;
+}
+
+// Their numbers.
+inline std::int64_t feature_moments(const std::vector<Features>& stages) {
+  const Moment last = moments_of(stages).back();
+  return last.offset + last.rows * last.columns;
+}
+
+struct Remainder {
+  double squares;   // |S - T|²
+  double fraction;  // of |S|² + |T|²
+};
+
+// What is left of |X̂ᵀX̂|², |X̂ᵀŶ|² and |ŶᵀŶ|².
+ICSD_HD Remainder remainder_of(double s, double both, double t) {
+  const double left = (s - both) + (t - both);
+  return {left < 0 ? 0 : left, left / (s + t)};
+}
+
+}  // namespace icsd

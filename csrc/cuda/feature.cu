@@ -1,0 +1,241 @@
+#include <algorithm>
+#include <type_traits>
+
+#include "cuda/device.cuh"
+#include "cuda/gradients.cuh"
+#include "cuda/operator.h"
+
+namespace icsd::cuda {
+namespace {
+
+MomentMatrices matrices_of(const std::vector<Features>& stages) {
+  MomentMatrices matrices{};
+  for (const Moment& moment : moments_of(stages)) {
+    matrices.of[matrices.count++] = {static_cast<int>(moment.left),
+                                     static_cast<int>(moment.right),
+                                     static_cast<int>(moment.rows),
+                                     static_cast<int>(moment.columns),
+                                     matrices.tiles,
+                                     moment.offset};
+    const std::int64_t rows = divide_up(moment.rows, kTileColumns), columns = divide_up(moment.columns, kTileColumns);
+    matrices.tiles += static_cast<int>(moment.left == moment.right ? rows * (rows + 1) / 2 : rows * columns);
+  }
+  matrices.numbers = feature_moments(stages);
+  return matrices;
+}
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// How the samples are shared out among blocks, and the workspace of the forward pass.
+struct Plan {
+  MomentMatrices matrices;
+  std::int64_t share, splits;  // samples of a split; none if there are no samples
+  std::size_t inverse_norms, partials, squares, close_squares, moments, bytes = 0;
+
+  Plan(const std::vector<Features>& stages, Shape shape, bool save) : matrices(matrices_of(stages)) {
+    // As many blocks as fill the chip twice, but none of fewer samples than are summed without a pause.
+    const std::int64_t tiles = std::max<std::int64_t>(1, shape.groups * matrices.tiles);
+    const std::int64_t wanted = std::min(divide_up(2 * multiprocessors(), tiles), divide_up(shape.samples, kShortSum));
+    share = divide_up(divide_up(shape.samples, std::max<std::int64_t>(1, wanted)), kShortSum) * kShortSum;
+    splits = share ? divide_up(shape.samples, share) : 0;
+    const std::size_t numbers = shape.groups * matrices.numbers, parts = shape.groups * matrices.count * kParts;
+    inverse_norms = take(stages.size() * shape.groups * shape.samples);
+    partials = take(splits * numbers);
+    squares = take(parts);
+    close_squares = take(parts);
+    moments = take(save ? 0 : numbers);
+  }
+
+ private:
+  std::size_t take(std::size_t doubles) {
+    const std::size_t begin = bytes;
+    bytes += aligned(doubles * sizeof(double));
+    return begin;
+  }
+};
+
+template <class T>
+void describe(const std::vector<Features>& stages, FeatureStage<T>* to) {
+  for (const Features& x : stages) {
+    *to++ = {static_cast<const T*>(x.data), x.group_stride, x.sample_stride, static_cast<int>(x.features),
+             copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T))};
+  }
+}
+
+// Launches a kernel with more shared memory than it has by default.
+template <class Kernel, class Arguments>
+void launch_tiles(Kernel* kernel, std::int64_t grid, int threads, std::size_t shared, cudaStream_t stream,
+                  const Arguments& arguments) {
+  if (!grid) return;
+  allow_shared(kernel, shared);
+  launch(kernel, blocks(grid), threads, shared, stream, arguments);
+}
+
+// The moments from products of type C, where `arguments` say.
+template <class T, class C>
+void launch_moments(MomentArguments<T> arguments, double* squares, double* moments, cudaStream_t stream) {
+  const std::int64_t grid = arguments.groups * arguments.splits * arguments.matrices.tiles;
+  const auto run = [&](auto kernel, auto tile) {
+    using Tile = decltype(tile);
+    launch_tiles(kernel, grid, Tile::kThreads, MomentTiles<T, Tile>::kBytes, stream, arguments);
+  };
+  bool tensor_cores = false;
+  if constexpr (std::is_same_v<C, float>) {
+    tensor_cores = has_tensor_cores();
+    if (tensor_cores) run(moments_tensor<T>, MomentTensorShape{});
+  }
+  if (!tensor_cores) run(moments_fma<T, C>, FmaTile<C, false>{});
+  const MomentSums<C> sums{arguments.matrices, static_cast<const C*>(arguments.partials), arguments.splits, arguments.squares,
+                           squares, moments};
+  launch(sum_moments<C>, blocks(arguments.groups * arguments.matrices.count * kParts), kRowThreads, 0, stream, sums);
+}
+
+std::int64_t widest(const std::vector<Features>& stages) {
+  std::int64_t features = 0;
+  for (const Features& stage : stages) features = std::max(features, stage.features);
+  return features;
+}
+
+// The blocks of a backward pass by tiles of that shape, and the scratch of all.
+template <class T, class Tile>
+struct GradientPlan {
+  std::int64_t items, blocks;
+  std::size_t scratch;
+
+  GradientPlan(const std::vector<Features>& stages, Shape shape, std::int64_t targets)
+      : items(targets * shape.groups * divide_up(shape.samples, Tile::kRows)),
+        blocks(std::min<std::int64_t>(items, 2 * multiprocessors())),
+        scratch(GradientTiles<T, Tile>::scratch(static_cast<std::int64_t>(stages.size()), widest(stages))) {}
+};
+
+// call(kernel, tile) for those of type T that products of type C take.
+template <class T, class C, class Call>
+void with_gradients(const Call& call) {
+  if constexpr (std::is_same_v<C, float>) {
+    if (has_tensor_cores()) return call(gradients_tensor<T>, GradientTensorShape{});
+  }
+  call(gradients_fma<T, C>, FmaTile<C, true>{});
+}
+
+std::size_t squares_bytes(const std::vector<Features>& stages, Shape shape) {
+  return aligned(shape.groups * matrices_of(stages).count * kParts * sizeof(double));
+}
+
+}  // namespace
+
+std::size_t feature_workspace(const std::vector<Features>& stages, Shape shape, bool save) {
+  return Plan(stages, shape, save).bytes;
+}
+
+template <class C>
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, double* moments,
+                     void* workspace, Stream stream) {
+  if (shape.groups == 0) return;
+  const auto on = static_cast<cudaStream_t>(stream);
+  const Plan plan(stages, shape, moments);
+  const auto at = [&](std::size_t offset) { return reinterpret_cast<double*>(static_cast<char*>(workspace) + offset); };
+  double *const squares = at(plan.squares), *close_squares = nullptr;
+  if (!moments) moments = at(plan.moments);
+  with_element(stages.back().dtype, [&](auto element) {
+    using T = decltype(element);
+    if constexpr (std::is_same_v<Compute<T>, C>) {
+      MomentArguments<T> arguments{};
+      describe(stages, arguments.stages);
+      arguments.matrices = plan.matrices;
+      arguments.samples = static_cast<int>(shape.samples);
+      arguments.share = static_cast<int>(plan.share);
+      arguments.splits = static_cast<int>(plan.splits);
+      arguments.groups = shape.groups;
+      arguments.inverse_norms = at(plan.inverse_norms);
+      arguments.eps = how.eps;
+      arguments.partials = at(plan.partials);
+      const int count = static_cast<int>(stages.size());
+      const std::int64_t rows = count * shape.groups * shape.samples;
+      if (rows) launch(find_inverse_norms<T>, blocks(divide_up(rows, kRowThreads / 32)), kRowThreads, 0, on, arguments, count);
+      launch_moments<T, C>(arguments, squares, moments, on);
+      if constexpr (!std::is_same_v<C, double>) {
+        arguments.squares = squares;
+        close_squares = at(plan.close_squares);
+        launch_moments<T, double>(arguments, close_squares, moments, on);
+      }
+    }
+  });
+  RemainderArguments<C> arguments{};
+  arguments.students = static_cast<int>(stages.size()) - 1;
+  const double pairs = std::max(1.0, static_cast<double>(shape.samples) * shape.samples);
+  for (int k = 0; k < arguments.students; ++k) arguments.weights[k] = how.weights[k] / pairs;
+  arguments.squares = squares;
+  arguments.close = close_squares;
+  arguments.loss = loss;
+  launch(add_up_remainders<C>, blocks(shape.groups), 32, 0, on, arguments);
+}
+
+std::size_t feature_backward_workspace(const std::vector<Features>& stages, Shape shape) {
+  std::size_t most = 0;
+  const auto plan = [&](auto, auto tile, auto element) {
+    const GradientPlan<decltype(element), decltype(tile)> plan(stages, shape, static_cast<std::int64_t>(stages.size()));
+    most = std::max(most, plan.blocks * plan.scratch);
+  };
+  with_element(stages.back().dtype, [&](auto element) {
+    using T = decltype(element);
+    with_gradients<T, Compute<T>>([&](auto kernel, auto tile) { plan(kernel, tile, element); });
+    with_gradients<T, double>([&](auto kernel, auto tile) { plan(kernel, tile, element); });
+  });
+  return squares_bytes(stages, shape) + most;
+}
+
+template <class C>
+void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
+                              const std::vector<Features>& outs, Shape shape, const Distillation& how, void* workspace,
+                              Stream stream) {
+  if (shape.groups * shape.samples == 0) return;
+  const auto on = static_cast<cudaStream_t>(stream);
+  double* const squares = static_cast<double*>(workspace);
+  with_element(stages.back().dtype, [&](auto element) {
+    using T = decltype(element);
+    if constexpr (std::is_same_v<Compute<T>, C>) {
+      GradientArguments<T> arguments{};
+      describe(stages, arguments.stages);
+      for (std::size_t k = 0; k < stages.size(); ++k) {
+        if (!outs[k].data || !outs[k].features) continue;
+        arguments.outs[k] = {static_cast<T*>(outs[k].data), outs[k].group_stride, outs[k].sample_stride};
+        arguments.targets[arguments.target_count++] = static_cast<int>(k);
+      }
+      arguments.matrices = matrices_of(stages);
+      arguments.students = static_cast<int>(stages.size()) - 1;
+      for (int k = 0; k < arguments.students; ++k) {
+        arguments.factors[k] = 4 * how.weights[k] / (static_cast<double>(shape.samples) * shape.samples);
+      }
+      arguments.samples = static_cast<int>(shape.samples);
+      arguments.groups = shape.groups;
+      arguments.moments = moments;
+      arguments.group_scale = grad;
+      arguments.eps = how.eps;
+      arguments.scratch = static_cast<unsigned char*>(workspace) + squares_bytes(stages, shape);
+      const auto run = [&](auto kernel, auto tile) {
+        using Tile = decltype(tile);
+        const GradientPlan<T, Tile> plan(stages, shape, arguments.target_count);
+        arguments.items = plan.items;
+        arguments.scratch_bytes = static_cast<std::int64_t>(plan.scratch);
+        launch_tiles(kernel, plan.blocks, Tile::kThreads, GradientTiles<T, Tile>::kBytes, on, arguments);
+      };
+      if constexpr (!std::is_same_v<C, double>) {
+        arguments.squares = squares;
+        const MomentSums<double> sums{arguments.matrices, moments, 1, nullptr, squares, nullptr};
+        launch(sum_moments<double>, blocks(shape.groups * arguments.matrices.count * kParts), kRowThreads, 0, on, sums);
+        with_gradients<T, C>(run);
+      }
+      with_gradients<T, double>(run);
+    }
+  });
+}
+
+#define ICSD_INSTANTIATE(C)                                                                                               \
+  template void distill_feature<C>(const std::vector<Features>&, Shape, const Distillation&, C*, double*, void*, Stream); \
+  template void distill_feature_backward<C>(const C*, const double*, const std::vector<Features>&,                        \
+                                            const std::vector<Features>&, Shape, const Distillation&, void*, Stream);
+ICSD_INSTANTIATE(float)
+ICSD_INSTANTIATE(double)
+#undef ICSD_INSTANTIATE
+
+}  // namespace icsd::cuda

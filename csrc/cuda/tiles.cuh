@@ -1,0 +1,117 @@
+// Tiles of kRows x 64 elements of a product, of operands in shared memory: by fused multiply-adds or by tensor cores, alike
+// to whoever uses them. Operands come in chunks, `left` (kRows, kDepth), either way round, and `right` (kDepth, 64).
+#pragma once
+
+#include "cuda/tensor.cuh"
+
+namespace icsd::cuda {
+
+constexpr int kTileColumns = 64;
+
+// Each thread has 4 x 4 elements, 16 apart. A chunk is summed on its own before it is added.
+template <class C_, bool kLeftByRows>
+struct FmaTile {
+  using C = C_;
+  static constexpr int kThreads = 256, kRows = 64, kDepth = 16, kElements = 16;
+  C sums[4][4] = {};
+
+  __device__ void multiply(const C* left, int left_pitch, const C* right, int right_pitch) {
+    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    C chunk[4][4] = {};
+#pragma unroll 4
+    for (int k = 0; k < kDepth; ++k) {
+      C u[4], v[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        u[m] = kLeftByRows ? left[(ty + 16 * m) * left_pitch + k] : left[k * left_pitch + ty + 16 * m];
+        v[m] = right[k * right_pitch + tx + 16 * m];
+      }
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) chunk[m][n] += u[m] * v[n];
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) sums[m][n] += chunk[m][n];
+    }
+  }
+
+  // Moves the sums so far, this thread's, to where they are added up.
+  template <class Sum>
+  __device__ void drain(Sum (&totals)[kElements]) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        totals[4 * m + n] += sums[m][n];
+        sums[m][n] = 0;
+      }
+    }
+  }
+
+  template <class Sum>
+  static __device__ void store(C* to, int pitch, const Sum (&totals)[kElements]) {
+    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) to[(ty + 16 * m) * pitch + tx + 16 * n] = static_cast<C>(totals[4 * m + n]);
+    }
+  }
+};
+
+template <int kRows_>
+struct TensorShape {
+  using C = float;
+  static constexpr int kRows = kRows_, kThreads = kRows * kTileColumns / 32, kDepth = 32, kElements = 32;
+};
+
+#if __CUDA_ARCH__ >= 800
+
+// Each warp has 32 x 32 elements. What tf32 holds exactly need not be split: elements of 16 bits.
+template <int kRows, bool kLeftByRows, bool kSplitLeft>
+struct TensorTile : TensorShape<kRows> {
+  using Shape = TensorShape<kRows>;
+  using Shape::kDepth, Shape::kElements;
+  using LeftLayout = std::conditional_t<kLeftByRows, wmma::row_major, wmma::col_major>;
+  TileSums<float, 2, 2, wmma::row_major, kSplitLeft, true, LeftLayout> product;
+
+  static __device__ int row() { return threadIdx.x / 64 * 32; }
+  static __device__ int column() { return threadIdx.x / 32 % 2 * 32; }
+
+  __device__ void multiply(const float* left, int left_pitch, const float* right, int right_pitch) {
+#pragma unroll 1
+    for (int k = 0; k < kDepth; k += Operand<float>::kStep) {
+      product.multiply(left + (kLeftByRows ? row() * left_pitch + k : k * left_pitch + row()), left_pitch,
+                       right + k * right_pitch + column(), right_pitch);
+      product.add_up();
+    }
+  }
+
+  template <class Sum>
+  __device__ void drain(Sum (&totals)[kElements]) {
+    product.for_each_tile([&](int m, int n, const auto& tile) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) totals[(2 * m + n) * 8 + k] += tile.x[k];
+    });
+    product.clear();
+  }
+
+  template <class Sum>
+  static __device__ void store(float* to, int pitch, const Sum (&totals)[kElements]) {
+    typename decltype(product)::Sum tile;
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) tile.x[k] = static_cast<float>(totals[8 * t + k]);
+      wmma::store_matrix_sync(to + (row() + t / 2 * kTile) * pitch + column() + t % 2 * kTile, tile, pitch, wmma::mem_row_major);
+    }
+  }
+};
+
+#endif
+
+}  // namespace icsd::cuda
