@@ -61,8 +61,8 @@ def import_lazily(name: str, path: Path) -> ModuleType:
 @cache
 def kernel_names(library: str) -> dict[int, str]:
     """By their place in a library: they have no names to be linked by."""
-    lines = run(["nm", "--demangle", library]).splitlines()
-    return {int(at, 16): name for at, _, name in (line.split(" ", 2) for line in lines if line[0] != " ")}
+    symbols = (line.split(" ", 2) for line in run(["nm", "--demangle", library]).splitlines() if line[0] != " ")
+    return {int(at, 16): name for at, kind, name in symbols if kind == "t"}  # what is local to a thread has offsets
 
 
 class Launch(NamedTuple):
