@@ -229,6 +229,7 @@ def flags_of(address):
     raise AssertionError("there is nothing at this address")
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
 @pytest.mark.skipif(
     not MAPPINGS.exists() or "VmFlags" not in MAPPINGS.read_text(), reason="this system does not tell of its pages"
 )
