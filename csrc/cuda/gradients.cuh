@@ -70,156 +70,207 @@ struct GradientTiles {
   }
 };
 
+// Some samples of a stage, whose gradients one block computes.
 template <class T, class Tile, class Shape>
-__device__ void differentiate_samples(const GradientArguments<T>& a, unsigned char* shared) {
+struct GradientBlock {
   using Tiles = GradientTiles<T, Shape>;
   using C = typename Tiles::C;
-  constexpr int kRows = Shape::kRows, kDepth = Shape::kDepth, kWarps = Shape::kThreads / 32;
-  constexpr int kPitch = Tiles::kPitch, kOperandPitch = Tiles::kOperandPitch;
-  T* const ring = reinterpret_cast<T*>(shared);
-  C* const operand = reinterpret_cast<C*>(shared + 2 * Tiles::kChunk * sizeof(T));
-  C* const matrices = operand + Tiles::kOperand;
-  C* const tile_of_v = reinterpret_cast<C*>(shared);
-  C* const along = reinterpret_cast<C*>(shared + Tiles::kAlong);
-  double* const inverse_norms = reinterpret_cast<double*>(a.scratch + blockIdx.x * a.scratch_bytes);
-  C* const v = reinterpret_cast<C*>(inverse_norms + (a.students + 1) * kRows);  // dL/dX̂
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, ranges = (a.samples + kRows - 1) / kRows;
+  static constexpr int kRows = Shape::kRows, kDepth = Shape::kDepth, kWarps = Shape::kThreads / 32;
+  static constexpr int kPitch = Tiles::kPitch, kOperandPitch = Tiles::kOperandPitch;
+  static constexpr int kCoefficients = kDepth * kTileColumns / Shape::kThreads;  // of a chunk, for each thread
 
-#pragma unroll 1
-  for (std::int64_t item = blockIdx.x; item < a.items; item += gridDim.x) {
-    const std::int64_t group = item / ranges % a.groups;
-    const int first = static_cast<int>(item % ranges) * kRows, target = a.targets[item / ranges / a.groups];
-    const int samples = min(kRows, a.samples - first), terms = target == a.students ? a.students + 1 : 2;
-    if (a.squares && cancels(a.squares + group * a.matrices.count * kParts, a.students) != std::is_same_v<C, double>) continue;
-    const double* const moments = a.moments + group * a.matrices.numbers;
-    const auto samples_of = [&](int stage) {
-      const FeatureStage<T>& of = a.stages[stage];
-      return of.x + group * of.group_stride + first * of.sample_stride;
-    };
-    const FeatureStage<T>& own = a.stages[target];
+  // Some features of a term.
+  struct Chunk {
+    int number, feature;
+  };
 
+  const GradientArguments<T>& a;
+  T* ring;
+  C *operand, *matrices, *tile, *along;
+  double* inverse_norms;  // (stages, rows)
+  C* v;                   // dL/dX̂
+  int target, first, samples, terms;
+  std::int64_t group;
+  const double* moments;
+
+  __device__ GradientBlock(const GradientArguments<T>& a, unsigned char* shared)
+      : a(a),
+        ring(reinterpret_cast<T*>(shared)),
+        operand(reinterpret_cast<C*>(shared + 2 * Tiles::kChunk * sizeof(T))),
+        matrices(operand + Tiles::kOperand),
+        tile(reinterpret_cast<C*>(shared)),
+        along(reinterpret_cast<C*>(shared + Tiles::kAlong)),
+        inverse_norms(reinterpret_cast<double*>(a.scratch + blockIdx.x * a.scratch_bytes)),
+        v(reinterpret_cast<C*>(inverse_norms + (a.students + 1) * kRows)) {}
+
+  __device__ void begin(std::int64_t item) {
+    const int ranges = (a.samples + kRows - 1) / kRows;
+    first = static_cast<int>(item % ranges) * kRows;
+    samples = min(kRows, a.samples - first);
+    group = item / ranges % a.groups;
+    target = a.targets[item / ranges / a.groups];
+    terms = target == a.students ? a.students + 1 : 2;
+    moments = a.moments + group * a.matrices.numbers;
+  }
+
+  // Whether products of this type are what the group takes.
+  __device__ bool is_meant() const {
+    if (!a.squares) return true;
+    return cancels(a.squares + group * a.matrices.count * kParts, a.students) == std::is_same_v<C, double>;
+  }
+
+  __device__ const T* sample(int stage, int row) const {
+    const FeatureStage<T>& of = a.stages[stage];
+    return of.x + group * of.group_stride + (first + row) * of.sample_stride;
+  }
+  __device__ GradientTerm term(int number) const { return gradient_term(a, moments, target, number); }
+
+  __device__ void find_norms() const {
+    constexpr double largest = std::numeric_limits<Compute<T>>::max();
     for (int number = 0; number < terms; ++number) {
-      const int source = gradient_term(a, moments, target, number).source;
-      for (int row = warp; row < kRows; row += kWarps) {
-        const bool inside = row < samples;
-        const double square = inside ? squared_norm(samples_of(source) + row * a.stages[source].sample_stride,
-                                                    a.stages[source].features)
-                                     : 0;
-        constexpr double largest = std::numeric_limits<Compute<T>>::max();
-        if (lane == 0) inverse_norms[source * kRows + row] = inverse_norm(square, a.eps, largest);
+      const int source = term(number).source;
+      for (int row = threadIdx.x / 32; row < kRows; row += kWarps) {
+        const double square = row < samples ? squared_norm(sample(source, row), a.stages[source].features) : 0;
+        if (threadIdx.x % 32 == 0) inverse_norms[source * kRows + row] = inverse_norm(square, a.eps, largest);
       }
     }
-    for (int row = threadIdx.x; row < kRows; row += Shape::kThreads) along[row] = 0;
-    __syncthreads();
+  }
 
-    for (int first_feature = 0; first_feature < own.features; first_feature += kTileColumns) {
-      // A chunk of a term's features.
-      struct Chunk {
-        int number, feature;
-      };
-      // Of the matrix, through registers: on their way while the chunk before is multiplied.
-      constexpr int kCoefficients = kDepth * kTileColumns / Shape::kThreads;
-      double coefficients[kCoefficients];
-      const auto place = [&](const GradientTerm& term, int n, int& k, int& j) {
-        const int e = threadIdx.x + n * Shape::kThreads;
-        k = term.column_stride == 1 ? e / kTileColumns : e % kDepth;  // neighbours in memory by neighbouring threads
-        j = term.column_stride == 1 ? e % kTileColumns : e / kDepth;
-      };
-      const auto fetch = [&](Chunk chunk, int slot) {
-        const GradientTerm term = gradient_term(a, moments, target, chunk.number);
-        const FeatureStage<T>& source = a.stages[term.source];
-        copy_block(source.copy_bytes, ring + slot * Tiles::kChunk, kPitch, samples_of(term.source) + chunk.feature,
-                   source.sample_stride, samples, kRows, kDepth, source.features - chunk.feature);
-        __pipeline_commit();
-        const double* const from = term.matrix + chunk.feature * term.stride + first_feature * term.column_stride;
-#pragma unroll
-        for (int n = 0; n < kCoefficients; ++n) {
-          int k, j;
-          place(term, n, k, j);
-          const bool inside = chunk.feature + k < source.features && first_feature + j < own.features;
-          coefficients[n] = inside ? from[k * term.stride + j * term.column_stride] : 0;
-        }
-      };
-      const auto put = [&](Chunk chunk, int slot) {
-        const GradientTerm term = gradient_term(a, moments, target, chunk.number);
-#pragma unroll
-        for (int n = 0; n < kCoefficients; ++n) {
-          int k, j;
-          place(term, n, k, j);
-          matrices[slot * Tiles::kMatrix + k * kTilePitch + j] = static_cast<C>(term.factor * coefficients[n]);
-        }
-      };
-      // The first that there is from here on.
-      const auto chunk_from = [&](Chunk chunk) {
-        while (chunk.number < terms && chunk.feature >= a.stages[gradient_term(a, moments, target, chunk.number).source].features) {
-          chunk = {chunk.number + 1, 0};
-        }
-        return chunk;
-      };
+  // The chunk itself or, where it is beyond a term's features, the next that there is.
+  __device__ Chunk chunk_from(Chunk chunk) const {
+    while (chunk.number < terms && chunk.feature >= a.stages[term(chunk.number).source].features) chunk = {chunk.number + 1, 0};
+    return chunk;
+  }
 
-      Tile tile;
-      Chunk ahead = chunk_from({0, 0});
-      if (ahead.number < terms) {
-        fetch(ahead, 0);
-        put(ahead, 0);
-      }
+  // Where a chunk's matrix has this thread's n-th coefficient: neighbours in memory are for neighbouring threads.
+  static __device__ void place(const GradientTerm& term, int n, int& k, int& j) {
+    const int e = threadIdx.x + n * Shape::kThreads;
+    k = term.column_stride == 1 ? e / kTileColumns : e % kDepth;
+    j = term.column_stride == 1 ? e % kTileColumns : e / kDepth;
+  }
+
+  // Samples go to shared memory by themselves, the matrix by way of registers.
+  __device__ void fetch(Chunk chunk, int slot, int first_feature, double (&coefficients)[kCoefficients]) const {
+    const GradientTerm of = term(chunk.number);
+    const FeatureStage<T>& source = a.stages[of.source];
+    copy_block(source.copy_bytes, ring + slot * Tiles::kChunk, kPitch, sample(of.source, 0) + chunk.feature,
+               source.sample_stride, samples, kRows, kDepth, source.features - chunk.feature);
+    __pipeline_commit();
+    const double* const from = of.matrix + chunk.feature * of.stride + first_feature * of.column_stride;
+#pragma unroll
+    for (int n = 0; n < kCoefficients; ++n) {
+      int k, j;
+      place(of, n, k, j);
+      const bool inside = chunk.feature + k < source.features && first_feature + j < a.stages[target].features;
+      coefficients[n] = inside ? from[k * of.stride + j * of.column_stride] : 0;
+    }
+  }
+  __device__ void put(Chunk chunk, int slot, const double (&coefficients)[kCoefficients]) const {
+    const GradientTerm of = term(chunk.number);
+#pragma unroll
+    for (int n = 0; n < kCoefficients; ++n) {
+      int k, j;
+      place(of, n, k, j);
+      matrices[slot * Tiles::kMatrix + k * kTilePitch + j] = static_cast<C>(of.factor * coefficients[n]);
+    }
+  }
+
+  // The samples of a chunk with norm 1.
+  __device__ const C* normalise(int source, int slot) const {
+    T* const chunk = ring + slot * Tiles::kChunk;
+    C* to = operand;
+    if constexpr (Tiles::kAsItComes) to = chunk;
+    for (int e = threadIdx.x; e < kRows * kDepth; e += Shape::kThreads) {
+      const int row = e / kDepth, k = e % kDepth;
+      to[row * kOperandPitch + k] =
+          static_cast<C>(widen(chunk[row * kPitch + k])) * static_cast<C>(inverse_norms[source * kRows + row]);
+    }
+    return to;
+  }
+
+  // The features of dL/dX̂ from `first_feature` on, in `tile`.
+  __device__ void multiply(int first_feature) const {
+    Tile product;
+    double coefficients[kCoefficients];
+    Chunk ahead = chunk_from({0, 0});
+    if (ahead.number < terms) {
+      fetch(ahead, 0, first_feature, coefficients);
+      put(ahead, 0, coefficients);
+    }
 #pragma unroll 1
-      for (int slot = 0; ahead.number < terms; slot ^= 1) {
-        const int source = gradient_term(a, moments, target, ahead.number).source;
-        __pipeline_wait_prior(0);
-        __syncthreads();  // this chunk is there for all threads, and none still reads the one before
-        ahead = chunk_from({ahead.number, ahead.feature + kDepth});
-        if (ahead.number < terms) fetch(ahead, slot ^ 1);
-        T* const chunk = ring + slot * Tiles::kChunk;
-        for (int e = threadIdx.x; e < kRows * kDepth; e += Shape::kThreads) {
-          const int row = e / kDepth, k = e % kDepth;
-          const C x = static_cast<C>(widen(chunk[row * kPitch + k])) * static_cast<C>(inverse_norms[source * kRows + row]);
-          if constexpr (Tiles::kAsItComes) {
-            chunk[row * kPitch + k] = x;
-          } else {
-            operand[row * kOperandPitch + k] = x;
-          }
-        }
-        __syncthreads();
-        const C* left = operand;
-        if constexpr (Tiles::kAsItComes) left = chunk;
-        tile.multiply(left, kOperandPitch, matrices + slot * Tiles::kMatrix, kTilePitch);
-        if (ahead.number < terms) put(ahead, slot ^ 1);
-      }
-      __syncthreads();  // shared memory is free
-
-      C sums[Shape::kElements] = {};
-      tile.drain(sums);
-      Tile::store(tile_of_v, kTilePitch, sums);
+    for (int slot = 0; ahead.number < terms; slot ^= 1) {
+      const int source = term(ahead.number).source;
+      __pipeline_wait_prior(0);
+      __syncthreads();  // this chunk is there for all threads, and none still reads the one before
+      ahead = chunk_from({ahead.number, ahead.feature + kDepth});
+      if (ahead.number < terms) fetch(ahead, slot ^ 1, first_feature, coefficients);
+      const C* const left = normalise(source, slot);
       __syncthreads();
-      for (int row = warp; row < samples; row += kWarps) {
-        const T* const x = samples_of(target) + row * own.sample_stride + first_feature;
-        const C r = static_cast<C>(inverse_norms[target * kRows + row]);
-        C sum = 0;
-        for (int j = lane; j < min(kTileColumns, own.features - first_feature); j += 32) {
-          const C element = tile_of_v[row * kTilePitch + j];
-          sum += element * (static_cast<C>(widen(x[j])) * r);
-          v[static_cast<std::int64_t>(row) * own.features + first_feature + j] = element;
-        }
-        for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lanes);
-        if (lane == 0) along[row] += sum;
-      }
-      __syncthreads();
+      product.multiply(left, kOperandPitch, matrices + slot * Tiles::kMatrix, kTilePitch);
+      if (ahead.number < terms) put(ahead, slot ^ 1, coefficients);
     }
-
-    for (int row = warp; row < samples; row += kWarps) {
-      const T* const x = samples_of(target) + row * own.sample_stride;
-      T* const out = a.outs[target].x + group * a.outs[target].group_stride + (first + row) * a.outs[target].sample_stride;
-      const double inverse_norm = inverse_norms[target * kRows + row];
-      const C r = static_cast<C>(inverse_norm), scale = static_cast<C>(a.group_scale[group]) * r;
-      const C projection = inverse_norm >= 1 / a.eps ? C(0) : along[row];  // absent where eps stood in for the norm
-      for (int j = lane; j < own.features; j += 32) {
-        const C unit = static_cast<C>(widen(x[j])) * r;
-        out[j] = Narrow<T>::from(scale * (v[static_cast<std::int64_t>(row) * own.features + j] - projection * unit));
-      }
-    }
+    __syncthreads();  // shared memory is free
+    C sums[Shape::kElements] = {};
+    product.drain(sums);
+    Tile::store(tile, kTilePitch, sums);
     __syncthreads();
   }
+
+  // Keeps them, and adds to <dL/dx̂, x̂> of each sample.
+  __device__ void keep(int first_feature) const {
+    const int features = a.stages[target].features, lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < samples; row += kWarps) {
+      const T* const x = sample(target, row) + first_feature;
+      const C r = static_cast<C>(inverse_norms[target * kRows + row]);
+      C sum = 0;
+      for (int j = lane; j < min(kTileColumns, features - first_feature); j += 32) {
+        const C element = tile[row * kTilePitch + j];
+        sum += element * (static_cast<C>(widen(x[j])) * r);
+        v[static_cast<std::int64_t>(row) * features + first_feature + j] = element;
+      }
+      for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lanes);
+      if (lane == 0) along[row] += sum;
+    }
+  }
+
+  // dL/dX = r (v - <v, x̂> x̂), without the projection where eps stood in for the norm.
+  __device__ void project() const {
+    const int features = a.stages[target].features;
+    const auto& to = a.outs[target];
+    for (int row = threadIdx.x / 32; row < samples; row += kWarps) {
+      const T* const x = sample(target, row);
+      T* const out = to.x + group * to.group_stride + (first + row) * to.sample_stride;
+      const double inverse = inverse_norms[target * kRows + row];
+      const C r = static_cast<C>(inverse), scale = static_cast<C>(a.group_scale[group]) * r;
+      const C projection = inverse >= 1 / a.eps ? C(0) : along[row];
+      for (int j = threadIdx.x % 32; j < features; j += 32) {
+        const C unit = static_cast<C>(widen(x[j])) * r;
+        out[j] = Narrow<T>::from(scale * (v[static_cast<std::int64_t>(row) * features + j] - projection * unit));
+      }
+    }
+  }
+
+  __device__ void run(std::int64_t item) {
+    begin(item);
+    if (!is_meant()) return;
+    find_norms();
+    for (int row = threadIdx.x; row < kRows; row += Shape::kThreads) along[row] = 0;
+    __syncthreads();
+    for (int first_feature = 0; first_feature < a.stages[target].features; first_feature += kTileColumns) {
+      multiply(first_feature);
+      keep(first_feature);
+      __syncthreads();
+    }
+    project();
+    __syncthreads();
+  }
+};
+
+template <class T, class Tile, class Shape>
+__device__ void differentiate_samples(const GradientArguments<T>& a, unsigned char* shared) {
+  GradientBlock<T, Tile, Shape> block(a, shared);
+#pragma unroll 1
+  for (std::int64_t item = blockIdx.x; item < a.items; item += gridDim.x) block.run(item);
 }
 
 template <class T, class C>

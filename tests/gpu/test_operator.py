@@ -27,7 +27,7 @@ def run(*command):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", ["accuracy", "definition", "family", "autograd", "regimes"])
 def test_suite_of_the_operator(file):
-    options = ["-p", "offload", "-p", "no:cacheprovider", "-k", "cpu or layouts"]
+    options = ["-p", "offload", "-p", "no:cacheprovider", "-k", "cpu or layouts or regimes"]
     run(sys.executable, "-m", "pytest", *options, f"tests/ops/test_{file}.py")
 
 
