@@ -68,10 +68,12 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
     for (int k = 0; k <= students; ++k) {
       with_element(stages[k].dtype, [&](auto element) {
         using T = decltype(element);
+        const unsigned grid = blocks(divide_up(shape.groups * shape.samples, kNormThreads / 32));
+        if (!grid) return;
         if constexpr (sizeof(Compute<T>) <= sizeof(C)) {
-          launch(find_norms<T, C>, blocks(divide_up(shape.groups * shape.samples, kNormThreads / 32)), kNormThreads, 0, stream,
-                 arguments, static_cast<const T*>(stages[k].data), stages[k].features, stages[k].group_stride,
-                 stages[k].sample_stride, k, static_cast<bool>(divergence.similarities), known);
+          launch(find_norms<T, C>, grid, kNormThreads, 0, stream, arguments, static_cast<const T*>(stages[k].data),
+                 stages[k].features, stages[k].group_stride, stages[k].sample_stride, k,
+                 static_cast<bool>(divergence.similarities), known);
         }
       });
     }

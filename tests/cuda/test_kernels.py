@@ -39,6 +39,12 @@ def schedule(request, emulated):
     emulated.library.emulator_concurrent_blocks(os.environ.get("ICSD_EMULATOR_BLOCKS") == "concurrent")
 
 
+@pytest.fixture
+def in_place_of_the_cpu(monkeypatch, emulated):
+    """Tests of the CPU backend run on the emulated one."""
+    monkeypatch.setitem(registry._backends, "cpu", emulated)
+
+
 @EVERY_ARCHITECTURE
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -65,9 +71,10 @@ def test_nan_stays_in_its_row_and_column(dtype, value):
 
 
 @pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
-def test_degenerate_input(divergence):
+def test_degenerate_input(divergence, in_place_of_the_cpu):
     for shape in [(0, 5), (1, 5), (5, 0), (2, 0, 3), (0, 4, 3), (1, 1, 1)]:
         accuracy.test_degenerate_shapes(shape, divergence, "emulated")
+        regimes.test_degenerate_shapes("streamed", divergence, shape)
     accuracy.test_single_sample_without_its_diagonal(divergence, "emulated")
     accuracy.test_zero_rows(16, divergence, "emulated")
     accuracy.test_overflowing_norm_is_loud("emulated")
@@ -184,12 +191,6 @@ def test_several_bands(case, rows, dtype, emulated, monkeypatch):
     # Each band is made and measured, and once more made, turned into gradients and multiplied.
     one, several = launches
     assert several >= one + 5
-
-
-@pytest.fixture
-def in_place_of_the_cpu(monkeypatch, emulated):
-    """Tests of the CPU backend run on the emulated one."""
-    monkeypatch.setitem(registry._backends, "cpu", emulated)
 
 
 FEATURE_SPACE = "feature", "mse"
