@@ -23,7 +23,7 @@ def sanitizer(mode: str) -> str:
     return ":".join(paths)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("mode", "blocks", "which"),
     [
