@@ -356,10 +356,11 @@ void combine(std::uintptr_t matrix_address, int64_t outputs, const FeaturesTuple
   const Shape shape = shape_of(groups, samples), out_shape = shape_of(groups, outputs);
   const Features x = checked_stages({x_tuple}, shape)[0], out = features_of(out_tuple, out_shape, "out");
   check_result(out, outputs, x, shape, "out");
-  check_apart({block_of(out, out_shape, "out")}, {block_of(x, shape, "x")});
   with_compute_type(any_wide({x}), [&](auto c) {
     using C = decltype(c);
-    const C* matrix = matrix_at<C>(matrix_address, product(groups, outputs, samples), "matrix");
+    const int64_t elements = product(groups, outputs, samples);
+    const C* matrix = matrix_at<C>(matrix_address, elements, "matrix");
+    check_apart({block_of(out, out_shape, "out")}, {block_of(x, shape, "x"), block_of(matrix, elements, "matrix")});
     icsd::cuda::combine<C>(matrix, outputs, x, out, shape, at<void>(stream));
   });
 }

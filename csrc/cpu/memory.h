@@ -16,7 +16,7 @@ namespace icsd::cpu {
 // Blocks below this have little to gain; malloc maps those from 32 MiB on afresh each time.
 constexpr std::size_t kLargeBytes = std::size_t{4} << 20;
 
-// Asks for large pages under a block that is about to be written: each costs about as much as a small one to hand out.
+// Asks for large pages under a block that is about to be written: handed out, they cost less than as many bytes of small ones.
 inline void prefer_large_pages([[maybe_unused]] const void* data, [[maybe_unused]] std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
