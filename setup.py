@@ -154,7 +154,7 @@ class NinjaBuild(build_ext):
                 "-DICSD_COMPILER=__VERSION__",
             ],
         )
-        for source in ("operator", "streamed", "feature", "dispatch", "threads"):
+        for source in ("operator", "streamed", "feature", "dispatch", "memory", "threads"):
             compile_source(f"cpu/{source}.cpp", source, [])
         for isa, isa_flags in CPU_ISAS.items():
             for source in ["kernels", "rows", "tiles", *(["amx"] if isa == "amx" else [])]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from icsd.ops import empty_cache
+
 PROCESS = Path("/proc/self")
 
 
@@ -36,13 +38,14 @@ def peak_extra_bytes(call: Callable[[], object]) -> int:
     """The high-water mark of this process's resident memory during `call`, above where it stood before.
 
     That counts every page touched: tensors, the result, native buffers, the libraries' workspaces. What a warm-up call
-    leaves behind counts as being there before. Run it in a `frugal_process`.
+    leaves behind counts as being there before, but for what our own pool keeps. Run it in a `frugal_process`.
 
     Raises:
         OSError: The system does not tell; Linux does.
     """
     call()
     gc.collect()
+    empty_cache()
     (PROCESS / "clear_refs").write_text("5")  # sets the high-water mark to the present
     before = _status("VmRSS")
     call()

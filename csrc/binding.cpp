@@ -10,6 +10,7 @@
 
 #include "cpu/feature.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "cpu/operator.h"
 #include "cpu/streamed.h"
 #ifdef ICSD_CUDA
@@ -239,6 +240,11 @@ void distill_backward(std::uintptr_t grad_address, std::uintptr_t slots_address,
     py::gil_scoped_release unlocked;
     icsd::cpu::distill_backward<C>(grad, slots, stages, outs, shape);
   });
+}
+
+icsd::cpu::Allocation allocate(int64_t bytes) {
+  if (bytes < 0) refuse("bytes must not be negative, got " + std::to_string(bytes));
+  return icsd::cpu::Allocation(static_cast<std::size_t>(bytes));
 }
 
 // The regimes of many samples; feature space saves float64 whatever the stages.
@@ -536,6 +542,13 @@ PYBIND11_MODULE(_native, m) {
         py::arg("wide"), py::arg("groups"), py::arg("samples"));
   define_many<Regime::feature>(m, "distill_feature");
   define_many<Regime::streamed>(m, "distill_streamed");
+  py::class_<icsd::cpu::Allocation>(m, "Allocation", py::buffer_protocol(), "Writable memory without a value.")
+      .def(py::init(&allocate), py::arg("bytes"))
+      .def_buffer([](const icsd::cpu::Allocation& memory) {
+        return py::buffer_info(static_cast<unsigned char*>(memory.data()), static_cast<py::ssize_t>(memory.bytes()));
+      });
+  m.def("empty_cache", &icsd::cpu::empty_cache);
+  m.attr("LARGE_BYTES") = icsd::cpu::kLargeBytes;
 #ifdef ICSD_CUDA
   py::module_ device = m.def_submodule("cuda", "The same on the current CUDA device, enqueued on a stream.");
   device.def("gram_workspace", &cuda::gram_workspace, py::arg("x"), py::arg("groups"), py::arg("samples"));

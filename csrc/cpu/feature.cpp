@@ -295,7 +295,6 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Dis
 template <class C>
 void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
                               const std::vector<Features>& outs, Shape shape, const Distillation& how) {
-  for (const Features& out : outs) prefer_large_pages(out, shape);
   for (int64_t group = 0; group < shape.groups; ++group) {
     const double* of_group = moments + group * feature_moments(stages);
     if (cancels(stages, of_group)) {

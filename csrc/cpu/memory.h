@@ -1,53 +1,53 @@
-// Large blocks of fresh memory, which the system hands out page by page at the first write.
+// Memory for results and for scratch. The system clears fresh pages at their first write, which takes as long as writing
+// them: what is large and freed is kept here for the next that it fits.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
-
-#include "core/features.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include <utility>
 
 namespace icsd::cpu {
 
-// Blocks below this have little to gain; malloc maps those from 32 MiB on afresh each time.
+// Below this, malloc does as well.
 constexpr std::size_t kLargeBytes = std::size_t{4} << 20;
 
-// Asks for large pages under a block that is about to be written: handed out, they cost less than as many bytes of small ones.
-inline void prefer_large_pages([[maybe_unused]] const void* data, [[maybe_unused]] std::size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  if (bytes < kLargeBytes) return;
-  const auto address = reinterpret_cast<std::uintptr_t>(data);
-  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // that it may refuse
-#endif
-}
+// Bytes on whole cache lines, without a value; from kLargeBytes on, whole large pages. What is kept and what is in use
+// never exceed the most that was in use at once, and the system may take back what is kept when memory is short.
+// Throws std::bad_alloc.
+class Allocation {
+ public:
+  explicit Allocation(std::size_t bytes);
+  Allocation(Allocation&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Allocation& operator=(Allocation&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~Allocation();
 
-inline void prefer_large_pages(const Features& out, Shape shape) {
-  prefer_large_pages(out.data, extent(out, shape) * size_of(out.dtype));
-}
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
 
-// Elements on whole cache lines, without a value.
+ private:
+  void* data_;
+  std::size_t bytes_;
+};
+
+// Gives the system back what is kept.
+void empty_cache();
+
+// Elements of such memory.
 template <class C>
 class Buffer {
  public:
-  explicit Buffer(std::int64_t elements)
-      : data_(elements ? static_cast<C*>(::operator new(elements * sizeof(C), kLine)) : nullptr) {
-    prefer_large_pages(data(), elements * sizeof(C));
-  }
-  C* data() { return data_.get(); }
-  const C* data() const { return data_.get(); }
+  explicit Buffer(std::int64_t elements) : memory_(elements * sizeof(C)) {}
+  C* data() { return static_cast<C*>(memory_.data()); }
+  const C* data() const { return static_cast<const C*>(memory_.data()); }
 
  private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(C* data) const { ::operator delete(data, kLine); }
-  };
-  std::unique_ptr<C, Free> data_;
+  Allocation memory_;
 };
 
 }  // namespace icsd::cpu

@@ -323,7 +323,6 @@ template <class C, template <class> class D>
 void distill_with(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
   const int64_t n = shape.samples, slot = n * (n + 1);
   Buffer<C> scratch(slots ? 0 : stages.size() * shape.groups * slot);
-  if (slots) prefer_large_pages(slots, stages.size() * shape.groups * slot * sizeof(C));
   std::vector<Matrices<C>> matrices;
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
     matrices.push_back({(slots ? slots : scratch.data()) + stage * shape.groups * slot, n + 1, slot});
@@ -377,9 +376,6 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
                       std::vector<float>(product.outputs), false});
     }
   }
-  for (const Product<C>& product : products) {
-    prefer_large_pages(product.out, {shape.groups, product.outputs});
-  }
   const int64_t count = static_cast<int64_t>(jobs.size());
   const int64_t shares = threads == 1 ? 1 : std::max<int64_t>(1, kShares * threads / std::max<int64_t>(count, 1));
   Queue queue(count * shares);
@@ -425,7 +421,6 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
 
 template <class C>
 void gram(const Features& x, Shape shape, C* out) {
-  prefer_large_pages(out, shape.groups * shape.samples * shape.samples * sizeof(C));
   const std::vector<Features> stages{x};
   const std::vector<Matrices<C>> matrices{{out, shape.samples, shape.samples * shape.samples}};
   const int threads = threads_for(work_of(stages, shape));

@@ -366,7 +366,6 @@ void distill_streamed(const std::vector<Features>& stages, Shape shape, const Di
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                                const std::vector<Features>& outs, Shape shape, const Distillation& how) {
-  for (const Features& out : outs) prefer_large_pages(out, shape);
   const int threads = threads_for(work_of(stages, shape));
   with_divergence(how.divergence, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {

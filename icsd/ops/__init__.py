@@ -1,6 +1,6 @@
 """The operator: cross-sample similarities and their distillation, by interchangeable backends."""
 
-from icsd.ops.cpu import CPUBackend
+from icsd.ops.cpu import CPUBackend, empty_cache
 from icsd.ops.cuda import CUDABackend
 from icsd.ops.functional import (
     cross_sample_similarity,
@@ -21,6 +21,7 @@ __all__ = [
     "BackendStatus",
     "backends",
     "cross_sample_similarity",
+    "empty_cache",
     "flatten_samples",
     "interstage_distillation_loss",
     "similarity_distillation_loss",

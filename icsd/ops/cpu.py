@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -58,14 +59,14 @@ class CPUBackend(FusedBackend):
         _thread.prepare()
         x = sample_dense(x)
         *groups, n, _ = x.shape
-        out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
+        out = _empty((*groups, n, n), compute_dtype(x))
         _native.gram(features_of(x), groups_of(x), n, out.data_ptr())
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
         _thread.prepare()
         x, matrix = sample_dense(x), matrix.contiguous()
-        out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
+        out = _empty((*matrix.shape[:-1], x.shape[-1]), x.dtype)
         _native.combine(
             matrix.data_ptr(), matrix.shape[-2], features_of(x), groups_of(x), x.shape[-2], features_of(out)
         )
@@ -75,8 +76,8 @@ class CPUBackend(FusedBackend):
         _thread.prepare()
         stages = [sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
-        loss = torch.empty(groups, dtype=compute_dtype(*stages))
-        saved = torch.empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
+        loss = _empty(groups, compute_dtype(*stages))
+        saved = _empty(saved_shape(stages, how) if save else (0,), saved_dtype(stages, how))
         _DISTILL[how.regime](
             [features_of(stage) for stage in stages],
             loss.numel(),
@@ -94,7 +95,7 @@ class CPUBackend(FusedBackend):
         grad = grad.contiguous()
         stages = [sample_dense(stage) for stage in stages]
         pairs = zip(stages, wanted, strict=True)
-        outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
+        outs = [_empty(x.shape, x.dtype) if want else None for x, want in pairs]
         features = [features_of(stage) for stage in stages]
         results = [NO_FEATURES if out is None else features_of(out) for out in outs]
         addresses = grad.data_ptr(), saved.data_ptr()
@@ -105,6 +106,24 @@ class CPUBackend(FusedBackend):
             n = stages[0].shape[-2]
             _DISTILL_BACKWARD[how.regime](*addresses, features, results, grad.numel(), n, *_arguments(how))
         return [out for out in outs if out is not None]
+
+
+def empty_cache() -> None:
+    """Gives the system back the CPU memory that is kept for results and scratch to come.
+
+    It may take that memory by itself when it runs short; this is for those who watch what a process holds.
+    """
+    if _native is not None:
+        _native.empty_cache()
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for a result; where it is large, of the native module, which keeps what is freed for the next."""
+    numbers = math.prod(shape)
+    if numbers * dtype.itemsize < _native.LARGE_BYTES:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    memory = _native.Allocation(numbers * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype, count=numbers).resize_(shape)
 
 
 def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:

@@ -8,6 +8,7 @@ from backends import BACKENDS, FUSED
 
 import icsd
 from icsd.ops import flatten_samples
+from icsd.ops.regimes import force_regime
 
 CASES = [
     ("mse", {}),
@@ -199,6 +200,18 @@ def test_autocast_keeps_wide_accumulation(backend):
         similarity = icsd.cross_sample_similarity(x, backend=backend)
     assert similarity.dtype == torch.float32
     torch.testing.assert_close(similarity, icsd.cross_sample_similarity(x.double()).float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("regime", ["sample", "feature", "streamed"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_are_where_the_features_are(backend, regime):
+    (x, y) = stages_of(5, 4, n=7, dtype=torch.float32)
+    with torch.device("meta"), force_regime(regime):  # what torch.set_default_device does
+        loss = icsd.similarity_distillation_loss(x, y, backend=backend)
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), x)
+        similarity = icsd.cross_sample_similarity(x, backend=backend)
+    assert {tensor.device.type for tensor in (loss, grad, second, similarity)} == {"cpu"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,156 @@
+"""Large results lie on large pages, which are kept for the next when freed, never more than was in use at once."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import icsd
+from icsd import _native
+from icsd.ops import empty_cache
+
+MIB = 1 << 20
+MAPPINGS = Path("/proc/self/smaps")
+pytestmark = pytest.mark.skipif(not MAPPINGS.exists(), reason="this system does not tell of its memory")
+
+
+def mapping_at(address):
+    """What Linux tells of the memory at an address: its fields by name; nothing if there is none."""
+    fields = {}
+    inside = False
+    for line in MAPPINGS.read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first:
+            begin, end = (int(bound, 16) for bound in first.split("-"))
+            inside = begin <= address < end
+        elif inside:
+            fields[first.removesuffix(":")] = rest
+    return fields
+
+
+def gradient(samples, features):
+    x, y = torch.randn(samples, features, requires_grad=True), torch.randn(samples, 64)
+    icsd.similarity_distillation_loss(x, y, backend="cpu").backward()
+    return x, y
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
+def test_large_gradients_lie_on_large_pages():
+    x, _ = gradient(17, 1 << 19)
+    assert "hg" in mapping_at(x.grad.data_ptr() + x.grad.nbytes // 2)["VmFlags"]
+
+
+def test_the_next_gradient_takes_the_memory_of_the_last():
+    x, y = gradient(17, 1 << 19)
+    address = x.grad.data_ptr()
+    x.grad = None
+    icsd.similarity_distillation_loss(x, y, backend="cpu").backward()
+    assert x.grad.data_ptr() == address
+
+
+def test_what_is_kept_can_be_given_back():
+    x, _ = gradient(17, 1 << 19)
+    address = x.grad.data_ptr()
+    x.grad = None
+    assert mapping_at(address)
+    empty_cache()
+    assert not mapping_at(address)
+
+
+def test_a_gradient_in_use_is_not_taken():
+    x, y = gradient(9, 1 << 19)
+    first = x.grad
+    expected = first.clone()
+    x.grad = None
+    icsd.similarity_distillation_loss(2 * x, y, "kl", backend="cpu").backward()
+    assert x.grad.data_ptr() != first.data_ptr()
+    assert torch.equal(first, expected)
+
+
+def test_gradients_are_ordinary_tensors():
+    x, y = gradient(9, 1 << 19)
+    assert not x.grad._is_view() and x.grad.is_contiguous()
+    single = x.grad.clone()
+    icsd.similarity_distillation_loss(x, y, backend="cpu").backward()
+    assert torch.equal(x.grad, 2 * single)
+    assert torch.equal(copy.deepcopy(x.grad), x.grad)
+    assert torch.equal(pickle.loads(pickle.dumps(x.grad)), x.grad)  # noqa: S301
+    torch.optim.SGD([x], lr=1.0).step()
+    view = x.grad[3:5]
+    expected = view.clone()
+    x.grad = None
+    assert torch.equal(view, expected)
+    shared = gradient(9, 1 << 19)[0].grad
+    expected = shared.clone()
+    assert torch.equal(shared.share_memory_(), expected)
+
+
+# Of its own process each: what is kept depends on all that was in use before.
+BOUND = f"""
+from icsd import _native
+from icsd.ops import empty_cache
+from test_allocation import mapping_at, torch
+
+def take(mib):
+    memory = _native.Allocation(mib * {MIB})
+    tensor = torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
+    return memory, tensor.data_ptr()
+
+large, at_large = take(64)
+del large
+assert int(mapping_at(at_large)["LazyFree"][0])     # kept, and the system's to take
+small, at_small = take(8)                           # fits the large one badly; both are more than was ever in use
+assert mapping_at(at_small) and not mapping_at(at_large)
+again, at_again = take(56)
+assert mapping_at(at_again)
+del small, again
+two, at_two = take(8)
+three, at_three = take(54)
+assert (at_two, at_three) == (at_small, at_again)   # each by its size, with a little to spare
+"""
+
+
+def run(script):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_more_is_kept_than_was_in_use():
+    run(BOUND)
+
+
+def test_tensors_may_outlive_the_interpreter():
+    run(f"import builtins; from test_allocation import gradient; builtins.x = gradient(9, {1 << 19})")
+
+
+def test_allocations_of_any_size():
+    assert memoryview(_native.Allocation(0)).nbytes == 0
+    assert memoryview(_native.Allocation(5)).nbytes == 5
+    assert memoryview(_native.Allocation(_native.LARGE_BYTES + 1)).nbytes > _native.LARGE_BYTES
+    with pytest.raises(MemoryError):
+        _native.Allocation(1 << 60)
+
+
+def _child(queue):
+    x, _ = gradient(9, 1 << 19)
+    queue.put(float(x.grad.abs().sum()))
+
+
+def test_children_have_memory_of_their_own():
+    x, y = gradient(9, 1 << 19)
+    expected = x.grad.clone()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) > 0
+    child.join(60)
+    assert child.exitcode == 0
+    assert torch.equal(x.grad, expected)
