@@ -16,6 +16,10 @@ Vector<C> similarity(SimilarityRow<C> row, int64_t j) {
   return load(row.gram + j) * (row.own * load(row.inverse_norms + j));
 }
 template <class C>
+Vector<C> similarity(SimilarityRow<C> row, int64_t j, int64_t count) {
+  return load_partial<C>(row.gram + j, count) * (row.own * load_partial<C>(row.inverse_norms + j, count));
+}
+template <class C>
 C similarity_at(SimilarityRow<C> row, int64_t j) {
   return row.gram[j] * (row.own * row.inverse_norms[j]);
 }
@@ -46,15 +50,8 @@ void measure(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow
   *static_cast<Row*>(result) = row;
 }
 
-template <class C, template <class> class D, bool kTeacher, class V>
-V gradient(const D<C>& divergence, V s, V t, const V* own, const V* other) {
-  if constexpr (kTeacher) {
-    return divergence.teacher(s, t, own, other);
-  } else {
-    return divergence.student(s, t, own, other);
-  }
-}
-
+// What is left of a row goes through vectors too wherever results are stored: of a loop over single elements, the compiler
+// makes two versions that round differently, and the addresses choose.
 template <class C, template <class> class D, bool kTeacher>
 void differentiate(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
                    const C* own, Statistics<C> others, C weight, C* g) {
@@ -63,16 +60,22 @@ void differentiate(DivergenceArguments<C> arguments, SimilarityRow<C> s, Similar
   const D<C> divergence(arguments);
   V own_lanes[kCount + 1], other_lanes[kCount + 1];
   for (int k = 0; k < kCount; ++k) own_lanes[k] = V{} + own[k];
+  const auto gradient = [&](V similarity, V target) {
+    if constexpr (kTeacher) {
+      return divergence.teacher(similarity, target, own_lanes, other_lanes);
+    } else {
+      return divergence.student(similarity, target, own_lanes, other_lanes);
+    }
+  };
   int64_t j = begin;
   for (; j + kLanes<C> <= end; j += kLanes<C>) {
     for (int k = 0; k < kCount; ++k) other_lanes[k] = load(others.data + k * others.stride + j);
-    const V value = gradient<C, D, kTeacher>(divergence, similarity(s, j), similarity(t, j), own_lanes, other_lanes);
-    store(g + j, load(g + j) + weight * value);
+    store(g + j, load(g + j) + weight * gradient(similarity(s, j), similarity(t, j)));
   }
-  for (; j < end; ++j) {
-    C other[kCount + 1];
-    for (int k = 0; k < kCount; ++k) other[k] = others.data[k * others.stride + j];
-    g[j] += weight * gradient<C, D, kTeacher>(divergence, similarity_at(s, j), similarity_at(t, j), own, other);
+  if (const int64_t count = end - j; count > 0) {
+    for (int k = 0; k < kCount; ++k) other_lanes[k] = load_partial<C>(others.data + k * others.stride + j, count);
+    const V value = gradient(similarity(s, j, count), similarity(t, j, count));
+    store_partial(g + j, load_partial<C>(g + j, count) + weight * value, count);
   }
 }
 
@@ -85,12 +88,12 @@ C project(SimilarityRow<C> s, const C* g, int64_t begin, int64_t end, C* a) {
     lanes += value * similarity(s, j);
     store(a + j, value * load(s.inverse_norms + j));
   }
-  C projection = sum(lanes);
-  for (; j < end; ++j) {
-    projection += g[j] * similarity_at(s, j);
-    a[j] = g[j] * s.inverse_norms[j];
+  if (const int64_t count = end - j; count > 0) {
+    const Vector<C> value = load_partial<C>(g + j, count);
+    lanes += value * similarity(s, j, count);
+    store_partial(a + j, value * load_partial<C>(s.inverse_norms + j, count), count);
   }
-  return projection;
+  return sum(lanes);
 }
 
 template <class C, template <class> class D>
