@@ -73,7 +73,11 @@ def for_host(flags: list[str]) -> str:
 
 
 class NinjaBuild(build_ext):
-    """Writes a build.ninja into the build folder and runs it."""
+    """Writes a build.ninja into a folder of its own under build/ and runs it.
+
+    What did not change since it was last built is not compiled again, whatever environment it is for: of all sources,
+    only the binding includes headers from there.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link `ext` to where setuptools wants it."""
@@ -84,7 +88,7 @@ class NinjaBuild(build_ext):
         if nvcc is not None and shutil.which(nvcc) is None:
             sys.exit(f"icsd: {nvcc} (from CUDACXX or CUDA_HOME) is no program; correct it, or set ICSD_CUDA=0")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        folder = Path(self.build_temp).resolve()
+        folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with (folder / "build.ninja").open("w") as file:
@@ -107,10 +111,9 @@ class NinjaBuild(build_ext):
 
     def write(self, ninja_file: Writer, target: Path, nvcc: str | None) -> None:
         """The rules: every source once, the CPU's kernels once for each instruction set."""
-        includes = [ROOT / "csrc", sysconfig.get_paths()["include"], pybind11.get_include()]
         flags = [
             *COMPILE_FLAGS,
-            *(f"-I{path}" for path in includes),
+            f"-I{ROOT / 'csrc'}",
             *(["-DICSD_X86"] if X86 else []),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
         ]
@@ -152,6 +155,7 @@ class NinjaBuild(build_ext):
                 f"-DICSD_CUDA_ARCHITECTURES='\"{' '.join(cuda_architectures()) if nvcc else ''}\"'",
                 *(["-DICSD_CUDA"] if nvcc else []),
                 "-DICSD_COMPILER=__VERSION__",
+                *(shlex.quote(f"-I{path}") for path in (sysconfig.get_paths()["include"], pybind11.get_include())),
             ],
         )
         for source in ("operator", "streamed", "feature", "dispatch", "memory", "threads"):
