@@ -152,13 +152,22 @@ void gram(const void* data, int64_t stride, int64_t features, GramBlock block, d
 int64_t blocks_of(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 int64_t block_start(int64_t block, int64_t outputs) { return block * outputs / blocks_of(outputs); }
 
+// By way of a few whole cache lines of each row: rows far apart share few sets of the cache, which would hold no more of
+// them than that.
 template <class T, class C>
-void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples, void* packed) {
-  auto* p = static_cast<Compute<T>*>(packed);
-  for (int64_t block = 0; block < blocks_of(outputs); ++block) {
-    const int64_t begin = block_start(block, outputs), end = block_start(block + 1, outputs);
-    for (int64_t j = 0; j < samples; ++j) {
-      for (int64_t i = begin; i < end; ++i) *p++ = static_cast<Compute<T>>(matrix[i * row_stride + j]);
+void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples, int64_t part, int64_t parts, void* packed) {
+  constexpr int64_t kColumnsOfMatrix = kLine / sizeof(C);
+  C lines[kOutputs][kColumnsOfMatrix];
+  const int64_t blocks = blocks_of(outputs);
+  for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+    const int64_t begin = block_start(block, outputs), height = block_start(block + 1, outputs) - begin;
+    auto* to = static_cast<Compute<T>*>(packed) + begin * samples;
+    for (int64_t j = 0; j < samples; j += kColumnsOfMatrix) {
+      const int64_t count = std::min(kColumnsOfMatrix, samples - j);
+      for (int64_t i = 0; i < height; ++i) std::copy_n(matrix + (begin + i) * row_stride + j, count, lines[i]);
+      for (int64_t k = 0; k < count; ++k) {
+        for (int64_t i = 0; i < height; ++i) *to++ = static_cast<Compute<T>>(lines[i][k]);
+      }
     }
   }
 }

@@ -22,10 +22,11 @@ using CombineKernel = void (*)(const void* packed, const double* scale, const vo
                                std::int64_t samples, std::int64_t features, void* out, std::int64_t out_stride,
                                std::int64_t outputs);
 
-// Lays out a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type.
+// Lays out a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type. One of
+// `parts` equal parts of it at a time.
 template <class C>
 using PackKernel = void (*)(const C* matrix, std::int64_t row_stride, std::int64_t outputs, std::int64_t samples,
-                            void* packed);
+                            std::int64_t part, std::int64_t parts, void* packed);
 
 // The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers: twice as fast
 // where the processor multiplies these.

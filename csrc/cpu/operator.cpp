@@ -366,6 +366,8 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
     std::vector<double> scale;
     std::vector<float> rest;
     bool narrow;
+
+    const C* matrix() const { return product->matrix + group * product->group_stride; }
   };
   std::vector<Job> jobs;
   for (const Product<C>& product : products) {
@@ -384,18 +386,21 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
     for (int64_t item = range.begin; item < range.end; ++item) {
       Job& job = jobs[item];
       const Product<C>& p = *job.product;
-      const C* matrix = p.matrix + job.group * p.group_stride;
       if constexpr (std::is_same_v<C, float>) {
         job.narrow = kernels().narrow && p.x.dtype == DType::bfloat16 && p.outputs == shape.samples &&
-                     kernels().narrow->pack(matrix, p.row_stride, shape.samples, job.packed.data(), job.rest.data());
-      }
-      if (!job.narrow) {
-        kernels().template pack<C>(p.x.dtype)(matrix, p.row_stride, p.outputs, shape.samples, job.packed.data());
+                     kernels().narrow->pack(job.matrix(), p.row_stride, shape.samples, job.packed.data(), job.rest.data());
       }
       for (int64_t i = 0; i < p.outputs; ++i) {
         const double row = p.row_scale ? p.row_scale[job.group * p.group_stride + i * p.row_stride] : C(1);
         job.scale[i] = row * (p.group_scale ? p.group_scale[job.group] : C(1));
       }
+    }
+    member.barrier();
+    for (Job& job : jobs) {
+      if (job.narrow) continue;
+      const Product<C>& p = *job.product;
+      kernels().template pack<C>(p.x.dtype)(job.matrix(), p.row_stride, p.outputs, shape.samples, member.thread,
+                                            member.threads, job.packed.data());
     }
     member.barrier();
     queue.each([&](int64_t item) {
