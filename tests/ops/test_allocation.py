@@ -75,12 +75,13 @@ def test_a_gradient_in_use_is_not_taken():
 
 def test_gradients_are_ordinary_tensors():
     x, y = gradient(9, 1 << 19)
-    assert not x.grad._is_view() and x.grad.is_contiguous()
+    assert not x.grad._is_view()
+    assert x.grad.is_contiguous()
     single = x.grad.clone()
     icsd.similarity_distillation_loss(x, y, backend="cpu").backward()
     assert torch.equal(x.grad, 2 * single)
     assert torch.equal(copy.deepcopy(x.grad), x.grad)
-    assert torch.equal(pickle.loads(pickle.dumps(x.grad)), x.grad)  # noqa: S301
+    assert torch.equal(pickle.loads(pickle.dumps(x.grad)), x.grad)
     torch.optim.SGD([x], lr=1.0).step()
     view = x.grad[3:5]
     expected = view.clone()
@@ -118,7 +119,8 @@ assert (at_two, at_three) == (at_small, at_again)   # each by its size, with a l
 
 def run(script):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -144,7 +146,7 @@ def _child(queue):
 
 
 def test_children_have_memory_of_their_own():
-    x, y = gradient(9, 1 << 19)
+    x, _ = gradient(9, 1 << 19)
     expected = x.grad.clone()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
