@@ -107,8 +107,9 @@ def _memory(cases: Cases) -> str:
     for case in cases:
         row = case["icsd"]
         gradient = row.samples * row.features * getattr(torch, row.dtype).itemsize
-        peaks = [case[name].median if name in case else 0 for name in implementations]
-        table.append((*_name(row), *(f"{peak / gradient:.2f} ({peak / 2**20:.1f} MiB)" for peak in peaks)))
+        peaks = [case[name].median if name in case else None for name in implementations]
+        cells = ("" if peak is None else f"{peak / gradient:.2f} ({peak / 2**20:.1f} MiB)" for peak in peaks)
+        table.append((*_name(row), *cells))
     title = "peak memory of forward + backward on top of the inputs, in multiples of the gradient that is its result"
     return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *implementations), table)}"
 

@@ -68,11 +68,14 @@ def test_tables_of_overhead_memory_and_training():
     rows += [row("overhead", implementation=name) for name in SLOWDOWN]
     for name, gradients in (("icsd", 1.0), ("plain", 5.0)):
         rows.append(row("memory", n=16, d=65536, implementation=name, unit="B", median=gradients * 16 * 65536 * 4))
+    rows.append(row("memory", n=2**20, d=128, unit="B", median=2**29))  # ours alone
     for name, seconds in (("icsd", 0.001), ("reference", 0.004)):
         rows.append(row("training", "distillation", implementation=name, median=seconds))
         rows.append(row("training", "step", implementation=name, median=0.1))
     text = report.tables(rows)
     assert "1.00 (4.0 MiB)  5.00 (20.0 MiB)" in text
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("1,048,576 x 128"))
+    assert line.split()[5:] == ["1.00", "(512.0", "MiB)"]
     assert "1.00%       1.00 ms  100.00 ms" in text
     assert "4.00%       4.00 ms  100.00 ms" in text
 
