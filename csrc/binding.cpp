@@ -542,7 +542,8 @@ PYBIND11_MODULE(_native, m) {
         py::arg("wide"), py::arg("groups"), py::arg("samples"));
   define_many<Regime::feature>(m, "distill_feature");
   define_many<Regime::streamed>(m, "distill_streamed");
-  py::class_<icsd::cpu::Allocation>(m, "Allocation", py::buffer_protocol(), "Writable memory without a value.")
+  py::class_<icsd::cpu::Allocation>(m, "Allocation", py::buffer_protocol(), py::module_local(),
+                                    "Writable memory without a value.")
       .def(py::init(&allocate), py::arg("bytes"))
       .def_buffer([](const icsd::cpu::Allocation& memory) {
         return py::buffer_info(static_cast<unsigned char*>(memory.data()), static_cast<py::ssize_t>(memory.bytes()));

@@ -31,7 +31,9 @@ constexpr int kTile = 3, kOutputs = 4, kColumns = 2;
 
 constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel of `gram`
 constexpr int64_t kInPlaceSamples = 16;         // this many rows need no panel: each has its way of the cache
-constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results above this go past the cache
+// Results above so many bytes go past the cache, which saves reading their lines, where few samples leave the processor
+// waiting for memory; otherwise the lines are fetched in the shadow of the multiplications.
+constexpr int64_t kStreamBytes = int64_t{16} << 20, kStreamSamples = 16;
 
 // `width` elements as P, then zeros up to a whole vector.
 template <class T, class P>
@@ -184,7 +186,10 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
   constexpr int kStep = kLanes<C>;
   Vector<C> sums[R][kColumns];
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kColumns; ++v) sums[r][v] = Vector<C>{};
+    for (int v = 0; v < kColumns; ++v) {
+      sums[r][v] = Vector<C>{};
+      if constexpr (S == Store::whole) __builtin_prefetch(out + r * out_stride + v * kStep, 1, 2);
+    }
   }
   for (int64_t j = 0; j < samples; ++j, packed += R, x += x_stride) {
     Vector<C> row[kColumns];
@@ -230,7 +235,7 @@ bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t features
   if constexpr (kStreams<T>) {
     return reinterpret_cast<std::uintptr_t>(out) % ICSD_VECTOR_BYTES == 0 &&
            out_stride * static_cast<int64_t>(sizeof(T)) % ICSD_VECTOR_BYTES == 0 &&
-           outputs * features * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+           outputs <= kStreamSamples && outputs * features * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   } else {
     return false;
   }
@@ -314,7 +319,10 @@ void narrow_tile(const std::uint32_t* packed, const float* rest, const double* s
   Prefetch ahead = next;  // in registers
   FloatVector sums[R][kColumns];
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kColumns; ++v) sums[r][v] = FloatVector{};
+    for (int v = 0; v < kColumns; ++v) {
+      sums[r][v] = FloatVector{};
+      if constexpr (S == Store::whole) __builtin_prefetch(out + r * out_stride + v * kStep, 1, 2);
+    }
   }
   for (int64_t j = 0; j < samples; j += 2, packed += R, pairs += kColumns) {
     for (int r = 0; r < R; ++r) {
