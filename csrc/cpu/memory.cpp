@@ -52,12 +52,12 @@ class Pool {
   std::mutex& mutex() { return mutex_; }
 
  private:
-  // The smallest that is kept and wastes at most a quarter, or null.
+  // The smallest that is kept and wastes at most a quarter, the last freed of several, or null.
   Pages take_kept(std::size_t bytes) {
     auto best = kept_.end();
     for (auto pages = kept_.begin(); pages != kept_.end(); ++pages) {
       const bool fits = pages->bytes >= bytes && pages->bytes - bytes <= bytes / 4;
-      if (fits && (best == kept_.end() || pages->bytes < best->bytes)) best = pages;
+      if (fits && (best == kept_.end() || pages->bytes <= best->bytes)) best = pages;
     }
     if (best == kept_.end()) return {nullptr, 0};
     const Pages pages = *best;

@@ -17,7 +17,10 @@ from icsd.ops import empty_cache
 
 MIB = 1 << 20
 MAPPINGS = Path("/proc/self/smaps")
-pytestmark = pytest.mark.skipif(not MAPPINGS.exists(), reason="this system does not tell of its memory")
+pytestmark = pytest.mark.skipif(
+    not MAPPINGS.exists() or any(field not in MAPPINGS.read_text() for field in ("LazyFree", "VmFlags")),
+    reason="this system does not tell of its memory",
+)
 
 
 def mapping_at(address):
@@ -52,6 +55,13 @@ def test_the_next_gradient_takes_the_memory_of_the_last():
     x.grad = None
     icsd.similarity_distillation_loss(x, y, backend="cpu").backward()
     assert x.grad.data_ptr() == address
+
+
+def test_the_last_freed_of_a_size_is_taken_first():
+    first, second = (_native.Allocation(21 * MIB) for _ in range(2))
+    address = torch.frombuffer(first, dtype=torch.uint8).data_ptr()
+    del second, first
+    assert torch.frombuffer(_native.Allocation(21 * MIB), dtype=torch.uint8).data_ptr() == address
 
 
 def test_what_is_kept_can_be_given_back():
@@ -95,7 +105,6 @@ def test_gradients_are_ordinary_tensors():
 # Of its own process each: what is kept depends on all that was in use before.
 BOUND = f"""
 from icsd import _native
-from icsd.ops import empty_cache
 from test_allocation import mapping_at, torch
 
 def take(mib):
