@@ -59,14 +59,14 @@ class CPUBackend(FusedBackend):
         _thread.prepare()
         x = sample_dense(x)
         *groups, n, _ = x.shape
-        out = _empty((*groups, n, n), compute_dtype(x))
+        out = _empty((*groups, n, n), compute_dtype(x), x)
         _native.gram(features_of(x), groups_of(x), n, out.data_ptr())
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
         _thread.prepare()
         x, matrix = sample_dense(x), matrix.contiguous()
-        out = _empty((*matrix.shape[:-1], x.shape[-1]), x.dtype)
+        out = _empty((*matrix.shape[:-1], x.shape[-1]), x.dtype, x)
         _native.combine(
             matrix.data_ptr(), matrix.shape[-2], features_of(x), groups_of(x), x.shape[-2], features_of(out)
         )
@@ -76,8 +76,8 @@ class CPUBackend(FusedBackend):
         _thread.prepare()
         stages = [sample_dense(stage) for stage in stages]
         *groups, n, _ = stages[0].shape
-        loss = _empty(groups, compute_dtype(*stages))
-        saved = _empty(saved_shape(stages, how) if save else (0,), saved_dtype(stages, how))
+        loss = _empty(groups, compute_dtype(*stages), stages[0])
+        saved = _empty(saved_shape(stages, how) if save else (0,), saved_dtype(stages, how), loss)
         _DISTILL[how.regime](
             [features_of(stage) for stage in stages],
             loss.numel(),
@@ -90,12 +90,11 @@ class CPUBackend(FusedBackend):
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         _thread.prepare()
         grad = grad.contiguous()
         stages = [sample_dense(stage) for stage in stages]
-        pairs = zip(stages, wanted, strict=True)
-        outs = [_empty(x.shape, x.dtype) if want else None for x, want in pairs]
+        outs = [_empty(x.shape, x.dtype, x) if want else None for x, want in zip(stages, wanted, strict=True)]
         features = [features_of(stage) for stage in stages]
         results = [NO_FEATURES if out is None else features_of(out) for out in outs]
         addresses = grad.data_ptr(), saved.data_ptr()
@@ -105,7 +104,7 @@ class CPUBackend(FusedBackend):
         else:
             n = stages[0].shape[-2]
             _DISTILL_BACKWARD[how.regime](*addresses, features, results, grad.numel(), n, *_arguments(how))
-        return [out for out in outs if out is not None]
+        return outs
 
 
 def empty_cache() -> None:
@@ -117,11 +116,13 @@ def empty_cache() -> None:
         _native.empty_cache()
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _empty(shape: Sequence[int], dtype: torch.dtype, beside: Tensor) -> Tensor:
     """Memory for a result; where it is large, of the native module, which keeps what is freed for the next."""
     numbers = math.prod(shape)
-    if numbers * dtype.itemsize < _native.LARGE_BYTES:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+    if numbers * dtype.itemsize < _native.LARGE_BYTES:  # each by the form that PyTorch parses in the least time
+        if shape:
+            return beside.new_empty(*shape, dtype=dtype)
+        return beside.new_empty_strided((), (), dtype=dtype)
     memory = _native.Allocation(numbers * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype, count=numbers).resize_(shape)
 

@@ -112,7 +112,7 @@ class CUDABackend(FusedBackend):
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         dtypes = [stage.dtype for stage in stages]
         grad, stages = grad.contiguous(), _stages(stages, how)
         pairs = zip(stages, wanted, strict=True)
@@ -138,7 +138,7 @@ class CUDABackend(FusedBackend):
                     workspace = saved.new_empty(size, dtype=torch.uint8)
                     memory = BAND_BYTES, workspace.data_ptr()
                     self.kernels.distill_streamed_backward(*addresses, *arguments, *memory, stream)
-        return [out.to(dtype) for out, dtype in zip(outs, dtypes, strict=True) if out is not None]
+        return [None if out is None else out.to(dtype) for out, dtype in zip(outs, dtypes, strict=True)]
 
 
 def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:

@@ -176,7 +176,6 @@ def flatten_samples(maps: Tensor) -> Tensor:
 
 def _distill(names, tensors, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
     """Checks everything, then runs a backend; the last of the tensors is the teacher."""
-    teacher = tensors[-1]
     _check_stages(names, tensors)
     for weight in weights:
         if not -math.inf < weight < math.inf:
@@ -185,9 +184,9 @@ def _distill(names, tensors, weights, divergence, parameters, reduction, detach_
     _check_eps(eps)
     divergence = make_divergence(divergence, **parameters)
     if detach_teacher:
-        tensors[-1] = teacher = teacher.detach()
-    loss = registry.select(backend, tensors).distill(tensors[:-1], teacher, weights, divergence, eps)
-    n = teacher.shape[-2]
+        tensors[-1] = tensors[-1].detach()
+    loss = registry.select(backend, tensors).distill(tensors, weights, divergence, eps)
+    n = tensors[-1].shape[-2]
     return _reduce(loss, divergence.terms(n, n), reduction)
 
 

@@ -69,8 +69,8 @@ class Launcher(Protocol):
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor]:
-        """The gradients of the stages that are wanted; `grad` is `(*B)`.
+    ) -> list[Tensor | None]:
+        """The gradients of the stages, None for those that are not wanted; `grad` is `(*B)`.
 
         The teacher is among the stages if `how.backward_reads_teacher`, and may be wanted if `how.teacher_gradient`.
         """
@@ -118,8 +118,9 @@ class FusedBackend(registry.Backend, Launcher):
         return self.name
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
+        here = f"is_{self.device_type}"
         for tensor in tensors:
-            if tensor.device.type != self.device_type:
+            if not getattr(tensor, here):
                 return f"it takes {self.device_type} tensors, got {tensor.device.type}"
             if tensor.layout != torch.strided:
                 return f"it takes dense tensors, got {tensor.layout}"
@@ -131,18 +132,12 @@ class FusedBackend(registry.Backend, Launcher):
         return torch.ops.icsd.gram(x, self.key)
 
     def distill(
-        self,
-        students: Sequence[Tensor],
-        teacher: Tensor,
-        weights: Sequence[float],
-        divergence: Divergence,
-        eps: float,
+        self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float
     ) -> Tensor:
         parameters = divergence.kernel_parameters()
         if divergence.name not in self.regimes or parameters is None or torch._C._are_functorch_transforms_active():
-            return distill_grams([self.gram(x) for x in students], self.gram(teacher), weights, divergence, eps)
-        stages = [*students, teacher]
-        *groups, n, _ = teacher.shape
+            return distill_grams([self.gram(stage) for stage in stages], weights, divergence, eps)
+        *groups, n, _ = stages[-1].shape
         regime = choose_regime(
             self.regimes[divergence.name],
             math.prod(groups),
@@ -150,8 +145,9 @@ class FusedBackend(registry.Backend, Launcher):
             [stage.shape[-1] for stage in stages],
             compute_dtype(*stages).itemsize,
         )
-        save = torch.is_grad_enabled() and any(stage.requires_grad for stage in stages)
-        how = Distillation(weights, divergence.name, parameters, eps, save and teacher.requires_grad, regime)
+        wanted = [stage.requires_grad for stage in stages]
+        save = True in wanted and torch.is_grad_enabled()
+        how = Distillation(weights, divergence.name, parameters, eps, save and wanted[-1], regime)
         if not _is_plain(*stages):
             return torch.ops.icsd.distill(stages, save, *how, self.key)[0]
         if not save:
@@ -159,11 +155,15 @@ class FusedBackend(registry.Backend, Launcher):
         return _Distill.apply(self, how, *stages)[0]
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def _is_plain(*tensors: Tensor) -> bool:
     """Whether these are memory at hand, or `torch.func`'s wrappers of it: nothing is being traced."""
-    return not torch.compiler.is_compiling() and all(
-        type(tensor) is Tensor or type(tensor) is torch.nn.Parameter for tensor in tensors
-    )
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return False
+    return not torch.compiler.is_compiling()
 
 
 class _Dispatched:
@@ -184,9 +184,10 @@ class _Dispatched:
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.icsd.distill(stages, save, *how, self.key)
 
-    def launch_distill_backward(self, grad, saved, stages, wanted, how: Distillation) -> list[Tensor]:
+    def launch_distill_backward(self, grad, saved, stages, wanted, how: Distillation) -> list[Tensor | None]:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.icsd.distill_backward(grad, saved, stages, wanted, *how, self.key)
+            grads = iter(torch.ops.icsd.distill_backward(grad, saved, stages, wanted, *how, self.key))
+        return [next(grads) if want else None for want in wanted]
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -278,29 +279,30 @@ class _Distill(torch.autograd.Function):
         if _is_batched(grad):  # many at once, in which the gradient is linear
             ones = torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
             units = ctx.launcher.launch_distill_backward(ones, saved, stages, wanted, ctx.how)
-            grads = iter([unit * grad[..., None, None] for unit in units])
+            grads = [None if unit is None else unit * grad[..., None, None] for unit in units]
         elif torch.is_grad_enabled():
-            grads = iter(_differentiable_backward(ctx.launcher, grad, saved, stages, wanted, ctx.how))
+            grads = _differentiable_backward(ctx.launcher, grad, saved, stages, wanted, ctx.how)
         else:
-            grads = iter(ctx.launcher.launch_distill_backward(grad, saved, stages, wanted, ctx.how))
-        teacher = () if ctx.how.backward_reads_teacher else (None,)
-        return None, None, *(next(grads) if want else None for want in wanted), *teacher
+            grads = ctx.launcher.launch_distill_backward(grad, saved, stages, wanted, ctx.how)
+        return (None, None, *grads) if ctx.how.backward_reads_teacher else (None, None, *grads, None)
 
 
 def _differentiable_backward(
     launcher: Launcher, grad: Tensor, saved: Tensor, stages: list[Tensor], wanted: Sequence[bool], how: Distillation
-) -> Sequence[Tensor]:
+) -> list[Tensor | None]:
     """The same gradients as functions of `grad` and the stages, for `create_graph=True`."""
     stages = [stage.view_as(stage) for stage in stages]  # one input each, though a tensor may be given twice
     if how.regime == "feature":
         loss = feature_space_mse(stages[:-1], stages[-1], how.weights, how.eps)
     else:
         grams = [_Gram.apply(launcher, stage) for stage in stages]
-        students, teacher = (grams[:-1], grams[-1]) if how.backward_reads_teacher else (grams, saved[-1, ..., :-1])
+        if not how.backward_reads_teacher:
+            grams.append(saved[-1, ..., :-1])
         divergence = DIVERGENCES[how.divergence].from_kernel_parameters(how.parameters)
-        loss = distill_grams(students, teacher, how.weights, divergence, how.eps)
+        loss = distill_grams(grams, how.weights, divergence, how.eps)
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
-    return torch.autograd.grad(loss, inputs, grad, create_graph=True)
+    grads = iter(torch.autograd.grad(loss, inputs, grad, create_graph=True))
+    return [next(grads) if want else None for want in wanted]
 
 
 _HOW = "float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, str regime"
@@ -324,7 +326,8 @@ def _register_operators() -> None:
 
     def launch_distill_backward(grad, saved, stages, wanted, *arguments):
         *how, key = arguments
-        return _backend(key).launch_distill_backward(grad, saved, stages, wanted, Distillation(*how))
+        grads = _backend(key).launch_distill_backward(grad, saved, stages, wanted, Distillation(*how))
+        return [grad for grad in grads if grad is not None]
 
     launches = {
         "gram": lambda x, key: _backend(key).launch_gram(x),

@@ -10,7 +10,10 @@ from torch import Tensor
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """What these are accumulated in: float64 if one of them is, float32 otherwise."""
-    return torch.float64 if torch.float64 in [tensor.dtype for tensor in tensors] else torch.float32
+    for tensor in tensors:
+        if tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def gram(x: Tensor) -> Tensor:

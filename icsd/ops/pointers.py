@@ -18,8 +18,8 @@ def sample_dense(x: Tensor) -> Tensor:
 
 def features_of(x: Tensor) -> tuple[int, int, int, int, int]:
     """The native module's (address, dtype, features, group stride, sample stride)."""
-    *group_strides, sample_stride, _ = x.stride()
-    return x.data_ptr(), _DTYPES[x.dtype], x.shape[-1], group_strides[-1] if group_strides else 0, sample_stride
+    strides = x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], x.shape[-1], strides[-3] if len(strides) > 2 else 0, strides[-2]
 
 
 def groups_of(x: Tensor) -> int:

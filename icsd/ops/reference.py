@@ -27,11 +27,6 @@ class ReferenceBackend(Backend):
         return gram(x)
 
     def distill(
-        self,
-        students: Sequence[Tensor],
-        teacher: Tensor,
-        weights: Sequence[float],
-        divergence: Divergence,
-        eps: float,
+        self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float
     ) -> Tensor:
-        return distill_grams([gram(student) for student in students], gram(teacher), weights, divergence, eps)
+        return distill_grams([gram(stage) for stage in stages], weights, divergence, eps)

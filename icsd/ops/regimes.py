@@ -48,7 +48,11 @@ def choose_regime(
     """
     if _forced in offered:
         return _forced
-    if "feature" in offered and feature_flops(samples, widths) < sample_flops(samples, widths):
+    if (
+        "feature" in offered
+        and samples > min(widths)  # or else it never is
+        and feature_flops(samples, widths) < sample_flops(samples, widths)
+    ):
         return "feature"
     if "streamed" in offered and len(widths) * groups * samples * (samples + 1) * itemsize > KEPT_BYTES:
         return "streamed"

@@ -46,14 +46,9 @@ class Backend(ABC):
 
     @abstractmethod
     def distill(
-        self,
-        students: Sequence[Tensor],
-        teacher: Tensor,
-        weights: Sequence[float],
-        divergence: Divergence,
-        eps: float,
+        self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float
     ) -> Tensor:
-        """Σ_k w_k d(S(X_k), S(Y)) of every group, differentiable twice: `(*B)`."""
+        """Σ_k w_k d(S(X_k), S(Y)) of every group, Y being the last of the stages, differentiable twice: `(*B)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +128,7 @@ def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
         RuntimeError: The one asked for does not apply; the message lists every candidate with its reason.
     """
     name = requested or _choice.name
-    candidates = list(_backends.values()) if name is None else [get(name)]
-    for backend in candidates:
+    for backend in _backends.values() if name is None else (get(name),):
         if _refusal(backend, tensors) is None:
             return backend
     lines = [f"  {backend.name}: {_refusal(backend, tensors) or 'applies'}" for backend in _backends.values()]

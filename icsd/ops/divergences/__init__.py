@@ -68,13 +68,12 @@ def make_divergence(divergence: str | Callable[[Tensor, Tensor], Tensor], /, **p
     return make(**parameters)
 
 
-def distill_grams(
-    students: Sequence[Tensor], teacher: Tensor, weights: Sequence[float], divergence: Divergence, eps: float
-) -> Tensor:
-    """Σ_k w_k d(K_k, K_t) of Gram matrices `(*B, N, N)`, for every group: `(*B)`."""
-    dtype = compute_dtype(teacher, *students)
+def distill_grams(grams: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
+    """Σ_k w_k d(K_k, K_t) of Gram matrices `(*B, N, N)`, the teacher's being the last, for every group: `(*B)`."""
+    dtype = compute_dtype(*grams)
+    *students, teacher = (gram.to(dtype) for gram in grams)
     losses = [
-        weight * divergence.from_grams(student.to(dtype), teacher.to(dtype), eps)
+        weight * divergence.from_grams(student, teacher, eps)
         for weight, student in zip(weights, students, strict=True)
     ]
     return torch.stack(losses).sum(0)

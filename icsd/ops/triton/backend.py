@@ -81,14 +81,14 @@ class TritonBackend(FusedBackend):
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         from icsd.ops.triton.launch import as_groups
 
         outs = [x.new_empty(x.shape) if want else None for x, want in zip(stages, wanted, strict=True)]
         views = [None if out is None else as_groups(out) for out in outs]
         groups = [as_groups(stage) for stage in stages]
         _regime(how).distill_backward(grad.reshape(-1).contiguous(), saved, groups, views, how)
-        return [out for out in outs if out is not None]
+        return outs
 
 
 def _regime(how: Distillation) -> ModuleType:
