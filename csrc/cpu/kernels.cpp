@@ -63,8 +63,10 @@ void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int
   using P = Operand<T>;
   Prefetch ahead = next;  // in registers
   Vector<C> sums[I * J];
-  for (Vector<C>& sum : sums) sum = Vector<C>{};
-  for (int64_t k = 0; k < width; k += kLanes<P>) {
+#pragma GCC unroll 32
+  for (int i = 0; i < I * J; ++i) sums[i] = Vector<C>{};  // in registers too
+  int64_t k = 0;
+  do {
     Vector<P> left[I];
     for (int r = 0; r < I; ++r) {
       if constexpr (kFill) {
@@ -79,7 +81,7 @@ void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int
       for (int r = kDiagonal ? c : 0; r < I; ++r) sums[r * J + c] = multiply_add(left[r], right, sums[r * J + c]);
     }
     ahead.step();
-  }
+  } while ((k += kLanes<P>) < width);
   next = ahead;
   C totals[I * J];
   sum_each(sums, totals);
