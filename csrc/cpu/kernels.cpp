@@ -137,7 +137,7 @@ void gram(const void* data, int64_t stride, int64_t features, GramBlock block, d
     }
     if (!on_diagonal) fill(b = a.from(rows), block.column_begin, columns);
     if (!whole) fill(a, block.row_begin, rows);
-    Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), in_place ? 0 : rows, next * sizeof(T),
+    Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), rows, next * sizeof(T),
                    (on_diagonal ? (tiles + 1) / 2 : tiles) * (width / kStep));
     for (int64_t i = 0; i < rows; i += kTile) {
       const Rows<const T> source{x + (block.row_begin + i) * stride + k, stride};
@@ -258,7 +258,7 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   for (int64_t k = 0; k < features; k += width) {
     const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
-    Prefetch ahead(x + k + take, stride * sizeof(T), in_place ? 0 : samples, next * sizeof(T),
+    Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T),
                    strips * blocks_of(outputs) * samples);
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t begin = strip * kWidth, count = std::min(kWidth, take - begin);
