@@ -252,7 +252,7 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   T* out = static_cast<T*>(result);
   const C* matrix = static_cast<const C*>(packed);
   const bool streamed = streams(out, out_stride, outputs, features);
-  const int64_t width = panel_width(2 * samples, sizeof(C), kWidth, kWidth, 1024);
+  const int64_t width = panel_width(2 * samples, sizeof(C), kWidth, kWidth, 512);
   const bool in_place = std::is_same_v<T, C> && samples <= kInPlaceSamples;
   C* const rows = panel<C>(0, samples * kWidth);
   for (int64_t k = 0; k < features; k += width) {
