@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.resolve()
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 COMPILE_FLAGS = [
-    *["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"],
+    *["-std=c++17", "-O3", "-falign-loops=64", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"],
     # GCC 12's AVX-512 headers warn of themselves.
     *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
