@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
+#include "cpu/memory.h"
 #include "cpu/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
@@ -23,22 +23,14 @@ constexpr int64_t kPanelBytes = 256 << 10;      // of a panel, to stay in the se
   return round_up(std::clamp(fits, least, most), unit);
 }
 
-// A thread's panel, kept from call to call; `slot` tells two of one kernel apart.
+// A thread's panel, kept from call to call; `slot` tells two of one kernel apart. On a large page: the small ones of which a
+// panel would otherwise be made fall on whatever sets of the cache, on some too many.
 template <class C>
 C* panel(int slot, int64_t elements) {
-  struct Buffer {
-    std::unique_ptr<char[]> bytes;
-    std::size_t size = 0;
-  };
-  thread_local Buffer buffers[2];
-  Buffer& buffer = buffers[slot];
-  const std::size_t size = elements * sizeof(C) + kLine;
-  if (buffer.size < size) {
-    buffer.bytes.reset(new char[size]);
-    buffer.size = size;
-  }
-  const auto address = reinterpret_cast<std::uintptr_t>(buffer.bytes.get());
-  return reinterpret_cast<C*>((address + kLine - 1) / kLine * kLine);
+  thread_local Allocation slots[2] = {Allocation(0), Allocation(0)};
+  const std::size_t bytes = elements * sizeof(C);
+  if (slots[slot].bytes() < bytes) slots[slot] = Allocation(std::max(bytes, kLargeBytes));
+  return static_cast<C*>(slots[slot].data());
 }
 
 // Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would wait
