@@ -164,7 +164,7 @@ class Gradients {
         samples_(shape.samples),
         eps_(how.eps),
         grad_(grad),
-        blocks_(blocks_of(shape.samples, kBlock)) {
+        blocks_(blocks_of(shape.samples, kBlock), threads) {
     const double scale = 4.0 / (static_cast<double>(shape.samples) * shape.samples);
     const int64_t teacher = static_cast<int64_t>(stages.size()) - 1;
     const std::vector<Moment> all = moments_of(stages);
@@ -190,7 +190,7 @@ class Gradients {
 
   void run(Member member) {
     C* scratch = scratch_.data() + member.thread * per_thread_;
-    blocks_.each([&](int64_t block) { differentiate(block, scratch); });
+    blocks_.each(member, [&](int64_t block) { differentiate(block, scratch); });
   }
 
  private:

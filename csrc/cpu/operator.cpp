@@ -47,7 +47,7 @@ class Grams {
         split_features_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
         side_(split_features_ ? shape.samples : std::min(shape.samples, kSide)),
         sides_(blocks_of(shape.samples, kSide)),
-        blocks_(matrices_ * (sides_ * (sides_ + 1) / 2)),
+        blocks_(matrices_ * (sides_ * (sides_ + 1) / 2), threads),
         sums_((split_features_ ? matrices_ * threads : threads) * side_ * side_),
         loops_(threads),
         panels_(lays_out() ? blocks_of(shape.samples, kBlock) * kBlock * kFeatures : 0),
@@ -68,7 +68,7 @@ class Grams {
       return;
     }
     double* sums = sums_.data() + member.thread * side_ * side_;
-    blocks_.each([&](int64_t item) {
+    blocks_.each(member, [&](int64_t item) {
       const int64_t per_matrix = sides_ * (sides_ + 1) / 2, matrix = item / per_matrix;
       const auto [row, column] = in_triangle(item % per_matrix);
       const GramBlock block{row * kSide, std::min((row + 1) * kSide, shape_.samples), column * kSide,
@@ -334,8 +334,7 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Distil
     grams.accumulate(member);
     member.barrier();
     grams.finish(member);
-    member.barrier();
-    epilogue.normalise(member);
+    epilogue.normalise(member);  // by the diagonal of the rows that this thread finished
     member.barrier();
     epilogue.measure(member);
     member.barrier();
@@ -380,7 +379,7 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
   }
   const int64_t count = static_cast<int64_t>(jobs.size());
   const int64_t shares = threads == 1 ? 1 : std::max<int64_t>(1, kShares * threads / std::max<int64_t>(count, 1));
-  Queue queue(count * shares);
+  Queue queue(count * shares, threads);
   in_parallel(threads, [&](Member member) {
     const Range range = part(count, member.thread, member.threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
@@ -403,7 +402,7 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
                                             member.threads, job.packed.data());
     }
     member.barrier();
-    queue.each([&](int64_t item) {
+    queue.each(member, [&](int64_t item) {
       const Job& job = jobs[item / shares];
       const Product<C>& p = *job.product;
       const Range lines = part(blocks_of(p.x.features, kLine), static_cast<int>(item % shares), static_cast<int>(shares));

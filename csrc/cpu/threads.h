@@ -34,20 +34,6 @@ void in_parallel(int threads, const Work& work) {
   work(Member{omp_get_thread_num(), omp_get_num_threads()});
 }
 
-// The items [0, total), each taken by whichever thread asks next.
-class Queue {
- public:
-  explicit Queue(std::int64_t total) : total_(total) {}
-
-  template <class Work>
-  void each(const Work& work) {
-    for (std::int64_t item = next_++; item < total_; item = next_++) work(item);
-  }
-
- private:
-  std::int64_t total_;
-  std::atomic<std::int64_t> next_{0};
-};
 
 // Loops of a parallel region, one after the other, with a barrier after each.
 class Loops {
@@ -75,5 +61,31 @@ struct Range {
 inline Range part(std::int64_t total, int index, int count) {
   return {total * index / count, total * (index + 1) / count};
 }
+
+// The items [0, total): each thread takes its own part of them, the same from one region to the next, for its cache holds
+// what it touched in the last; then what the others have left.
+class Queue {
+ public:
+  Queue(std::int64_t total, int threads) : total_(total), next_(threads) {}
+
+  template <class Work>
+  void each(Member member, const Work& work) {
+    for (int turn = 0; turn < member.threads; ++turn) {
+      const int owner = (member.thread + turn) % member.threads;
+      const Range own = part(total_, owner, member.threads);
+      for (std::int64_t item = own.begin + next_[owner].value++; item < own.end; item = own.begin + next_[owner].value++) {
+        work(item);
+      }
+    }
+  }
+
+ private:
+  struct alignas(64) Next {
+    std::atomic<std::int64_t> value{0};
+  };
+
+  std::int64_t total_;
+  std::vector<Next> next_;
+};
 
 }  // namespace icsd::cpu
