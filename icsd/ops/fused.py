@@ -131,9 +131,7 @@ class FusedBackend(registry.Backend, Launcher):
             return _Gram.apply(self, x)
         return torch.ops.icsd.gram(x, self.key)
 
-    def distill(
-        self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float
-    ) -> Tensor:
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
         parameters = divergence.kernel_parameters()
         if divergence.name not in self.regimes or parameters is None or torch._C._are_functorch_transforms_active():
             return distill_grams([self.gram(stage) for stage in stages], weights, divergence, eps)

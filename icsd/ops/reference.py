@@ -26,7 +26,5 @@ class ReferenceBackend(Backend):
     def gram(self, x: Tensor) -> Tensor:
         return gram(x)
 
-    def distill(
-        self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float
-    ) -> Tensor:
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
         return distill_grams([gram(stage) for stage in stages], weights, divergence, eps)

@@ -45,9 +45,7 @@ class Backend(ABC):
         return similarity_to(x, other, eps)
 
     @abstractmethod
-    def distill(
-        self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float
-    ) -> Tensor:
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
         """Σ_k w_k d(S(X_k), S(Y)) of every group, Y being the last of the stages, differentiable twice: `(*B)`."""
 
 

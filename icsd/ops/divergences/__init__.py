@@ -73,7 +73,6 @@ def distill_grams(grams: Sequence[Tensor], weights: Sequence[float], divergence:
     dtype = compute_dtype(*grams)
     *students, teacher = (gram.to(dtype) for gram in grams)
     losses = [
-        weight * divergence.from_grams(student, teacher, eps)
-        for weight, student in zip(weights, students, strict=True)
+        weight * divergence.from_grams(student, teacher, eps) for weight, student in zip(weights, students, strict=True)
     ]
     return torch.stack(losses).sum(0)
