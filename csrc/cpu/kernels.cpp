@@ -30,7 +30,7 @@ constexpr int kTile = 3, kOutputs = 4, kColumns = 2;
 #endif
 
 constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel of `gram`
-constexpr int64_t kInPlaceSamples = 16;         // this many rows need no panel: each has its way of the cache
+constexpr int64_t kInPlaceSamples = 16;  // so few rows are not read often enough for a panel to pay
 // Results above so many bytes go past the cache, which saves reading their lines, where few samples leave the processor
 // waiting for memory; otherwise the lines are fetched in the shadow of the multiplications.
 constexpr int64_t kStreamBytes = int64_t{16} << 20, kStreamSamples = 16;
