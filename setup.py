@@ -148,8 +148,8 @@ class NinjaBuild(build_ext):
             objects.append(f"{name}.o")
 
         compile_source(
-            "binding.cpp",
-            "binding",
+            "binding/module.cpp",
+            "module",
             [
                 f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
                 f"-DICSD_CUDA_ARCHITECTURES='\"{' '.join(cuda_architectures()) if nvcc else ''}\"'",

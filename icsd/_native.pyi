@@ -1,10 +1,13 @@
-"""The native module: fused kernels on raw pointers. `icsd.ops.cpu` calls it with tensors it checked and keeps alive."""
+"""The native module: fused kernels on tensors, which hand their memory over by DLPack's C exchange interface.
+
+Tensors have adjacent features and one stride from group to group (`icsd.ops.fused.sample_dense`); a divergence is a
+number of csrc/core/divergence.h. `icsd.ops.cpu` and `icsd.ops.cuda` call these functions, and check nothing again.
+"""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
-# (address, dtype code of csrc/core/dtype.h, features, group stride, sample stride), strides in elements
-_Features = tuple[int, int, int, int, int]
+from torch import Tensor
 
 class _Build(TypedDict):
     compiler: str
@@ -14,194 +17,132 @@ class _Build(TypedDict):
 build: _Build
 
 def cpu_isa() -> str: ...
-def gram(x: _Features, groups: int, samples: int, out: int) -> None: ...
-def combine(matrix: int, outputs: int, x: _Features, groups: int, samples: int, out: _Features) -> None: ...
+def empty_cache() -> None: ...
+def gram(x: Tensor) -> Tensor: ...
+def combine(matrix: Tensor, x: Tensor) -> Tensor: ...
 def distill(
-    stages: Sequence[_Features],
-    groups: int,
-    samples: int,
+    stages: Sequence[Tensor],
+    save: bool,
     weights: Sequence[float],
     divergence: int,
     parameters: Sequence[float],
     eps: float,
     teacher_gradient: bool,
-    loss: int,
-    slots: int,
-) -> None: ...
+    regime: str,
+) -> tuple[Tensor, Tensor]: ...
 def distill_backward(
-    grad: int,
-    slots: int,
-    stages: Sequence[_Features],
-    outs: Sequence[_Features],
-    wide: bool,
-    groups: int,
-    samples: int,
-) -> None: ...
-def distill_feature(
-    stages: Sequence[_Features],
-    groups: int,
-    samples: int,
+    grad: Tensor,
+    saved: Tensor,
+    stages: Sequence[Tensor],
+    wanted: Sequence[bool],
     weights: Sequence[float],
     divergence: int,
     parameters: Sequence[float],
     eps: float,
     teacher_gradient: bool,
-    loss: int,
-    saved: int,
-) -> None: ...
-def distill_feature_backward(
-    grad: int,
-    saved: int,
-    stages: Sequence[_Features],
-    outs: Sequence[_Features],
-    groups: int,
-    samples: int,
-    weights: Sequence[float],
-    divergence: int,
-    parameters: Sequence[float],
-    eps: float,
-    teacher_gradient: bool,
-) -> None: ...
-def distill_streamed(
-    stages: Sequence[_Features],
-    groups: int,
-    samples: int,
-    weights: Sequence[float],
-    divergence: int,
-    parameters: Sequence[float],
-    eps: float,
-    teacher_gradient: bool,
-    loss: int,
-    saved: int,
-) -> None: ...
-def distill_streamed_backward(
-    grad: int,
-    saved: int,
-    stages: Sequence[_Features],
-    outs: Sequence[_Features],
-    groups: int,
-    samples: int,
-    weights: Sequence[float],
-    divergence: int,
-    parameters: Sequence[float],
-    eps: float,
-    teacher_gradient: bool,
-) -> None: ...
+    regime: str,
+) -> list[Tensor | None]: ...
 
 class cuda:
-    """The same on the current CUDA device, enqueued on a stream (a `cudaStream_t`); not there if built without nvcc."""
+    """The same on the current CUDA device, enqueued on a stream (a `cudaStream_t`); not there if built without nvcc.
+
+    Results and workspaces are the caller's; a workspace has the bytes that its function tells.
+    """
 
     @staticmethod
     def devices() -> tuple[int, str]: ...
     @staticmethod
     def launches() -> int: ...
     @staticmethod
-    def gram_workspace(x: _Features, groups: int, samples: int) -> int: ...
+    def gram_workspace(x: Tensor) -> int: ...
     @staticmethod
-    def gram(x: _Features, groups: int, samples: int, out: int, workspace: int, stream: int) -> None: ...
+    def gram(x: Tensor, out: Tensor, workspace: Tensor, stream: int) -> None: ...
     @staticmethod
-    def combine(
-        matrix: int, outputs: int, x: _Features, groups: int, samples: int, out: _Features, stream: int
-    ) -> None: ...
+    def combine(matrix: Tensor, x: Tensor, out: Tensor, stream: int) -> None: ...
     @staticmethod
-    def distill_workspace(
-        stages: Sequence[_Features], groups: int, samples: int, divergence: int, save: bool
-    ) -> int: ...
+    def distill_workspace(stages: Sequence[Tensor], divergence: int, save: bool) -> int: ...
     @staticmethod
     def distill(
-        stages: Sequence[_Features],
-        groups: int,
-        samples: int,
+        stages: Sequence[Tensor],
         weights: Sequence[float],
         divergence: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
-        loss: int,
-        slots: int,
-        workspace: int,
+        loss: Tensor,
+        saved: Tensor | None,
+        workspace: Tensor,
         stream: int,
     ) -> None: ...
     @staticmethod
     def distill_backward(
-        grad: int,
-        slots: int,
-        stages: Sequence[_Features],
-        outs: Sequence[_Features],
-        wide: bool,
-        groups: int,
-        samples: int,
+        grad: Tensor,
+        saved: Tensor,
+        stages: Sequence[Tensor],
+        outs: Sequence[Tensor | None],
+        weights: Sequence[float],
+        teacher_gradient: bool,
         stream: int,
     ) -> None: ...
     @staticmethod
-    def feature_workspace(stages: Sequence[_Features], groups: int, samples: int, save: bool) -> int: ...
+    def feature_workspace(stages: Sequence[Tensor], save: bool) -> int: ...
     @staticmethod
     def distill_feature(
-        stages: Sequence[_Features],
-        groups: int,
-        samples: int,
+        stages: Sequence[Tensor],
         weights: Sequence[float],
         divergence: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
-        loss: int,
-        moments: int,
-        workspace: int,
+        loss: Tensor,
+        saved: Tensor | None,
+        workspace: Tensor,
         stream: int,
     ) -> None: ...
     @staticmethod
-    def feature_backward_workspace(stages: Sequence[_Features], groups: int, samples: int) -> int: ...
+    def feature_backward_workspace(stages: Sequence[Tensor]) -> int: ...
     @staticmethod
     def distill_feature_backward(
-        grad: int,
-        moments: int,
-        stages: Sequence[_Features],
-        outs: Sequence[_Features],
-        groups: int,
-        samples: int,
+        grad: Tensor,
+        saved: Tensor,
+        stages: Sequence[Tensor],
+        outs: Sequence[Tensor | None],
         weights: Sequence[float],
         divergence: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
-        workspace: int,
+        workspace: Tensor,
         stream: int,
     ) -> None: ...
     @staticmethod
-    def streamed_workspace(
-        stages: Sequence[_Features], groups: int, samples: int, teacher_gradient: bool, save: bool, band_bytes: int
-    ) -> int: ...
+    def streamed_workspace(stages: Sequence[Tensor], teacher_gradient: bool, save: bool, band_bytes: int) -> int: ...
     @staticmethod
     def distill_streamed(
-        stages: Sequence[_Features],
-        groups: int,
-        samples: int,
+        stages: Sequence[Tensor],
         weights: Sequence[float],
         divergence: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
-        loss: int,
-        saved: int,
+        loss: Tensor,
+        saved: Tensor | None,
         band_bytes: int,
-        workspace: int,
+        workspace: Tensor,
         stream: int,
     ) -> None: ...
     @staticmethod
     def distill_streamed_backward(
-        grad: int,
-        saved: int,
-        stages: Sequence[_Features],
-        outs: Sequence[_Features],
-        groups: int,
-        samples: int,
+        grad: Tensor,
+        saved: Tensor,
+        stages: Sequence[Tensor],
+        outs: Sequence[Tensor | None],
         weights: Sequence[float],
         divergence: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
         band_bytes: int,
-        workspace: int,
+        workspace: Tensor,
         stream: int,
     ) -> None: ...

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from icsd.ops import cpu
 from icsd.ops.divergences import KERNELS
-from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
+from icsd.ops.fused import Distillation, FusedBackend, sample_dense, saved_dtype, saved_shape
 from icsd.ops.gram import compute_dtype
-from icsd.ops.pointers import NO_FEATURES, features_of, groups_of, sample_dense
 
 # Of the rows of N x N matrices that streaming has at a time, unless a tile's rows are more.
 BAND_BYTES = 64 << 20
@@ -72,73 +71,58 @@ class CUDABackend(FusedBackend):
 
     def launch_gram(self, x: Tensor) -> Tensor:
         x = sample_dense(x)
-        *groups, n, _ = x.shape
-        out = x.new_empty((*groups, n, n), dtype=compute_dtype(x))
-        batch = features_of(x), groups_of(x), n
+        out = x.new_empty((*x.shape[:-1], x.shape[-2]), dtype=compute_dtype(x))
         with self.on_stream(x) as stream:
-            workspace = x.new_empty(self.kernels.gram_workspace(*batch), dtype=torch.uint8)
-            self.kernels.gram(*batch, out.data_ptr(), workspace.data_ptr(), stream)
+            self.kernels.gram(x, out, _workspace(x, self.kernels.gram_workspace(x)), stream)
         return out
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        x, matrix = sample_dense(x), matrix.contiguous()
+        x = sample_dense(x)
         out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
-        *_, m, n = matrix.shape
         with self.on_stream(x) as stream:
-            self.kernels.combine(matrix.data_ptr(), m, features_of(x), groups_of(x), n, features_of(out), stream)
+            self.kernels.combine(matrix.contiguous(), x, out, stream)
         return out
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
         stages = _stages(stages, how)
-        *groups, n, _ = stages[0].shape
-        loss = stages[0].new_empty(groups, dtype=compute_dtype(*stages))
+        loss = stages[0].new_empty(stages[0].shape[:-2], dtype=compute_dtype(*stages))
         saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
-        batch = [features_of(stage) for stage in stages], loss.numel(), n
+        arguments = stages, *_arguments(how), loss, saved if save else None
         with self.on_stream(loss) as stream:
-            results = loss.data_ptr(), saved.data_ptr() if save else 0
             if how.regime == "sample":
-                size = self.kernels.distill_workspace(*batch, KERNELS[how.divergence], save)
-                workspace = loss.new_empty(size, dtype=torch.uint8)
-                self.kernels.distill(*batch, *_arguments(how), *results, workspace.data_ptr(), stream)
+                workspace = self.kernels.distill_workspace(stages, KERNELS[how.divergence], save)
+                self.kernels.distill(*arguments, _workspace(loss, workspace), stream)
             elif how.regime == "feature":
-                workspace = loss.new_empty(self.kernels.feature_workspace(*batch, save), dtype=torch.uint8)
-                self.kernels.distill_feature(*batch, *_arguments(how), *results, workspace.data_ptr(), stream)
+                workspace = self.kernels.feature_workspace(stages, save)
+                self.kernels.distill_feature(*arguments, _workspace(loss, workspace), stream)
             else:
-                size = self.kernels.streamed_workspace(*batch, False, save, BAND_BYTES)
-                workspace = loss.new_empty(size, dtype=torch.uint8)
-                addresses = BAND_BYTES, workspace.data_ptr()
-                self.kernels.distill_streamed(*batch, *_arguments(how), *results, *addresses, stream)
+                workspace = self.kernels.streamed_workspace(stages, False, save, BAND_BYTES)
+                self.kernels.distill_streamed(*arguments, BAND_BYTES, _workspace(loss, workspace), stream)
         return loss, saved
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
     ) -> list[Tensor | None]:
         dtypes = [stage.dtype for stage in stages]
-        grad, stages = grad.contiguous(), _stages(stages, how)
+        stages = _stages(stages, how)
         pairs = zip(stages, wanted, strict=True)
         outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
-        features = [features_of(stage) for stage in stages]
-        results = [NO_FEATURES if out is None else features_of(out) for out in outs]
-        batch = grad.numel(), stages[0].shape[-2]
+        arguments = grad.contiguous(), saved, stages, outs
         with self.on_stream(saved) as stream:
             if how.regime == "sample":
-                wide = saved.dtype == torch.float64
-                self.kernels.distill_backward(
-                    grad.data_ptr(), saved.data_ptr(), features, results, wide, *batch, stream
-                )
+                self.kernels.distill_backward(*arguments, how.weights, how.teacher_gradient, stream)
+            elif how.regime == "feature":
+                workspace = _workspace(saved, self.kernels.feature_backward_workspace(stages))
+                self.kernels.distill_feature_backward(*arguments, *_arguments(how), workspace, stream)
             else:
-                addresses = grad.data_ptr(), saved.data_ptr()
-                arguments = features, results, *batch, *_arguments(how)
-                if how.regime == "feature":
-                    size = self.kernels.feature_backward_workspace(features, *batch)
-                    workspace = saved.new_empty(size, dtype=torch.uint8)
-                    self.kernels.distill_feature_backward(*addresses, *arguments, workspace.data_ptr(), stream)
-                else:
-                    size = self.kernels.streamed_workspace(features, *batch, wanted[-1], True, BAND_BYTES)
-                    workspace = saved.new_empty(size, dtype=torch.uint8)
-                    memory = BAND_BYTES, workspace.data_ptr()
-                    self.kernels.distill_streamed_backward(*addresses, *arguments, *memory, stream)
+                workspace = _workspace(saved, self.kernels.streamed_workspace(stages, wanted[-1], True, BAND_BYTES))
+                self.kernels.distill_streamed_backward(*arguments, *_arguments(how), BAND_BYTES, workspace, stream)
         return [None if out is None else out.to(dtype) for out, dtype in zip(outs, dtypes, strict=True)]
+
+
+def _workspace(beside: Tensor, size: int) -> Tensor:
+    """So many bytes."""
+    return beside.new_empty(size, dtype=torch.uint8)
 
 
 def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:

@@ -76,6 +76,13 @@ class Launcher(Protocol):
         """
 
 
+def sample_dense(x: Tensor) -> Tensor:
+    """`x` itself if each sample's features are adjacent and one stride leads from group to group; a copy otherwise."""
+    if x.dim() > 3:
+        x = x.flatten(0, -3).unflatten(0, x.shape[:-2]) if x.numel() else x
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
+
+
 def saved_shape(stages: Sequence[Tensor], how: Distillation) -> tuple[int, ...]:
     """The shape of what `launch_distill` saves.
 

@@ -109,7 +109,7 @@ def build_native(mode: str = "plain", arch: int = 80) -> Path:
     """`icsd._native` with the emulated CUDA kernels; calls of the CPU's stay unresolved, all but those for memory."""
     definitions = ["-DICSD_CUDA", '-DICSD_CPU_ISAS=""', f'-DICSD_CUDA_ARCHITECTURES="{arch}"', '-DICSD_COMPILER=""']
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    binding = compile_object(ROOT / "csrc" / "binding.cpp", ["-O1", "-w", *python, *definitions])
+    binding = compile_object(ROOT / "csrc" / "binding" / "module.cpp", ["-O1", "-w", *python, *definitions])
     memory = compile_object(ROOT / "csrc" / "cpu" / "memory.cpp", ["-O1"])
     # Apart, since the binding has thread-local storage of its own, and that of the kernels is their shared memory.
     kernels = link_library("kernels", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), mode, arch)

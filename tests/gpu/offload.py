@@ -39,10 +39,10 @@ class Offloading(FusedBackend):
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         stages = [_to_gpu(stage) for stage in stages]
         grads = super().launch_distill_backward(_to_gpu(grad), _to_gpu(saved), stages, wanted, how)
-        return [grad.cpu() for grad in grads]
+        return [None if grad is None else grad.cpu() for grad in grads]
 
 
 class OffloadingCUDA(Offloading, CUDABackend):

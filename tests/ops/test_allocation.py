@@ -57,11 +57,16 @@ def test_the_next_gradient_takes_the_memory_of_the_last():
     assert x.grad.data_ptr() == address
 
 
+def take(mib):
+    """A native result of so many MiB."""
+    return _native.combine(torch.ones(mib, 1), torch.ones(1, MIB // 4))
+
+
 def test_the_last_freed_of_a_size_is_taken_first():
-    first, second = (_native.Allocation(21 * MIB) for _ in range(2))
-    address = torch.frombuffer(first, dtype=torch.uint8).data_ptr()
+    first, second = take(21), take(21)
+    address = first.data_ptr()
     del second, first
-    assert torch.frombuffer(_native.Allocation(21 * MIB), dtype=torch.uint8).data_ptr() == address
+    assert take(21).data_ptr() == address
 
 
 def test_what_is_kept_can_be_given_back():
@@ -103,26 +108,22 @@ def test_gradients_are_ordinary_tensors():
 
 
 # Of its own process each: what is kept depends on all that was in use before.
-BOUND = f"""
-from icsd import _native
-from test_allocation import mapping_at, torch
+BOUND = """
+from test_allocation import mapping_at, take
 
-def take(mib):
-    memory = _native.Allocation(mib * {MIB})
-    tensor = torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
-    return memory, tensor.data_ptr()
-
-large, at_large = take(64)
+large = take(64)
+at_large = large.data_ptr()
 del large
 assert int(mapping_at(at_large)["LazyFree"][0])     # kept, and the system's to take
-small, at_small = take(8)                           # fits the large one badly; both are more than was ever in use
+small = take(8)                                     # fits the large one badly; both are more than was ever in use
+at_small = small.data_ptr()
 assert mapping_at(at_small) and not mapping_at(at_large)
-again, at_again = take(56)
+again = take(56)
+at_again = again.data_ptr()
 assert mapping_at(at_again)
 del small, again
-two, at_two = take(8)
-three, at_three = take(54)
-assert (at_two, at_three) == (at_small, at_again)   # each by its size, with a little to spare
+two, three = take(8), take(54)
+assert (two.data_ptr(), three.data_ptr()) == (at_small, at_again)   # each by its size, with a little to spare
 """
 
 
@@ -141,12 +142,11 @@ def test_tensors_may_outlive_the_interpreter():
     run(f"import builtins; from test_allocation import gradient; builtins.x = gradient(9, {1 << 19})")
 
 
-def test_allocations_of_any_size():
-    assert memoryview(_native.Allocation(0)).nbytes == 0
-    assert memoryview(_native.Allocation(5)).nbytes == 5
-    assert memoryview(_native.Allocation(_native.LARGE_BYTES + 1)).nbytes > _native.LARGE_BYTES
-    with pytest.raises(MemoryError):
-        _native.Allocation(1 << 60)
+def test_results_of_any_size():
+    for rows, width in ((0, 5), (1, 0), (1, 1), (3, MIB // 4), (5, MIB // 4)):
+        result = _native.combine(torch.ones(rows, 1), torch.ones(1, width))
+        assert torch.equal(result, torch.ones(rows, width))
+        assert result.data_ptr() % 64 == 0
 
 
 def _child(queue):

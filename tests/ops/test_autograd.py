@@ -110,7 +110,7 @@ def test_one_tensor_in_two_places(backend):
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
 def test_opcheck(batch, backend):
     stages = stages_of(9, 20, 4, batch=batch, dtype=torch.float32)
-    matrix = torch.randn(*batch, 3, 5)
+    matrix = torch.randn(*batch, 3, stages[1].shape[-2])
     for save in (True, False):
         arguments = (stages, save, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", backend)
         torch.library.opcheck(torch.ops.icsd.distill.default, arguments)

@@ -84,6 +84,8 @@ def test_native_code_under_sanitizers(sanitized):
     assert (Path(file).parent.parent, used) == (sanitized, isa)
     left_out = ["reference", "dataloader", "forked", "compile", "opcheck", "gradcheck", "memory", "pages"]
     run_tests(sanitized, isa, " and ".join(f"not {name}" for name in left_out))
+    fuzz = run(sanitized, isa, "tests/ops/fuzz_native.py", "100", "2")
+    assert fuzz.returncode == 0, fuzz.stderr[-4000:]
 
 
 @pytest.mark.timeout(900)
