@@ -34,31 +34,40 @@ C* panel(int slot, int64_t elements) {
 }
 
 // Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would wait
-// for memory where single lines arrive in the shadow of the multiplications.
+// for memory where single lines arrive in the shadow of the multiplications. A few rows go side by side: their pages are
+// looked up at the same time.
 class Prefetch {
  public:
   Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t steps)
-      : row_(static_cast<const char*>(data)),
+      : line_(static_cast<const char*>(data)),
         row_bytes_(row_bytes),
+        rows_(rows),
         bytes_(bytes),
         left_(rows * ((bytes + kLine - 1) / kLine)),
         lines_((left_ + steps - 1) / std::max<int64_t>(steps, 1)) {}
 
   void step() {
     for (int64_t line = std::min(left_, lines_); line > 0; --line, --left_) {
-      __builtin_prefetch(row_ + byte_, 0, 2);
+      __builtin_prefetch(line_ + row_ * row_bytes_, 0, 2);
+      if (++row_ < std::min(rows_, kTogether)) continue;
+      row_ = 0;
+      line_ += kLine;
       byte_ += kLine;
       if (byte_ >= bytes_) {
+        line_ += kTogether * row_bytes_ - byte_;
         byte_ = 0;
-        row_ += row_bytes_;
+        rows_ -= kTogether;
       }
     }
   }
 
  private:
-  const char* row_;
-  int64_t row_bytes_, bytes_, left_, lines_;  // of a step
-  int64_t byte_ = 0;
+  static constexpr int64_t kTogether = 8;
+
+  const char* line_;              // of the first of the rows that go side by side
+  int64_t row_bytes_, rows_;      // rows from that one on
+  int64_t bytes_, left_, lines_;  // of a row; lines to come; lines of a step
+  int64_t row_ = 0, byte_ = 0;
 };
 
 }  // namespace
