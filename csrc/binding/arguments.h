@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -75,7 +74,7 @@ inline Batch batch_of(const Tensor& x, const char* name) {
   for (int dim = last - 2; dim >= 0; --dim) groups = product(groups, x.sizes[dim], 1);
   const Shape shape{groups, x.sizes[last - 1]};
   const int64_t features = x.sizes[last];
-  product(groups, shape.samples, shape.samples + 1);
+  product(groups, shape.samples, shape.samples + 1);  // the elements of a slot
   void* const data = data_of<void>(x, size_of(dtype), name);
   if (product(groups, shape.samples, features) == 0) return {{data, dtype, features, 0, 0}, shape};
   if (!data) refuse(what + " has no memory");

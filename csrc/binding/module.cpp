@@ -271,7 +271,7 @@ Stages feature_stages(const std::vector<Tensor>& tensors) {
     if (stage.dtype != stages.features[0].dtype) refuse("stages of feature space are of one type");
     if (stage.features > std::numeric_limits<int>::max() / 2) refuse("more features than 32 bits count");
   }
-  saved_elements(Regime::feature, stages, 0);
+  saved_elements(Regime::feature, stages, 0);  // may be refused
   return stages;
 }
 

@@ -16,8 +16,6 @@ namespace icsd {
 // What a Python object shows of itself during a call.
 struct Tensor : dlpack::Tensor {
   const dlpack::Exchange* framework;
-
-  const void* address() const { return static_cast<const char*>(data) + byte_offset; }
 };
 
 // The functions of an object's framework, or null if it has none.
@@ -48,16 +46,17 @@ inline NewTensor new_tensor(const Tensor& like, DType dtype, const std::vector<s
     cpu::Allocation memory;
     std::vector<std::int64_t> sizes, strides;
   };
+  const auto element = static_cast<std::int64_t>(size_of(dtype));
+  std::int64_t bytes = element;
   std::vector<std::int64_t> strides(sizes.size());
-  std::int64_t bytes = static_cast<std::int64_t>(size_of(dtype));
   for (std::size_t dim = sizes.size(); dim-- > 0;) {
-    strides[dim] = bytes / static_cast<std::int64_t>(size_of(dtype));
+    strides[dim] = bytes / element;
     if (__builtin_mul_overflow(bytes, sizes[dim], &bytes)) throw std::bad_alloc();
   }
   auto owner = std::make_unique<Owner>(
       Owner{{}, cpu::Allocation(static_cast<std::size_t>(bytes)), sizes, std::move(strides)});
   const dlpack::ElementType type{dtype == DType::bfloat16 ? dlpack::kBfloat : dlpack::kFloat,
-                                 static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
+                                 static_cast<std::uint8_t>(8 * element), 1};
   owner->managed = {{dlpack::kMajor, 0},
                     owner.get(),
                     [](dlpack::ManagedTensor* managed) { delete static_cast<Owner*>(managed->context); },
