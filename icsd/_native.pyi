@@ -14,6 +14,7 @@ class _Build(TypedDict):
     cpu: str
     cuda: str
 
+INTERFACE: int
 build: _Build
 
 def cpu_isa() -> str: ...

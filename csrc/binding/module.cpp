@@ -48,11 +48,11 @@ py::object combine(const Tensor& matrix, const Tensor& x) {
   check_on_cpu(matrix, "matrix");
   check_on_cpu(x, "x");
   const Batch batch = batch_of(x, "x");
-  const auto& [features, shape] = batch;
-  const int64_t outputs = outputs_of(matrix, batch), width = features.features;
-  const NewTensor result = new_tensor(x, features.dtype, sizes_like(x, {outputs, width}));
-  const Features out{result.data, features.dtype, width, product(outputs, width, 1), width};
-  with_compute_type(features.dtype == DType::float64, [&](auto c) {
+  const int64_t outputs = outputs_of(matrix, batch), width = batch.features.features;
+  const DType dtype = batch.features.dtype;
+  const NewTensor result = new_tensor(x, dtype, sizes_like(x, {outputs, width}));
+  const Features out{result.data, dtype, width, product(outputs, width, 1), width};
+  with_compute_type(dtype == DType::float64, [&](auto c) {
     using C = decltype(c);
     const C* elements = elements_of<C>(matrix, product(batch.shape.groups, outputs, batch.shape.samples), "matrix");
     py::gil_scoped_release unlocked;
@@ -109,14 +109,15 @@ py::list distill_backward(const Tensor& grad, const Tensor& saved, const std::ve
   std::vector<Features> outs;
   py::list results;
   for (std::size_t k = 0; k < tensors.size(); ++k) {
-    const auto& [data, dtype, features, group_stride, sample_stride] = stages.features[k];
     if (!wanted[k]) {
       outs.push_back({});
       results.append(py::none());
       continue;
     }
-    const NewTensor out = new_tensor(tensors[k], dtype, sizes_like(tensors[k], {stages.shape.samples, features}));
-    outs.push_back({out.data, dtype, features, product(stages.shape.samples, features, 1), features});
+    const DType dtype = stages.features[k].dtype;
+    const int64_t n = stages.shape.samples, width = stages.features[k].features;
+    const NewTensor out = new_tensor(tensors[k], dtype, sizes_like(tensors[k], {n, width}));
+    outs.push_back({out.data, dtype, width, product(n, width, 1), width});
     results.append(out.object);
   }
   const int64_t count = saved_elements(regime, stages, static_cast<int64_t>(weights.size()));
@@ -166,21 +167,42 @@ Stages checked_stages(const std::vector<Tensor>& tensors) {
   return stages;
 }
 
-// Where a result of so many samples goes, which must be like `x`, apart from it and not overlap itself.
-Features result_of(const Tensor& tensor, int64_t samples, const Batch& x, const char* name) {
-  const auto [out, shape] = batch_of(tensor, name);
+// Memory that a call reads or writes.
+struct Block {
+  const char* name;
+  std::uintptr_t begin, end;
+};
+
+Block block_of(const Features& x, Shape shape, const char* name) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(x.data);
+  return {name, begin, begin + extent(x, shape) * size_of(x.dtype)};
+}
+
+// What is written must overlap neither what is read nor anything else that is written.
+void check_apart(const std::vector<Block>& written, const std::vector<Block>& read) {
+  const auto overlap = [](const Block& a, const Block& b) { return a.begin < b.end && b.begin < a.end; };
+  for (std::size_t k = 0; k < written.size(); ++k) {
+    for (const Block& other : read) {
+      if (overlap(written[k], other)) refuse(std::string(written[k].name) + " overlaps its input, " + other.name);
+    }
+    for (std::size_t other = 0; other < k; ++other) {
+      if (overlap(written[k], written[other])) {
+        refuse(std::string(written[k].name) + " overlaps another result, " + written[other].name);
+      }
+    }
+  }
+}
+
+// Where a result of so many samples goes: it is like what it is computed from, and its samples do not overlap each other.
+Features result_of(const Tensor& tensor, int64_t samples, const Batch& x) {
+  const auto [out, shape] = batch_of(tensor, "out");
   if (out.dtype != x.features.dtype || out.features != x.features.features || shape.samples != samples ||
       shape.groups != x.shape.groups) {
-    refuse(std::string(name) + " does not match its input");
+    refuse("out does not match its input");
   }
   const bool dense = (samples <= 1 || out.sample_stride >= out.features) &&
                      (shape.groups <= 1 || out.group_stride >= product(samples, out.sample_stride, 1));
-  if (!dense && extent(out, shape)) refuse(std::string(name) + " overlaps itself");
-  const auto begins = [](const Features& y) { return reinterpret_cast<std::uintptr_t>(y.data); };
-  const auto ends = [&](const Features& y, Shape of) { return begins(y) + extent(y, of) * size_of(y.dtype); };
-  if (begins(out) < ends(x.features, x.shape) && begins(x.features) < ends(out, shape)) {
-    refuse(std::string(name) + " overlaps its input");
-  }
+  if (!dense && extent(out, shape)) refuse("out overlaps itself");
   return out;
 }
 
@@ -188,10 +210,14 @@ Features result_of(const Tensor& tensor, int64_t samples, const Batch& x, const 
 std::vector<Features> results_of(const std::vector<std::optional<Tensor>>& tensors, const Stages& stages) {
   if (tensors.size() != stages.features.size()) refuse("one result for each stage is needed");
   std::vector<Features> outs;
+  std::vector<Block> written, read;
   for (std::size_t k = 0; k < tensors.size(); ++k) {
     const Batch stage{stages.features[k], stages.shape};
-    outs.push_back(tensors[k] ? result_of(*tensors[k], stages.shape.samples, stage, "out") : Features{});
+    outs.push_back(tensors[k] ? result_of(*tensors[k], stages.shape.samples, stage) : Features{});
+    written.push_back(block_of(outs[k], stages.shape, "out"));
+    read.push_back(block_of(stage.features, stages.shape, "stage"));
   }
+  check_apart(written, read);
   return outs;
 }
 
@@ -220,10 +246,14 @@ void combine(const Tensor& matrix, const Tensor& x, const Tensor& out, std::uint
   const Stages stages = checked_stages({x});
   const Batch batch{stages.features[0], stages.shape};
   const int64_t outputs = outputs_of(matrix, batch);
-  const Features result = result_of(out, outputs, batch, "out");
+  const Features result = result_of(out, outputs, batch);
   with_compute_type(stages.wide(), [&](auto c) {
     using C = decltype(c);
-    const C* elements = elements_of<C>(matrix, product(batch.shape.groups, outputs, batch.shape.samples), "matrix");
+    const auto [groups, n] = batch.shape;
+    C* elements = elements_of<C>(matrix, product(groups, outputs, n), "matrix");
+    const Features factors{elements, kDType<C>, n, outputs * n, n};
+    check_apart({block_of(result, {groups, outputs}, "out")},
+                {block_of(batch.features, batch.shape, "x"), block_of(factors, {groups, outputs}, "matrix")});
     cuda::combine<C>(elements, outputs, batch.features, result, batch.shape, stream_at(stream));
   });
 }
@@ -257,7 +287,9 @@ void distill_backward(const Tensor& grad, const Tensor& saved, const std::vector
   check_count(stages, weights, teacher_gradient);
   const std::vector<Features> outs = results_of(results, stages);
   const auto students = static_cast<int64_t>(weights.size());
-  with_compute_type(dtype_of(grad, "grad") == DType::float64, [&](auto c) {
+  const bool wide = dtype_of(grad, "grad") == DType::float64;
+  if (stages.wide() && !wide) refuse("grad is not of the compute type");
+  with_compute_type(wide, [&](auto c) {
     using C = decltype(c);
     const C* of_losses = elements_of<C>(grad, stages.shape.groups, "grad");
     const C* slots = elements_of<C>(saved, saved_elements(Regime::sample, stages, students), "saved");
@@ -417,6 +449,7 @@ PYBIND11_MODULE(_native, m) {
   });
 #endif
   m.def("cpu_isa", [] { return cpu::kernels().isa; });
+  m.attr("INTERFACE") = 1;  // to be raised, with that of icsd/ops/cpu.py, where what a function takes or returns changes
   m.attr("build") = py::dict(py::arg("compiler") = ICSD_COMPILER, py::arg("cpu") = ICSD_CPU_ISAS,
                              py::arg("cuda") = ICSD_CUDA_ARCHITECTURES);
 }

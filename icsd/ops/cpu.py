@@ -11,9 +11,14 @@ from torch import Tensor
 from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, sample_dense
 
+INTERFACE = 1  # of csrc/binding/module.cpp
+
 try:
     from icsd import _native
-except ImportError as error:
+
+    if _native.INTERFACE != INTERFACE:
+        raise ImportError(f"its interface is {_native.INTERFACE}, not {INTERFACE}")
+except (ImportError, AttributeError) as error:  # not built, or built from other sources
     _native = None
     _import_error = str(error)
 

@@ -282,3 +282,21 @@ def test_few_launches_for_all_stages(regime, dtype, most, emulated):
     with force_regime(regime):
         interstage(stages, divergence="mse")
     assert emulated.kernels.launches() - before[0] == emulated.library.emulator_launches() - before[1] <= most
+
+
+def test_overlapping_results_are_refused(emulated):
+    x, y, out = torch.ones(4, 6), torch.ones(4, 6), torch.empty(4, 6)
+    grad, saved, matrix = torch.ones(()), torch.ones(3, 4, 5), torch.ones(24)
+    for wrong, match in (
+        ([x, out], "its input, stage"),
+        ([y, out], "its input, stage"),
+        ([out, out], "another result"),
+        ([out.double(), None], "does not match"),
+        ([out[:1].expand(4, 6), None], "overlaps itself"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            emulated.kernels.distill_backward(grad, saved, [x, y], wrong, [1.0, 1.0], False, 0)
+    with pytest.raises(ValueError, match="grad is not of the compute type"):
+        emulated.kernels.distill_backward(grad, saved, [x.double(), y], [None, None], [1.0, 1.0], False, 0)
+    with pytest.raises(ValueError, match="its input, matrix"):
+        emulated.kernels.combine(matrix[:16].view(4, 4), x, matrix.view(4, 6), 0)

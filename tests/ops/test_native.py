@@ -24,7 +24,7 @@ def misaligned():
 
 
 def backward(grad=None, saved=None, stages=None, wanted=(True,), how=HOW):
-    """Arguments for the gradient of a student's features, unless others are given."""
+    """The gradient of a student's features, or a call with other arguments."""
     grad = torch.ones(()) if grad is None else grad
     saved = torch.ones(2, 4, 5) if saved is None else saved
     return _native.distill_backward(grad, saved, [X] if stages is None else stages, list(wanted), *how)

@@ -183,3 +183,17 @@ def test_unknown_instruction_set_is_an_error():
     )
     assert run.returncode
     assert "ICSD_CPU_ISA is 'sse9'; this processor runs" in run.stderr
+
+
+@pytest.mark.parametrize("lines", ["", "INTERFACE = 0"])
+def test_native_module_of_other_sources_is_not_used(lines):
+    script = f"""
+import sys, types
+module = types.ModuleType("icsd._native")
+exec({lines!r}, module.__dict__)
+sys.modules["icsd._native"] = module
+import icsd
+print(next(status for status in icsd.backends() if status.name == "cpu").reason)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "is not built from these sources" in run.stdout
