@@ -53,35 +53,41 @@ struct Rows {
   Rows from(int64_t row) const { return {data + row * stride, stride}; }
 };
 
-// The products of I rows of `a` and J rows of `b`, whole vectors of them: gram[r][c] += <a_r, b_c>. With kFill, the rows
-// of `a` are read from `source` and left in the panel for the tiles to come, in the shadow of the multiplications. With
-// kDiagonal, `b` is `a`, and one triangle is enough.
+// The products of I rows of `a` and J rows of `b`, whole vectors of them, as far apart as each other: gram[r][c] += <a_r, b_c>.
+// With kFill, the rows of `a` are read from `source` and left in the panel for the tiles to come, in the shadow of the
+// multiplications. With kDiagonal, `b` is `a`, and one triangle is enough.
 template <class T, int I, int J, bool kFill, bool kDiagonal>
 void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, Prefetch& next, double* gram,
                int64_t gram_stride) {
   using C = Compute<T>;
   using P = Operand<T>;
+  constexpr int kStep = kLanes<P>;
   Prefetch ahead = next;  // in registers
   Vector<C> sums[I * J];
 #pragma GCC unroll 32
   for (int i = 0; i < I * J; ++i) sums[i] = Vector<C>{};  // in registers too
-  int64_t k = 0;
+  const P* const end = a.data + width;
   do {
+    // Three pointers and their strides fit into the registers that are left, a pointer for each row does not.
+    asm("" : "+r"(a.data), "+r"(b.data), "+r"(source.data));
     Vector<P> left[I];
     for (int r = 0; r < I; ++r) {
       if constexpr (kFill) {
-        left[r] = load_as<P>(source.data + r * source.stride + k);
-        store(a.data + r * a.stride + k, left[r]);
+        left[r] = load_as<P>(source.data + r * source.stride);
+        store(a.data + r * a.stride, left[r]);
       } else {
-        left[r] = load_as<P>(a.data + r * a.stride + k);
+        left[r] = load_as<P>(a.data + r * a.stride);
       }
     }
     for (int c = 0; c < J; ++c) {
-      const Vector<P> right = kDiagonal ? left[c] : load_as<P>(b.data + c * b.stride + k);
+      const Vector<P> right = kDiagonal ? left[c] : load_as<P>(b.data + c * a.stride);
       for (int r = kDiagonal ? c : 0; r < I; ++r) sums[r * J + c] = multiply_add(left[r], right, sums[r * J + c]);
     }
     ahead.step();
-  } while ((k += kLanes<P>) < width);
+    a.data += kStep;
+    b.data += kStep;
+    source.data += kStep;
+  } while (a.data < end);
   next = ahead;
   C totals[I * J];
   sum_each(sums, totals);
