@@ -147,9 +147,10 @@ void gram(const void* data, int64_t stride, int64_t features, GramBlock block, d
                    (on_diagonal ? (tiles + 1) / 2 : tiles) * (width / kStep));
     for (int64_t i = 0; i < rows; i += kTile) {
       const Rows<const T> source{x + (block.row_begin + i) * stride + k, stride};
-      for (int64_t j = 0; j < columns && (!on_diagonal || j <= i); j += kTile) {
+      const int64_t last = on_diagonal ? i : (columns - 1) / kTile * kTile;
+      for (int64_t j = last; j >= 0; j -= kTile) {  // the tile on the diagonal first: it has fewest products, and fills
         const int64_t height = std::min<int64_t>(kTile, rows - i), breadth = std::min<int64_t>(kTile, columns - j);
-        const bool filling = whole && !in_place && j == 0, diagonal = on_diagonal && i == j;
+        const bool filling = whole && !in_place && j == last, diagonal = on_diagonal && j == i;
         const auto tile = filling ? gram_tile_of<T, true>(height, breadth, diagonal)
                                   : gram_tile_of<T, false>(height, breadth, diagonal);
         tile(a.from(i), b.from(j), source, round_up(take, kStep), ahead, out + i * out_stride + j, out_stride);
@@ -185,9 +186,10 @@ void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples,
 // How the results of `combine` reach memory.
 enum class Store { whole, streamed, partial };
 
-// R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many.
-template <class T, int R, Store S>
-void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T>* x, int64_t x_stride, int64_t samples,
+// R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many. With kFill, the rows are read
+// from `source` and left in `x` for the tiles to come.
+template <class T, int R, Store S, bool kFill>
+void combine_tile(const Compute<T>* packed, const double* scale, Rows<Compute<T>> x, Rows<const T> source, int64_t samples,
                   Prefetch& next, T* out, int64_t out_stride, int64_t count) {
   using C = Compute<T>;
   Prefetch ahead = next;  // in registers
@@ -199,9 +201,16 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
       if constexpr (S == Store::whole) __builtin_prefetch(out + r * out_stride + v * kStep, 1, 2);
     }
   }
-  for (int64_t j = 0; j < samples; ++j, packed += R, x += x_stride) {
+  for (int64_t j = 0; j < samples; ++j, packed += R, x.data += x.stride, source.data += source.stride) {
     Vector<C> row[kColumns];
-    for (int v = 0; v < kColumns; ++v) row[v] = load(x + v * kStep);
+    for (int v = 0; v < kColumns; ++v) {
+      if constexpr (kFill) {
+        row[v] = load(source.data + v * kStep);
+        store(x.data + v * kStep, row[v]);
+      } else {
+        row[v] = load(x.data + v * kStep);
+      }
+    }
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < kColumns; ++v) sums[r][v] += packed[r] * row[v];
     }
@@ -226,15 +235,15 @@ void combine_tile(const Compute<T>* packed, const double* scale, const Compute<T
 }
 
 template <class T>
-using CombineTile = void (*)(const Compute<T>*, const double*, const Compute<T>*, int64_t, int64_t, Prefetch&, T*, int64_t,
-                             int64_t);
+using CombineTile = void (*)(const Compute<T>*, const double*, Rows<Compute<T>>, Rows<const T>, int64_t, Prefetch&, T*,
+                             int64_t, int64_t);
 
-template <class T, Store S, int R = kOutputs>
+template <class T, Store S, bool kFill, int R = kOutputs>
 CombineTile<T> combine_tile_of(int64_t outputs) {
   if (outputs < R) {
-    if constexpr (R > 1) return combine_tile_of<T, S, R - 1>(outputs);
+    if constexpr (R > 1) return combine_tile_of<T, S, kFill, R - 1>(outputs);
   }
-  return combine_tile<T, R, S>;
+  return combine_tile<T, R, S, kFill>;
 }
 
 // Whether every row begins on a whole vector, so that results may go past the cache.
@@ -260,30 +269,33 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   const bool streamed = streams(out, out_stride, outputs, features);
   const int64_t width = panel_width(2 * samples, sizeof(C), kWidth, kWidth, 512);
   const bool in_place = std::is_same_v<T, C> && samples <= kInPlaceSamples;
-  C* const rows = panel<C>(0, samples * kWidth);
+  const Rows<C> strip_rows{panel<C>(0, samples * kWidth), kWidth};
   for (int64_t k = 0; k < features; k += width) {
     const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
     Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T),
                    strips * blocks_of(outputs) * samples);
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const int64_t begin = strip * kWidth, count = std::min(kWidth, take - begin);
-      const C* strip_rows = rows;
-      int64_t strip_stride = kWidth;
-      if (in_place && count == kWidth) {
-        if constexpr (std::is_same_v<T, C>) strip_rows = x + k + begin;
-        strip_stride = stride;
-      } else {
-        if (count < kWidth) std::fill_n(rows, samples * kWidth, C(0));
-        for (int64_t j = 0; j < samples; ++j) copy_row(x + j * stride + k + begin, count, rows + j * kWidth);
+      const int64_t begin = k + strip * kWidth, count = std::min(kWidth, k + take - begin);
+      const bool whole = count == kWidth;
+      const Rows<const T> source{x + begin, stride};
+      Rows<C> rows = strip_rows;
+      if (!whole) {
+        std::fill_n(rows.data, samples * kWidth, C(0));
+        for (int64_t j = 0; j < samples; ++j) copy_row(source.from(j).data, count, rows.from(j).data);
+      } else if constexpr (std::is_same_v<T, C>) {
+        if (in_place) rows = {const_cast<T*>(source.data), stride};
       }
       for (int64_t block = 0; block < blocks_of(outputs); ++block) {
         const int64_t first = block_start(block, outputs), height = block_start(block + 1, outputs) - first;
-        const auto tile = count < kWidth ? combine_tile_of<T, Store::partial>(height)
-                          : streamed     ? combine_tile_of<T, kStreams<T> ? Store::streamed : Store::whole>(height)
-                                         : combine_tile_of<T, Store::whole>(height);
-        tile(matrix + first * samples, scale + first, strip_rows, strip_stride, samples, ahead,
-             out + first * out_stride + k + begin, out_stride, count);
+        const bool filling = whole && !in_place && block == 0;
+        constexpr Store kStreamed = kStreams<T> ? Store::streamed : Store::whole;
+        const auto tile = !whole     ? combine_tile_of<T, Store::partial, false>(height)
+                          : filling  ? combine_tile_of<T, Store::whole, true>(height)
+                          : streamed ? combine_tile_of<T, kStreamed, false>(height)
+                                     : combine_tile_of<T, Store::whole, false>(height);
+        tile(matrix + first * samples, scale + first, rows, source, samples, ahead, out + first * out_stride + begin,
+             out_stride, count);
       }
     }
   }
