@@ -67,11 +67,20 @@ def _order(row: Row) -> tuple[bool, str, int, int, str]:
 
 def _heading(rows: Sequence[Row]) -> str:
     first = rows[0]
-    rates = {row.dtype: f"{row.gemm_gflop_s:,.0f} GFLOP/s in {row.dtype}" for row in rows}
+    rates = [
+        f"{_span([row.gemm_gflop_s for row in rows if row.dtype == dtype])} GFLOP/s in {dtype}"
+        for dtype in dict.fromkeys(row.dtype for row in rows)
+    ]
     return (
         f"{first.machine}, threads: {first.threads}, native code: {first.isa}, torch {first.torch}, icsd {first.icsd}\n"
-        f"measured in this run: copy {first.copy_gb_s:,.1f} GB/s, matrix product {', '.join(rates.values())}"
+        f"measured beside each case: copy {_span([row.copy_gb_s for row in rows])} GB/s, "
+        f"matrix product {', '.join(rates)}"
     )
+
+
+def _span(values: Sequence[float]) -> str:
+    least, most = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _operator(cases: Cases) -> str:

@@ -45,11 +45,11 @@ class Row:
         median: Over all rounds of all turns.
         lower_quartile: Likewise.
         upper_quartile: Likewise.
-        floor: Least time by `benchmarks.ceilings.floor_seconds`, where there is one.
+        floor: Least time by `benchmarks.ceilings.floor_seconds`, where there is one, by the best rates of all turns.
         ratio_to_floor: median / floor.
         ratio_to_plain: median / the median of plain PyTorch in the same run, where that was measured.
-        copy_gb_s: Measured copy bandwidth, 10⁹ bytes per second.
-        gemm_gflop_s: Measured GEMM rate of the dtype, 10⁹ flops per second.
+        copy_gb_s: Copy bandwidth measured before each turn, 10⁹ bytes per second, the best.
+        gemm_gflop_s: GEMM rate of the dtype, 10⁹ flops per second, likewise.
         contention: `benchmarks.ceilings.contention` before each turn, the median.
     """
 
@@ -229,15 +229,17 @@ def _pairs(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]
 def _row(turns: list[dict[str, Any]]) -> Row:
     values = [value for turn in turns for value in turn["values"]]
     lower, middle, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    floor = turns[0]["floor"]
+    floor = turns[0]["floor"] and min(turn["floor"] for turn in turns)
     return Row(
-        **{column: turns[0][column] for column in (*LABELS, "copy_gb_s", "gemm_gflop_s")},
+        **{column: turns[0][column] for column in LABELS},
         median=middle,
         lower_quartile=lower,
         upper_quartile=upper,
         floor=floor,
         ratio_to_floor=middle / floor if floor else None,
         ratio_to_plain=None,
+        copy_gb_s=max(turn["copy_gb_s"] for turn in turns),
+        gemm_gflop_s=max(turn["gemm_gflop_s"] for turn in turns),
         contention=median(turn["contention"] for turn in turns),
     )
 

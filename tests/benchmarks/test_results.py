@@ -47,9 +47,9 @@ def peers(scale=1.0, **changes):
 
 
 def entry(data, **labels):
-    labels = {column: getattr(ROW, column) for column in results.LABELS} | {"floor": 0.5} | labels
-    labels |= {"copy_gb_s": 20.0, "gemm_gflop_s": 300.0, "contention": 0.5}
-    return {"extra_info": labels, "stats": {"data": data}}
+    measured = {"floor": 0.5, "copy_gb_s": 20.0, "gemm_gflop_s": 300.0, "contention": 0.5}
+    case = {column: getattr(ROW, column) for column in results.LABELS}
+    return {"extra_info": case | measured | labels, "stats": {"data": data}}
 
 
 def verdicts(before, after):
@@ -89,15 +89,15 @@ def test_a_missing_file_and_a_damaged_row_are_named(tmp_path):
 def test_turns_become_one_row(tmp_path):
     path = tmp_path / "report.json"
     entries = [
-        entry([1.0, 2.0, 3.0]),
+        entry([1.0, 2.0, 3.0], floor=0.8, gemm_gflop_s=150.0),
         entry([8.0, 8.0], implementation="plain"),
-        entry([4.0, 5.0]),
+        entry([4.0, 5.0], floor=0.5, gemm_gflop_s=240.0),
         entry([9.0], benchmark="memory", unit="B", floor=None, values=[100]),
     ]
     path.write_text(json.dumps({"benchmarks": entries}))
     ours, plain, memory = results.rows_from_report(path)
     assert (ours.lower_quartile, ours.median, ours.upper_quartile) == (2.0, 3.0, 4.0)
-    assert (ours.ratio_to_floor, ours.ratio_to_plain) == (6.0, 3 / 8)
+    assert (ours.ratio_to_floor, ours.gemm_gflop_s, ours.ratio_to_plain) == (6.0, 240.0, 3 / 8)
     assert plain.ratio_to_plain == 1
     assert (memory.median, memory.unit, memory.ratio_to_floor, memory.ratio_to_plain) == (100, "B", None, None)
 
