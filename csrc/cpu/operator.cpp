@@ -131,15 +131,24 @@ class Grams {
         const auto [row, column] = in_triangle(item);
         const int64_t top = row * kBlock, left = column * kBlock;
         const int64_t rows = std::min(kBlock, n - top), columns = std::min(kBlock, n - left);
-        tiles.multiply(panels.from(0, top), panels.from(0, left), rows, columns, features, product, kBlock, false);
+        const bool diagonal = row == column;
+        const int64_t width = diagonal ? tiles.panel : columns;  // what is above the diagonal is left out
+        for (int64_t j = 0; j < columns; j += width) {
+          const int64_t first = diagonal ? j : 0;
+          tiles.multiply(panels.from(0, top + first), panels.from(0, left + j), rows - first, std::min(width, columns - j),
+                         features, product + first * kBlock + j, kBlock, false);
+        }
         for (int64_t i = 0; i < rows; ++i) {
           C *to = out_[matrix / shape_.groups].row(group, top + i) + left, *sums = product + i * kBlock;
-          for (int64_t j = 0; j < columns; ++j) to[j] = sums[j] += k ? to[j] : 0;
+          const int64_t count = diagonal ? i + 1 : columns;
+          for (int64_t j = 0; j < count; ++j) to[j] = sums[j] += k ? to[j] : 0;
         }
         if (k + features < x.features) return;
         tiles.transpose(product, transposed);
         for (int64_t j = 0; j < columns; ++j) {
-          std::copy_n(transposed + j * kBlock, rows, out_[matrix / shape_.groups].row(group, left + j) + top);
+          const int64_t first = diagonal ? j : 0;
+          std::copy_n(transposed + j * kBlock + first, rows - first,
+                      out_[matrix / shape_.groups].row(group, left + j) + top + first);
         }
       });
     }
