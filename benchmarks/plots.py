@@ -140,7 +140,8 @@ def _speedups(rows: Sequence[Row], path: Path) -> bool:
             places = [place + (offset - (len(peers) - 1) / 2) * width for place in range(len(common))]
             heights = [shapes[shape][peer] / shapes[shape]["icsd"] for shape in common]
             bars = axis.bar(places, heights, width * 0.94, color=COLOURS[peer], label=LABELS[peer])
-            texts = axis.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=6.5, padding=1)
+            digits = [f"{height:.{1 if height < 10 else 0}f}" for height in heights]
+            texts = axis.bar_label(bars, digits, fontsize=6.5, padding=1)
             plt.setp(texts, path_effects=[withStroke(linewidth=2, foreground="white")])
         axis.axhline(1, color=COLOURS["icsd"], linewidth=1.5, label=LABELS["icsd"])
         axis.set_xticks(range(len(common)), [f"{n} x\n{d:,}" for n, d in common], fontsize=8)
