@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   python -m benchmarks                                   everything
   python -m benchmarks --select grid                     the means over N in 8 ... 256 by D in 8,192 ... 524,288
   python -m benchmarks --select "operator and 16x65536"  a part of it (an expression for pytest -k)
-  python -m benchmarks --quick                           a few shapes: about four minutes on two cores
+  python -m benchmarks --quick                           a few shapes: a quarter of an hour on two cores
   python -m benchmarks compare before.csv after.csv      what got slower or faster beyond noise
 
 Close other programs first: see benchmarks/README.md on noise."""

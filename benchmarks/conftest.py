@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import lru_cache
 from time import perf_counter
 
 import pytest
@@ -26,19 +27,17 @@ def pytest_benchmark_update_machine_info(machine_info):
     del machine_info["node"]  # a result file names no host
 
 
-@pytest.fixture(scope="session")
-def latest_ceilings() -> dict[str, object]:
-    """Those measured last, and for what."""
-    return {}
+@lru_cache(maxsize=1)
+def _ceilings_at(turn: tuple) -> Ceilings:
+    """Of one turn of a case, whatever the implementation."""
+    return measure_ceilings(DTYPES, seconds=0.2)
 
 
 @pytest.fixture
-def ceilings(request, latest_ceilings) -> Ceilings:
+def ceilings(request) -> Ceilings:
     """The machine's rates, measured anew for every turn of a case: on a shared machine they come and go."""
-    turn = {name: value for name, value in request.node.callspec.params.items() if name != "implementation"}
-    if latest_ceilings.get("turn") != turn:
-        latest_ceilings.update(turn=turn, rates=measure_ceilings(DTYPES, seconds=0.2))
-    return latest_ceilings["rates"]
+    parameters = request.node.callspec.params.items()
+    return _ceilings_at(tuple((name, value) for name, value in parameters if name != "implementation"))
 
 
 @pytest.fixture(scope="session")

@@ -125,6 +125,30 @@ def test_threads_agree():
         torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_gram_of_many_samples_and_features(dtype):
+    # Several blocks of the matrix, the last of them small, and several parts of the features.
+    x = torch.randn(600, 2100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    gram = _native.gram(x)
+    assert torch.equal(gram, gram.mT)
+    scale = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(gram.double(), x.double() @ x.double().mT, rtol=scale, atol=2100 * scale)
+
+
+@pytest.mark.parametrize("samples", [8, 20])
+def test_results_that_go_past_the_cache(samples):
+    # Few and large, of one thread; the width ends in a part of a strip.
+    generator = torch.Generator().manual_seed(0)
+    matrix, x = torch.randn(8, samples, generator=generator), torch.randn(samples, (1 << 19) + 32, generator=generator)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        result = _native.combine(matrix, x)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(result, matrix @ x, rtol=1e-5, atol=1e-4)
+
+
 def test_concurrent_python_threads():
     expected = [Losses()[i] for i in range(4)]
     results = {}
