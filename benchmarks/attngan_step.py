@@ -130,7 +130,7 @@ class Discriminator(nn.Module):
 
 
 class AttnGANStep:
-    """Networks, optimisers, average and the step.
+    """Networks, optimizers, average and the step.
 
     Args:
         wrong_pass: Whether real pictures go through the discriminators once more for the mismatched pairs, as in
@@ -142,8 +142,8 @@ class AttnGANStep:
         self.generator = Generator()
         self.discriminators = [Discriminator(side) for side in SIDES]
         options = {"lr": 2e-4, "betas": (0.5, 0.999)}
-        self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), **options)
-        self.discriminator_optimisers = [torch.optim.Adam(d.parameters(), **options) for d in self.discriminators]
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), **options)
+        self.discriminator_optimizers = [torch.optim.Adam(d.parameters(), **options) for d in self.discriminators]
         self.average = [weight.detach().clone() for weight in self.generator.parameters()]
 
     def __call__(self, images: list[Tensor], sentence: Tensor, words: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -161,8 +161,8 @@ class AttnGANStep:
         losses = {}
         yes, no = torch.ones(len(sentence)), torch.zeros(len(sentence))
         fakes, mu, logvar = self.generator(torch.randn(len(sentence), NOISE), sentence, words, mask)
-        stages = zip(SIDES, self.discriminators, self.discriminator_optimisers, images, fakes, strict=True)
-        for side, d, optimiser, real, fake in stages:
+        stages = zip(SIDES, self.discriminators, self.discriminator_optimizers, images, fakes, strict=True)
+        for side, d, optimizer, real, fake in stages:
             d.zero_grad()
             seen, painted = d.features(real), d.features(fake.detach())
             mismatched = d.features(real) if self.wrong_pass else seen
@@ -172,7 +172,7 @@ class AttnGANStep:
             reject = reject + F.binary_cross_entropy(d.judge(mismatched, sentence.roll(1, 0)), no)
             losses[f"discriminator/{side}"] = accept / 2 + reject / 3
             losses[f"discriminator/{side}"].backward()
-            optimiser.step()
+            optimizer.step()
         self.generator.zero_grad()
         losses["generator/kl"] = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean()
         loss = losses["generator/kl"]
@@ -182,7 +182,7 @@ class AttnGANStep:
             losses[f"generator/{side}"] = accept + F.binary_cross_entropy(d.judge(painted, sentence), yes)
             loss = loss + losses[f"generator/{side}"]
         loss.backward()
-        self.generator_optimiser.step()
+        self.generator_optimizer.step()
         with torch.no_grad():
             for mean, weight in zip(self.average, self.generator.parameters(), strict=True):
                 mean.mul_(0.999).add_(weight, alpha=0.001)

@@ -78,7 +78,7 @@ def contention() -> float:
     """How long a small parallel region takes, relative to the same work without threads.
 
     Under 1 on a quiet machine. Where another program holds one of the cores, each region waits for it to yield, some
-    milliseconds long: hundreds. Above `CONTENTION_LIMIT`, times say more about the neighbours than about the code.
+    milliseconds long: hundreds. Above `CONTENTION_LIMIT`, times say more about the neighbors than about the code.
     """
     return _median_time(4 * SERIAL_ELEMENTS) / (4 * _median_time(SERIAL_ELEMENTS))
 

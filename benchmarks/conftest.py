@@ -48,7 +48,7 @@ def surroundings() -> dict[str, str | int]:
 
 @pytest.fixture(scope="module")
 def workload(request) -> Workload:
-    """What the case given by indirect parametrisation is about."""
+    """What the case given by indirect parametrization is about."""
     return Workload(request.param)
 
 

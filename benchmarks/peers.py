@@ -74,7 +74,7 @@ def torchdistill_loss(name: str) -> Loss:
 
 
 def plain_similarity(x: Tensor) -> Tensor:
-    """What one writes first: normalised copies and their product."""
+    """What one writes first: normalized copies and their product."""
     x = F.normalize(x, dim=-1, eps=1e-8)
     return x @ x.mT
 
@@ -102,7 +102,7 @@ def _divergence(s: Tensor, t: Tensor, divergence: Divergence) -> Tensor:
 class CompositeLoss:
     """The best that PyTorch's operators do, for `mse` and `kl`.
 
-    No normalised copy is made: the diagonal of K = X Xᵀ holds the norms. Only one triangle of K is multiplied, all
+    No normalized copy is made: the diagonal of K = X Xᵀ holds the norms. Only one triangle of K is multiplied, all
     work on N x N matrices is compiled into one function, and the gradient is one product. That product is written into
     a buffer which is kept, since fresh memory costs as much as the product where D is large: each gradient is gone
     with the next backward pass.

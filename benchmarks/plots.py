@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.results import Row
 
-COLOURS = {  # of Okabe and Ito, distinct to the colour-blind
+COLORS = {  # of Okabe and Ito, distinct to the color-blind
     "icsd": "#D55E00",
     "composite": "#009E73",
     "compile": "#0072B2",
@@ -100,12 +100,12 @@ def _scaling(rows: Sequence[Row], along: str, fixed: str, path: Path) -> bool:
 
 
 def _lines(axis: Axes, rows: Sequence[Row], along: str) -> None:
-    for name, colour in reversed(COLOURS.items()):
+    for name, color in reversed(COLORS.items()):
         points = sorted((getattr(row, along), row.median) for row in rows if row.implementation == name)
         if points:
             emphasis = {"linewidth": 2.4, "zorder": 3} if name == "icsd" else {"linewidth": 1.4}
             axis.plot(
-                *zip(*points, strict=True), marker="o", markersize=4, color=colour, label=LABELS[name], **emphasis
+                *zip(*points, strict=True), marker="o", markersize=4, color=color, label=LABELS[name], **emphasis
             )
     floor = sorted({(getattr(row, along), row.floor) for row in rows})
     axis.plot(*zip(*floor, strict=True), color="black", linestyle="--", linewidth=1.2, label="floor of this machine")
@@ -123,7 +123,7 @@ def _speedups(rows: Sequence[Row], path: Path) -> bool:
         cases[row.dtype, row.loss][row.samples, row.features][row.implementation] = row.median
     if "icsd" not in {row.implementation for row in rows}:
         return False
-    peers = [name for name in COLOURS if name != "icsd" and any(row.implementation == name for row in rows)][::-1]
+    peers = [name for name in COLORS if name != "icsd" and any(row.implementation == name for row in rows)][::-1]
     complete = [{shape for shape, times in shapes.items() if len(times) > len(peers)} for shapes in cases.values()]
     common = sorted(set.intersection(*complete))
     if not (peers and common):
@@ -139,11 +139,11 @@ def _speedups(rows: Sequence[Row], path: Path) -> bool:
             width = 0.8 / len(peers)
             places = [place + (offset - (len(peers) - 1) / 2) * width for place in range(len(common))]
             heights = [shapes[shape][peer] / shapes[shape]["icsd"] for shape in common]
-            bars = axis.bar(places, heights, width * 0.94, color=COLOURS[peer], label=LABELS[peer])
+            bars = axis.bar(places, heights, width * 0.94, color=COLORS[peer], label=LABELS[peer])
             digits = [f"{height:.{1 if height < 10 else 0}f}" for height in heights]
             texts = axis.bar_label(bars, digits, fontsize=6.5, padding=1)
             plt.setp(texts, path_effects=[withStroke(linewidth=2, foreground="white")])
-        axis.axhline(1, color=COLOURS["icsd"], linewidth=1.5, label=LABELS["icsd"])
+        axis.axhline(1, color=COLORS["icsd"], linewidth=1.5, label=LABELS["icsd"])
         axis.set_xticks(range(len(common)), [f"{n} x\n{d:,}" for n, d in common], fontsize=8)
         axis.set_xlim(-0.6, len(common) - 0.4)
         axis.tick_params(axis="x", length=0)

@@ -4,7 +4,7 @@
 
 Prints a table and draws it. Bytes and flops are those of `benchmarks.ceilings.floor_seconds`;
 `tests/cuda/test_traffic.py` counts in the emulator that the kernels read X and Y once and write the gradient once. What
-a kernel reaches of a ceiling is not modelled, and no GPU has been measured.
+a kernel reaches of a ceiling is not modeled, and no GPU has been measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEVICES = {
     "H100": Ceilings(3.35e12, {torch.float32: 495e12 / 3, torch.bfloat16: 989e12}),
     "B200": Ceilings(8.0e12, {torch.float32: 1.1e15 / 3, torch.bfloat16: 2.25e15}),
 }
-COLOURS = {"A100": "#0072B2", "H100": "#D55E00", "B200": "#009E73"}
+COLORS = {"A100": "#0072B2", "H100": "#D55E00", "B200": "#009E73"}
 SAMPLES = (8, 16, 32, 64, 128, 256, 512)
 FEATURES = 65536
 
@@ -62,13 +62,13 @@ def draw(path: Path) -> None:
                 ridge = device.gemm_rate[dtype] / device.copy_bandwidth
                 points = [ends[0], min(max(ridge, ends[0]), ends[1]), ends[1]]
                 attainable = [min(x * device.copy_bandwidth, device.gemm_rate[dtype]) / 1e12 for x in points]
-                axis.plot(points, attainable, color=COLOURS[name], label=name)
+                axis.plot(points, attainable, color=COLORS[name], label=name)
                 shapes = [intensity(samples, dtype) for samples in SAMPLES]
                 axis.plot(
                     shapes,
                     [min(x * device.copy_bandwidth, device.gemm_rate[dtype]) / 1e12 for x in shapes],
                     "o",
-                    color=COLOURS[name],
+                    color=COLORS[name],
                     markersize=4,
                 )
             for samples in SAMPLES:

@@ -102,7 +102,7 @@ def attention_pictures(image: Tensor, attention: Tensor) -> Tensor:
 
 
 def matrix_picture(matrix: Tensor) -> Tensor:
-    """Colour a matrix of similarities: red towards 1, white at 0, blue towards -1.
+    """Color a matrix of similarities: red towards 1, white at 0, blue towards -1.
 
     Args:
         matrix: (N, N) in [-1, 1].
@@ -124,9 +124,9 @@ def _line(size: int) -> int:
     return round(1.3 * size)
 
 
-def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, size: int, colour: str) -> None:
+def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, size: int, color: str) -> None:
     for place, line in enumerate(lines):
-        draw.text((left, top + place * _line(size)), line, fill=colour, font=_font(size))
+        draw.text((left, top + place * _line(size)), line, fill=color, font=_font(size))
 
 
 def _wrap(text: str, size: int, width: int) -> list[str]:

@@ -6,14 +6,14 @@ from icsd.pictures import caption_grid
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def plain(colour, count, resolution):
-    return (torch.tensor(colour) / 127.5 - 1).view(1, 3, 1, 1).expand(count, 3, resolution, resolution)
+def plain(color, count, resolution):
+    return (torch.tensor(color) / 127.5 - 1).view(1, 3, 1, 1).expand(count, 3, resolution, resolution)
 
 
-def width_of(page, colour):
-    """Columns of the page that hold the colour."""
+def width_of(page, color):
+    """Columns of the page that hold the color."""
     pixels = torch.tensor(list(page.tobytes())).view(page.height, page.width, 3)
-    return int((pixels == torch.tensor(colour)).all(-1).any(0).sum())
+    return int((pixels == torch.tensor(color)).all(-1).any(0).sum())
 
 
 def test_stages_lie_side_by_side_at_one_size():

@@ -12,7 +12,7 @@
 //   statistics(row, out)      the kStatistics numbers of the whole row that gradients need
 //   student(s, t, i, j)       dL/dS_ij + dL/dS_ji, from the statistics of the rows i and j
 //   teacher(s, t, i, j)       dL/dT_ij + dL/dT_ji
-// S and T are symmetric, so both gradients are of the symmetrised element. NaN passes through all of them.
+// S and T are symmetric, so both gradients are of the symmetrized element. NaN passes through all of them.
 #pragma once
 
 #include <cmath>

@@ -181,7 +181,7 @@ class Grams {
 };
 
 // From Gram matrices to the loss and, in place, to the gradients' matrices, for one divergence. The threads of a parallel
-// region call `normalise`, `measure` and `differentiate` with barriers between.
+// region call `normalize`, `measure` and `differentiate` with barriers between.
 template <class C, template <class> class D>
 class Epilogue {
  public:
@@ -198,7 +198,7 @@ class Epilogue {
         rows_(students_ * shape.groups * shape.samples),
         statistics_(D<C>::kStatistics * rows_.size()) {}
 
-  void normalise(Member member) {
+  void normalize(Member member) {
     const Range range = part(static_cast<int64_t>(inverse_norms_.size()), member.thread, member.threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [stage, group, i] = locate(item);
@@ -343,7 +343,7 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Distil
     grams.accumulate(member);
     member.barrier();
     grams.finish(member);
-    epilogue.normalise(member);  // by the diagonal of the rows that this thread finished
+    epilogue.normalize(member);  // by the diagonal of the rows that this thread finished
     member.barrier();
     epilogue.measure(member);
     member.barrier();

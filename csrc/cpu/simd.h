@@ -225,7 +225,7 @@ inline float sum(FloatVector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline double sum(DoubleVector v) { return v[0] + v[1]; }
 #endif
 
-// sums + a b; pairs of neighbours are added where sums are wider than what they are sums of.
+// sums + a b; pairs of neighbors are added where sums are wider than what they are sums of.
 template <class V>
 inline V multiply_add(V a, V b, V sums) {
   return sums + a * b;

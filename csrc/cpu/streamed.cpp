@@ -29,7 +29,7 @@ class Stage {
   const C* squares() const { return squares_.data(); }
 
   // Of a block of samples; their squared norms are taken from `squares`, of all samples, unless it is null.
-  void prepare(int64_t block, const C* squares, bool normalise, double eps) {
+  void prepare(int64_t block, const C* squares, bool normalize, double eps) {
     const int64_t first = block * kBlock, count = std::min(kBlock, samples_ - first);
     const int dtype = static_cast<int>(x_.dtype);
     const void* x = at(x_, group_, first, 0);
@@ -38,7 +38,7 @@ class Stage {
     } else {
       tiles().squares[dtype](x, x_.sample_stride, count, x_.features, squares_.data() + first);
     }
-    for (int64_t i = first; i < first + count; ++i) inverse_norms_[i] = normalise ? inverse_norm(squares_[i], eps) : 1;
+    for (int64_t i = first; i < first + count; ++i) inverse_norms_[i] = normalize ? inverse_norm(squares_[i], eps) : 1;
     tiles().by_sample[dtype](x, x_.sample_stride, count, x_.features, inverse_norms_.data() + first,
                              by_sample_.data() + first * x_.features, tiles().panel * x_.features);
     if (by_feature_.data()) {
@@ -63,9 +63,9 @@ class Stage {
   }
 
   // The gradient of sample i from that of its panels' row.
-  void finish(int64_t i, const C* gradient, bool normalised, double eps, C factor, const Features& out) const {
+  void finish(int64_t i, const C* gradient, bool normalized, double eps, C factor, const Features& out) const {
     tiles().finish[static_cast<int>(x_.dtype)](gradient, at(x_, group_, i, 0), x_.features, inverse_norms_[i],
-                                               normalised && !is_clamped(squares_[i], eps), factor, at(out, group_, i, 0));
+                                               normalized && !is_clamped(squares_[i], eps), factor, at(out, group_, i, 0));
   }
 
  private:

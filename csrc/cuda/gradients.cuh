@@ -142,7 +142,7 @@ struct GradientBlock {
     return chunk;
   }
 
-  // Where a chunk's matrix has this thread's n-th coefficient: neighbours in memory are for neighbouring threads.
+  // Where a chunk's matrix has this thread's n-th coefficient: neighbors in memory are for neighboring threads.
   static __device__ void place(const GradientTerm& term, int n, int& k, int& j) {
     const int e = threadIdx.x + n * Shape::kThreads;
     k = term.column_stride == 1 ? e / kTileColumns : e % kDepth;
@@ -176,7 +176,7 @@ struct GradientBlock {
   }
 
   // The samples of a chunk with norm 1.
-  __device__ const C* normalise(int source, int slot) const {
+  __device__ const C* normalize(int source, int slot) const {
     T* const chunk = ring + slot * Tiles::kChunk;
     C* to = operand;
     if constexpr (Tiles::kAsItComes) to = chunk;
@@ -204,7 +204,7 @@ struct GradientBlock {
       __syncthreads();  // this chunk is there for all threads, and none still reads the one before
       ahead = chunk_from({ahead.number, ahead.feature + kDepth});
       if (ahead.number < terms) fetch(ahead, slot ^ 1, first_feature, coefficients);
-      const C* const left = normalise(source, slot);
+      const C* const left = normalize(source, slot);
       __syncthreads();
       product.multiply(left, kOperandPitch, matrices + slot * Tiles::kMatrix, kTilePitch);
       if (ahead.number < terms) put(ahead, slot ^ 1, coefficients);

@@ -104,7 +104,7 @@ struct MomentTiles {
   static constexpr std::size_t kBytes = kRing + kOperands > kTileBytes ? kRing + kOperands : kTileBytes;
 };
 
-// What one block does. Samples are normalised on the right alone, by both norms: on the left they stay what they are.
+// What one block does. Samples are normalized on the right alone, by both norms: on the left they stay what they are.
 template <class T, class Tile, class Shape>
 __device__ void add_moments(const MomentArguments<T>& a, unsigned char* shared) {
   using Tiles = MomentTiles<T, Shape>;

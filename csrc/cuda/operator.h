@@ -1,5 +1,5 @@
 // The operator on CUDA devices, as cpu/operator.h has it on the CPU: enqueued on a stream of the current device, without
-// synchronisation and without memory of its own. Nothing here needs CUDA's headers.
+// synchronization and without memory of its own. Nothing here needs CUDA's headers.
 #pragma once
 
 #include <cstddef>

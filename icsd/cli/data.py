@@ -114,7 +114,7 @@ def _prepare(options: Namespace) -> int:
             f"Nothing was written:\n  {problems}"
         )
     listing.records = with_splits(listing.records, options.test_fraction, options.seed)
-    _summarise(options, listing)
+    _summarize(options, listing)
     if options.dry_run:
         print("dry run      nothing was written")
         return 0
@@ -140,7 +140,7 @@ def _prepare(options: Namespace) -> int:
     return 0
 
 
-def _summarise(options: Namespace, listing: Listing) -> None:
+def _summarize(options: Namespace, listing: Listing) -> None:
     print(f"set          {options.set}, from {' and '.join(map(str, options.paths))}")
     for split, numbers in describe(listing).items():
         told = ", ".join(f"{number:,} {what}" for what, number in numbers.items())

@@ -11,7 +11,7 @@ from icsd.errors import InputError
 from icsd.training.config import TrainConfig
 
 DESCRIPTION = """Train for a few steps and say where their time goes: the share of each network, forward and backward,
-of distillation, matching, optimisers, the averaged model and data, and the peak memory. Writes nothing.
+of distillation, matching, optimizers, the averaged model and data, and the peak memory. Writes nothing.
 
 Examples:
 

@@ -1,4 +1,4 @@
-"""Words of captions: tokenising and the vocabulary."""
+"""Words of captions: tokenizing and the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from icsd.errors import InputError
 _WORD = re.compile(r"\w+")
 
 
-def tokenise(caption: str) -> list[str]:
+def tokenize(caption: str) -> list[str]:
     r"""Split a caption into lower-case ``\w+`` words, after Unicode composition (NFC) so that accents stay in words."""
     return _WORD.findall(unicodedata.normalize("NFC", caption).lower())
 
@@ -45,7 +45,7 @@ class Vocabulary:
     @classmethod
     def build(cls, captions: Iterable[str]) -> Vocabulary:
         """Collect the words of ``captions``, sorted, so that the same captions give the same indices."""
-        return cls(sorted({word for caption in captions for word in tokenise(caption)}))
+        return cls(sorted({word for caption in captions for word in tokenize(caption)}))
 
     def __len__(self) -> int:
         """Number of indices, the padding included: the rows of an embedding table."""
@@ -53,11 +53,11 @@ class Vocabulary:
 
     def unknown(self, caption: str) -> list[str]:
         """Words of ``caption`` that `encode` will skip, each once, in order of appearance."""
-        return list(dict.fromkeys(word for word in tokenise(caption) if word not in self._index))
+        return list(dict.fromkeys(word for word in tokenize(caption) if word not in self._index))
 
     def indices(self, caption: str) -> list[int]:
         """Indices of the known words of ``caption``, in order."""
-        return [self._index[word] for word in tokenise(caption) if word in self._index]
+        return [self._index[word] for word in tokenize(caption) if word in self._index]
 
     def encode(self, captions: Sequence[str], max_words: int = 18, *, training: bool = False) -> tuple[Tensor, Tensor]:
         """Turn captions into padded indices.

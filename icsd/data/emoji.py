@@ -71,7 +71,7 @@ _IS = {
 _HAS = {
     "bald": ("a bald head", "no hair"),
     "beard": ("a beard", "a full beard"),
-    "blond_hair": ("blond hair", "straw coloured hair"),
+    "blond_hair": ("blond hair", "straw colored hair"),
     "curly_hair": ("curly hair", "curls"),
     "red_hair": ("red hair", "ginger hair"),
     "white_hair": ("white hair", "grey hair"),
@@ -248,8 +248,8 @@ def _sentences(one: _Emoji) -> list[str]:
     return list(sentences)
 
 
-def _colours(file: Path) -> list[str]:
-    """Name up to three colours that each cover at least an eighth of the art, the largest first."""
+def _colors(file: Path) -> list[str]:
+    """Name up to three colors that each cover at least an eighth of the art, the largest first."""
     art = Image.open(file).convert("RGBA")
     hue, saturation, value = (np.asarray(band).astype(int) for band in art.convert("RGB").convert("HSV").split())
     degrees = hue * 360 // 255
@@ -274,12 +274,12 @@ def _colours(file: Path) -> list[str]:
     return [str(found[i]) for i in order[:3] if counts[i] * 8 >= counts.sum()]
 
 
-def _names_and_colours(one: _Emoji) -> list[str]:
-    """Captions of any emoji: its names, alone and with the colours of its art."""
+def _names_and_colors(one: _Emoji) -> list[str]:
+    """Captions of any emoji: its names, alone and with the colors of its art."""
     names = list(dict.fromkeys(re.sub(r"[_-]", " ", name).strip().lower() for name in one.names))
-    colours = " and ".join(_colours(one.file))
-    templates = ("{name}", "{name}, {colours}", "a {colours} picture of {name}", "{name} in {colours}", "{name} emoji")
-    return [with_article(template.format(name=name, colours=colours)) for template in templates for name in names]
+    colors = " and ".join(_colors(one.file))
+    templates = ("{name}", "{name}, {colors}", "a {colors} picture of {name}", "{name} in {colors}", "{name} emoji")
+    return [with_article(template.format(name=name, colors=colors)) for template in templates for name in names]
 
 
 def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
@@ -305,7 +305,7 @@ def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedIm
         f"emoji-{config.subset}",
         split,
         torch.stack([to_picture(Image.open(one.file), resolution) for one in kept]),
-        [_sentences(one) if one in people else _names_and_colours(one) for one in kept],
+        [_sentences(one) if one in people else _names_and_colors(one) for one in kept],
         [roles.index(one.role) for one in kept],
         attributes={key: torch.tensor([names[key].index(getattr(one, key)) for one in kept]) for key in names},
         attribute_names=names,

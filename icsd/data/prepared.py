@@ -29,7 +29,7 @@ from icsd.errors import InputError
 
 FORMAT_VERSION = 1
 
-_QUALITY = 95  # of JPEG, with full colour resolution: 304 pixels take about 45 KB
+_QUALITY = 95  # of JPEG, with full color resolution: 304 pixels take about 45 KB
 
 
 def open_prepared(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:

@@ -19,7 +19,7 @@ from icsd.data.dataset import CaptionedImages, DataConfig, Split
 from icsd.data.images import to_picture
 from icsd.errors import InputError
 
-_COLOURS = {
+_COLORS = {
     "white": (245, 245, 240),
     "yellow": (250, 215, 40),
     "orange": (240, 130, 20),
@@ -39,21 +39,21 @@ _FLOWERS = {
     "shape": ("round", "pointed", "narrow", "heart shaped"),
     "count": ("four", "five", "six", "eight"),
     "pattern": ("plain", "striped", "spotted"),
-    "centre": ("yellow", "brown", "white", "green", "black"),
+    "center": ("yellow", "brown", "white", "green", "black"),
     "size": ("small", "medium", "large"),
     "background": tuple(_GROUNDS),
 }
 _FLOWER_CAPTIONS = (
-    "this {size} flower has {count} {pattern} {shape} {petal} petals, a {centre} center and a {background} background",
-    "this flower has {count} {shape} {petal} petals and a {centre} center",
+    "this {size} flower has {count} {pattern} {shape} {petal} petals, a {center} center and a {background} background",
+    "this flower has {count} {shape} {petal} petals and a {center} center",
     "a {size} flower with {pattern} {petal} petals in front of a {background} background",
-    "the petals of this flower are {petal} and {shape}, the center is {centre}",
-    "a {petal} flower with {count} petals and a {centre} middle",
+    "the petals of this flower are {petal} and {shape}, the center is {center}",
+    "a {petal} flower with {count} petals and a {center} middle",
     "the flower is {size} and {petal} with {pattern} petals",
-    "there are {count} {pattern} petals in {petal} around a {centre} center",
+    "there are {count} {pattern} petals in {petal} around a {center} center",
     "on a {background} background, a {petal} flower with {shape} petals",
-    "{petal} petals of {shape} form and a {centre} center make up this {size} flower",
-    "this {petal} flower has {pattern} petals and its center is {centre}",
+    "{petal} petals of {shape} form and a {center} center make up this {size} flower",
+    "this {petal} flower has {pattern} petals and its center is {center}",
 )
 _PLUMAGE = ("white", "yellow", "orange", "red", "blue", "green", "brown", "grey", "black")
 _BIRDS = {
@@ -108,14 +108,14 @@ def _place(points: list[tuple[float, float]], x: float, y: float, turn: float) -
     return [(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in points]
 
 
-def _shade(colour: tuple[int, int, int], draw: random.Random, spread: float = 0.06) -> tuple[int, int, int]:
-    """Vary brightness a little, so that no two pictures share their exact colours."""
+def _shade(color: tuple[int, int, int], draw: random.Random, spread: float = 0.06) -> tuple[int, int, int]:
+    """Vary brightness a little, so that no two pictures share their exact colors."""
     factor = 1 + draw.uniform(-spread, spread)
-    return tuple(min(255, max(0, round(channel * factor))) for channel in colour)
+    return tuple(min(255, max(0, round(channel * factor))) for channel in color)
 
 
-def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return tuple(round(channel * 0.62) for channel in colour)
+def _darker(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    return tuple(round(channel * 0.62) for channel in color)
 
 
 def _outline(shape: str, length: float, breadth: float) -> list[tuple[float, float]]:
@@ -149,14 +149,14 @@ def _draw_flower(values: dict[str, str], draw: random.Random, resolution: int) -
     length = {"small": 0.24, "medium": 0.34, "large": 0.44}[values["size"]]
     count = {"four": 4, "five": 5, "six": 6, "eight": 8}[values["count"]]
     breadth = min(1.0, math.tan(math.pi / count)) * length * 0.48
-    colour = _shade(_COLOURS[values["petal"]], draw)
-    mark = _darker(colour)
+    color = _shade(_COLORS[values["petal"]], draw)
+    mark = _darker(color)
     first = draw.uniform(0, 2 * math.pi)
     for petal in range(count):
         turn = first + 2 * math.pi * petal / count
         outline = _outline(values["shape"], length, breadth)
         canvas.polygon(_place([(1.04 * a, 1.12 * b) for a, b in outline], x, y, turn), mark)
-        canvas.polygon(_place(outline, x, y, turn), colour)
+        canvas.polygon(_place(outline, x, y, turn), color)
         if values["pattern"] == "striped":
             for offset in (-0.45, 0.0, 0.45):
                 start, end = _place(
@@ -167,14 +167,14 @@ def _draw_flower(values: dict[str, str], draw: random.Random, resolution: int) -
             for along, across in ((0.5, -0.3), (0.55, 0.3), (0.75, 0.0)):
                 ((dot_x, dot_y),) = _place([(along * length, across * breadth)], x, y, turn)
                 canvas.ellipse(dot_x, dot_y, 0.055 * length, 0.055 * length, 0, mark)
-    centre = _shade(_COLOURS[values["centre"]], draw)
-    canvas.ellipse(x, y, 0.28 * length, 0.28 * length, 0, _darker(centre))
-    canvas.ellipse(x, y, 0.24 * length, 0.24 * length, 0, centre)
+    center = _shade(_COLORS[values["center"]], draw)
+    canvas.ellipse(x, y, 0.28 * length, 0.28 * length, 0, _darker(center))
+    canvas.ellipse(x, y, 0.24 * length, 0.24 * length, 0, center)
     return canvas.image
 
 
 def _draw_bird(values: dict[str, str], draw: random.Random, resolution: int) -> Image.Image:
-    colours = {part: _shade(_COLOURS[value], draw) for part, value in values.items()}
+    colors = {part: _shade(_COLORS[value], draw) for part, value in values.items()}
     ground = _shade(draw.choice(((190, 215, 230), (175, 200, 160), (225, 215, 195))), draw)
     canvas = _Canvas(resolution, ground)
     x, y, tilt = draw.uniform(-0.04, 0.04), draw.uniform(-0.04, 0.04), draw.uniform(-0.12, 0.12)
@@ -192,17 +192,17 @@ def _draw_bird(values: dict[str, str], draw: random.Random, resolution: int) -> 
     for foot in (-0.04, 0.06):
         canvas.line(*put([(foot, 0.2), (foot, 0.36)]), 0.018, (60, 45, 40))
     tail = [(-0.2, 0.02), (-0.46, 0.1), (-0.44, 0.22), (-0.16, 0.14)]
-    canvas.polygon(put([(1.03 * a, b + (0.01 if b > 0.1 else -0.01)) for a, b in tail]), _darker(colours["tail"]))
-    canvas.polygon(put(tail), colours["tail"])
-    canvas.polygon(put([(0.3, -0.24), (0.46, -0.17), (0.3, -0.13)]), colours["beak"])
-    oval((0.0, 0.05), 0.27, 0.2, -0.25, colours["body"])
-    oval((0.2, -0.18), 0.15, 0.15, 0.0, colours["body"])
+    canvas.polygon(put([(1.03 * a, b + (0.01 if b > 0.1 else -0.01)) for a, b in tail]), _darker(colors["tail"]))
+    canvas.polygon(put(tail), colors["tail"])
+    canvas.polygon(put([(0.3, -0.24), (0.46, -0.17), (0.3, -0.13)]), colors["beak"])
+    oval((0.0, 0.05), 0.27, 0.2, -0.25, colors["body"])
+    oval((0.2, -0.18), 0.15, 0.15, 0.0, colors["body"])
     ((crown_x, crown_y),) = put([(0.2, -0.18)])
     arc = [math.pi * (1.02 + 0.96 * step / 24) for step in range(25)]
     cap = [(0.155 * math.cos(t), 0.155 * math.sin(t) - 0.02) for t in arc]
-    canvas.polygon(_place(cap, crown_x, crown_y, tilt - 0.1), colours["crown"])
-    oval((0.1, 0.13), 0.16, 0.1, -0.35, colours["belly"])
-    oval((-0.08, 0.02), 0.19, 0.1, 0.2, colours["wing"])
+    canvas.polygon(_place(cap, crown_x, crown_y, tilt - 0.1), colors["crown"])
+    oval((0.1, 0.13), 0.16, 0.1, -0.35, colors["belly"])
+    oval((-0.08, 0.02), 0.19, 0.1, 0.2, colors["wing"])
     ((eye_x, eye_y),) = put([(0.25, -0.17)])
     canvas.ellipse(eye_x, eye_y, 0.03, 0.03, 0, (250, 250, 250))
     canvas.ellipse(eye_x, eye_y, 0.02, 0.02, 0, (15, 15, 15))
@@ -222,7 +222,7 @@ class _Kind:
 
 
 _KINDS = {
-    "procedural-flowers": _Kind(_FLOWERS, _FLOWER_CAPTIONS, _draw_flower, ("petal", "centre"), ("petal", "shape")),
+    "procedural-flowers": _Kind(_FLOWERS, _FLOWER_CAPTIONS, _draw_flower, ("petal", "center"), ("petal", "shape")),
     "procedural-birds": _Kind(_BIRDS, _BIRD_CAPTIONS, _draw_bird, ("body", "wing"), ("body", "crown")),
 }
 
@@ -230,8 +230,8 @@ _KINDS = {
 def open_procedural(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
     """Draw one split of a procedural set; see `icsd.data.open_dataset`.
 
-    "composition" holds out, for each colour of the petals (body), one colour of the centre (wings), every colour being
-    seen elsewhere; "unseen-class" holds out every sixth class, a class being petal colour and shape (body and crown).
+    "composition" holds out, for each color of the petals (body), one color of the center (wings), every color being
+    seen elsewhere; "unseen-class" holds out every sixth class, a class being petal color and shape (body and crown).
     """
     kind = _KINDS[config.name]
     pictures, captions, class_ids, rows = [], [], [], []

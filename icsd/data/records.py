@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from icsd.data.captions import Vocabulary, tokenise
+from icsd.data.captions import Vocabulary, tokenize
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
 from icsd.data.files import File, Files
 from icsd.data.images import open_pictures
@@ -62,7 +62,7 @@ def read_text(files: Files, wanted: Iterable[File]) -> dict[File, str]:
 
 def clean(lines: Iterable[str]) -> list[str]:
     """The captions among lines of text: those with a word, their white space made even."""
-    return [" ".join(line.split()) for line in lines if tokenise(line)]
+    return [" ".join(line.split()) for line in lines if tokenize(line)]
 
 
 def with_splits(records: Sequence[Record], test_fraction: float, seed: int) -> list[Record]:

@@ -89,15 +89,15 @@ def _train_classifier(train_set: CaptionedImages, steps: int, batch_size: int) -
     images = torch.stack([train_set[index]["image"] for index in range(len(train_set))])
     names = train_set.attribute_names
     classifier = AttributeClassifier({name: len(names[name]) for name in train_set.attributes})
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         chosen = torch.randint(len(images), (batch_size,))
         logits = classifier(_augment(images[chosen]))
         losses = [F.cross_entropy(logits[name], train_set.attributes[name][chosen]) for name in logits]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum(losses).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     return classifier
 
@@ -105,7 +105,7 @@ def _train_classifier(train_set: CaptionedImages, steps: int, batch_size: int) -
 def _augment(images: Tensor) -> Tensor:
     """Moves, blurs, tints and soils a batch: painted pictures are never as clean as real ones.
 
-    Without it the classifier reads real pictures perfectly and takes the faint noise of painted ones for a colour.
+    Without it the classifier reads real pictures perfectly and takes the faint noise of painted ones for a color.
     """
     count, _, side, _ = images.shape
     top, left = torch.randint(5, (2,)).tolist()

@@ -20,8 +20,8 @@ class DiscriminatorConfig:
     width: int = 16
     """Channels of the first layer at 64 pixels (ndf); each discriminator ends in 8 * width x 4 x 4."""
 
-    normalisation: Literal["batch", "spectral", "none"] = "batch"
-    """batch normalises the maps (AttnGAN), spectral the weights (Miyato et al. 2018), none nothing (DF-GAN, whose
+    normalization: Literal["batch", "spectral", "none"] = "batch"
+    """batch normalizes the maps (AttnGAN), spectral the weights (Miyato et al. 2018), none nothing (DF-GAN, whose
     gradient penalty takes its place)."""
 
     def __post_init__(self) -> None:
@@ -30,12 +30,12 @@ class DiscriminatorConfig:
 
 
 class _Block(nn.Module):
-    """Convolution, normalisation of maps or weights, and activation."""
+    """Convolution, normalization of maps or weights, and activation."""
 
-    def __init__(self, conv: nn.Conv2d, normalisation: str) -> None:
+    def __init__(self, conv: nn.Conv2d, normalization: str) -> None:
         super().__init__()
-        self.conv = spectral_norm(conv) if normalisation == "spectral" else conv
-        self.norm = nn.BatchNorm2d(conv.out_channels) if normalisation == "batch" else None
+        self.conv = spectral_norm(conv) if normalization == "spectral" else conv
+        self.norm = nn.BatchNorm2d(conv.out_channels) if normalization == "batch" else None
 
     def forward(self, x: Tensor, parts: int) -> Tensor:
         """The convolution sees the whole batch at once, each of the equal parts has batch statistics of its own."""
@@ -52,13 +52,13 @@ class Discriminator(nn.Module):
     `width` and 3x3 convolutions bring them back to 8 * width.
 
     Its methods take batches of `parts` equal parts, such as real and painted pictures: the large weights of the last
-    layers are then read, and their gradient is written, once for all parts, while each part is normalised by itself.
+    layers are then read, and their gradient is written, once for all parts, while each part is normalized by itself.
 
     Attributes:
         channels: Channels of its features, 8 * width.
 
     Args:
-        config: Width and normalisation.
+        config: Width and normalization.
         resolution: Side of the pictures, 4 times a power of two.
         sentence_dim: Width of the sentence features.
     """
@@ -71,12 +71,12 @@ class Discriminator(nn.Module):
         widths = [channels << i for i in range(downs)]
         convs = [PatchConv2d(*pair, 4, stride=2) for pair in itertools.pairwise(widths)]
         convs += [PatchConv2d(wide, wide // 2, 3) for wide in reversed(widths) if wide > end]
-        self.first = _Block(PatchConv2d(3, channels, 4, stride=2), _unless_batch(config.normalisation))
-        self.blocks = nn.ModuleList(_Block(conv, config.normalisation) for conv in convs)
-        self.joint = _Block(PatchConv2d(end + sentence_dim, end, 3), config.normalisation)
+        self.first = _Block(PatchConv2d(3, channels, 4, stride=2), _unless_batch(config.normalization))
+        self.blocks = nn.ModuleList(_Block(conv, config.normalization) for conv in convs)
+        self.joint = _Block(PatchConv2d(end + sentence_dim, end, 3), config.normalization)
         self.unconditional_head = nn.Conv2d(end, 1, 4)
         self.conditional_head = nn.Conv2d(end, 1, 4)
-        if config.normalisation == "spectral":
+        if config.normalization == "spectral":
             spectral_norm(self.unconditional_head)
             spectral_norm(self.conditional_head)
 
@@ -126,9 +126,9 @@ class Discriminator(nn.Module):
         return self.conditional_head(self.joint(torch.cat((features, tiled), dim=1), parts)).flatten().float()
 
 
-def _unless_batch(normalisation: str) -> str:
+def _unless_batch(normalization: str) -> str:
     """The first layer's maps are as they are: statistics of the pictures themselves are news."""
-    return "none" if normalisation == "batch" else normalisation
+    return "none" if normalization == "batch" else normalization
 
 
 def build_discriminators(config: DiscriminatorConfig, resolutions: list[int], sentence_dim: int) -> nn.ModuleList:

@@ -50,7 +50,7 @@ class PatchConv2d(nn.Module):
 
     Attributes:
         weight: `(out_channels, kernel_size * kernel_size * channels)`, the kernel's rows, columns and channels in this
-            order: a channels-last convolution takes it as it lies, and so do products and optimisers.
+            order: a channels-last convolution takes it as it lies, and so do products and optimizers.
 
     Args:
         channels: Channels of the input.

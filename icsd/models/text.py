@@ -133,14 +133,14 @@ class BiLSTMEncoder(TextEncoder):
 
 
 class SentenceEncoder(TextEncoder):
-    """The frozen all-MiniLM-L6-v2 under standardisation and a learned projection.
+    """The frozen all-MiniLM-L6-v2 under standardization and a learned projection.
 
-    The raw vectors of two captions that differ in one colour have a cosine near 1: standardising each dimension over
+    The raw vectors of two captions that differ in one color have a cosine near 1: standardizing each dimension over
     the training captions lets the projection see the difference. The frozen weights are no part of the state.
 
     Args:
         config: Widths.
-        captions: Captions to standardise over; none where a state is to be loaded.
+        captions: Captions to standardize over; none where a state is to be loaded.
 
     Raises:
         InputError: The packages of the extra "icsd[text]" are missing.
@@ -151,13 +151,13 @@ class SentenceEncoder(TextEncoder):
         self.dim = config.dim
         self.max_words = config.max_words
         width = load_minilm().width
-        self.words = _StandardisedProjection(width, config.dim)
-        self.sentence = _StandardisedProjection(width, config.dim)
+        self.words = _StandardizedProjection(width, config.dim)
+        self.sentence = _StandardizedProjection(width, config.dim)
         sample = sorted(set(captions))[:: 1 + len(set(captions)) // 1024]
         if sample:
             words, sentences = zip(*load_minilm()(sample, self.max_words), strict=True)
-            self.words.standardise(torch.cat(words))
-            self.sentence.standardise(torch.stack(sentences))
+            self.words.standardize(torch.cat(words))
+            self.sentence.standardize(torch.stack(sentences))
 
     def forward(self, captions: list[str]) -> TextFeatures:
         """See `TextEncoder`."""
@@ -180,14 +180,14 @@ class SentenceEncoder(TextEncoder):
         return {}
 
 
-class _StandardisedProjection(nn.Module):
+class _StandardizedProjection(nn.Module):
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.project = nn.Linear(width, dim)
 
-    def standardise(self, vectors: Tensor) -> None:
+    def standardize(self, vectors: Tensor) -> None:
         """Take mean and deviation from `(K, width)`."""
         self.mean.copy_(vectors.mean(0))
         self.std.copy_(vectors.std(0, correction=0).clamp(min=1e-6))
@@ -217,7 +217,7 @@ def build_text_encoder(
 
     Args:
         config: Which, and how wide.
-        captions: All training captions: they make the vocabulary or the standardisation.
+        captions: All training captions: they make the vocabulary or the standardization.
         vocabulary: The bilstm's words instead, where the data set brings those of a released encoder.
 
     Returns:

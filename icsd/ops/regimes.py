@@ -84,15 +84,15 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
         `(*B)`, computed in float64.
     """
     dtype = compute_dtype(*students, teacher)
-    target, loss = _normalise(teacher, eps), 0
+    target, loss = _normalize(teacher, eps), 0
     for weight, student in zip(weights, students, strict=True):
-        x = _normalise(student, eps)
+        x = _normalize(student, eps)
         squares = [(a.mT @ b).square().sum((-2, -1)) for a, b in ((x, x), (x, target), (target, target))]
         loss = loss + weight * ((squares[0] - squares[1]) + (squares[2] - squares[1]))
     return (loss / max(1, teacher.shape[-2] ** 2)).to(dtype)
 
 
-def _normalise(x: Tensor, eps: float) -> Tensor:
+def _normalize(x: Tensor, eps: float) -> Tensor:
     """X̂ in float64."""
     with no_autocast(x):
         x = x.double()

@@ -23,7 +23,7 @@ class Noise(NamedTuple):
     z: Tensor
     """`(B, noise_dim)`."""
     condition: Tensor
-    """`(B, condition_dim)`: where in the sentence's neighbourhood its condition lies."""
+    """`(B, condition_dim)`: where in the sentence's neighborhood its condition lies."""
 
 
 @dataclass(frozen=True)

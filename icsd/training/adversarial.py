@@ -1,4 +1,4 @@
-"""GAN losses on logits, and the penalties on discriminators: what discriminators and generator minimise.
+"""GAN losses on logits, and the penalties on discriminators: what discriminators and generator minimize.
 
 A matching-aware discriminator tells three kinds of pairs from the real one: a painted picture with its caption, and a
 real picture with the caption of another (Reed et al. 2016). Terms are weighted as in AttnGAN (Xu et al. 2018).
@@ -32,7 +32,7 @@ class AdversarialConfig:
     r1: float = 0.0
     """Weight gamma of the R1 penalty (Mescheder et al. 2018), half of which multiplies the squared gradient."""
 
-    augment: list[Literal["colour", "translation", "cutout"]] = field(default_factory=list)
+    augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
     """Changes made to real and painted pictures alike before they are judged (DiffAugment, Zhao et al. 2020), for small
     data sets."""
 
@@ -44,7 +44,7 @@ class AdversarialConfig:
             raise InputError(f"adversarial.matching_penalty_power is {self.matching_penalty_power}: give at least 2")
 
     @property
-    def penalised(self) -> bool:
+    def penalized(self) -> bool:
         """Whether gradients of the discriminators are themselves part of the loss."""
         return self.matching_penalty > 0 or self.r1 > 0
 

@@ -19,7 +19,7 @@ def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
 
     Args:
         stages: Pictures of the same B samples, `(B, 3, r, r)` each.
-        kinds: Of "colour", "translation" and "cutout".
+        kinds: Of "color", "translation" and "cutout".
 
     Returns:
         The changed pictures; gradients pass through.
@@ -31,7 +31,7 @@ def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
     return stages
 
 
-def _colour(pictures: Tensor, chance: Tensor) -> Tensor:
+def _color(pictures: Tensor, chance: Tensor) -> Tensor:
     """Brightness by up to half a unit, saturation by 0 to 2, contrast by 0.5 to 1.5."""
     brightness, saturation, contrast, _ = chance[:, :, None, None, None].to(pictures.dtype)
     pictures = pictures + (brightness - 0.5)
@@ -62,4 +62,4 @@ def _cutout(pictures: Tensor, chance: Tensor) -> Tensor:
     return pictures.masked_fill(hole, 0.0)
 
 
-_CHANGES = {"colour": _colour, "translation": _translation, "cutout": _cutout}
+_CHANGES = {"color": _color, "translation": _translation, "cutout": _cutout}

@@ -1,7 +1,7 @@
 """Checkpoints: one ``.safetensors`` file each, written atomically, readable without executing anything.
 
 A checkpoint is a nested state of dicts, lists, tensors and JSON scalars. The tensors are stored as such; everything
-else (configuration, vocabulary, step, optimiser options, ...) is JSON in the file's metadata header, where each tensor
+else (configuration, vocabulary, step, optimizer options, ...) is JSON in the file's metadata header, where each tensor
 is replaced by a reference to its name.
 """
 

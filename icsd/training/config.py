@@ -11,8 +11,8 @@ from icsd.training.adversarial import AdversarialConfig
 
 
 @dataclass
-class OptimiserConfig:
-    """Optimisers, and the weights of the losses beside the adversarial one."""
+class OptimizerConfig:
+    """Optimizers, and the weights of the losses beside the adversarial one."""
 
     generator_lr: float = 1e-3
     """Adam's learning rate of the generator."""
@@ -46,19 +46,19 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         for key in ("generator_lr", "discriminator_lr"):
             if not getattr(self, key) > 0:
-                raise InputError(f"optimiser.{key} is {getattr(self, key)}: give a positive number")
+                raise InputError(f"optimizer.{key} is {getattr(self, key)}: give a positive number")
         for beta in self.betas:
             if not 0 <= beta < 1:
-                raise InputError(f"optimiser.betas holds {beta}: give two numbers in [0, 1)")
+                raise InputError(f"optimizer.betas holds {beta}: give two numbers in [0, 1)")
         if self.warmup < 0:
-            raise InputError(f"optimiser.warmup is {self.warmup}: give 0 or more")
+            raise InputError(f"optimizer.warmup is {self.warmup}: give 0 or more")
         if self.clip is not None and not self.clip > 0:
-            raise InputError(f"optimiser.clip is {self.clip}: give a positive number, or leave it out")
+            raise InputError(f"optimizer.clip is {self.clip}: give a positive number, or leave it out")
         for key in ("matching_weight", "kl_weight"):
             if not getattr(self, key) >= 0:
-                raise InputError(f"optimiser.{key} is {getattr(self, key)}: give 0 or more")
+                raise InputError(f"optimizer.{key} is {getattr(self, key)}: give 0 or more")
         if not 0 <= self.ema_decay < 1:
-            raise InputError(f"optimiser.ema_decay is {self.ema_decay}: give a number in [0, 1)")
+            raise InputError(f"optimizer.ema_decay is {self.ema_decay}: give a number in [0, 1)")
 
 
 @dataclass
@@ -89,7 +89,7 @@ class TrainConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     damsm: GuidanceConfig = field(default_factory=GuidanceConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     out: Path = Path("runs")
     """Folder that gets the run's folder."""
@@ -110,7 +110,7 @@ class TrainConfig:
     """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
 
     threads: int | None = 1
-    """CPU threads; null takes all cores. One is fastest for small pictures, and no busy neighbour slows it down."""
+    """CPU threads; null takes all cores. One is fastest for small pictures, and no busy neighbor slows it down."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of activations and products; weights, losses and penalties stay float32. bf16 pays on recent CPUs and GPUs, fp16
@@ -143,7 +143,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two pictures")
-        if self.compile and self.adversarial.penalised:
+        if self.compile and self.adversarial.penalized:
             raise InputError("compile goes with no gradient penalty, a second derivative: leave one of them out")
         for key in ("steps", "accumulate", "log_every", "sample_every", "checkpoint_every"):
             if getattr(self, key) < 1:

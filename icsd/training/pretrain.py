@@ -99,7 +99,7 @@ class PretrainConfig:
 
 
 class Pretrainer:
-    """The encoders, their optimiser, and the step that trains them.
+    """The encoders, their optimizer, and the step that trains them.
 
     Args:
         config: The whole configuration.
@@ -112,7 +112,7 @@ class Pretrainer:
         self.device = choose_device(config.device)
         self.damsm = damsm.to(self.device).train()
         self.weights = [weight for weight in damsm.parameters() if weight.requires_grad]
-        self.optimiser = torch.optim.Adam(self.weights, config.lr, (0.5, 0.999))
+        self.optimizer = torch.optim.Adam(self.weights, config.lr, (0.5, 0.999))
         self.steps_per_epoch = steps_per_epoch
         self.step_count = 0
 
@@ -125,14 +125,14 @@ class Pretrainer:
         Returns:
             Losses by name: scalars without graph.
         """
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self.config.lr_decay ** (self.step_count // self.steps_per_epoch)
         text = self.damsm.text_encoder(batch["caption"])
         losses = self.damsm(batch["image"].to(self.device), text, batch["class_id"].to(self.device))
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
         torch.nn.utils.clip_grad_norm_(self.damsm.text_encoder.parameters(), self.config.clip)
-        self.optimiser.step()
+        self.optimizer.step()
         self.step_count += 1
         return {f"damsm/{name}": loss.detach() for name, loss in losses._asdict().items()}
 
@@ -156,7 +156,7 @@ class Pretrainer:
             "step": self.step_count,
             "text": self.damsm.text_encoder.description(),
             "damsm": self.damsm.state_dict(),
-            "optimiser": self.optimiser.state_dict()["state"],
+            "optimizer": self.optimizer.state_dict()["state"],
             "random": random_state(self.device),
         }
 
@@ -164,8 +164,8 @@ class Pretrainer:
         """Continues where `state_dict` was taken, on a pretrainer of the same configuration and vocabulary."""
         self.step_count = state["step"]
         self.damsm.load_state_dict(state["damsm"])
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         restore_random_state(state["random"], self.device)
 
 

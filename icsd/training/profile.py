@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from icsd.training.memory import peak_memory
 from icsd.training.trainer import Trainer
 
-_MARK, _BACKWARD, _OPTIMISER = "icsd: ", "autograd::engine::evaluate_function", "Optimizer."
+_MARK, _BACKWARD, _OPTIMIZER = "icsd: ", "autograd::engine::evaluate_function", "Optimizer."
 _DATA, _REST = "data", "losses and the rest"
 
 
@@ -69,7 +69,7 @@ def profile_training(trainer: Trainer, batches: Iterator[Any], steps: int) -> Pr
                 step_batches = next(batches)
             trainer.step(step_batches)
     times = _time_by_part(record.events(), on_gpu)
-    order = [*dict.fromkeys(part for part, *_ in _parts(trainer)), "optimisers", _DATA]
+    order = [*dict.fromkeys(part for part, *_ in _parts(trainer)), "optimizers", _DATA]
     shares = {part: times[part] / sum(times.values()) for part in sorted(times, key=order.index)}
     pictures = trainer.config.batch_size * trainer.config.accumulate
     return Profile(seconds, pictures, shares, peak_memory(trainer.device))
@@ -93,7 +93,7 @@ def _labels(trainer: Trainer) -> Iterator[None]:
     parts = _parts(trainer)
     hidden = [(owner, method, vars(owner).get(method)) for _, owner, method in parts]
     for part, owner, method in parts:
-        setattr(owner, method, _labelled(part, getattr(owner, method)))
+        setattr(owner, method, _labeled(part, getattr(owner, method)))
     try:
         yield
     finally:
@@ -104,7 +104,7 @@ def _labels(trainer: Trainer) -> Iterator[None]:
                 setattr(owner, method, before)
 
 
-def _labelled(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _labeled(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(*arguments: Any, **options: Any) -> Any:
         with record_function(_MARK + part):
@@ -123,8 +123,8 @@ def _time_by_part(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, fl
         part = part_of.get(event.cpu_parent.id) if event.cpu_parent else None
         if event.name.startswith(_MARK):
             part = event.name.removeprefix(_MARK)
-        elif event.name.startswith(_OPTIMISER):
-            part = "optimisers"
+        elif event.name.startswith(_OPTIMIZER):
+            part = "optimizers"
         elif event.name.startswith(_BACKWARD):
             part = latest = numbered.get(event.sequence_nr, latest)  # gradients are stored right after they are made
         elif part and event.sequence_nr >= 0:

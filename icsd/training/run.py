@@ -68,7 +68,7 @@ FREE_ON_RESUME = (
         "evaluate",
     ),
     *("log_every", "sample_every", "checkpoint_every", "evaluate_every"),
-    *("precision", "optimiser.generator_lr", "optimiser.discriminator_lr", "optimiser.clip"),
+    *("precision", "optimizer.generator_lr", "optimizer.discriminator_lr", "optimizer.clip"),
 )
 
 
@@ -210,7 +210,7 @@ class Run:
     Args:
         folder: The run folder, which exists.
         config: The configuration.
-        trainer: Networks and optimisers, new or restored.
+        trainer: Networks and optimizers, new or restored.
         train_set: What to train on.
         test_set: Held-out pictures; their captions are painted.
     """
@@ -399,10 +399,10 @@ class Run:
         bad = next((name for name, value in values if not value.isfinite().all()), None)
         if bad is None:
             return
-        options = self.config.optimiser
+        options = self.config.optimizer
         advice = self._last_good(
-            f"--optimiser.generator_lr {options.generator_lr / 2:g}",
-            f"--optimiser.discriminator_lr {options.discriminator_lr / 2:g}",
+            f"--optimizer.generator_lr {options.generator_lr / 2:g}",
+            f"--optimizer.discriminator_lr {options.discriminator_lr / 2:g}",
         )
         raise InputError(f"training diverged by step {self.trainer.step_count}, {bad} is not finite: {advice}")
 

@@ -29,7 +29,7 @@ from icsd.models.conditioning import kl_to_standard_normal
 from icsd.models.damsm import DAMSM
 from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss, gradient_penalty
 from icsd.training.augment import augment
-from icsd.training.config import OptimiserConfig, TrainConfig
+from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.randomness import random_state, restore_random_state
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,7 +50,7 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device is {name!r}, which is not available here: give cpu, cuda or auto") from error
 
 
-def learning_rate_factor(config: OptimiserConfig, steps: int, step: int) -> float:
+def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> float:
     """The share of its full value that a learning rate has.
 
     Args:
@@ -67,7 +67,7 @@ def learning_rate_factor(config: OptimiserConfig, steps: int, step: int) -> floa
 
 
 class Trainer:
-    """Networks, averages and optimisers, and the step that trains them.
+    """Networks, averages and optimizers, and the step that trains them.
 
     Attributes:
         model: Text encoder and generator in training.
@@ -94,14 +94,14 @@ class Trainer:
         self.damsm = None if damsm is None else self._placed(damsm)
         channels = [discriminator.channels for discriminator in self.discriminators if damsm is None]
         self.matching = self._placed(nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels))
-        average = get_ema_multi_avg_fn(config.optimiser.ema_decay)
+        average = get_ema_multi_avg_fn(config.optimizer.ema_decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
         self.distil_generator = self._distillation(config.distillation.generator)
         self.distil_discriminators = self._distillation(config.distillation.discriminator)
         judges = nn.ModuleList([self.discriminators, self.matching, *([] if text_encoder.frozen else [text_encoder])])
-        self.generator_optimiser = self._optimiser(self.model.generator, config.optimiser.generator_lr)
-        self.discriminator_optimiser = self._optimiser(judges, config.optimiser.discriminator_lr)
+        self.generator_optimizer = self._optimizer(self.model.generator, config.optimizer.generator_lr)
+        self.discriminator_optimizer = self._optimizer(judges, config.optimizer.discriminator_lr)
         self.schedules = self._schedules()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step_count = 0
@@ -113,13 +113,13 @@ class Trainer:
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device, memory_format=self.layout)
 
-    def _optimiser(self, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return torch.optim.Adam(module.parameters(), lr, self.config.optimiser.betas, fused=True)
+    def _optimizer(self, module: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), lr, self.config.optimizer.betas, fused=True)
 
     def _schedules(self, last_step: int = -1) -> list[LambdaLR]:
-        course = functools.partial(learning_rate_factor, self.config.optimiser, self.config.steps)
-        optimisers = (self.generator_optimiser, self.discriminator_optimiser)
-        return [LambdaLR(optimiser, course, last_step) for optimiser in optimisers]
+        course = functools.partial(learning_rate_factor, self.config.optimizer, self.config.steps)
+        optimizers = (self.generator_optimizer, self.discriminator_optimizer)
+        return [LambdaLR(optimizer, course, last_step) for optimizer in optimizers]
 
     def _distillation(self, side: CSDConfig) -> InterstageDistillation | None:
         """The block of one side, or None where it would do nothing."""
@@ -145,7 +145,7 @@ class Trainer:
             with self._autocast():
                 terms = self._discriminator_losses(real, painted.images, text.sentence)
             losses.update(self._backward(terms))
-        self._update(self.discriminator_optimiser)
+        self._update(self.discriminator_optimizer)
 
         self._freeze_judges(True)
         for _, text, class_ids in scenes:
@@ -153,7 +153,7 @@ class Trainer:
                 painted = painted if paint_once else self._paint(text)
                 terms = self._generator_losses(painted, text.detach(), class_ids)
             losses.update(self._backward(terms))
-        self._update(self.generator_optimiser)
+        self._update(self.generator_optimizer)
         self._freeze_judges(False)
 
         self.scaler.update()
@@ -189,7 +189,7 @@ class Trainer:
             losses["discriminator/matching"] = self._matching(seen, sentence)
         if self.distil_discriminators:
             losses["discriminator/csd"] = self.distil_discriminators(seen)
-        if self.config.adversarial.penalised:
+        if self.config.adversarial.penalized:
             with torch.autocast(self.device.type, enabled=False):
                 losses["discriminator/penalty"] = sum(
                     gradient_penalty(self.config.adversarial, discriminator, image, sentence)
@@ -205,11 +205,11 @@ class Trainer:
             for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True)
         }
         if self.damsm is None:
-            losses["generator/matching"] = self.config.optimiser.matching_weight * self._matching(fake, text.sentence)
+            losses["generator/matching"] = self.config.optimizer.matching_weight * self._matching(fake, text.sentence)
         else:
             mismatch = sum(self.damsm(painted.images[-1].float(), text, class_ids))
             losses["generator/damsm"] = self.config.damsm.weight * mismatch
-        losses["generator/kl"] = self.config.optimiser.kl_weight * kl_to_standard_normal(painted.mu, painted.logvar)
+        losses["generator/kl"] = self.config.optimizer.kl_weight * kl_to_standard_normal(painted.mu, painted.logvar)
         if self.distil_generator:
             sources = {"rgb": painted.images, "hidden": painted.hidden, "discriminator": fake}
             losses["generator/csd"] = self.distil_generator(sources[self.config.distillation.generator.source])
@@ -233,13 +233,13 @@ class Trainer:
         self.scaler.scale(sum(shares.values())).backward()
         return {name: share.detach() for name, share in shares.items()}
 
-    def _update(self, optimiser: torch.optim.Optimizer) -> None:
-        if self.config.optimiser.clip is not None:
-            self.scaler.unscale_(optimiser)
-            weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-            nn.utils.clip_grad_norm_(weights, self.config.optimiser.clip)
-        self.scaler.step(optimiser)
-        optimiser.zero_grad(set_to_none=True)
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.optimizer.clip is not None:
+            self.scaler.unscale_(optimizer)
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip)
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
 
     def paint(self, captions: list[str], seed: int = 0) -> list[Tensor]:
         """Paints captions with the averaged model; see `TextToImage.paint`."""
@@ -287,8 +287,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "discriminators": self.discriminators.state_dict(),
             "matching": self.matching.state_dict(),
-            "generator_optimiser": self.generator_optimiser.state_dict()["state"],
-            "discriminator_optimiser": self.discriminator_optimiser.state_dict()["state"],
+            "generator_optimizer": self.generator_optimizer.state_dict()["state"],
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
             "random": random_state(self.device),
         }
@@ -305,11 +305,11 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.discriminators.load_state_dict(state["discriminators"])
         self.matching.load_state_dict(state["matching"])
-        for name in ("generator_optimiser", "discriminator_optimiser"):
-            optimiser = getattr(self, name)
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": state[name], "param_groups": groups})
-            for weight, moments in optimiser.state.items():  # the fused kernel takes it that all lie alike in memory
+        for name in ("generator_optimizer", "discriminator_optimizer"):
+            optimizer = getattr(self, name)
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state[name], "param_groups": groups})
+            for weight, moments in optimizer.state.items():  # the fused kernel takes it that all lie alike in memory
                 aligned = {key: torch.empty_like(weight).copy_(moments[key]) for key in ("exp_avg", "exp_avg_sq")}
                 moments.update(aligned)
         self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new

@@ -46,7 +46,7 @@ class Watch:
             if self._won[side] == NO_CONTEST_LINES:
                 warnings.append(
                     f"the discriminator of {side} pixels has had a loss below {NO_CONTEST} for {NO_CONTEST_LINES} log "
-                    "lines, and the generator learns little from it: lower optimiser.discriminator_lr, set "
+                    "lines, and the generator learns little from it: lower optimizer.discriminator_lr, set "
                     "adversarial.augment, or use adversarial.r1"
                 )
         return warnings
@@ -57,6 +57,6 @@ class Watch:
         if self._alike and not before:
             return [
                 f"the painted pictures look alike (their diversity is {share:.0%} of the real ones'): if it stays so, "
-                "go back to an earlier checkpoint and lower optimiser.generator_lr"
+                "go back to an earlier checkpoint and lower optimizer.generator_lr"
             ]
         return []

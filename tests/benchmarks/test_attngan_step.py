@@ -5,7 +5,7 @@ from benchmarks import attngan_step
 from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig, TextFeatures
 from icsd.models.text import TextEncoder
 from icsd.training.adversarial import AdversarialConfig
-from icsd.training.config import OptimiserConfig, TrainConfig
+from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.trainer import Trainer
 
 SIDES = (64, 128)
@@ -47,7 +47,7 @@ def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
             discriminator=DiscriminatorConfig(4),
             distillation=DistillationConfig(enabled=False),
             adversarial=AdversarialConfig(loss="bce"),
-            optimiser=OptimiserConfig(2e-4, 2e-4, (0.5, 0.999)),
+            optimizer=OptimizerConfig(2e-4, 2e-4, (0.5, 0.999)),
             device="cpu",
         ),
         Given(text),

@@ -26,7 +26,7 @@ CAUGHT = [
     ("divergent_barrier", "plain", "sequential", "of the block returned without it"),
     ("exited_lanes_in_mask", "plain", "sequential", "__shfl_xor_sync: mask 0xffffffff names lane"),
     ("missing_lane", "plain", "sequential", "deadlock"),
-    ("uninitialised_shared", "plain", "sequential", "wrong result"),
+    ("uninitialized_shared", "plain", "sequential", "wrong result"),
     ("accumulation_without_atomics", "thread", "concurrent", RACE),
     ("ticket_without_fence", "thread", "concurrent", RACE),
     ("global_overrun", "address", "sequential", "AddressSanitizer: heap-buffer-overflow"),
@@ -107,7 +107,7 @@ def test_rounding(features):
         2.0**-25,
     ]
     x = torch.cat([torch.tensor(special), torch.randn(2000) * torch.logspace(-12, 8, 2000)])
-    ties = (torch.arange(400) + 1024 + 0.5) / 512  # halfway between neighbours in half
+    ties = (torch.arange(400) + 1024 + 0.5) / 512  # halfway between neighbors in half
     x = torch.cat([x, ties, -ties, 1 + (torch.arange(300) + 0.5) / 128])
     half, bfloat16, tf32 = torch.empty(3, len(x))
     features.emulate_round_to(pointer(x), pointer(half), pointer(bfloat16), pointer(tf32), len(x))

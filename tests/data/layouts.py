@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from icsd.data import DataConfig, open_dataset, tokenise
+from icsd.data import DataConfig, open_dataset, tokenize
 
 CUB = "CUB_200_2011"
 
@@ -67,7 +67,7 @@ def write_cub(root, size=40):
 
     vocabulary = [
         "<end>",
-        *sorted({w for lines in captions_of.values() for line in lines for w in tokenise(line)})[::-1],
+        *sorted({w for lines in captions_of.values() for line in lines for w in tokenize(line)})[::-1],
     ]
     index = {word: place for place, word in enumerate(vocabulary)}
     encoded = []
@@ -75,7 +75,7 @@ def write_cub(root, size=40):
         _write(root / "birds" / split / "filenames.pickle", python2_pickle(names[split]))
         _write(root / "birds" / split / "class_info.pickle", python2_pickle([int(name[:3]) for name in names[split]]))
         captions = [line for name in names[split] for line in captions_of[name]]
-        encoded.append([[index[word] for word in tokenise(caption)] for caption in captions])
+        encoded.append([[index[word] for word in tokenize(caption)] for caption in captions])
     _write(root / "birds" / "captions.pickle", python2_pickle([*encoded, dict(enumerate(vocabulary)), index]))
     _write(root / "birds" / "example_captions.txt", "a red bird\n")
     for name, captions in captions_of.items():

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from icsd.data import Vocabulary, tokenise
+from icsd.data import Vocabulary, tokenize
 from icsd.data.captions import with_article
 from icsd.errors import InputError
 
@@ -15,13 +15,13 @@ def vocabulary():
     return Vocabulary.build(CAPTIONS)
 
 
-def test_tokenise_takes_words_in_lower_case():
-    assert tokenise("A medium-light, 2nd Bird_x!") == ["a", "medium", "light", "2nd", "bird_x"]
-    assert tokenise(" ...!? ") == []
+def test_tokenize_takes_words_in_lower_case():
+    assert tokenize("A medium-light, 2nd Bird_x!") == ["a", "medium", "light", "2nd", "bird_x"]
+    assert tokenize(" ...!? ") == []
 
 
-def test_tokenise_composes_accents():
-    assert tokenise("Flu\u0308gel") == tokenise("Flügel") == ["flügel"]
+def test_tokenize_composes_accents():
+    assert tokenize("Flu\u0308gel") == tokenize("Flügel") == ["flügel"]
 
 
 def test_with_article():

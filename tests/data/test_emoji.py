@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from icsd.data import DataConfig, Vocabulary, open_dataset, tokenise
+from icsd.data import DataConfig, Vocabulary, open_dataset, tokenize
 from icsd.errors import InputError
 
 
@@ -80,7 +80,7 @@ def test_captions(busts, people):
         for dataset in (train, test):
             for sentences in dataset.captions:
                 assert len(set(sentences)) == len(sentences) == 10
-                assert max(len(tokenise(sentence)) for sentence in sentences) <= 18
+                assert max(len(tokenize(sentence)) for sentence in sentences) <= 18
                 assert not any("  " in sentence or " a a" in sentence or "{" in sentence for sentence in sentences)
                 assert not any(known.unknown(sentence) for sentence in sentences), "held-out captions use seen words"
 

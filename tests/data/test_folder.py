@@ -11,9 +11,9 @@ from icsd.data.folder import write_folder
 from icsd.errors import InputError
 
 
-def save(path, colour=(255, 0, 0), size=(10, 8), mode="RGB", **options):
+def save(path, color=(255, 0, 0), size=(10, 8), mode="RGB", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path, **options)
+    Image.new("RGB", size, color).convert(mode).save(path, **options)
 
 
 @pytest.fixture

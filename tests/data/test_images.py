@@ -12,11 +12,11 @@ from icsd.errors import InputError
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour"),
+    ("mode", "color"),
     [("RGB", (255, 0, 0)), ("L", 76), ("CMYK", (0, 255, 255, 0)), ("P", (255, 0, 0)), ("LA", (76, 255)), ("1", 1)],
 )
-def test_every_mode_becomes_rgb(mode, colour):
-    image = Image.new("RGB", (6, 6), colour).convert("P") if mode == "P" else Image.new(mode, (6, 6), colour)
+def test_every_mode_becomes_rgb(mode, color):
+    image = Image.new("RGB", (6, 6), color).convert("P") if mode == "P" else Image.new(mode, (6, 6), color)
     picture = to_picture(image, 4)
     assert picture.shape == (3, 4, 4)
     assert picture.dtype == torch.uint8

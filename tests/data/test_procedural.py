@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from icsd.data import DataConfig, Vocabulary, open_dataset, tokenise
-from icsd.data.procedural import _COLOURS, _GROUNDS
+from icsd.data import DataConfig, Vocabulary, open_dataset, tokenize
+from icsd.data.procedural import _COLORS, _GROUNDS
 from icsd.errors import InputError
 
 NAMES = ["procedural-flowers", "procedural-birds"]
@@ -23,12 +23,12 @@ def test_pictures_and_captions(name):
     for dataset in (train, test):
         for index, sentences in enumerate(dataset.captions):
             assert len(set(sentences)) == 10
-            assert max(len(tokenise(sentence)) for sentence in sentences) <= 18
+            assert max(len(tokenize(sentence)) for sentence in sentences) <= 18
             told = {key: dataset.attribute_names[key][values[index]] for key, values in dataset.attributes.items()}
             assert all(value in " ".join(sentences) for value in told.values())
 
 
-@pytest.mark.parametrize(("name", "first", "second"), [(NAMES[0], "petal", "centre"), (NAMES[1], "body", "wing")])
+@pytest.mark.parametrize(("name", "first", "second"), [(NAMES[0], "petal", "center"), (NAMES[1], "body", "wing")])
 def test_composition_is_unseen_but_every_value_is_seen(name, first, second):
     train, test = both(name, resolution=4, size=1500)
     pairs = [set(zip(d.attributes[first].tolist(), d.attributes[second].tolist(), strict=True)) for d in (train, test)]
@@ -55,12 +55,12 @@ def test_deterministic_by_seed(name):
     assert once.captions != other.captions
 
 
-def test_colours_are_where_the_captions_say():
+def test_colors_are_where_the_captions_say():
     train, _ = both("procedural-flowers", resolution=32, size=120)
     names = train.attribute_names
     edge = train.pictures[:, :, 0, 0].float()
     middle = train.pictures[:, :, 14:18, 14:18].float().mean(dim=(2, 3))
-    for place, key, table in ((edge, "background", _GROUNDS), (middle, "centre", _COLOURS)):
+    for place, key, table in ((edge, "background", _GROUNDS), (middle, "center", _COLORS)):
         palette = torch.tensor([table[value] for value in names[key]]).float()
         nearest = torch.cdist(place, palette).argmin(dim=1)
         assert (nearest == train.attributes[key]).float().mean() > 0.85

@@ -4,13 +4,13 @@ import torch
 from icsd.data import CaptionedImages
 from icsd.evaluation import AttributeScore, evaluate_attributes, format_scores, train_classifier
 
-COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
+COLORS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 
 
 def flat_pictures(split, count):
-    values = torch.arange(count) % len(COLOURS)
-    names = list(COLOURS)
-    pictures = torch.tensor([COLOURS[names[value]] for value in values], dtype=torch.uint8)
+    values = torch.arange(count) % len(COLORS)
+    names = list(COLORS)
+    pictures = torch.tensor([COLORS[names[value]] for value in values], dtype=torch.uint8)
     pictures = pictures[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
     captions = [[f"a {names[value]} picture"] for value in values]
     return CaptionedImages(
@@ -19,14 +19,14 @@ def flat_pictures(split, count):
         pictures,
         captions,
         values.tolist(),
-        attributes={"colour": values},
-        attribute_names={"colour": names},
+        attributes={"color": values},
+        attribute_names={"color": names},
     )
 
 
 def paint_what_is_asked(captions, seed):
-    colours = torch.tensor([COLOURS[caption.split()[1]] for caption in captions]) / 127.5 - 1
-    return colours[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+    colors = torch.tensor([COLORS[caption.split()[1]] for caption in captions]) / 127.5 - 1
+    return colors[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def score(classifier):
 
 def test_a_painter_who_listens_reaches_the_ceiling(score):
     one = score(paint_what_is_asked)
-    assert (one.attribute, one.values) == ("colour", 3)
+    assert (one.attribute, one.values) == ("color", 3)
     assert one.ceiling == one.result == 1
     assert one.floor == pytest.approx(1 / 3)
 

@@ -1,4 +1,4 @@
-"""What only a device shows: streams, graphs, several devices, synchronisation, addresses beyond 32 bits, launches."""
+"""What only a device shows: streams, graphs, several devices, synchronization, addresses beyond 32 bits, launches."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_four_launches_for_all_stages():
 
 def test_it_never_waits_for_the_device():
     stages = stages_of(300, 200)
-    loss_and_gradients(stages)  # whatever is initialised once
+    loss_and_gradients(stages)  # whatever is initialized once
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss_and_gradients(stages)

@@ -1,4 +1,4 @@
-"""The vectorised DAMSM losses against a plain transcription of the paper's formulas."""
+"""The vectorized DAMSM losses against a plain transcription of the paper's formulas."""
 
 import math
 
@@ -28,12 +28,12 @@ def cosine(a, b):
 def relevance_of(regions, words, config):
     """R(Q, D) of one sentence, a list of vectors, and one picture, a list of vectors: equations (7) to (10)."""
     s = [[(e @ v).item() for v in regions] for e in words]
-    normalised = [
+    normalized = [
         [math.exp(s[i][j]) / sum(math.exp(s[k][j]) for k in range(len(words))) for j in range(len(regions))]
         for i in range(len(words))
     ]
     total = 0.0
-    for e, row in zip(words, normalised, strict=True):
+    for e, row in zip(words, normalized, strict=True):
         weights = [math.exp(config.attention_sharpness * x) for x in row]
         context = sum(weight / sum(weights) * v for weight, v in zip(weights, regions, strict=True))
         total += math.exp(config.word_sharpness * cosine(context, e))

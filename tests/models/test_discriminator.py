@@ -24,13 +24,13 @@ def test_parameters_at_the_scale_of_birds():
     assert counts == pytest.approx([6.3, 19.4, 71.9], abs=0.05)
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
-def test_parts_are_judged_as_if_alone(normalisation):
+@pytest.mark.parametrize("normalization", ["batch", "spectral", "none"])
+def test_parts_are_judged_as_if_alone(normalization):
     torch.manual_seed(0)
-    (discriminator,) = build_discriminators(DiscriminatorConfig(width=2, normalisation=normalisation), [32], 5)
+    (discriminator,) = build_discriminators(DiscriminatorConfig(width=2, normalization=normalization), [32], 5)
     discriminator.requires_grad_(False)
     pictures, sentences = torch.randn(6, 3, 32, 32), torch.randn(6, 5)
-    for _ in range(20):  # the power iteration of spectral normalisation converges
+    for _ in range(20):  # the power iteration of spectral normalization converges
         discriminator.conditional(discriminator.features(pictures), sentences)
     together = discriminator.features(pictures, parts=2)
     alone = [discriminator.features(part) for part in pictures.chunk(2)]
@@ -41,9 +41,9 @@ def test_parts_are_judged_as_if_alone(normalisation):
     )
 
 
-def test_spectral_normalisation_holds_every_weight_to_norm_one():
+def test_spectral_normalization_holds_every_weight_to_norm_one():
     torch.manual_seed(0)
-    (discriminator,) = build_discriminators(DiscriminatorConfig(width=4, normalisation="spectral"), [32], 5)
+    (discriminator,) = build_discriminators(DiscriminatorConfig(width=4, normalization="spectral"), [32], 5)
     for _ in range(30):
         features = discriminator.features(torch.randn(2, 3, 32, 32))
         discriminator.unconditional(features)

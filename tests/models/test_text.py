@@ -44,7 +44,7 @@ def test_shapes_and_mask(encoder):
     assert features.mask.tolist() == [[True] * 5, [True] * 2 + [False] * 3]
 
 
-def test_a_longer_neighbour_changes_nothing(encoder):
+def test_a_longer_neighbor_changes_nothing(encoder):
     together, alone = encoder(CAPTIONS), encoder(CAPTIONS[1:2])
     length = int(alone.mask.sum())
     torch.testing.assert_close(together.sentence[1], alone.sentence[0])
@@ -80,7 +80,7 @@ def test_bilstm_reads_every_word():
     assert not torch.allclose(plain, changed)
 
 
-def test_sentence_features_are_standardised(monkeypatch):
+def test_sentence_features_are_standardized(monkeypatch):
     monkeypatch.setattr(text, "load_minilm", FakeMiniLM)
     encoder = build_text_encoder(TextConfig(encoder="sentence", dim=8), CAPTIONS)
     raw = torch.stack([sentence for _, sentence in FakeMiniLM()(CAPTIONS, 18)])

@@ -1,4 +1,4 @@
-// The operator under ThreadSanitizer, which knows std::thread but not the synchronisation inside libgomp: the few OpenMP
+// The operator under ThreadSanitizer, which knows std::thread but not the synchronization inside libgomp: the few OpenMP
 // functions that the operator calls are here, of threads that it does know.
 //
 //   races          every function, by teams of threads, called by several threads at once

@@ -129,7 +129,7 @@ CASES = {
 }
 # One of each, for the laws that hold whatever the parameters.
 FAMILY = {name: parameters for name, (_, parameters, _) in CASES.items() if "order" not in name}
-NORMALISED = [name for name in FAMILY if not name.startswith("cc-")]
+NORMALIZED = [name for name in FAMILY if not name.startswith("cc-")]
 
 
 def loss_of(case, x, y, **options):
@@ -215,9 +215,9 @@ def test_laws(case, backend):
     torch.testing.assert_close(loss(x[order], y[order]), value)
     torch.testing.assert_close(loss(x @ rotation, y), value)
     assert loss(x, x @ rotation).abs() < 1e-12
-    if case in NORMALISED:
+    if case in NORMALIZED:
         torch.testing.assert_close(loss(3e-3 * x, 70 * y), value)
-    if case.startswith(("pkt", "dist", "cc")) and case in NORMALISED:
+    if case.startswith(("pkt", "dist", "cc")) and case in NORMALIZED:
         scales = torch.rand(12, 1, generator=generator, dtype=torch.float64) * 100 + 0.01
         torch.testing.assert_close(loss(x * scales, y), value)
     if case.startswith(("cka", "rkd")):
@@ -265,7 +265,7 @@ def test_few_samples(case, n, backend):
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert second.isfinite().all()
-    if n == 0 or (n == 1 and case in NORMALISED):
+    if n == 0 or (n == 1 and case in NORMALIZED):
         assert loss.abs() < 1e-14
     if n == 2 and case in ("pkt", "cka", "dist", "rkd_distance", "rkd_angle"):  # nothing to relate to the only relation
         assert loss.abs() < 1e-14
@@ -295,7 +295,7 @@ def test_degenerate_features(case, degenerate, dtype, backend):
         assert gradient.isfinite().all()
         assert gradient.abs().max() < 1e3
         assert second.isfinite().all()
-    if degenerate in (torch.zeros_like, constant) and case in NORMALISED:
+    if degenerate in (torch.zeros_like, constant) and case in NORMALIZED:
         assert loss.abs() < 1e-6  # two collapsed batches agree
 
 

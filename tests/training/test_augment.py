@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from icsd.training.augment import augment
 
-KINDS = ["colour", "translation", "cutout"]
+KINDS = ["color", "translation", "cutout"]
 
 
 def pyramid(batch=64):
@@ -27,8 +27,8 @@ def test_samples_change_differently_and_gradients_pass(kind):
     assert gradient.abs().sum() > 0
 
 
-def test_stages_change_colour_alike():
-    coarse, fine = augment(pyramid(), ["colour"])
+def test_stages_change_color_alike():
+    coarse, fine = augment(pyramid(), ["color"])
     torch.testing.assert_close(F.avg_pool2d(fine, 2), coarse)
 
 

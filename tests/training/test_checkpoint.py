@@ -55,7 +55,7 @@ def test_one_state_gives_one_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_optimiser_accepts_what_was_read(tmp_path):
+def test_the_optimizer_accepts_what_was_read(tmp_path):
     checkpoint.save(tmp_path / "a.safetensors", small_state())
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())

@@ -23,7 +23,7 @@ def profile():
 
 def test_every_part_has_its_share(profile):
     parts = ["text encoder", "generator", "discriminator 8", "discriminator 16", "distillation", "matching", "average"]
-    assert list(profile.shares) == [*parts, "losses and the rest", "optimisers", "data"]
+    assert list(profile.shares) == [*parts, "losses and the rest", "optimizers", "data"]
     assert sum(profile.shares.values()) == pytest.approx(1)
     assert all(share > 0 for share in profile.shares.values())
     assert profile.seconds > 0

@@ -17,7 +17,7 @@ from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.training import checkpoint, run, run_folder
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.batches import batch_indices
-from icsd.training.config import OptimiserConfig, TrainConfig
+from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.trainer import Trainer
 
 
@@ -113,9 +113,9 @@ def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
     monkeypatch.setattr(run, "train_classifier", lambda train_set: train_classifier(train_set, steps=2))
     config = replace(
         config,
-        optimiser=OptimiserConfig(schedule="cosine", warmup=3, clip=1.0),
-        adversarial=AdversarialConfig(loss="bce", r1=1.0, augment=["colour", "translation", "cutout"]),
-        discriminator=DiscriminatorConfig(width=4, normalisation="spectral"),
+        optimizer=OptimizerConfig(schedule="cosine", warmup=3, clip=1.0),
+        adversarial=AdversarialConfig(loss="bce", r1=1.0, augment=["color", "translation", "cutout"]),
+        discriminator=DiscriminatorConfig(width=4, normalization="spectral"),
         accumulate=2,
         precision=precision,
         evaluate_every=4,
@@ -317,12 +317,12 @@ def test_bad_data_leaves_no_run_folder(config, tmp_path):
 
 
 def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):
-    score = AttributeScore("petal_colour", 8, 0.93, 0.61, 0.13)
+    score = AttributeScore("petal_color", 8, 0.93, 0.61, 0.13)
     monkeypatch.setattr(run, "evaluate_attributes", lambda *arguments: [score])
     monkeypatch.setattr(run, "train_classifier", lambda *arguments: None)
     folder = run.train(replace(config, steps=1, evaluate=True))
     printed = capsys.readouterr().out
-    assert "petal_colour" in printed
+    assert "petal_color" in printed
     assert "0.930    0.610    0.130" in printed
     assert lines_of(folder)[-1]["attributes"][0]["result"] == 0.61
 

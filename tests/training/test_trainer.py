@@ -19,7 +19,7 @@ from icsd.models import (
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import CNNEncoder
 from icsd.training.adversarial import AdversarialConfig
-from icsd.training.config import GuidanceConfig, OptimiserConfig, TrainConfig
+from icsd.training.config import GuidanceConfig, OptimizerConfig, TrainConfig
 from icsd.training.trainer import Trainer, learning_rate_factor
 
 CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
@@ -49,10 +49,10 @@ def trainer_of(config):
 
 
 def batch_of(size=8):
-    """Pictures of one flat colour, red or blue as their captions say."""
+    """Pictures of one flat color, red or blue as their captions say."""
     captions = [CAPTIONS[i % 4] for i in range(size)]
-    colours = torch.tensor([[1.0, -1.0, -1.0] if "red" in caption else [-1.0, -1.0, 1.0] for caption in captions])
-    images = colours[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+    colors = torch.tensor([[1.0, -1.0, -1.0] if "red" in caption else [-1.0, -1.0, 1.0] for caption in captions])
+    images = colors[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
     return {"image": images, "caption": captions, "class_id": torch.arange(size) % 4}
 
 
@@ -116,7 +116,7 @@ def test_a_step_trains_everything():
 
 def test_average_covers_parameters_and_buffers():
     decay = 0.8
-    trainer = trainer_of(config_of(optimiser=OptimiserConfig(ema_decay=decay)))
+    trainer = trainer_of(config_of(optimizer=OptimizerConfig(ema_decay=decay)))
     expected = None
     for _ in range(4):
         trainer.step([batch_of()])
@@ -132,8 +132,8 @@ def test_average_covers_parameters_and_buffers():
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_restored_trainer_takes_the_very_same_step(precision, channels_last):
-    options = OptimiserConfig(schedule="cosine", warmup=2, clip=1.0)
-    config = config_of(precision=precision, channels_last=channels_last, optimiser=options)
+    options = OptimizerConfig(schedule="cosine", warmup=2, clip=1.0)
+    config = config_of(precision=precision, channels_last=channels_last, optimizer=options)
     first = trainer_of(config)
     for _ in range(3):
         first.step([batch_of()])
@@ -166,8 +166,8 @@ def _copied(value):
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def test_learns_the_colours_of_two_words():
-    trainer = trainer_of(config_of(optimiser=OptimiserConfig(ema_decay=0.9, matching_weight=1.0)))
+def test_learns_the_colors_of_two_words():
+    trainer = trainer_of(config_of(optimizer=OptimizerConfig(ema_decay=0.9, matching_weight=1.0)))
     for _ in range(200):
         trainer.step([batch_of(8)])
     refined = trainer.paint(CAPTIONS, seed=1)[-1]
@@ -187,14 +187,14 @@ def test_unknown_device_is_refused():
         (lambda: TrainConfig(steps=0), "steps"),
         (lambda: TrainConfig(threads=0), "threads"),
         (lambda: TrainConfig(workers=-1), "workers"),
-        (lambda: OptimiserConfig(generator_lr=0.0), "optimiser.generator_lr"),
-        (lambda: OptimiserConfig(betas=(0.5, 1.0)), "optimiser.betas"),
+        (lambda: OptimizerConfig(generator_lr=0.0), "optimizer.generator_lr"),
+        (lambda: OptimizerConfig(betas=(0.5, 1.0)), "optimizer.betas"),
         (lambda: TrainConfig(accumulate=0), "accumulate"),
-        (lambda: OptimiserConfig(warmup=-1), "optimiser.warmup"),
-        (lambda: OptimiserConfig(clip=0.0), "optimiser.clip"),
-        (lambda: OptimiserConfig(ema_decay=1.0), "optimiser.ema_decay"),
-        (lambda: OptimiserConfig(kl_weight=-1.0), "optimiser.kl_weight"),
-        (lambda: OptimiserConfig(matching_weight=-1.0), "optimiser.matching_weight"),
+        (lambda: OptimizerConfig(warmup=-1), "optimizer.warmup"),
+        (lambda: OptimizerConfig(clip=0.0), "optimizer.clip"),
+        (lambda: OptimizerConfig(ema_decay=1.0), "optimizer.ema_decay"),
+        (lambda: OptimizerConfig(kl_weight=-1.0), "optimizer.kl_weight"),
+        (lambda: OptimizerConfig(matching_weight=-1.0), "optimizer.matching_weight"),
     ],
 )
 def test_values_out_of_range_are_refused(make, key):
@@ -231,8 +231,8 @@ def test_accumulated_batches_weigh_alike():
     seen = {}
     trainer = trainer_of(config_of(accumulate=2))
     trainer.schedules = []
-    trainer._update = lambda optimiser: seen.update(
-        {id(p): p.grad.clone() for group in optimiser.param_groups for p in group["params"] if p.grad is not None}
+    trainer._update = lambda optimizer: seen.update(
+        {id(p): p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
     )
     losses = trainer.step([batch_of(), batch_of()])
     assert losses["generator/16"].isfinite()
@@ -251,11 +251,11 @@ def test_relations_stay_within_a_batch_of_an_accumulated_step():
 
 
 def test_clipping_bounds_the_gradient():
-    trainer = trainer_of(config_of(optimiser=OptimiserConfig(clip=1e-3)))
+    trainer = trainer_of(config_of(optimizer=OptimizerConfig(clip=1e-3)))
     norms = []
-    for optimiser in (trainer.generator_optimiser, trainer.discriminator_optimiser):
-        weights = [p for group in optimiser.param_groups for p in group["params"]]
-        optimiser.register_step_pre_hook(
+    for optimizer in (trainer.generator_optimizer, trainer.discriminator_optimizer):
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.register_step_pre_hook(
             lambda *_, weights=weights: norms.append(torch.cat([p.grad.flatten() for p in weights]).norm().item())
         )
     trainer.step([batch_of()])
@@ -272,40 +272,40 @@ def test_clipping_bounds_the_gradient():
     ],
 )
 def test_learning_rates_rise_and_fall(schedule, expected):
-    options = OptimiserConfig(schedule=schedule, warmup=2)
+    options = OptimizerConfig(schedule=schedule, warmup=2)
     assert [learning_rate_factor(options, 6, step) for step in range(7)] == pytest.approx(expected)
 
 
 def test_rates_follow_the_schedule_and_a_resumed_run_may_change_them():
-    options = OptimiserConfig(generator_lr=0.1, discriminator_lr=0.2, schedule="linear")
-    trainer = trainer_of(config_of(steps=4, optimiser=options))
+    options = OptimizerConfig(generator_lr=0.1, discriminator_lr=0.2, schedule="linear")
+    trainer = trainer_of(config_of(steps=4, optimizer=options))
     trainer.step([batch_of()])
-    assert trainer.generator_optimiser.param_groups[0]["lr"] == pytest.approx(0.1 * 0.75)
-    assert trainer.discriminator_optimiser.param_groups[0]["lr"] == pytest.approx(0.2 * 0.75)
-    slower = trainer_of(config_of(steps=4, optimiser=dataclasses.replace(options, generator_lr=0.01)))
+    assert trainer.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.75)
+    assert trainer.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * 0.75)
+    slower = trainer_of(config_of(steps=4, optimizer=dataclasses.replace(options, generator_lr=0.01)))
     slower.load_state_dict(trainer.state_dict())
-    assert slower.generator_optimiser.param_groups[0]["lr"] == pytest.approx(0.01 * 0.75)
+    assert slower.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.75)
 
 
-def test_moments_of_a_restored_optimiser_lie_as_its_weights_do():
+def test_moments_of_a_restored_optimizer_lie_as_its_weights_do():
     trainer = trainer_of(config_of())
     trainer.step([batch_of()])
     trainer.load_state_dict(_contiguous(trainer.state_dict()))
     strided = 0
-    for weight, moments in trainer.generator_optimiser.state.items():
+    for weight, moments in trainer.generator_optimizer.state.items():
         assert moments["exp_avg"].stride() == moments["exp_avg_sq"].stride() == weight.stride()
         strided += not weight.is_contiguous()
     assert strided
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
+@pytest.mark.parametrize("normalization", ["batch", "spectral", "none"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_penalties_and_augmentation_train(normalisation, precision):
+def test_penalties_and_augmentation_train(normalization, precision):
     config = config_of(
-        adversarial=AdversarialConfig(matching_penalty=2.0, r1=1.0, augment=["colour", "translation", "cutout"]),
+        adversarial=AdversarialConfig(matching_penalty=2.0, r1=1.0, augment=["color", "translation", "cutout"]),
         precision=precision,
     )
-    config = dataclasses.replace(config, discriminator=DiscriminatorConfig(4, normalisation))
+    config = dataclasses.replace(config, discriminator=DiscriminatorConfig(4, normalization))
     trainer = trainer_of(config)
     losses = trainer.step([batch_of()])
     assert losses["discriminator/penalty"] > 0

@@ -14,7 +14,7 @@ def test_a_discriminator_that_has_long_won_is_named_once():
     (index,) = [index for index, one in enumerate(warnings) if one]
     assert index == NO_CONTEST_LINES - 1
     assert "8 pixels" in warnings[index][0]
-    assert "optimiser.discriminator_lr" in warnings[index][0]
+    assert "optimizer.discriminator_lr" in warnings[index][0]
 
 
 def test_a_contest_in_between_starts_the_count_again():

@@ -50,14 +50,14 @@ class DIST(SimilarityDivergence):
         return rows
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        centred = [matrix - matrix.mean(-1, keepdim=True) for matrix in (similarity, target)]
-        loss = _decorrelation(*centred, similarity, target, dims=(-1,))
+        centered = [matrix - matrix.mean(-1, keepdim=True) for matrix in (similarity, target)]
+        loss = _decorrelation(*centered, similarity, target, dims=(-1,))
         return loss.sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
 class CKA(Divergence):
-    """1 - CKA, the linear centred kernel alignment <HK_sH, HK_tH> / (|HK_sH| |HK_tH|), H = I - 1/N.
+    """1 - CKA, the linear centered kernel alignment <HK_sH, HK_tH> / (|HK_sH| |HK_tH|), H = I - 1/N.
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. Two constant batches have
     CKA = 1, a constant one and another CKA = 0.
@@ -69,11 +69,11 @@ class CKA(Divergence):
         return 1
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
-        loss = _decorrelation(_centre(student), _centre(teacher), student, teacher, dims=(-2, -1))
+        loss = _decorrelation(_center(student), _center(teacher), student, teacher, dims=(-2, -1))
         return loss.sum((-2, -1))
 
 
-def _centre(gram: Tensor) -> Tensor:
+def _center(gram: Tensor) -> Tensor:
     """H K H."""
     rows = gram - gram.mean(-1, keepdim=True)
     return rows - rows.mean(-2, keepdim=True)

@@ -92,15 +92,15 @@ class PKT(SimilarityDivergence):
     def _divergence(self, similarity: Tensor, target: Tensor) -> Tensor:
         if self.mode == "paper":
             # Opposite samples have k = 0, of which there is no logarithm.
-            p, q = (_normalise((k + 1).clamp(min=1e-7)) for k in (similarity, target))
+            p, q = (_normalize((k + 1).clamp(min=1e-7)) for k in (similarity, target))
             ratio = q.log() - p.log()
         else:
-            p, q = _normalise(similarity + 1), _normalise(target + 1)
+            p, q = _normalize(similarity + 1), _normalize(target + 1)
             ratio = (q + 1e-7).log() - (p + 1e-7).log()
         return (q * ratio).sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
-def _normalise(rows: Tensor) -> Tensor:
+def _normalize(rows: Tensor) -> Tensor:
     return rows / rows.sum(-1, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""`mse` by the D x D moments of normalised samples: |S - T|² = |X̂ᵀX̂|² - 2|X̂ᵀŶ|² + |ŶᵀŶ|²."""
+"""`mse` by the D x D moments of normalized samples: |S - T|² = |X̂ᵀX̂|² - 2|X̂ᵀŶ|² + |ŶᵀŶ|²."""
 
 from __future__ import annotations
 

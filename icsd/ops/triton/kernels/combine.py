@@ -44,7 +44,7 @@ def combine(
     `matrix` is `(groups, outputs, samples)`, `out` `(groups, outputs, features)`. A row's scale is its `row_scale`
     times its group's `group_scale`; each may be absent.
     """
-    rows = tl.cdiv(outputs, SIDE)  # neighbours share features
+    rows = tl.cdiv(outputs, SIDE)  # neighbors share features
     columns = tl.cdiv(features, BLOCK)
     group = (tl.program_id(0) // (rows * columns)).to(tl.int64)
     i = tl.program_id(0) % rows * SIDE + tl.arange(0, SIDE)

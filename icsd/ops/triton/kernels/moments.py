@@ -1,4 +1,4 @@
-"""Moments X̂ᵀŶ of normalised samples, `mse` in feature space: tiles over slices of the samples, then their sums."""
+"""Moments X̂ᵀŶ of normalized samples, `mse` in feature space: tiles over slices of the samples, then their sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from icsd.ops.triton.kernels.tuning import tuned
 
 
 @triton.jit
-def _normalised(x, norms, i, d, samples, features, sample_stride, dtype):
+def _normalized(x, norms, i, d, samples, features, sample_stride, dtype):
     """A tile of X̂."""
     r = tl.load(norms + i, mask=i < samples, other=0.0)
     x += i[:, None].to(tl.int64) * sample_stride + d[None, :]
@@ -67,8 +67,8 @@ def moments(
     begin = tl.program_id(1) * slice_length
     for start in range(begin, tl.minimum(begin + slice_length, samples), BLOCK):
         i = start + tl.arange(0, BLOCK)
-        a = _normalised(x, x_norms, i, p, samples, x_features, x_sample_stride, dtype)
-        b = _normalised(y, y_norms, i, q, samples, y_features, y_sample_stride, dtype)
+        a = _normalized(x, x_norms, i, p, samples, x_features, x_sample_stride, dtype)
+        b = _normalized(y, y_norms, i, q, samples, y_features, y_sample_stride, dtype)
         sums = multiply_add(tl.trans(a), b, sums, PRECISION)
     groups = tl.num_programs(0) // tiles
     partials += (tl.program_id(1).to(tl.int64) * groups + group) * x_features * y_features

@@ -46,7 +46,7 @@ constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDe
 
 struct cudaLaunchAttribute;
 struct cudaLaunchConfig_t {
-  dim3 grid, block;  // not CUDA's names, which are macros here: initialise it as an aggregate
+  dim3 grid, block;  // not CUDA's names, which are macros here: initialize it as an aggregate
   std::size_t dynamicSmemBytes;
   cudaStream_t stream;
   cudaLaunchAttribute* attrs;

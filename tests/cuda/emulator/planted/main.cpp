@@ -19,7 +19,7 @@
 #include "ticket_without_fence.cu"
 #include "tile_loop_without_trailing_barrier.cu"
 #include "tile_past_a_row.cu"
-#include "uninitialised_shared.cu"
+#include "uninitialized_shared.cu"
 #include "wrong_wait_prior.cu"
 
 extern "C" void emulator_seed(std::uint64_t seed);

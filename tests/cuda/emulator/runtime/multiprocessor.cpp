@@ -158,8 +158,8 @@ Thread* Multiprocessor::choose() {
     }
     return __builtin_ctz(mask);
   };
-  if (!(warps >> favourite_ & 1) || !launch_->seed || random_() % 32 == 0) favourite_ = pick(warps);
-  return threads_[favourite_ * 32 + pick(runnable_[favourite_])].get();
+  if (!(warps >> favorite_ & 1) || !launch_->seed || random_() % 32 == 0) favorite_ = pick(warps);
+  return threads_[favorite_ * 32 + pick(runnable_[favorite_])].get();
 }
 
 void Multiprocessor::enter() {

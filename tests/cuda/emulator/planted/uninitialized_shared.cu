@@ -1,7 +1,7 @@
 // Counts on shared memory to start at zero.
 #include "planted.h"
 
-namespace uninitialised_shared {
+namespace uninitialized_shared {
 
 template <bool planted>
 __global__ void sum(const float* x, float* out) {
@@ -20,6 +20,6 @@ bool run() {
   return out[0] == x.sum();
 }
 
-}  // namespace uninitialised_shared
+}  // namespace uninitialized_shared
 
-PLANT(uninitialised_shared)
+PLANT(uninitialized_shared)
