@@ -16,7 +16,7 @@ SENTENCE := a woman with dark skin, firefighter
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed  ## train on emoji, paint an unseen sentence, and say where the pictures are (about 10 minutes)
+demo: $(VENV)/installed  ## train on emoji, generate an unseen sentence, and say where the images are (about 10 minutes)
 	$(BIN)/icsd train --config configs/emoji.yaml
 	$(BIN)/icsd sample "$(SENTENCE)" --count 4
 

@@ -1,7 +1,7 @@
 """The rival of our training step: AttnGAN's step (Xu et al. 2018) as plain PyTorch says it.
 
 Written from the description of networks and losses: eager, float32, NCHW, PyTorch's default Adam, a pass through the
-discriminators for each kind of picture, and nothing of this package. The sizes are those of `configs/birds.yaml`. A
+discriminators for each kind of image, and nothing of this package. The sizes are those of `configs/birds.yaml`. A
 test holds both steps to the same losses. DAMSM, the same work for both, is left out of both.
 """
 
@@ -78,7 +78,7 @@ class Refine(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise, sentence and words -> three pictures."""
+    """Noise, sentence and words -> three images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Generator(nn.Module):
         self.heads = nn.ModuleList(nn.Sequential(conv3x3(NGF, 3), nn.Tanh()) for _ in SIDES)
 
     def forward(self, z: Tensor, sentence: Tensor, words: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Pictures, mean and logarithm of the variance of the condition."""
+        """Images, mean and logarithm of the variance of the condition."""
         mu, logvar = glu(self.condition(sentence)).chunk(2, 1)
         condition = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
         hidden = self.up(self.project(torch.cat((z, condition), 1)).view(-1, 16 * NGF, 4, 4))
@@ -103,7 +103,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures of one side -> 8 NDF x 4 x 4 features and two judgements of them."""
+    """Images of one side -> 8 NDF x 4 x 4 features and two logits of them."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class Discriminator(nn.Module):
         self.conditional = nn.Conv2d(8 * NDF, 1, 4, 4)
         self.unconditional = nn.Conv2d(8 * NDF, 1, 4, 4)
 
-    def judge(self, features: Tensor, sentence: Tensor | None = None) -> Tensor:
-        """Probabilities (B,) that pictures are real, or real and of their sentences."""
+    def logits(self, features: Tensor, sentence: Tensor | None = None) -> Tensor:
+        """Probabilities (B,) that images are real, or real and of their sentences."""
         if sentence is None:
             return torch.sigmoid(self.unconditional(features)).view(-1)
         tiled = sentence.view(-1, TEXT, 1, 1).repeat(1, 1, 4, 4)
@@ -133,7 +133,7 @@ class AttnGANStep:
     """Networks, optimizers, average and the step.
 
     Args:
-        wrong_pass: Whether real pictures go through the discriminators once more for the mismatched pairs, as in
+        wrong_pass: Whether real images go through the discriminators once more for the mismatched pairs, as in
             StackGAN; AttnGAN judges the features of the one pass twice.
     """
 
@@ -150,7 +150,7 @@ class AttnGANStep:
         """One update of every discriminator and of the generator.
 
         Args:
-            images: Real pictures (B, 3, r, r) of every side.
+            images: Real images (B, 3, r, r) of every side.
             sentence: Sentence features (B, E).
             words: Word features (B, E, T).
             mask: (B, T), True at padding.
@@ -164,12 +164,12 @@ class AttnGANStep:
         stages = zip(SIDES, self.discriminators, self.discriminator_optimizers, images, fakes, strict=True)
         for side, d, optimizer, real, fake in stages:
             d.zero_grad()
-            seen, painted = d.features(real), d.features(fake.detach())
+            seen, generated = d.features(real), d.features(fake.detach())
             mismatched = d.features(real) if self.wrong_pass else seen
-            accept = F.binary_cross_entropy(d.judge(seen), yes) + F.binary_cross_entropy(d.judge(seen, sentence), yes)
-            reject = F.binary_cross_entropy(d.judge(painted), no)
-            reject = reject + F.binary_cross_entropy(d.judge(painted, sentence), no)
-            reject = reject + F.binary_cross_entropy(d.judge(mismatched, sentence.roll(1, 0)), no)
+            accept = F.binary_cross_entropy(d.logits(seen), yes) + F.binary_cross_entropy(d.logits(seen, sentence), yes)
+            reject = F.binary_cross_entropy(d.logits(generated), no)
+            reject = reject + F.binary_cross_entropy(d.logits(generated, sentence), no)
+            reject = reject + F.binary_cross_entropy(d.logits(mismatched, sentence.roll(1, 0)), no)
             losses[f"discriminator/{side}"] = accept / 2 + reject / 3
             losses[f"discriminator/{side}"].backward()
             optimizer.step()
@@ -177,9 +177,9 @@ class AttnGANStep:
         losses["generator/kl"] = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean()
         loss = losses["generator/kl"]
         for side, d, fake in zip(SIDES, self.discriminators, fakes, strict=True):
-            painted = d.features(fake)
-            accept = F.binary_cross_entropy(d.judge(painted), yes)
-            losses[f"generator/{side}"] = accept + F.binary_cross_entropy(d.judge(painted, sentence), yes)
+            generated = d.features(fake)
+            accept = F.binary_cross_entropy(d.logits(generated), yes)
+            losses[f"generator/{side}"] = accept + F.binary_cross_entropy(d.logits(generated, sentence), yes)
             loss = loss + losses[f"generator/{side}"]
         loss.backward()
         self.generator_optimizer.step()

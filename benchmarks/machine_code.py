@@ -99,14 +99,14 @@ def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
     with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
         for case in CASES:
             x = torch.empty(1, case.samples, case.features, dtype=getattr(torch, case.dtype), device="meta")
-            rehearse(case.regime, case.divergence, [x, torch.empty_like(x)], TEMPERATURES)
+            dry_run(case.regime, case.divergence, [x, torch.empty_like(x)], TEMPERATURES)
     return found
 
 
 REGIMES = {"sample": sample_space, "feature": feature_space, "streamed": streamed}
 
 
-def rehearse(
+def dry_run(
     regime: str,
     divergence: str,
     stages: Sequence[torch.Tensor],

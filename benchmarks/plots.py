@@ -48,7 +48,7 @@ STYLE = {
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draws whatever the rows of one run have enough points for.
+    """SampledDataset whatever the rows of one run have enough points for.
 
     Args:
         rows: Of one run.
@@ -104,9 +104,7 @@ def _lines(axis: Axes, rows: Sequence[Row], along: str) -> None:
         points = sorted((getattr(row, along), row.median) for row in rows if row.implementation == name)
         if points:
             emphasis = {"linewidth": 2.4, "zorder": 3} if name == "icsd" else {"linewidth": 1.4}
-            axis.plot(
-                *zip(*points, strict=True), marker="o", markersize=4, color=color, label=LABELS[name], **emphasis
-            )
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=LABELS[name], **emphasis)
     floor = sorted({(getattr(row, along), row.floor) for row in rows})
     axis.plot(*zip(*floor, strict=True), color="black", linestyle="--", linewidth=1.2, label="floor of this machine")
     axis.set(xscale="log", yscale="log")

@@ -142,7 +142,7 @@ def _field(cases: Cases) -> str:
         for name, row in case.items()
     ]
     title = "training step at 64, 128 and 256 pixels, batch 4: how many times longer it takes than ours in bfloat16"
-    return f"{title}\n\n{_table(('implementation', 'time / ours', 'pictures/s', 'step'), table)}"
+    return f"{title}\n\n{_table(('implementation', 'time / ours', 'images/s', 'step'), table)}"
 
 
 def _name(row: Row) -> tuple[str, str, str]:

@@ -90,7 +90,7 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Print the table and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("roofline.png"), help="picture to write")
+    parser.add_argument("--out", type=Path, default=Path("roofline.png"), help="image to write")
     options = parser.parse_args()
     print(table())
     draw(options.out)

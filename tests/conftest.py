@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """Drawn sets as the real ones are published, not to be changed; and the names of their pictures."""
+    """Drawn sets as the real ones are published, not to be changed; and the names of their images."""
     root = tmp_path_factory.mktemp("published")
     return root, {"cub": write_cub(root / "cub"), "oxford": write_oxford(root / "oxford")}
 

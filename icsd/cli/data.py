@@ -12,14 +12,14 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
-from icsd.cli.parser import Parser, check_picture_file
+from icsd.cli.parser import Parser, check_image_file
 from icsd.data import CaptionedImages, DataConfig, open_dataset, write_folder
 from icsd.data.files import check_new
 from icsd.data.prepared import describe, write_prepared
 from icsd.data.records import Listing, with_splits
 from icsd.data.sources import READERS, list_set
 from icsd.errors import InputError
-from icsd.pictures import caption_grid
+from icsd.visualization import caption_grid
 
 DESCRIPTION = """Prepare a captioned image set, look at one, or export one.
 
@@ -38,7 +38,7 @@ Examples:
       a folder of drawn flowers, a .txt with captions beside each"""
 
 PREPARE = """Read a set from the archives or folders in which it was published, check it, and write it ready to train:
-pictures cropped and reduced once, captions, classes and splits in one captions.jsonl, the vocabulary, AttnGAN's
+images cropped and reduced once, captions, classes and splits in one captions.jsonl, the vocabulary, AttnGAN's
 pickles, and beside it a contact sheet. Archives are read where they lie, and no code of a pickle is run.
 
   icsd data prepare cub CUB_200_2011.tgz birds.zip data/birds
@@ -69,7 +69,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     prepare.add_argument("set", type=Literal[tuple(READERS)], metavar="SET", help=", ".join(READERS))
     prepare.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="archives and folders that hold the set")
     prepare.add_argument("out", type=Path, metavar="OUT", help="new or empty folder to write to")
-    prepare.add_argument("--size", type=int, default=304, help="shorter side of the pictures at most; 304 suits 256")
+    prepare.add_argument("--size", type=int, default=304, help="shorter side of the images at most; 304 suits 256")
     prepare.add_argument("--partial", action="store_true", help="go on with what there is of an incomplete set")
     prepare.add_argument("--dry-run", action="store_true", help="say what was found and would be done; write nothing")
     prepare.add_argument("--test_fraction", type=float, default=0.1, help="share held out where the set tells no split")
@@ -77,23 +77,23 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     prepare.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
     preview = Parser(
         usage="icsd data preview [options]",
-        description="Write a contact sheet: pictures of a set with their first captions.",
+        description="Write a contact sheet: images of a set with their first captions.",
     )
-    preview.add_argument("--count", type=int, default=24, help="pictures to show, spread evenly over the split")
-    preview.add_argument("--out", type=Path, default=Path("preview.png"), help="picture to write")
+    preview.add_argument("--count", type=int, default=24, help="images to show, spread evenly over the split")
+    preview.add_argument("--out", type=Path, default=Path("preview.png"), help="image to write")
     export = Parser(
         usage="icsd data export FOLDER [options]",
         description="Write a set as a folder of PNG images with a .txt of captions beside each.",
     )
     export.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty folder to write to")
     for command in (preview, export):
-        command.add_argument("--resolution", type=int, default=64, help="side of the pictures in pixels")
+        command.add_argument("--resolution", type=int, default=64, help="side of the images in pixels")
         command.add_argument("--split", type=Literal["train", "test"], default="train", help="which part of the set")
         command.add_class_arguments(DataConfig, "data")
     subcommands = parser.add_subcommands(dest="action")
     subcommands.add_subcommand("prepare", prepare, help="read a downloaded set and write it ready to train")
-    subcommands.add_subcommand("preview", preview, help="write a contact sheet of pictures and captions")
-    subcommands.add_subcommand("export", export, help="write pictures and captions to a folder")
+    subcommands.add_subcommand("preview", preview, help="write a contact sheet of images and captions")
+    subcommands.add_subcommand("export", export, help="write images and captions to a folder")
 
 
 def run(options: Namespace) -> int:
@@ -149,7 +149,7 @@ def _summarize(options: Namespace, listing: Listing) -> None:
         print(f"vocabulary   {len(listing.vocabulary.words):,} words, those of the captions.pickle given")
     boxed = sum(record.box is not None for record in listing.records)
     crop = f"{boxed:,} cropped to their boxes, " if boxed else ""
-    print(f"pictures     {crop}shorter side at most {options.size} pixels")
+    print(f"images     {crop}shorter side at most {options.size} pixels")
     for what, lines in (("problem", listing.problems), ("note", listing.notes)):
         for line in lines:
             print(f"{what:<13}{line}")
@@ -159,7 +159,7 @@ def _preview(options: Namespace) -> int:
     dataset = _open(options)
     if options.count < 1:
         raise InputError(f"count is {options.count}: give at least 1")
-    check_picture_file(options.out)
+    check_image_file(options.out)
     _contact_sheet(dataset, options.count).save(options.out)
     print(options.out)
     return 0
@@ -168,7 +168,7 @@ def _preview(options: Namespace) -> int:
 def _export(options: Namespace) -> int:
     dataset = _open(options)
     write_folder(dataset, options.folder)
-    print(f"{options.folder}: {len(dataset)} pictures of {dataset.name}, split {dataset.split}")
+    print(f"{options.folder}: {len(dataset)} images of {dataset.name}, split {dataset.split}")
     return 0
 
 
@@ -184,6 +184,6 @@ def _contact_sheet(dataset: CaptionedImages, count: int) -> Image.Image:
     return caption_grid(
         [torch.stack([dataset[index]["image"] for index in chosen])],
         [dataset.captions[index][0] for index in chosen],
-        title=f"{dataset.name}, split {dataset.split}: {len(dataset)} pictures",
+        title=f"{dataset.name}, split {dataset.split}: {len(dataset)} images",
         footer=dataset.attribution,
     )

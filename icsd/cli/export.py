@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from icsd.cli.parser import Parser
 
 DESCRIPTION = """Write the generator of a trained model for other runtimes. It takes noise and text features, which
-`icsd.sampling.export.example_inputs` makes of sentences, and gives the pictures of every stage.
+`icsd.sampling.export.example_inputs` makes of sentences, and gives the images of every stage.
 
 Examples:
 
@@ -31,10 +31,10 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Export."""
-    from icsd.sampling import Painter
+    from icsd.sampling import Sampler
     from icsd.sampling.export import export_generator
     from icsd.training import checkpoint
 
-    export_generator(Painter.load(options.checkpoint or checkpoint.newest("runs")), options.out)
+    export_generator(Sampler.load(options.checkpoint or checkpoint.newest("runs")), options.out)
     print(options.out)
     return 0

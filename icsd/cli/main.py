@@ -12,10 +12,10 @@ from icsd.cli.parser import Parser
 from icsd.errors import InputError
 
 COMMANDS = {
-    "train": "train a model from a configuration; leaves checkpoints, pictures and scores in a run folder",
-    "pretrain": "pretrain the encoders that judge how well a picture matches its sentence (DAMSM)",
+    "train": "train a model from a configuration; leaves checkpoints, images and scores in a run folder",
+    "pretrain": "pretrain the encoders that judge how well an image matches its sentence (DAMSM)",
     "profile": "say where the time of a training step goes, and how much memory it takes",
-    "sample": "paint sentences with a trained model",
+    "sample": "generate sentences with a trained model",
     "export": "write the generator of a trained model for other runtimes",
     "doctor": "say what is installed, what was built, and what runs here",
     "data": "prepare a captioned image set for training, look at one, or export it to a folder",

@@ -40,7 +40,7 @@ def resumed_defaults(arguments: Sequence[str]) -> list[Path]:
     return [resume / "config.yaml"] if resume else []
 
 
-def check_picture_file(path: Path) -> None:
-    """Raise unless a path to write names a picture format by its suffix."""
+def check_image_file(path: Path) -> None:
+    """Raise unless a path to write names an image format by its suffix."""
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InputError(f"out is {path}: give a picture file, such as picture.png")
+        raise InputError(f"out is {path}: give an image file, such as image.png")

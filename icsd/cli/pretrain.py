@@ -10,8 +10,8 @@ from jsonargparse import Namespace
 from icsd.cli.parser import Parser, resumed_defaults
 from icsd.training.pretrain import PretrainConfig
 
-DESCRIPTION = """Pretrain a text and an image encoder (DAMSM): each picture should find its sentence among a batch's,
-each sentence its picture, and each word its region. The run folder gets the resolved configuration, metrics with the
+DESCRIPTION = """Pretrain a text and an image encoder (DAMSM): each image should find its sentence among a batch's,
+each sentence its image, and each word its region. The run folder gets the resolved configuration, metrics with the
 R-precision of held-out pairs, and checkpoints, for `icsd train --damsm.checkpoint`.
 
 Examples:

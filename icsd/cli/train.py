@@ -10,13 +10,13 @@ from jsonargparse import Namespace
 from icsd.cli.parser import Parser, resumed_defaults
 from icsd.training.config import TrainConfig
 
-DESCRIPTION = """Train a model: its run folder gets the resolved configuration, checkpoints, picture grids, metrics and
+DESCRIPTION = """Train a model: its run folder gets the resolved configuration, checkpoints, image grids, metrics and
 TensorBoard curves, and at the end the attribute scores are printed.
 
 Examples:
 
   icsd train --config configs/emoji.yaml
-      the demo: emoji painted from sentences it has never seen
+      the demo: emoji generated from sentences it has never seen
 
   icsd train --config configs/emoji.yaml --distillation.enabled false
       the same without distillation between the stages
@@ -54,10 +54,10 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Train."""
-    from icsd.training.run import rehearse, train
+    from icsd.training.run import dry_run, train
 
     resume = options.pop("resume")
     options.pop("config")
-    run = rehearse if options.pop("dry_run") else train
+    run = dry_run if options.pop("dry_run") else train
     run(TrainConfig(**options), resume)
     return 0

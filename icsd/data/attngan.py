@@ -1,9 +1,9 @@
 """The pickles of AttnGAN's data folders (Xu et al. 2018): read without running anything in them, and written.
 
-* ``train|test/filenames.pickle``: list of picture names without suffix, ``001.Black_footed_Albatross/..._0001_796111``;
+* ``train|test/filenames.pickle``: list of image names without suffix, ``001.Black_footed_Albatross/..._0001_796111``;
 * ``train|test/class_info.pickle``: list of their class numbers;
 * ``captions.pickle``: [captions of train, captions of test, word of each index, index of each word], a caption being a
-  list of indices, ten captions a picture. A released text encoder goes with the indices of its own file.
+  list of indices, ten captions a image. A released text encoder goes with the indices of its own file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from icsd.data.files import File
 from icsd.data.records import Record
 from icsd.errors import InputError
 
-CAPTIONS_PER_PICTURE = 10
+CAPTIONS_PER_IMAGE = 10
 
 _END = "<end>"
 
@@ -51,7 +51,7 @@ def read_filenames(file: File, data: bytes) -> list[str]:
     """
     names = read_pickle(file, data)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{file} must hold a list of picture names; get it from its publisher again")
+        raise InputError(f"{file} must hold a list of image names; get it from its publisher again")
     return names
 
 
@@ -75,11 +75,11 @@ def read_vocabulary(file: File, data: bytes) -> Vocabulary:
 def pickles(records: dict[Split, Sequence[Record]], vocabulary: Vocabulary) -> dict[str, bytes]:
     """The pickles of a set.
 
-    Pictures with fewer than ten captions repeat theirs, and of more the first ten count: AttnGAN counts on ten. Words
+    Images with fewer than ten captions repeat theirs, and of more the first ten count: AttnGAN counts on ten. Words
     that the vocabulary lacks are left out.
 
     Args:
-        records: The pictures of both splits.
+        records: The images of both splits.
         vocabulary: The words of ``captions.pickle``.
 
     Returns:
@@ -96,7 +96,7 @@ def pickles(records: dict[Split, Sequence[Record]], vocabulary: Vocabulary) -> d
             [
                 vocabulary.indices(record.captions[place % len(record.captions)])
                 for record in records[split]
-                for place in range(CAPTIONS_PER_PICTURE)
+                for place in range(CAPTIONS_PER_IMAGE)
             ]
         )
     words = dict(enumerate([_END, *vocabulary.words]))

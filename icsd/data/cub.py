@@ -1,7 +1,7 @@
 """CUB-200-2011 (Wah et al. 2011) with the captions of Reed et al. 2016, as published.
 
-The images are ``CUB_200_2011/images/<class>/<picture>.jpg`` beside ``images.txt`` (``<id> <class>/<picture>.jpg``) and
-``bounding_boxes.txt`` (``<id> <left> <top> <width> <height>``). Captions, ``<class>/<picture>.txt``, and the classes
+The images are ``CUB_200_2011/images/<class>/<image>.jpg`` beside ``images.txt`` (``<id> <class>/<image>.jpg``) and
+``bounding_boxes.txt`` (``<id> <left> <top> <width> <height>``). Captions, ``<class>/<image>.txt``, and the classes
 of the splits come from either public archive: AttnGAN's ``birds.zip``, whose vocabulary is kept for the released
 encoders, or Reed's ``text_c10`` with ``trainvalclasses.txt`` and ``testclasses.txt``.
 """
@@ -20,11 +20,11 @@ from icsd.data.zero_shot import compare_counts, read_captions
 from icsd.errors import InputError
 
 KNOWN = {"train": (8855, 150), "test": (2933, 50)}
-"""Pictures and classes of each split."""
+"""Images and classes of each split."""
 
 
 def read_cub(files: Files) -> Listing:
-    """List the pictures, each with its bird's box; see `icsd.data.zero_shot.read_captions`.
+    """List the images, each with its bird's box; see `icsd.data.zero_shot.read_captions`.
 
     Raises:
         InputError: A part is missing altogether, there twice, broken, or contradicts itself.
@@ -52,10 +52,10 @@ def read_cub(files: Files) -> Listing:
     box_of = {image: found[number] for number, image in images.items() if number in found}
     listing.records = [replace(record, box=box_of[record.image]) for record in listing.records]
     if lost:
-        listing.problems.append(f"{len(lost)} of {len(paths)} pictures are missing, such as {lost[0]}")
+        listing.problems.append(f"{len(lost)} of {len(paths)} images are missing, such as {lost[0]}")
     if unboxed:
         listing.problems.append(
-            f"{boxes} has no box of {len(unboxed)} of {len(paths)} pictures, such as number {unboxed[0]}"
+            f"{boxes} has no box of {len(unboxed)} of {len(paths)} images, such as number {unboxed[0]}"
         )
     compare_counts(listing, KNOWN)
     vocabularies = [file for file in files.all if file.name == "captions.pickle"]
@@ -101,5 +101,5 @@ def _box(file: File, number: str, row: list[str]) -> tuple[float, float, float, 
     except ValueError:
         width = height = math.nan
     if not (0 < width < math.inf and 0 < height < math.inf):
-        raise InputError(f"{file} holds no box of picture {number} but {' '.join(row)}; get CUB_200_2011.tgz again")
+        raise InputError(f"{file} holds no box of image {number} but {' '.join(row)}; get CUB_200_2011.tgz again")
     return left, top, width, height

@@ -26,7 +26,7 @@ class DataConfig:
     """Folder with the images and captions, shards or prepared set; for folder, webdataset, cub and oxford."""
 
     subset: Literal["busts", "people", "all"] = "busts"
-    """Emoji: 828 head-and-shoulders pictures, all 1,368 people, or every named emoji (3,944)."""
+    """Emoji: 828 head-and-shoulders images, all 1,368 people, or every named emoji (3,944)."""
 
     holdout: Literal["composition", "unseen-class"] = "composition"
     """Test split of emoji and procedural sets: unseen combinations of attributes each seen, or unseen classes."""
@@ -36,16 +36,16 @@ class DataConfig:
     do not tell it themselves."""
 
     size: int = 2000
-    """Number of pictures of a procedural set, both splits together."""
+    """Number of images of a procedural set, both splits together."""
 
     seed: int = 0
-    """Seed of the pictures of a procedural set, and of a folder's split."""
+    """Seed of the images of a procedural set, and of a folder's split."""
 
     flip: bool = False
-    """Mirror training pictures at random; not for captions that tell left from right."""
+    """Mirror training images at random; not for captions that tell left from right."""
 
     margin: float = 0.0
-    """Share by which pictures are made larger than asked for, to cut a square from them: at random in training, in the
+    """Share by which images are made larger than asked for, to cut a square from them: at random in training, in the
     middle in the test split. AttnGAN cuts 64 pixels from 76, a margin of 0.1875; 0 always keeps the middle square."""
 
     def __post_init__(self) -> None:
@@ -53,14 +53,14 @@ class DataConfig:
             raise InputError(f"data.margin is {self.margin}: give a share from 0 to 1")
 
 
-class Pictures(Protocol):
-    """Pictures by index: a uint8 tensor (N, 3, H, W) held in memory, or an object that decodes on demand."""
+class ImageList(Protocol):
+    """Images by index: a uint8 tensor (N, 3, H, W) held in memory, or an object that decodes on demand."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def __getitem__(self, index: int) -> Tensor:
-        """Picture ``index``, uint8 (3, H, W)."""
+        """Image ``index``, uint8 (3, H, W)."""
 
 
 @dataclass(eq=False, repr=False)
@@ -74,21 +74,21 @@ class CaptionedImages(Dataset):
     Attributes:
         name: Source of the images.
         split: "train" or "test".
-        pictures: N pictures, uint8 (3, H, W) each, both sides at least R.
-        captions: Captions of each picture, the plainest first.
-        class_ids: Class of each picture; captions of one class are close in meaning.
+        images: N images, uint8 (3, H, W) each, both sides at least R.
+        captions: Captions of each image, the plainest first.
+        class_ids: Class of each image; captions of one class are close in meaning.
         attributes: Name to int64 (N,) values; empty where unknown.
         attribute_names: Name to the names of its values.
-        attribution: Line owed by whoever shows the pictures, or None.
-        flip: Mirror half of the training pictures at random.
-        resolution: Side R of the squares cut from the pictures, at random in the train split, else in the middle; None
-            where the pictures are such squares.
+        attribution: Line owed by whoever shows the images, or None.
+        flip: Mirror half of the training images at random.
+        resolution: Side R of the squares cut from the images, at random in the train split, else in the middle; None
+            where the images are such squares.
         vocabulary: Words that a released text encoder of this set goes with, or None.
     """
 
     name: str
     split: Split
-    pictures: Pictures
+    images: ImageList
     captions: list[list[str]]
     class_ids: list[int]
     attributes: dict[str, Tensor] = field(default_factory=dict)
@@ -104,24 +104,24 @@ class CaptionedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """Item ``index``; see the class."""
-        picture = self.pictures[index]
+        image = self.images[index]
         sentences = self.captions[index]
         training = self.split == "train"
         choice = int(torch.randint(len(sentences), ())) if training else 0
-        picture = self._cut(picture, training)
+        image = self._cut(image, training)
         if training and self.flip and torch.rand(()) < 0.5:
-            picture = picture.flip(-1)
+            image = image.flip(-1)
         return {
-            "image": picture.float().div(127.5).sub(1.0),
+            "image": image.float().div(127.5).sub(1.0),
             "caption": sentences[choice],
             "class_id": self.class_ids[index],
             "index": index,
         }
 
-    def _cut(self, picture: Tensor, training: bool) -> Tensor:
-        side = self.resolution or picture.shape[-1]
-        spare = [length - side for length in picture.shape[-2:]]
+    def _cut(self, image: Tensor, training: bool) -> Tensor:
+        side = self.resolution or image.shape[-1]
+        spare = [length - side for length in image.shape[-2:]]
         if not any(spare):
-            return picture
+            return image
         top, left = (int(torch.randint(length + 1, ())) if training else length // 2 for length in spare)
-        return picture[:, top : top + side, left : left + side]
+        return image[:, top : top + side, left : left + side]

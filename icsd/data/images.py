@@ -1,4 +1,4 @@
-"""Image files to pictures."""
+"""Image files to images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises on a file that is no image, or a broken one."""
 
-_MEMORY = 256 * 2**20  # bytes of decoded pictures kept in memory; a larger split is decoded picture by picture
+_MEMORY = 256 * 2**20  # bytes of decoded images kept in memory; a larger split is decoded image by image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -38,7 +38,7 @@ def to_short_side(image: Image.Image, side: int) -> Image.Image:
     return image.resize([max(round(length * scale), side) for length in image.size], Image.Resampling.LANCZOS)
 
 
-def to_picture(image: Image.Image, side: int, square: bool = True) -> Tensor:
+def image_to_tensor(image: Image.Image, side: int, square: bool = True) -> Tensor:
     """Bring any Pillow image to a uint8 tensor.
 
     Args:
@@ -54,37 +54,37 @@ def to_picture(image: Image.Image, side: int, square: bool = True) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def open_pictures(files: Files, images: Sequence[File], side: int, square: bool) -> Tensor | StoredPictures:
-    """Pictures of image files: decoded now where squares of a moderate number are wanted, else on demand.
+def open_images(files: Files, sources: Sequence[File], side: int, square: bool) -> Tensor | LazyImages:
+    """Images of image files: decoded now where squares of a moderate number are wanted, else on demand.
 
     Args:
         files: Where they are.
-        images: N image files.
-        side: Shorter side of the pictures.
+        sources: N image files.
+        side: Shorter side of the images.
         square: Keep middle squares only.
 
     Returns:
-        uint8 (N, 3, side, side), or pictures of any H, W.
+        uint8 (N, 3, side, side), or images of any H, W.
 
     Raises:
         InputError: A file cannot be read as an image. On demand, that is checked for the beginnings of the files.
     """
-    pictures = StoredPictures(files, images, side, square)
-    if square and len(images) * 3 * side**2 <= _MEMORY:
-        return torch.stack([pictures[index] for index in tqdm(range(len(images)), **_PROGRESS)])
-    pictures.check()
-    return pictures
+    images = LazyImages(files, sources, side, square)
+    if square and len(sources) * 3 * side**2 <= _MEMORY:
+        return torch.stack([images[index] for index in tqdm(range(len(sources)), **_PROGRESS)])
+    images.check()
+    return images
 
 
 _PROGRESS = {"desc": "reading images", "unit": "image", "leave": False, "delay": 2, "disable": None}
 
 
-class StoredPictures:
-    """Pictures decoded on demand, in any process; see `open_pictures`."""
+class LazyImages:
+    """Images decoded on demand, in any process; see `open_images`."""
 
-    def __init__(self, files: Files, images: Sequence[File], side: int, square: bool) -> None:
-        self.places = [files.place(image) for image in images]
-        self.names = [str(image) for image in images]
+    def __init__(self, files: Files, sources: Sequence[File], side: int, square: bool) -> None:
+        self.places = [files.place(source) for source in sources]
+        self.names = [str(source) for source in sources]
         self.side = side
         self.square = square
 
@@ -95,7 +95,7 @@ class StoredPictures:
         try:
             with self.places[index].open() as file, Image.open(file) as image:
                 image.draft("RGB", (2 * self.side, 2 * self.side))  # a large JPEG is decoded smaller
-                return to_picture(image, self.side, self.square)
+                return image_to_tensor(image, self.side, self.square)
         except UNREADABLE as error:
             raise unreadable(self.names[index], error) from error
 

@@ -14,11 +14,11 @@ from icsd.data.zero_shot import compare_counts, read_captions
 from icsd.errors import InputError
 
 KNOWN = {"train": (7034, 82), "test": (1155, 20)}
-"""Pictures and classes of each split."""
+"""Images and classes of each split."""
 
 
 def read_oxford(files: Files) -> Listing:
-    """List the pictures; see `icsd.data.zero_shot.read_captions`.
+    """List the images; see `icsd.data.zero_shot.read_captions`.
 
     Raises:
         InputError: A part is missing altogether, there twice, broken, or contradicts itself.
@@ -28,7 +28,7 @@ def read_oxford(files: Files) -> Listing:
         if re.fullmatch(r"image_\d+\.jpg", file.name):
             name = file.name.removesuffix(".jpg")
             if name in images:
-                raise InputError(f"{images[name]} and {file} are the same picture; give one of the two")
+                raise InputError(f"{images[name]} and {file} are the same image; give one of the two")
             images[name] = file
     if not images:
         raise InputError(f"{' and '.join(files.sources)} hold no image_00001.jpg; give 102flowers.tgz as well")
@@ -42,6 +42,6 @@ def read_oxford(files: Files) -> Listing:
     for ours, theirs, what in ((images, classes, "captions"), (classes, images, "image")):
         lost = [name for name in ours if name not in theirs]
         if lost:
-            listing.problems.append(f"{len(lost)} of {len(ours)} pictures have no {what}, such as {lost[0]}")
+            listing.problems.append(f"{len(lost)} of {len(ours)} images have no {what}, such as {lost[0]}")
     compare_counts(listing, KNOWN)
     return listing

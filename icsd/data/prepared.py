@@ -1,4 +1,4 @@
-"""Prepared sets: pictures cropped and reduced once, with everything that was said of them.
+"""Prepared sets: images cropped and reduced once, with everything that was said of them.
 
 A prepared set is a folder that `icsd.data.folder` reads: ``images/`` and a ``captions.jsonl`` with captions, classes
 and splits. Beside them lie ``set.json`` with what was found, and the pickles of `icsd.data.attngan`.
@@ -53,14 +53,14 @@ def open_prepared(config: DataConfig, split: Split, resolution: int) -> Captione
 def write_prepared(
     name: str, listing: Listing, files: Files, out: Path, *, size: int = 304, workers: int = 1, partial: bool = False
 ) -> list[str]:
-    """Crop, reduce and write every picture of a listing, with its captions, class and split.
+    """Crop, reduce and write every image of a listing, with its captions, class and split.
 
     Args:
         name: What ``data.name`` opens the set again.
-        listing: The pictures, each with a split.
+        listing: The images, each with a split.
         files: Where they are.
         out: A new or empty folder, written whole or not at all.
-        size: Shorter side of the pictures at most, in pixels; smaller ones are not enlarged.
+        size: Shorter side of the images at most, in pixels; smaller ones are not enlarged.
         workers: Threads that decode; Pillow lets them run side by side.
         partial: Leave out images that cannot be read, and say so in ``set.json``.
 
@@ -68,7 +68,7 @@ def write_prepared(
         A line for each image that was left out.
 
     Raises:
-        InputError: ``out`` holds anything already, two pictures have one name, or an image cannot be read.
+        InputError: ``out`` holds anything already, two images have one name, or an image cannot be read.
         OSError: The disk is full or the like; nothing is left behind.
     """
     targets: dict[str, Record] = {}
@@ -105,13 +105,13 @@ def write_prepared(
 
 
 def describe(listing: Listing) -> dict[str, dict[str, int]]:
-    """Numbers of pictures, classes (where all pictures tell theirs) and captions of each split."""
+    """Numbers of images, classes (where all images tell theirs) and captions of each split."""
     about = {}
     for split in ("train", "test"):
         records = [record for record in listing.records if record.split == split]
         classes = {record.class_name for record in records}
         about[split] = {
-            "pictures": len(records),
+            "images": len(records),
             **({} if None in classes else {"classes": len(classes)}),
             "captions": sum(len(record.captions) for record in records),
         }
@@ -152,7 +152,7 @@ def _encode(data: bytes, record: Record, size: int) -> bytes:
 
 
 def _write_texts(folder: Path, name: str, listing: Listing, size: int) -> None:
-    """Write all that is no picture."""
+    """Write all that is no image."""
     rows = [
         {"file": _target(record), "caption": record.captions, "class": record.class_name, "split": record.split}
         for record in listing.records

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from icsd.data.captions import with_article
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
-from icsd.data.images import to_picture
+from icsd.data.images import image_to_tensor
 from icsd.errors import InputError
 
 _COLORS = {
@@ -109,7 +109,7 @@ def _place(points: list[tuple[float, float]], x: float, y: float, turn: float) -
 
 
 def _shade(color: tuple[int, int, int], draw: random.Random, spread: float = 0.06) -> tuple[int, int, int]:
-    """Vary brightness a little, so that no two pictures share their exact colors."""
+    """Vary brightness a little, so that no two images share their exact colors."""
     factor = 1 + draw.uniform(-spread, spread)
     return tuple(min(255, max(0, round(channel * factor))) for channel in color)
 
@@ -234,7 +234,7 @@ def open_procedural(config: DataConfig, split: Split, resolution: int) -> Captio
     seen elsewhere; "unseen-class" holds out every sixth class, a class being petal color and shape (body and crown).
     """
     kind = _KINDS[config.name]
-    pictures, captions, class_ids, rows = [], [], [], []
+    images, captions, class_ids, rows = [], [], [], []
     for index in range(config.size):
         draw = random.Random(f"{config.seed}:{config.name}:{index}")
         row = {name: draw.randrange(len(values)) for name, values in kind.values.items()}
@@ -248,16 +248,16 @@ def open_procedural(config: DataConfig, split: Split, resolution: int) -> Captio
         if held_out != (split == "test"):
             continue
         words = {name: kind.values[name][value] for name, value in row.items()}
-        pictures.append(to_picture(kind.draw(words, draw, resolution), resolution))
+        images.append(image_to_tensor(kind.draw(words, draw, resolution), resolution))
         captions.append([with_article(template.format(**words)) for template in kind.captions])
         class_ids.append(class_id)
         rows.append(row)
-    if not pictures:
+    if not images:
         raise InputError(f"data.size={config.size} leaves the {split} split empty; raise it")
     return CaptionedImages(
         config.name,
         split,
-        torch.stack(pictures),
+        torch.stack(images),
         captions,
         class_ids,
         attributes={name: torch.tensor([row[name] for row in rows]) for name in kind.values},

@@ -1,4 +1,4 @@
-"""What the files of a set say of its pictures, before any is decoded."""
+"""What the files of a set say of its images, before any is decoded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from icsd.data.captions import Vocabulary, tokenize
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
 from icsd.data.files import File, Files
-from icsd.data.images import open_pictures
+from icsd.data.images import open_images
 from icsd.errors import InputError
 
 
 @dataclass(frozen=True)
 class Record:
-    """One captioned picture."""
+    """One captioned image."""
 
     name: str
     """Unique in its set: a path with suffix, such as ``001.Black_footed_Albatross/Black_Footed_Albatross_0001.jpg``."""
@@ -24,21 +24,21 @@ class Record:
     class_name: str | None = None
     split: Split | None = None
     box: tuple[float, float, float, float] | None = None
-    """Left, top, width and height of what the picture shows, in pixels."""
+    """Left, top, width and height of what the image shows, in pixels."""
 
     @property
     def label(self) -> str:
-        """The class; a picture that tells none is a class of its own."""
+        """The class; a image that tells none is a class of its own."""
         return self.class_name or self.name
 
 
 @dataclass
 class Listing:
-    """The captioned pictures of a set."""
+    """The captioned images of a set."""
 
     records: list[Record]
     problems: list[str] = field(default_factory=list)
-    """What is missing, each with its remedy; the pictures concerned are not among the records."""
+    """What is missing, each with its remedy; the images concerned are not among the records."""
     notes: list[str] = field(default_factory=list)
     """What is unusual, and kept."""
     vocabulary: Vocabulary | None = None
@@ -68,7 +68,7 @@ def clean(lines: Iterable[str]) -> list[str]:
 def with_splits(records: Sequence[Record], test_fraction: float, seed: int) -> list[Record]:
     """The records, each in a split: the one it tells or, where none does, one drawn by a hash of seed and name.
 
-    The smallest hashes form the test split, so a new picture moves few others.
+    The smallest hashes form the test split, so a new image moves few others.
 
     Raises:
         InputError: Some records tell their split and others do not, or a split is empty.
@@ -107,7 +107,7 @@ def open_records(
     return CaptionedImages(
         name,
         split,
-        open_pictures(files, [record.image for record in kept], resolution, square=config.margin == 0),
+        open_images(files, [record.image for record in kept], resolution, square=config.margin == 0),
         [record.captions for record in kept],
         [number[record.label] for record in kept],
         flip=config.flip,

@@ -36,14 +36,14 @@ READERS = {"cub": read_cub, "oxford": read_oxford, "folder": read_folder, "webda
 
 
 def list_set(name: str, paths: Sequence[Path]) -> tuple[Files, Listing]:
-    """List the captioned pictures of a set as it was published, or of your own.
+    """List the captioned images of a set as it was published, or of your own.
 
     Args:
         name: One of `READERS`.
         paths: Folders and archives that hold the images, captions and lists.
 
     Returns:
-        The files in them, and the pictures.
+        The files in them, and the images.
 
     Raises:
         InputError: A file cannot be read or contradicts another.

@@ -56,17 +56,17 @@ def class_key(class_name: str) -> str:
 
 
 def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listing:
-    """List pictures with the captions of ``<class>/<picture>.txt``, one per line, and the splits of their classes.
+    """List images with the captions of ``<class>/<image>.txt``, one per line, and the splits of their classes.
 
     Args:
         files: Everything that was given.
         wanted: Image files by class and name without suffix.
 
     Returns:
-        The pictures that have captions and a split, in order.
+        The images that have captions and a split, in order.
 
     Raises:
-        InputError: The captions of a picture are there twice; or see `class_splits`.
+        InputError: The captions of a image are there twice; or see `class_splits`.
     """
     splits = class_splits(files)
     keys = {(class_key(class_name), name) for class_name, name in wanted}
@@ -75,7 +75,7 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
         key = (class_key(file.folder), file.name.removesuffix(".txt"))
         if file.name.endswith(".txt") and key in keys:
             if key in texts:
-                raise InputError(f"{texts[key]} and {file} are captions of the same picture; give one of the two")
+                raise InputError(f"{texts[key]} and {file} are captions of the same image; give one of the two")
             texts[key] = file
     data = dict(files.read(texts.values()))
     captions = {key: clean(_decode(data[file]).split("\n")) for key, file in texts.items()}
@@ -94,34 +94,34 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
             listing.records.append(Record(f"{class_name}/{image.name}", image, lines, class_name, split))
     if bare:
         listing.problems.append(
-            f"{len(bare)} of {len(wanted)} pictures have no captions, such as {bare[0]}; "
+            f"{len(bare)} of {len(wanted)} images have no captions, such as {bare[0]}; "
             "give the caption archive too (AttnGAN's text.zip, or text_c10)"
         )
-    listing.problems += [f"class {name} ({count} pictures) is in no split" for name, count in strays.items()]
+    listing.problems += [f"class {name} ({count} images) is in no split" for name, count in strays.items()]
     few = sum(len(record.captions) < 10 for record in listing.records)
     if few:
-        listing.notes.append(f"{few} of {len(listing.records)} pictures have fewer than 10 captions; all are kept")
+        listing.notes.append(f"{few} of {len(listing.records)} images have fewer than 10 captions; all are kept")
     return listing
 
 
 def compare_counts(listing: Listing, known: dict[Split, tuple[int, int]]) -> None:
-    """Add a problem for each split whose pictures or classes are not as many as the set is known for.
+    """Add a problem for each split whose images or classes are not as many as the set is known for.
 
     Args:
         listing: The set as found.
-        known: Numbers of pictures and classes.
+        known: Numbers of images and classes.
     """
     for split, expected in known.items():
         found = counts(listing.records, split)
         if found != expected:
             listing.problems.append(
-                "the {} split has {:,} pictures of {:,} classes".format(split, *found)
+                "the {} split has {:,} images of {:,} classes".format(split, *found)
                 + ", the set is known for {:,} of {:,}".format(*expected)
             )
 
 
 def counts(records: Iterable[Record], split: Split) -> tuple[int, int]:
-    """Numbers of pictures and classes of a split."""
+    """Numbers of images and classes of a split."""
     classes = [record.class_name for record in records if record.split == split]
     return len(classes), len(set(classes))
 

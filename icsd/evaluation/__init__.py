@@ -1,4 +1,4 @@
-"""Scores of painted pictures."""
+"""Scores of generated images."""
 
 from icsd.evaluation.attributes import (
     AttributeClassifier,

@@ -1,6 +1,6 @@
-"""Does a picture show what its caption says? A small classifier, trained on real pictures, reads known attributes.
+"""Does an image show what its caption says? A small classifier, trained on real images, reads known attributes.
 
-Each accuracy stands between two others: the ceiling, what the classifier reads in real pictures it has not seen, and
+Each accuracy stands between two others: the ceiling, what the classifier reads in real images it has not seen, and
 the floor, what it would score if the captions had been dealt out at random.
 """
 
@@ -24,9 +24,9 @@ class AttributeScore:
     values: int
     """How many values it has."""
     ceiling: float
-    """On real held-out pictures."""
+    """On real held-out images."""
     result: float
-    """On pictures painted from held-out captions."""
+    """On images generated from held-out captions."""
     floor: float
     """The same, had the captions been shuffled: its expectation over all shuffles."""
 
@@ -69,12 +69,12 @@ class AttributeClassifier(nn.Module):
 def train_classifier(
     train_set: CaptionedImages, steps: int = 600, batch_size: int = 64, seed: int = 0
 ) -> AttributeClassifier:
-    """Trains a classifier on real pictures, made as unclean as painted ones are, and leaves the random state alone.
+    """Trains a classifier on real images, made as unclean as generated ones are, and leaves the random state alone.
 
     Args:
-        train_set: Pictures with attributes.
+        train_set: Images with attributes.
         steps: Steps of Adam, its rate falling to zero on a half cosine.
-        batch_size: Pictures per step.
+        batch_size: Images per step.
         seed: Of weights, batches and soiling.
 
     Returns:
@@ -103,9 +103,9 @@ def _train_classifier(train_set: CaptionedImages, steps: int, batch_size: int) -
 
 
 def _augment(images: Tensor) -> Tensor:
-    """Moves, blurs, tints and soils a batch: painted pictures are never as clean as real ones.
+    """Moves, blurs, tints and soils a batch: generated images are never as clean as real ones.
 
-    Without it the classifier reads real pictures perfectly and takes the faint noise of painted ones for a color.
+    Without it the classifier reads real images perfectly and takes the faint noise of generated ones for a color.
     """
     count, _, side, _ = images.shape
     top, left = torch.randint(5, (2,)).tolist()
@@ -120,38 +120,38 @@ def _augment(images: Tensor) -> Tensor:
 
 
 def evaluate_attributes(
-    paint: Callable[[list[str], int], Tensor],
+    generate: Callable[[list[str], int], Tensor],
     classifier: AttributeClassifier,
     test_set: CaptionedImages,
     repeats: int = 4,
     seed: int = 0,
 ) -> list[AttributeScore]:
-    """Scores pictures painted from the captions of held-out pictures.
+    """Scores images generated from the captions of held-out images.
 
     Args:
-        paint: B captions and a seed -> pictures `(B, 3, r, r)` in [-1, 1].
+        generate: B captions and a seed -> images `(B, 3, r, r)` in [-1, 1].
         classifier: Reads the attributes.
-        test_set: Held-out pictures; their first captions are painted.
-        repeats: How often each caption is painted, each time from other noise.
-        seed: Seed of the first painting.
+        test_set: Held-out images; their first captions are generated.
+        repeats: How often each caption is generated, each time from other noise.
+        seed: Seed of the first generation.
 
     Returns:
         One score per attribute.
     """
     real = classifier.read(torch.stack([test_set[index]["image"] for index in range(len(test_set))]))
     captions = [sentences[0] for sentences in test_set.captions]
-    painted = classifier.read(torch.cat([paint(captions, seed + repeat) for repeat in range(repeats)]))
+    generated = classifier.read(torch.cat([generate(captions, seed + repeat) for repeat in range(repeats)]))
     scores = []
     for name, truth in test_set.attributes.items():
         values = len(test_set.attribute_names[name])
         asked = truth.repeat(repeats)
-        read_as, asked_for = (torch.bincount(one, minlength=values) / len(asked) for one in (painted[name], asked))
+        read_as, asked_for = (torch.bincount(one, minlength=values) / len(asked) for one in (generated[name], asked))
         scores.append(
             AttributeScore(
                 attribute=name,
                 values=values,
                 ceiling=(real[name] == truth).float().mean().item(),
-                result=(painted[name] == asked).float().mean().item(),
+                result=(generated[name] == asked).float().mean().item(),
                 floor=(read_as @ asked_for).item(),
             )
         )

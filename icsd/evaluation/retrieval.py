@@ -1,6 +1,6 @@
-"""R-precision: does a picture find its caption among mismatched ones?
+"""R-precision: does an image find its caption among mismatched ones?
 
-T. Xu et al., "AttnGAN", CVPR 2018, section 4: of 100 captions, one of them the picture's own, the most similar should
+T. Xu et al., "AttnGAN", CVPR 2018, section 4: of 100 captions, one of them the image's own, the most similar should
 be that one. The encoder that judges is the one that training was guided by: scores of different encoders do not
 compare.
 """
@@ -15,21 +15,21 @@ from torch.nn import functional as F
 
 
 def r_precision(
-    pictures: Tensor, sentences: Tensor, class_ids: Sequence[int] | None = None, *, candidates: int = 100, seed: int = 0
+    images: Tensor, sentences: Tensor, class_ids: Sequence[int] | None = None, *, candidates: int = 100, seed: int = 0
 ) -> float:
-    """Share of pictures whose own caption is the most similar of the candidates.
+    """Share of images whose own caption is the most similar of the candidates.
 
     Args:
-        pictures: Features `(P, E)`.
+        images: Features `(P, E)`.
         sentences: Features of their captions, `(P, E)`, row by row.
         class_ids: Class of each, if mismatched captions should be of other classes as far as there are enough.
-        candidates: Captions for each picture, its own included; fewer where the set holds fewer.
+        candidates: Captions for each image, its own included; fewer where the set holds fewer.
         seed: Seed of the mismatched captions.
 
     Returns:
-        From 0 to 1; 1 / `candidates` at chance. NaN for no pictures.
+        From 0 to 1; 1 / `candidates` at chance. NaN for no images.
     """
-    cosines = F.normalize(pictures, dim=1) @ F.normalize(sentences, dim=1).T
+    cosines = F.normalize(images, dim=1) @ F.normalize(sentences, dim=1).T
     count = len(cosines)
     wrong = max(min(candidates, count) - 1, 0)
     own = torch.eye(count, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""DAMSM, the deep attentional multimodal similarity model: how well pictures match sentences, and regions words.
+"""DAMSM, the deep attentional multimodal similarity model: how well images match sentences, and regions words.
 
 T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks", CVPR
 2018, section 3.2; the numbers in brackets are its equations. All pairs of a batch are scored at once.
@@ -18,7 +18,7 @@ from icsd.models.text import TextEncoder, TextFeatures
 
 @dataclass
 class DAMSMConfig:
-    """How pictures and sentences are matched."""
+    """How images and sentences are matched."""
 
     attention_sharpness: float = 4.0
     """Gamma 1: how much a word attends to its best regions."""
@@ -33,8 +33,8 @@ class DAMSMConfig:
     """code leaves out the power 1/gamma2 of the paper's equation (10), as the published code does."""
 
     same_class_is_wrong: bool = False
-    """Whether captions of other pictures of the same class are wrong answers. Not for CUB, where they fit as well; for
-    sets whose captions tell the pictures of a class apart."""
+    """Whether captions of other images of the same class are wrong answers. Not for CUB, where they fit as well; for
+    sets whose captions tell the images of a class apart."""
 
     def __post_init__(self) -> None:
         for key in ("attention_sharpness", "word_sharpness", "match_sharpness"):
@@ -56,7 +56,7 @@ class DAMSM(nn.Module):
 
     Args:
         text_encoder: Reads captions.
-        image_encoder: Looks at pictures; its features are as wide as the text encoder's.
+        image_encoder: Looks at images; its features are as wide as the text encoder's.
         config: How the two are matched.
     """
 
@@ -67,20 +67,20 @@ class DAMSM(nn.Module):
         self.config = config
 
     def forward(self, images: Tensor, text: TextFeatures, class_ids: Tensor | None = None) -> DAMSMLosses:
-        """`damsm_losses` of pictures `(B, 3, r, r)` in [-1, 1] and the features of their captions."""
+        """`damsm_losses` of images `(B, 3, r, r)` in [-1, 1] and the features of their captions."""
         return damsm_losses(self.image_encoder(images), text, self.config, class_ids)
 
 
 def damsm_losses(
     images: ImageFeatures, text: TextFeatures, config: DAMSMConfig, class_ids: Tensor | None = None
 ) -> DAMSMLosses:
-    """How far each picture is from finding its sentence among the batch's, and each sentence its picture.
+    """How far each image is from finding its sentence among the batch's, and each sentence its image.
 
     Args:
-        images: Of B pictures.
+        images: Of B images.
         text: Of their B captions, row by row.
         config: The sharpnesses.
-        class_ids: `(B,)`; other pictures of the same class are left out, unless `config.same_class_is_wrong`.
+        class_ids: `(B,)`; other images of the same class are left out, unless `config.same_class_is_wrong`.
 
     Returns:
         The word and the sentence half; 2 log B each at chance.
@@ -92,10 +92,10 @@ def damsm_losses(
 
 
 def word_matches(images: ImageFeatures, text: TextFeatures, config: DAMSMConfig) -> Tensor:
-    """R(Q, D) of equation (10): how well the words of each sentence are found in the regions of each picture.
+    """R(Q, D) of equation (10): how well the words of each sentence are found in the regions of each image.
 
     Args:
-        images: Of I pictures.
+        images: Of I images.
         text: Of C captions.
         config: The sharpnesses.
 

@@ -46,12 +46,12 @@ class _Block(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Judges pictures of one stage.
+    """Judges images of one stage.
 
     Channels double with every halving of the side: up to 64 pixels they end in 8 * width, above that they start at
     `width` and 3x3 convolutions bring them back to 8 * width.
 
-    Its methods take batches of `parts` equal parts, such as real and painted pictures: the large weights of the last
+    Its methods take batches of `parts` equal parts, such as real and generated images: the large weights of the last
     layers are then read, and their gradient is written, once for all parts, while each part is normalized by itself.
 
     Attributes:
@@ -59,7 +59,7 @@ class Discriminator(nn.Module):
 
     Args:
         config: Width and normalization.
-        resolution: Side of the pictures, 4 times a power of two.
+        resolution: Side of the images, 4 times a power of two.
         sentence_dim: Width of the sentence features.
     """
 
@@ -80,22 +80,22 @@ class Discriminator(nn.Module):
             spectral_norm(self.unconditional_head)
             spectral_norm(self.conditional_head)
 
-    def compile_judgements(self) -> None:
+    def compile_heads(self) -> None:
         """Has torch.compile translate its methods, at their first calls."""
         for name in ("features", "unconditional", "conditional"):
             setattr(self, name, torch.compile(getattr(self, name)))
 
-    def features(self, pictures: Tensor, parts: int = 1) -> Tensor:
-        """What it sees in pictures.
+    def features(self, images: Tensor, parts: int = 1) -> Tensor:
+        """What it sees in images.
 
         Args:
-            pictures: `(B, 3, resolution, resolution)` in [-1, 1].
+            images: `(B, 3, resolution, resolution)` in [-1, 1].
             parts: Equal parts of the batch.
 
         Returns:
             `(B, 8 * width, 4, 4)`.
         """
-        maps = self.first(pictures, parts)
+        maps = self.first(images, parts)
         for block in self.blocks:
             maps = block(maps, parts)
         return maps
@@ -127,7 +127,7 @@ class Discriminator(nn.Module):
 
 
 def _unless_batch(normalization: str) -> str:
-    """The first layer's maps are as they are: statistics of the pictures themselves are news."""
+    """The first layer's maps are as they are: statistics of the images themselves are news."""
     return "none" if normalization == "batch" else normalization
 
 

@@ -43,8 +43,8 @@ class GeneratorCSDConfig(CSDConfig):
     """Distillation between the stages of the generator."""
 
     source: Literal["rgb", "hidden", "discriminator"] = "discriminator"
-    """Features compared: the pictures (rgb), the generator's hidden maps (hidden), or what the discriminators see in
-    the pictures (discriminator)."""
+    """Features compared: the images (rgb), the generator's hidden maps (hidden), or what the discriminators see in
+    the images (discriminator)."""
 
 
 @dataclass
@@ -55,10 +55,10 @@ class DistillationConfig:
     """Whether there is any."""
 
     generator: GeneratorCSDConfig = field(default_factory=GeneratorCSDConfig)
-    """Between the stages of the generator, on the generated pictures."""
+    """Between the stages of the generator, on the generated images."""
 
     discriminator: CSDConfig = field(default_factory=CSDConfig)
-    """Between the stages' discriminators, on their features of the real pictures."""
+    """Between the stages' discriminators, on their features of the real images."""
 
 
 class InterstageDistillation(nn.Module):

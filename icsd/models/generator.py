@@ -1,4 +1,4 @@
-"""The coarse-to-fine generator: one hidden map and one picture per stage (AttnGAN class, Xu et al. 2018)."""
+"""The coarse-to-fine generator: one hidden map and one image per stage (AttnGAN class, Xu et al. 2018)."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class GeneratorConfig:
     """The generator."""
 
     resolutions: list[int] = field(default_factory=lambda: [16, 32])
-    """Side of the square picture of each stage in pixels, coarse to fine; the first is 4 times a power of two, each
+    """Side of the square image of each stage in pixels, coarse to fine; the first is 4 times a power of two, each
     next one twice the one before."""
 
     width: int = 32
@@ -138,7 +138,7 @@ class RefinementStage(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise and text -> a picture at every stage.
+    """Noise and text -> an image at every stage.
 
     Args:
         config: Stages and widths.
@@ -158,7 +158,7 @@ class Generator(nn.Module):
         self.heads = nn.ModuleList(_conv3x3(config.width, 3) for _ in self.resolutions)
 
     def forward(self, z: Tensor, text: TextFeatures, condition_noise: Tensor | None = None) -> GeneratorOutput:
-        """Paints one picture per sample and stage.
+        """Generates one image per sample and stage.
 
         Args:
             z: Noise, `(B, noise_dim)`.
@@ -166,7 +166,7 @@ class Generator(nn.Module):
             condition_noise: Noise of the condition, `(B, condition_dim)`; drawn by default.
 
         Returns:
-            Pictures, hidden maps, attention and the statistics of the condition.
+            Images, hidden maps, attention and the statistics of the condition.
         """
         condition, mu, logvar = self.condition(text.sentence, condition_noise)
         hidden = [self.initial(torch.cat((z, condition), dim=1))]
@@ -180,7 +180,7 @@ class Generator(nn.Module):
 
 
 def image_pyramid(images: Tensor, resolutions: list[int]) -> list[Tensor]:
-    """Real pictures at the side of every stage, by area averaging.
+    """Real images at the side of every stage, by area averaging.
 
     Args:
         images: `(B, 3, r, r)` at the finest side.

@@ -1,4 +1,4 @@
-"""Image encoders of DAMSM: pictures -> region and whole-picture features beside those of words and sentences."""
+"""Image encoders of DAMSM: images -> region and whole-image features beside those of words and sentences."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ImageEncoderConfig:
 
     encoder: Literal["inception", "cnn"] = "inception"
     """inception is the frozen Inception-v3 under a learned projection, as in the paper; cnn a small network that learns
-    from nothing, for small pictures."""
+    from nothing, for small images."""
 
     weights: Path | None = None
     """inception: torchvision's inception_v3_google-0cc3c7bd.pth. Needed once: a checkpoint holds them."""
@@ -32,7 +32,7 @@ class ImageEncoderConfig:
 
 
 class ImageFeatures(NamedTuple):
-    """Features of B pictures in R regions."""
+    """Features of B images in R regions."""
 
     regions: Tensor
     """`(B, E, R)`."""
@@ -41,11 +41,11 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageEncoder(nn.Module, ABC):
-    """Pictures -> `ImageFeatures`."""
+    """Images -> `ImageFeatures`."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Features of pictures `(B, 3, r, r)` in [-1, 1]."""
+        """Features of images `(B, 3, r, r)` in [-1, 1]."""
 
 
 class InceptionEncoder(ImageEncoder):
@@ -78,12 +78,12 @@ class InceptionEncoder(ImageEncoder):
 
 
 class CNNEncoder(ImageEncoder):
-    """A small network for small pictures: convolutions down to a map of 8 x 8 regions, and on to the whole.
+    """A small network for small images: convolutions down to a map of 8 x 8 regions, and on to the whole.
 
     Args:
         dim: Width E of the features.
         width: Channels of the first layer.
-        resolution: Side of the pictures, a power of two of at least 8.
+        resolution: Side of the images, a power of two of at least 8.
 
     Raises:
         InputError: Another resolution.
@@ -93,7 +93,7 @@ class CNNEncoder(ImageEncoder):
         super().__init__()
         halvings = resolution.bit_length() - 4
         if halvings < 0 or resolution != 8 << halvings:
-            raise InputError(f"image.encoder is cnn, for pictures of 8, 16, 32, ... pixels a side; got {resolution}")
+            raise InputError(f"image.encoder is cnn, for images of 8, 16, 32, ... pixels a side; got {resolution}")
         channels = width
         layers = [nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.2)]
         for level in range(halvings):
@@ -118,7 +118,7 @@ def build_image_encoder(config: ImageEncoderConfig, dim: int, resolution: int) -
     Args:
         config: Which.
         dim: Width of its features, that of the text encoder.
-        resolution: Side of the pictures in pixels.
+        resolution: Side of the images in pixels.
 
     Raises:
         InputError: The weights or the resolution cannot be used.

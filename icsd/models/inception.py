@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from icsd.errors import InputError
 
 SIDE = 299
-"""Pixels of the pictures that the network was trained on."""
+"""Pixels of the images that the network was trained on."""
 REGION_CHANNELS, WHOLE_CHANNELS = 768, 2048
 
 _EXPECTED = "torchvision's inception_v3_google-0cc3c7bd.pth"
 
 
 class InceptionV3(nn.Module):
-    """Pictures -> the maps that DAMSM reads: regions from `Mixed_6e`, the whole from the last block."""
+    """Images -> the maps that DAMSM reads: regions from `Mixed_6e`, the whole from the last block."""
 
     def __init__(self) -> None:
         super().__init__()

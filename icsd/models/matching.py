@@ -1,7 +1,7 @@
 """Image-text matching within a batch: the sentence half of DAMSM (AttnGAN, Xu et al. 2018).
 
 AttnGAN's image encoder is an Inception network trained beforehand; here the discriminators' own features are projected
-beside the sentences, and the projection learns on real pictures while the GAN does.
+beside the sentences, and the projection learns on real images while the GAN does.
 """
 
 import torch
@@ -26,17 +26,17 @@ class MatchingHead(nn.Module):
         return self.project(features.permute(0, 2, 3, 1).flatten(1))
 
 
-def matching_loss(pictures: Tensor, sentences: Tensor, sharpness: float = 10.0) -> Tensor:
-    """Each picture should find its sentence among the batch's, and each sentence its picture.
+def matching_loss(images: Tensor, sentences: Tensor, sharpness: float = 10.0) -> Tensor:
+    """Each image should find its sentence among the batch's, and each sentence its image.
 
     Args:
-        pictures: `(B, E)`.
-        sentences: `(B, E)`, row by row those of the pictures.
+        images: `(B, E)`.
+        sentences: `(B, E)`, row by row those of the images.
         sharpness: Factor on the cosines before the softmax, the paper's gamma 3.
 
     Returns:
         The mean cross-entropy of both directions, a scalar; log B at chance.
     """
-    scores = sharpness * F.normalize(pictures.float(), dim=1) @ F.normalize(sentences, dim=1).T
+    scores = sharpness * F.normalize(images.float(), dim=1) @ F.normalize(sentences, dim=1).T
     own = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2

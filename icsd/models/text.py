@@ -123,7 +123,7 @@ class BiLSTMEncoder(TextEncoder):
         return self.vocabulary.unknown(caption)
 
     def read(self, caption: str) -> list[str]:
-        """See `TextEncoder`; longer captions are cut as in painting."""
+        """See `TextEncoder`; longer captions are cut as in generation."""
         tokens, _ = self.vocabulary.encode([caption], self.max_words)
         return [self.vocabulary.words[token - 1] if token else "" for token in tokens[0].tolist()]
 

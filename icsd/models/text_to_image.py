@@ -1,4 +1,4 @@
-"""Sentences to pictures: the part of the model that is averaged, saved and sampled from."""
+"""Sentences to images: the part of the model that is averaged, saved and sampled from."""
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ class TextToImage(nn.Module):
         return self.generator(z, self.text_encoder(captions))
 
     @torch.no_grad()
-    def paint(self, captions: list[str], seed: int = 0, batch_size: int = 64) -> list[Tensor]:
-        """Paints captions with running statistics and without touching the global random state.
+    def generate(self, captions: list[str], seed: int = 0, batch_size: int = 64) -> list[Tensor]:
+        """Generates captions with running statistics and without touching the global random state.
 
         Args:
             captions: B sentences.
-            seed: Seed of noise and conditions; the same seed and captions give the same pictures.
-            batch_size: Captions painted at once.
+            seed: Seed of noise and conditions; the same seed and captions give the same images.
+            batch_size: Captions generated at once.
 
         Returns:
             One `(B, 3, r, r)` in [-1, 1] per stage, coarse to fine, on the CPU.
@@ -42,8 +42,8 @@ class TextToImage(nn.Module):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
-            painted = [
+            generated = [
                 self(batch, torch.randn(len(batch), self.generator.noise_dim).to(device)).images for batch in batches
             ]
         self.train(was_training)
-        return [torch.cat([image.cpu() for image in stage]) for stage in zip(*painted, strict=True)]
+        return [torch.cat([image.cpu() for image in stage]) for stage in zip(*generated, strict=True)]

@@ -1,5 +1,5 @@
-"""Pictures from a checkpoint: one at a time, between two, by the thousand, or by another runtime."""
+"""Images from a checkpoint: one at a time, between two, by the thousand, or by another runtime."""
 
-from icsd.sampling.painter import Noise, Painter
+from icsd.sampling.sampler import Noise, Sampler
 
-__all__ = ["Noise", "Painter"]
+__all__ = ["Noise", "Sampler"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from icsd.errors import InputError
 from icsd.models import TextFeatures
-from icsd.sampling.painter import Painter
+from icsd.sampling.sampler import Sampler
 
 INPUTS = ("z", "condition_noise", "words", "sentence", "mask")
 
@@ -19,47 +19,47 @@ class PortableGenerator(nn.Module):
     """The generator on plain tensors.
 
     Args:
-        painter: The model.
+        sampler: The model.
     """
 
-    def __init__(self, painter: Painter) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.generator = painter.model.generator
+        self.generator = sampler.model.generator
 
     def forward(
         self, z: Tensor, condition_noise: Tensor, words: Tensor, sentence: Tensor, mask: Tensor
     ) -> list[Tensor]:
-        """Noise `(B, noise_dim)` and `(B, condition_dim)`, text features -> the pictures of every stage."""
+        """Noise `(B, noise_dim)` and `(B, condition_dim)`, text features -> the images of every stage."""
         return self.generator(z, TextFeatures(words, sentence, mask), condition_noise).images
 
 
-def example_inputs(painter: Painter, sentences: list[str], seed: int = 0) -> tuple[Tensor, ...]:
+def example_inputs(sampler: Sampler, sentences: list[str], seed: int = 0) -> tuple[Tensor, ...]:
     """What the exported program takes for these sentences, in the order of `INPUTS`.
 
     The text encoder stays with icsd: it reads strings.
     """
-    noise = painter.noise(range(seed, seed + len(sentences)))
+    noise = sampler.noise(range(seed, seed + len(sentences)))
     with torch.no_grad():
-        text = painter.model.text_encoder(sentences)
+        text = sampler.model.text_encoder(sentences)
     return (noise.z, noise.condition, text.words.contiguous(), text.sentence, text.mask)
 
 
-def export_generator(painter: Painter, path: Path) -> None:
-    """Write the generator, for any number of pictures and words.
+def export_generator(sampler: Sampler, path: Path) -> None:
+    """Write the generator, for any number of images and words.
 
     Args:
-        painter: The model, on the CPU.
+        sampler: The model, on the CPU.
         path: `.pt2` for `torch.export.load`, `.onnx` for ONNX runtimes.
 
     Raises:
         InputError: Another suffix, or the packages that ONNX takes are missing.
     """
-    generator, dim = painter.model.generator, painter.model.text_encoder.dim
+    generator, dim = sampler.model.generator, sampler.model.text_encoder.dim
     noise = (torch.randn(2, generator.noise_dim), torch.randn(2, generator.condition_dim))
     inputs = (*noise, torch.randn(2, dim, 5), torch.randn(2, dim), torch.ones(2, 5, dtype=torch.bool))
     batch, words = torch.export.Dim("batch"), torch.export.Dim("words")
     shapes = ({0: batch}, {0: batch}, {0: batch, 2: words}, {0: batch}, {0: batch, 1: words})
-    program = PortableGenerator(painter).eval()
+    program = PortableGenerator(sampler).eval()
     if path.suffix == ".pt2":
         with torch.no_grad():
             torch.export.save(torch.export.export(program, inputs, dynamic_shapes=shapes), path)
@@ -67,7 +67,7 @@ def export_generator(painter: Painter, path: Path) -> None:
         missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
         if missing:
             raise InputError(f'{missing[0]} is not installed; for ONNX: pip install "icsd[onnx]"')
-        outputs = [f"image_{side}" for side in painter.model.generator.resolutions]
+        outputs = [f"image_{side}" for side in sampler.model.generator.resolutions]
         torch.onnx.export(
             program,
             inputs,

@@ -1,6 +1,6 @@
-"""Pictures by the thousand: a folder of PNG files and the captions they were painted from.
+"""Images by the thousand: a folder of PNG files and the captions they were generated from.
 
-`captions.jsonl` holds a line for each picture, `{"file": ..., "caption": ..., "seed": ...}`, which `icsd train
+`captions.jsonl` holds a line for each image, `{"file": ..., "caption": ..., "seed": ...}`, which `icsd train
 --data.name folder` and scoring tools read. It is written last: a folder without it is not complete.
 """
 
@@ -16,14 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from icsd.errors import InputError
-from icsd.pictures import to_image
-from icsd.sampling.painter import Painter
+from icsd.sampling.sampler import Sampler
+from icsd.visualization import tensor_to_image
 
 _PLAN = "plan.json"
 
 
-def paint_folder(
-    painter: Painter,
+def generate_folder(
+    sampler: Sampler,
     captions: Sequence[str],
     folder: Path,
     *,
@@ -32,22 +32,22 @@ def paint_folder(
     batch_size: int = 16,
     truncation: float | None = None,
 ) -> int:
-    """Paint `number` pictures into a folder, going round the captions; go on where an earlier call was stopped.
+    """Generate `number` images into a folder, going round the captions; go on where an earlier call was stopped.
 
-    Picture k shows caption k modulo their number and has the seed `seed + k`. Each file is complete or absent at every
+    Image k shows caption k modulo their number and has the seed `seed + k`. Each file is complete or absent at every
     moment, and batches are the same after a stop: a resumed folder holds the very bytes of an uninterrupted one.
 
     Args:
-        painter: The model.
+        sampler: The model.
         captions: Sentences.
         folder: New folder, or one that an earlier call with the same arguments began.
-        number: Pictures to paint.
-        seed: Seed of the first picture.
-        batch_size: Pictures painted at once.
-        truncation: See `Painter.noise`.
+        number: Images to generate.
+        seed: Seed of the first image.
+        batch_size: Images generated at once.
+        truncation: See `Sampler.noise`.
 
     Returns:
-        How many pictures this call painted.
+        How many images this call generated.
 
     Raises:
         InputError: No caption, a number or batch size below 1, a seed or truncation that cannot be used, or a folder
@@ -55,12 +55,12 @@ def paint_folder(
     """
     captions = [caption for caption in captions if caption.strip()]
     if not captions:
-        raise InputError("no caption to paint: give sentences, or a file with one a line")
+        raise InputError("no caption to generate: give sentences, or a file with one a line")
     for name, value in (("number", number), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
     plan = {
-        "checkpoint": str(painter.path.resolve()),
+        "checkpoint": str(sampler.path.resolve()),
         "captions": list(captions),
         "number": number,
         "seed": seed,
@@ -69,28 +69,28 @@ def paint_folder(
     }
     _begin(folder, plan)
     files = [folder / f"{place:0{len(str(number - 1))}d}.png" for place in range(number)]
-    painted = 0
-    progress = tqdm(total=number, unit="picture", mininterval=0.5 if sys.stderr.isatty() else 30)
+    generated = 0
+    progress = tqdm(total=number, unit="image", mininterval=0.5 if sys.stderr.isatty() else 30)
     with progress:
         for start in range(0, number, batch_size):
             places = range(start, min(start + batch_size, number))
             missing = [place for place in places if not files[place].exists()]
             if missing:
                 sentences = [captions[place % len(captions)] for place in places]
-                noise = painter.noise([seed + place for place in places], truncation)
-                images = painter.paint(sentences, noise).images[-1]
+                noise = sampler.noise([seed + place for place in places], truncation)
+                images = sampler.generate(sentences, noise).images[-1]
                 for place in missing:
-                    _save(to_image(images[place - start]), files[place])
-                painted += len(missing)
+                    _save(tensor_to_image(images[place - start]), files[place])
+                generated += len(missing)
             progress.update(len(places))
     lines = (
         json.dumps({"file": file.name, "caption": captions[place % len(captions)], "seed": seed + place})
         for place, file in enumerate(files)
     )
-    if painter.attribution:
-        (folder / "ATTRIBUTION").write_text(f"{painter.attribution}\n", encoding="utf-8")
+    if sampler.attribution:
+        (folder / "ATTRIBUTION").write_text(f"{sampler.attribution}\n", encoding="utf-8")
     (folder / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return painted
+    return generated
 
 
 def _begin(folder: Path, plan: dict) -> None:

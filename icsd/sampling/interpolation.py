@@ -1,4 +1,4 @@
-"""From one picture to another: through the noise, or from sentence to sentence."""
+"""From one image to another: through the noise, or from sentence to sentence."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 from icsd.errors import InputError
 from icsd.models import GeneratorOutput, TextFeatures
-from icsd.sampling.painter import Noise, Painter
+from icsd.sampling.sampler import Noise, Sampler
 
 
 def interpolate(
-    painter: Painter, sentences: tuple[str, str], seeds: tuple[int, int], frames: int, truncation: float | None = None
+    sampler: Sampler, sentences: tuple[str, str], seeds: tuple[int, int], frames: int, truncation: float | None = None
 ) -> list[GeneratorOutput]:
-    """Paint the way from one sentence and seed to another; the ends are the pictures that `Painter.pictures` paints.
+    """Generate the way from one sentence and seed to another; the ends are the images that `Sampler.sample` generates.
 
     Args:
-        painter: The model.
+        sampler: The model.
         sentences: Of the first and of the last frame; twice the same one for a walk through the noise alone.
         seeds: Likewise; twice the same one for a walk between sentences alone.
-        frames: Pictures, both ends included.
-        truncation: See `Painter.noise`.
+        frames: Images, both ends included.
+        truncation: See `Sampler.noise`.
 
     Returns:
         What the generator gives for each frame, a batch of one.
@@ -29,16 +29,16 @@ def interpolate(
         InputError: Fewer than two frames, or a seed or truncation that cannot be used.
     """
     if frames < 2:
-        raise InputError(f"frames is {frames}: give at least 2, the first and the last picture")
-    noises = [painter.noise([seed], truncation) for seed in seeds]
+        raise InputError(f"frames is {frames}: give at least 2, the first and the last image")
+    noises = [sampler.noise([seed], truncation) for seed in seeds]
     with torch.no_grad():
-        texts = [painter.model.text_encoder([sentence]) for sentence in sentences]
-        painted = []
+        texts = [sampler.model.text_encoder([sentence]) for sentence in sentences]
+        generated = []
         for step in torch.linspace(0, 1, frames).tolist():
-            noise = Noise(*(_slerp(a, b, step).to(painter.device) for a, b in zip(*noises, strict=True)))
+            noise = Noise(*(_slerp(a, b, step).to(sampler.device) for a, b in zip(*noises, strict=True)))
             text = texts[round(step)] if step in (0, 1) else _mix(*texts, step)
-            painted.append(painter.model.generator(noise.z, text, noise.condition))
-    return painted
+            generated.append(sampler.model.generator(noise.z, text, noise.condition))
+    return generated
 
 
 def _slerp(a: Tensor, b: Tensor, step: float) -> Tensor:

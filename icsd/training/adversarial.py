@@ -1,7 +1,7 @@
 """GAN losses on logits, and the penalties on discriminators: what discriminators and generator minimize.
 
-A matching-aware discriminator tells three kinds of pairs from the real one: a painted picture with its caption, and a
-real picture with the caption of another (Reed et al. 2016). Terms are weighted as in AttnGAN (Xu et al. 2018).
+A matching-aware discriminator tells three kinds of pairs from the real one: a generated image with its caption, and a
+real image with the caption of another (Reed et al. 2016). Terms are weighted as in AttnGAN (Xu et al. 2018).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from icsd.models import Discriminator
 
 @dataclass
 class AdversarialConfig:
-    """The game of generator and discriminators."""
+    """the adversarial loss of generator and discriminators."""
 
     loss: Literal["bce", "hinge"] = "hinge"
     """Binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
@@ -33,7 +33,7 @@ class AdversarialConfig:
     """Weight gamma of the R1 penalty (Mescheder et al. 2018), half of which multiplies the squared gradient."""
 
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
-    """Changes made to real and painted pictures alike before they are judged (DiffAugment, Zhao et al. 2020), for small
+    """Changes made to real and generated images alike before they are judged (DiffAugment, Zhao et al. 2020), for small
     data sets."""
 
     def __post_init__(self) -> None:
@@ -82,8 +82,8 @@ def discriminator_loss(
     Args:
         loss: The recipe.
         discriminator: The stage's discriminator.
-        real: Its features of real pictures, `(B, C, 4, 4)`.
-        fake: Its features of painted pictures, `(B, C, 4, 4)`.
+        real: Its features of real images, `(B, C, 4, 4)`.
+        fake: Its features of generated images, `(B, C, 4, 4)`.
         sentence: The captions of both, `(B, E)`.
 
     Returns:
@@ -103,7 +103,7 @@ def generator_loss(loss: AdversarialLoss, discriminator: Discriminator, fake: Te
     Args:
         loss: The recipe.
         discriminator: The stage's discriminator.
-        fake: Its features of painted pictures, `(B, C, 4, 4)`.
+        fake: Its features of generated images, `(B, C, 4, 4)`.
         sentence: Their captions, `(B, E)`.
 
     Returns:
@@ -113,16 +113,16 @@ def generator_loss(loss: AdversarialLoss, discriminator: Discriminator, fake: Te
 
 
 def gradient_penalty(config: AdversarialConfig, discriminator: Discriminator, real: Tensor, sentence: Tensor) -> Tensor:
-    """One stage's penalties on the discriminator's slope at real pictures with their sentences.
+    """One stage's penalties on the discriminator's slope at real images with their sentences.
 
-    The matching-aware penalty is k E[|dD/d(x, e)|^p] over picture x and sentence e of the conditional judgement, with
+    The matching-aware penalty is k E[|dD/d(x, e)|^p] over image x and sentence e of the conditional logits, with
     the norm over both together that DF-GAN trains with (Tao et al. 2022, whose paper writes the sum of two norms). R1
-    is gamma/2 E[|dD/dx|^2] of both judgements (Mescheder et al. 2018).
+    is gamma/2 E[|dD/dx|^2] of both logits (Mescheder et al. 2018).
 
     Args:
         config: Weights and power.
         discriminator: The stage's discriminator.
-        real: Real pictures, `(B, 3, r, r)`.
+        real: Real images, `(B, 3, r, r)`.
         sentence: Their captions, `(B, E)`.
 
     Returns:
@@ -133,11 +133,11 @@ def gradient_penalty(config: AdversarialConfig, discriminator: Discriminator, re
     matching = discriminator.conditional(features, sentence)
     penalty = real.new_zeros(())
     if config.matching_penalty:
-        slopes = torch.autograd.grad(matching.sum(), (real, sentence), create_graph=True)
-        steepness = sum(slope.flatten(1).square().sum(1) for slope in slopes)
-        penalty = penalty + config.matching_penalty * steepness.pow(config.matching_penalty_power / 2).mean()
+        gradients = torch.autograd.grad(matching.sum(), (real, sentence), create_graph=True)
+        squared_norm = sum(gradient.flatten(1).square().sum(1) for gradient in gradients)
+        penalty = penalty + config.matching_penalty * squared_norm.pow(config.matching_penalty_power / 2).mean()
     if config.r1:
-        judgement = (matching + discriminator.unconditional(features)).sum()
-        (slope,) = torch.autograd.grad(judgement, real, create_graph=True)
-        penalty = penalty + config.r1 / 2 * slope.flatten(1).square().sum(1).mean()
+        logits = (matching + discriminator.unconditional(features)).sum()
+        (gradient,) = torch.autograd.grad(logits, real, create_graph=True)
+        penalty = penalty + config.r1 / 2 * gradient.flatten(1).square().sum(1).mean()
     return penalty

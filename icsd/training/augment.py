@@ -1,7 +1,7 @@
 """Differentiable augmentation of what the discriminators see (DiffAugment, Zhao et al. 2020).
 
-Real and painted pictures are changed alike, so the generator does not learn the changes, and a small data set does not
-run out. A picture is changed in the same way at every stage: what its stages are compared by stays comparable.
+Real and generated images are changed alike, so the generator does not learn the changes, and a small data set does not
+run out. An image is changed in the same way at every stage: what its stages are compared by stays comparable.
 """
 
 from collections.abc import Sequence
@@ -11,55 +11,55 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHIFT, HOLE = 1 / 8, 1 / 2
-"""Largest shift, and side of the hole, as shares of the picture's side."""
+"""Largest shift, and side of the hole, as shares of the image's side."""
 
 
 def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
     """Changes each sample at random, at all its stages in the same way.
 
     Args:
-        stages: Pictures of the same B samples, `(B, 3, r, r)` each.
+        stages: Images of the same B samples, `(B, 3, r, r)` each.
         kinds: Of "color", "translation" and "cutout".
 
     Returns:
-        The changed pictures; gradients pass through.
+        The changed images; gradients pass through.
     """
     stages = list(stages)
     for kind in kinds:
         chance = torch.rand(4, len(stages[0]), device=stages[0].device)
-        stages = [_CHANGES[kind](pictures, chance) for pictures in stages]
+        stages = [_CHANGES[kind](images, chance) for images in stages]
     return stages
 
 
-def _color(pictures: Tensor, chance: Tensor) -> Tensor:
+def _color(images: Tensor, chance: Tensor) -> Tensor:
     """Brightness by up to half a unit, saturation by 0 to 2, contrast by 0.5 to 1.5."""
-    brightness, saturation, contrast, _ = chance[:, :, None, None, None].to(pictures.dtype)
-    pictures = pictures + (brightness - 0.5)
-    grey = pictures.mean(dim=1, keepdim=True)
-    pictures = grey + 2 * saturation * (pictures - grey)
-    average = pictures.mean(dim=(1, 2, 3), keepdim=True)
-    return average + (0.5 + contrast) * (pictures - average)
+    brightness, saturation, contrast, _ = chance[:, :, None, None, None].to(images.dtype)
+    images = images + (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + 2 * saturation * (images - grey)
+    average = images.mean(dim=(1, 2, 3), keepdim=True)
+    return average + (0.5 + contrast) * (images - average)
 
 
-def _translation(pictures: Tensor, chance: Tensor) -> Tensor:
-    """Moves pictures by whole pixels, up to an eighth of the side, over black."""
-    side = pictures.shape[-1]
+def _translation(images: Tensor, chance: Tensor) -> Tensor:
+    """Moves images by whole pixels, up to an eighth of the side, over black."""
+    side = images.shape[-1]
     reach = int(side * SHIFT)
     down, right = (chance[:2] * (2 * reach + 1)).long() - reach
-    padded = F.pad(pictures, (reach, reach, reach, reach), value=-1.0)
-    place = torch.arange(side, device=pictures.device)
+    padded = F.pad(images, (reach, reach, reach, reach), value=-1.0)
+    place = torch.arange(side, device=images.device)
     rows = (place + (reach - down)[:, None])[:, :, None]
     columns = (place + (reach - right)[:, None])[:, None, :]
-    sample = torch.arange(len(pictures), device=pictures.device)[:, None, None]
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
 
 
-def _cutout(pictures: Tensor, chance: Tensor) -> Tensor:
+def _cutout(images: Tensor, chance: Tensor) -> Tensor:
     """Greys a square of half the side, whose middle may be anywhere."""
-    place = (torch.arange(pictures.shape[-1], device=pictures.device) + 0.5) / pictures.shape[-1]
+    place = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
     rows, columns = ((place - middle[:, None]).abs() < HOLE / 2 for middle in chance[:2])
     hole = rows[:, None, :, None] & columns[:, None, None, :]
-    return pictures.masked_fill(hole, 0.0)
+    return images.masked_fill(hole, 0.0)
 
 
 _CHANGES = {"color": _color, "translation": _translation, "cutout": _cutout}

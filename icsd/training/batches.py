@@ -1,4 +1,4 @@
-"""The order of the data, and the random choices made with each picture."""
+"""The order of the data, and the random choices made with each image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batch_indices(length: int, batch_size: int, seed: int, start: int, stop: int
         yield batch
 
 
-class Draws(Dataset):
+class SampledDataset(Dataset):
     """A data set whose random choices (caption, crop, flip, ...) depend on the place of the draw in the run alone.
 
     So it does not matter which process makes a draw, nor what was drawn before: resuming needs no state.

@@ -34,14 +34,14 @@ class OptimizerConfig:
     """Largest norm of the generator's gradient, and of the discriminators'; null leaves gradients as they are."""
 
     matching_weight: float = 15.0
-    """Weight of the loss by which each painted picture should find its sentence among the batch's, as the matching
+    """Weight of the loss by which each generated image should find its sentence among the batch's, as the matching
     heads see it; without damsm.checkpoint."""
 
     kl_weight: float = 1.0
     """Weight of the condition's divergence from a standard normal."""
 
     ema_decay: float = 0.99
-    """Share of the old average kept at each step in the averaged model, from which all pictures are made."""
+    """Share of the old average kept at each step in the averaged model, from which all images are made."""
 
     def __post_init__(self) -> None:
         for key in ("generator_lr", "discriminator_lr"):
@@ -63,7 +63,7 @@ class OptimizerConfig:
 
 @dataclass
 class GuidanceConfig:
-    """Pretrained encoders that judge how well each painted picture matches its sentence and its words (DAMSM)."""
+    """Pretrained encoders that judge how well each generated image matches its sentence and its words (DAMSM)."""
 
     checkpoint: Path | None = None
     """Run folder or checkpoint of `icsd pretrain`. Its text encoder is used as it is, in the place of text.*, and its
@@ -71,7 +71,7 @@ class GuidanceConfig:
     discriminators."""
 
     weight: float = 5.0
-    """Weight of the loss on the finest pictures (lambda)."""
+    """Weight of the loss on the finest images (lambda)."""
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
@@ -101,7 +101,7 @@ class TrainConfig:
     """Training steps, each one update of the discriminators and one of the generator."""
 
     batch_size: int = 16
-    """Pictures that go through the networks together; batch statistics and cross-sample relations are among these."""
+    """Images that go through the networks together; batch statistics and cross-sample relations are among these."""
 
     accumulate: int = 1
     """Batches per step, whose gradients are averaged."""
@@ -110,7 +110,7 @@ class TrainConfig:
     """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
 
     threads: int | None = 1
-    """CPU threads; null takes all cores. One is fastest for small pictures, and no busy neighbor slows it down."""
+    """CPU threads; null takes all cores. One is fastest for small images, and no busy neighbor slows it down."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of activations and products; weights, losses and penalties stay float32. bf16 pays on recent CPUs and GPUs, fp16
@@ -129,7 +129,7 @@ class TrainConfig:
     """Steps between two lines in the metrics file."""
 
     sample_every: int = 250
-    """Steps between two picture grids."""
+    """Steps between two image grids."""
 
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
@@ -142,7 +142,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two pictures")
+            raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two images")
         if self.compile and self.adversarial.penalized:
             raise InputError("compile goes with no gradient penalty, a second derivative: leave one of them out")
         for key in ("steps", "accumulate", "log_every", "sample_every", "checkpoint_every"):

@@ -1,4 +1,4 @@
-"""DAMSM pretraining: a text and an image encoder learn to find each other's pictures and sentences.
+"""DAMSM pretraining: a text and an image encoder learn to find each other's images and sentences.
 
 A run folder such as ``runs/damsm-emoji-busts`` holds ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/`` as those
 of `icsd.training.run` do; `icsd train --damsm.checkpoint` takes it.
@@ -25,7 +25,7 @@ from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig, build_image_encoder, restore_image_encoder
 from icsd.models.text import TextConfig, build_text_encoder, restore_text_encoder
 from icsd.training import checkpoint, run_folder
-from icsd.training.batches import Draws
+from icsd.training.batches import SampledDataset
 from icsd.training.interruption import finishing_steps
 from icsd.training.randomness import random_state, restore_random_state
 from icsd.training.trainer import choose_device
@@ -53,13 +53,13 @@ class PretrainConfig:
     """Seed of initial weights and of the order of the data."""
 
     resolution: int = 299
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
 
     steps: int = 40000
     """Training steps."""
 
     batch_size: int = 48
-    """Pairs per step: each picture's wrong answers are the others' sentences."""
+    """Pairs per step: each image's wrong answers are the others' sentences."""
 
     lr: float = 0.002
     """Adam's learning rate at the beginning."""
@@ -138,17 +138,17 @@ class Pretrainer:
 
     @torch.no_grad()
     def r_precision(self, dataset: CaptionedImages, batch_size: int = 64) -> float:
-        """R-precision of held-out pictures with their first captions."""
+        """R-precision of held-out images with their first captions."""
         self.damsm.eval()
-        pictures, sentences = [], []
+        image_features, sentences = [], []
         for start in range(0, len(dataset), batch_size):
             places = range(start, min(start + batch_size, len(dataset)))
             images = torch.stack([dataset[place]["image"] for place in places]).to(self.device)
-            pictures.append(self.damsm.image_encoder(images).whole)
+            image_features.append(self.damsm.image_encoder(images).whole)
             sentences.append(self.damsm.text_encoder([dataset.captions[place][0] for place in places]).sentence)
         self.damsm.train()
         class_ids = None if self.config.damsm.same_class_is_wrong else dataset.class_ids
-        return r_precision(torch.cat(pictures), torch.cat(sentences), class_ids)
+        return r_precision(torch.cat(image_features), torch.cat(sentences), class_ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on but configuration and data."""
@@ -244,11 +244,11 @@ def _run(
     start, stop = pretrainer.step_count, config.steps
     run_folder.begin(folder, config, start)
     print(f"run          {folder}")
-    print(f"data         {train_set.name}: {len(train_set)} pictures, {len(test_set)} more held out")
+    print(f"data         {train_set.name}: {len(train_set)} images, {len(test_set)} more held out")
     print(
         f"networks     {sum(weight.numel() for weight in pretrainer.weights) / 1e6:.2f} M weights to learn", flush=True
     )
-    draws = Draws(train_set, config.batch_size, config.seed)
+    draws = SampledDataset(train_set, config.batch_size, config.seed)
     loader = DataLoader(
         draws,
         batch_sampler=draws.batches(start, stop),
@@ -282,7 +282,7 @@ def _run(
             if step % config.evaluate_every == 0 or step == stop:
                 precision = pretrainer.r_precision(test_set)
                 run_folder.append_metrics(folder, {"step": step, "r_precision": precision})
-                progress.write(f"step {step}: R-precision {precision:.3f} of {len(test_set)} held-out pictures")
+                progress.write(f"step {step}: R-precision {precision:.3f} of {len(test_set)} held-out images")
             if interruption.signal and step < stop:
                 command = f"icsd pretrain --resume {shlex.quote(str(folder))}"
                 raise KeyboardInterrupt(f"stopped at step {step} of {stop}; continue with\n  {command}")

@@ -29,7 +29,7 @@ class Profile:
 
     seconds: float
     """Of a step, data included, without the profiler."""
-    pictures: int
+    images: int
     """Per step."""
     shares: dict[str, float]
     """By part, of the time of a step; they sum to 1."""
@@ -40,8 +40,8 @@ class Profile:
         """The shares, one a line, and the step as a whole."""
         width = max(map(len, self.shares))
         lines = [f"{name:<{width}}  {share:>7.2%}" for name, share in self.shares.items()]
-        rate = self.pictures / self.seconds
-        whole = f"a step: {self.seconds:.3f} s, {rate:.3g} pictures/s, at most {self.peak_memory / 2**20:,.0f} MiB"
+        rate = self.images / self.seconds
+        whole = f"a step: {self.seconds:.3f} s, {rate:.3g} images/s, at most {self.peak_memory / 2**20:,.0f} MiB"
         return "\n".join([*lines, "", whole])
 
 
@@ -71,15 +71,17 @@ def profile_training(trainer: Trainer, batches: Iterator[Any], steps: int) -> Pr
     times = _time_by_part(record.events(), on_gpu)
     order = [*dict.fromkeys(part for part, *_ in _parts(trainer)), "optimizers", _DATA]
     shares = {part: times[part] / sum(times.values()) for part in sorted(times, key=order.index)}
-    pictures = trainer.config.batch_size * trainer.config.accumulate
-    return Profile(seconds, pictures, shares, peak_memory(trainer.device))
+    images = trainer.config.batch_size * trainer.config.accumulate
+    return Profile(seconds, images, shares, peak_memory(trainer.device))
 
 
 def _parts(trainer: Trainer) -> list[tuple[str, Any, str]]:
     """Each part's name, and an object with a method that does its work; the innermost one counts."""
     parts = [("text encoder", trainer.model.text_encoder, "forward"), ("generator", trainer.model.generator, "forward")]
-    for side, judge in zip(trainer.resolutions, trainer.discriminators, strict=True):
-        parts += [(f"discriminator {side}", judge, method) for method in ("features", "conditional", "unconditional")]
+    for side, discriminator in zip(trainer.resolutions, trainer.discriminators, strict=True):
+        parts += [
+            (f"discriminator {side}", discriminator, method) for method in ("features", "conditional", "unconditional")
+        ]
     blocks = (trainer.distil_generator, trainer.distil_discriminators)
     parts += [("distillation", block, "forward") for block in blocks if block]
     parts += [("matching", trainer, "_matching")] if trainer.damsm is None else [("DAMSM", trainer.damsm, "forward")]

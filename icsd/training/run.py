@@ -3,8 +3,8 @@
 A run folder such as ``runs/emoji-busts`` holds
 
 * ``config.yaml``, the configuration with every value resolved;
-* ``metrics.jsonl``, one line every ``log_every`` steps, and ``tensorboard/`` with the same and the pictures;
-* ``pictures/``, a grid every ``sample_every`` steps: held-out captions, all stages, the real picture beside;
+* ``metrics.jsonl``, one line every ``log_every`` steps, and ``tensorboard/`` with the same and the images;
+* ``images/``, a grid every ``sample_every`` steps: held-out captions, all stages, the real image beside;
 * ``checkpoints/``, the newest ones, and the best one by the score on held-out captions where ``evaluate_every`` is
   given; see `icsd.training.checkpoint`.
 """
@@ -38,20 +38,20 @@ from icsd.evaluation import (
 )
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops.registry import select
-from icsd.pictures import caption_grid
 from icsd.training import checkpoint, run_folder
-from icsd.training.batches import Draws
+from icsd.training.batches import SampledDataset
 from icsd.training.config import TrainConfig
 from icsd.training.interruption import finishing_steps
 from icsd.training.memory import peak_memory
+from icsd.training.monitor import TrainingMonitor, diversity
 from icsd.training.pretrain import load_damsm
 from icsd.training.profile import Profile, profile_training
 from icsd.training.trainer import Trainer, choose_device
-from icsd.training.watch import Watch, diversity
+from icsd.visualization import caption_grid
 
 CHECKPOINTS_KEPT = 3
-PICTURES_PER_GRID = 12
-CAPTIONS_PER_RECALL = 64
+IMAGES_PER_GRID = 12
+CAPTIONS_PER_R_PRECISION = 64
 
 # What a resumed run may change: how long, where and how often, and the remedies for divergence.
 FREE_ON_RESUME = (
@@ -100,7 +100,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     return folder
 
 
-def rehearse(config: TrainConfig, resume: Path | None = None) -> None:
+def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     """Build everything, take two steps, the first to warm up, and print what a run would take. Writes nothing.
 
     Args:
@@ -117,12 +117,12 @@ def rehearse(config: TrainConfig, resume: Path | None = None) -> None:
         since = time.perf_counter()
         losses = {name: loss.item() for name, loss in trainer.step(batches).items()}
         seconds = time.perf_counter() - since
-    pictures = config.batch_size * config.accumulate
+    images = config.batch_size * config.accumulate
     hours = (config.steps - start) * seconds / 3600
     size = sum(each.nbytes for each in _tensors(trainer.state_dict()))
     print(f"losses       {', '.join(f'{name} {value:.3f}' for name, value in losses.items())}")
-    print(f"speed        {1 / seconds:.3g} steps/s, {pictures / seconds:.3g} pictures/s, from one step")
-    print(f"whole run    {config.steps - start} steps, {hours:.2g} h, without data that is slow to load and pictures")
+    print(f"speed        {1 / seconds:.3g} steps/s, {images / seconds:.3g} images/s, from one step")
+    print(f"whole run    {config.steps - start} steps, {hours:.2g} h, without data that is slow to load and images")
     print(f"memory       {peak_memory(trainer.device) / 2**20:,.0f} MiB at most so far")
     print(f"checkpoint   {size / 2**20:,.0f} MiB each, {CHECKPOINTS_KEPT} kept")
     print("nothing was written")
@@ -173,19 +173,20 @@ def _announce(trainer: Trainer, train_set: CaptionedImages, test_set: CaptionedI
     config = trainer.config
     networks = {"text encoder": trainer.model.text_encoder, "generator": trainer.model.generator}
     networks |= {
-        f"discriminator {side}": judge for side, judge in zip(trainer.resolutions, trainer.discriminators, strict=True)
+        f"discriminator {side}": discriminator
+        for side, discriminator in zip(trainer.resolutions, trainer.discriminators, strict=True)
     }
     sizes = ", ".join(
         f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M"
         for name, network in networks.items()
     )
     threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
-    print(f"data         {train_set.name}: {len(train_set)} pictures, {len(test_set)} more held out")
+    print(f"data         {train_set.name}: {len(train_set)} images, {len(test_set)} more held out")
     if train_set.attribution:
         print(f"             {train_set.attribution}")
     print(f"weights      {sizes}")
     accumulated = f" in {config.accumulate} batches" if config.accumulate > 1 else ""
-    print(f"step         {config.batch_size * config.accumulate} pictures{accumulated}, {config.precision}")
+    print(f"step         {config.batch_size * config.accumulate} images{accumulated}, {config.precision}")
     print(f"device       {trainer.device}{threads}; operator: {backend}", flush=True)
 
 
@@ -193,7 +194,7 @@ def _steps_of_batches(
     config: TrainConfig, train_set: CaptionedImages, start: int, stop: int
 ) -> Iterator[tuple[dict[str, Any], ...]]:
     """The batches of each step from ``start`` to ``stop``."""
-    draws = Draws(train_set, config.batch_size, config.seed)
+    draws = SampledDataset(train_set, config.batch_size, config.seed)
     loader = DataLoader(
         draws,
         batch_sampler=draws.batches(start * config.accumulate, stop * config.accumulate),
@@ -212,7 +213,7 @@ class Run:
         config: The configuration.
         trainer: Networks and optimizers, new or restored.
         train_set: What to train on.
-        test_set: Held-out pictures; their captions are painted.
+        test_set: Held-out images; their captions are generated.
     """
 
     def __init__(
@@ -228,19 +229,19 @@ class Run:
         self.trainer = trainer
         self.train_set = train_set
         self.test_set = test_set
-        self.pictures = folder / "pictures"
-        self.watch = Watch(config.generator.resolutions)
+        self.images = folder / "images"
+        self.monitor = TrainingMonitor(config.generator.resolutions)
         self.best: float | None = None
 
     def train(self) -> None:
         """Take the remaining steps."""
         config, trainer = self.config, self.trainer
-        start, stop, pictures = trainer.step_count, config.steps, config.batch_size * config.accumulate
+        start, stop, images = trainer.step_count, config.steps, config.batch_size * config.accumulate
         self._begin()
         progress = tqdm(
             desc=f"step {start}",
-            total=stop * pictures,
-            initial=start * pictures,
+            total=stop * images,
+            initial=start * images,
             unit="image",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
@@ -251,14 +252,14 @@ class Run:
                 recent.append(trainer.step(batches))
                 step = trainer.step_count
                 progress.set_description(f"step {step}", refresh=False)
-                progress.update(pictures)
+                progress.update(images)
                 if step % config.log_every == 0 or step == stop:
                     losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
                     self._check_finite(losses)
                     now = time.perf_counter()
-                    rate = len(recent) * pictures / (now - since)
+                    rate = len(recent) * images / (now - since)
                     self._log(writer, {"images_per_second": round(rate, 2), **losses})
-                    self._warn(self.watch.losses(losses))
+                    self._warn(self.monitor.losses(losses))
                     progress.set_postfix(_summary(losses), refresh=False)
                     recent, since = [], now
                 if step % config.sample_every == 0 or step == stop:
@@ -278,9 +279,9 @@ class Run:
         """Score the model where the data has attributes, and say where everything is and what to try next."""
         print()
         if self.config.evaluate and self.test_set.attributes:
-            print("scoring: training a classifier of the attributes on real pictures ...", flush=True)
+            print("scoring: training a classifier of the attributes on real images ...", flush=True)
             scores = self._score_attributes()
-            print("attributes a classifier reads: in real unseen pictures (ceiling), in pictures painted from unseen")
+            print("attributes a classifier reads: in real unseen images (ceiling), in images generated from unseen")
             print("captions (result), and had those captions been shuffled (floor)\n")
             print(f"{format_scores(scores)}\n")
             run_folder.append_metrics(
@@ -288,7 +289,7 @@ class Run:
             )
         folder = shlex.quote(str(self.folder))
         sentence = shlex.quote(self.test_set.captions[0][0])
-        print(f"picture      {self._picture_path()}")
+        print(f"image      {self._grid_path()}")
         print(f"checkpoint   {checkpoint.latest(self.folder)}")
         if self.best is not None:
             print(f"best         {checkpoint.best_path(self.folder)}, score {self.best:.3f}")
@@ -297,10 +298,10 @@ class Run:
 
     def _begin(self) -> None:
         """Lay out the folder."""
-        self.pictures.mkdir(exist_ok=True)
+        self.images.mkdir(exist_ok=True)
         run_folder.begin(self.folder, self.config, self.trainer.step_count)
         if self.train_set.attribution:
-            (self.pictures / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
+            (self.images / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
         best = checkpoint.best_path(self.folder)
         if best.exists():
             state = checkpoint.load(best, ["step", "score"])
@@ -320,14 +321,14 @@ class Run:
     def _evaluate(self, writer: SummaryWriter) -> None:
         """Score the averaged model on held-out captions, and keep it if there was none better.
 
-        The score is what a classifier reads of the attributes, where the data has them; elsewhere `Trainer.recall`.
+        The score is what a classifier reads of the attributes, where the data has them; else `Trainer.r_precision`.
         """
         if self.test_set.attributes:
             results = [score.result for score in self._score_attributes()]
             score = sum(results) / len(results)
         else:
             captions = list(dict.fromkeys(captions[0] for captions in self.test_set.captions))
-            score = self.trainer.recall(captions[:CAPTIONS_PER_RECALL], self.config.seed)
+            score = self.trainer.r_precision(captions[:CAPTIONS_PER_R_PRECISION], self.config.seed)
         self._log(writer, {"score": score})
         if self.best is None or score > self.best:
             self._save(checkpoint.best_path(self.folder), score=score)
@@ -339,33 +340,33 @@ class Run:
 
     def _score_attributes(self) -> list[AttributeScore]:
         return evaluate_attributes(
-            lambda captions, seed: self.trainer.paint(captions, seed)[-1], self._classifier, self.test_set
+            lambda captions, seed: self.trainer.generate(captions, seed)[-1], self._classifier, self.test_set
         )
 
     def _draw(self, writer: SummaryWriter) -> None:
-        """Paint held-out captions, always the same with the same noise, beside the real pictures."""
-        count = min(PICTURES_PER_GRID, len(self.test_set))
+        """Generate held-out captions, always the same with the same noise, beside the real images."""
+        count = min(IMAGES_PER_GRID, len(self.test_set))
         chosen = [index * len(self.test_set) // count for index in range(count)]
         captions = [self.test_set.captions[index][0] for index in chosen]
         real = torch.stack([self.test_set[index]["image"] for index in chosen])
-        painted = self.trainer.paint(captions, self.config.seed)
+        generated = self.trainer.generate(captions, self.config.seed)
         if count > 1:
-            share = diversity(painted[-1]) / max(diversity(real), 1e-6)
+            share = diversity(generated[-1]) / max(diversity(real), 1e-6)
             self._log(writer, {"diversity": share})
-            self._warn(self.watch.pictures(share))
+            self._warn(self.monitor.diversity(share))
         step = self.trainer.step_count
         grid = caption_grid(
-            [*painted, real],
+            [*generated, real],
             captions,
             headers=[*(f"{side} px" for side in self.config.generator.resolutions), "real, unseen"],
             title=f"{self.train_set.name}, step {step}",
             footer=self.train_set.attribution,
         )
-        grid.save(self._picture_path())
+        grid.save(self._grid_path())
         writer.add_image("held-out captions", np.asarray(grid), step, dataformats="HWC")
 
-    def _picture_path(self) -> Path:
-        return self.pictures / f"step-{self.trainer.step_count:08d}.png"
+    def _grid_path(self) -> Path:
+        return self.images / f"step-{self.trainer.step_count:08d}.png"
 
     def _save(self, path: Path, **extra: float) -> None:
         self._check_finite({})

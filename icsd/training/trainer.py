@@ -71,7 +71,7 @@ class Trainer:
 
     Attributes:
         model: Text encoder and generator in training.
-        ema: Their moving average, buffers too; the one to paint with.
+        ema: Their moving average, buffers too; the one to generate with.
         discriminators: One per stage.
         matching: Their matching heads; none where DAMSM judges.
         step_count: Steps taken so far.
@@ -79,7 +79,7 @@ class Trainer:
     Args:
         config: The whole configuration.
         text_encoder: Reads the captions; trained with the discriminators unless it is frozen.
-        damsm: Frozen encoders, of which `text_encoder` is one, that judge the painted pictures.
+        damsm: Frozen encoders, of which `text_encoder` is one, that judge the generated images.
     """
 
     def __init__(self, config: TrainConfig, text_encoder: TextEncoder, damsm: DAMSM | None = None) -> None:
@@ -99,16 +99,16 @@ class Trainer:
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
         self.distil_generator = self._distillation(config.distillation.generator)
         self.distil_discriminators = self._distillation(config.distillation.discriminator)
-        judges = nn.ModuleList([self.discriminators, self.matching, *([] if text_encoder.frozen else [text_encoder])])
+        networks = nn.ModuleList([self.discriminators, self.matching, *([] if text_encoder.frozen else [text_encoder])])
         self.generator_optimizer = self._optimizer(self.model.generator, config.optimizer.generator_lr)
-        self.discriminator_optimizer = self._optimizer(judges, config.optimizer.discriminator_lr)
+        self.discriminator_optimizer = self._optimizer(networks, config.optimizer.discriminator_lr)
         self.schedules = self._schedules()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step_count = 0
         if config.compile:
             self.model.generator.compile()
             for discriminator in self.discriminators:
-                discriminator.compile_judgements()
+                discriminator.compile_heads()
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device, memory_format=self.layout)
@@ -137,24 +137,24 @@ class Trainer:
             Losses by name, their means over the batches: scalars on the device, without graph.
         """
         losses = Counter()
-        scenes = [self._read(batch) for batch in batches]
-        paint_once = len(scenes) == 1  # the graphs of several paintings would not fit into memory: paint them again
-        for real, text, _ in scenes:
-            with self._autocast(), torch.set_grad_enabled(paint_once):
-                painted = self._paint(text)
+        micro_batches = [self._read(batch) for batch in batches]
+        generate_once = len(micro_batches) == 1  # several graphs would not fit into memory
+        for real, text, _ in micro_batches:
+            with self._autocast(), torch.set_grad_enabled(generate_once):
+                generated = self._generate(text)
             with self._autocast():
-                terms = self._discriminator_losses(real, painted.images, text.sentence)
+                terms = self._discriminator_losses(real, generated.images, text.sentence)
             losses.update(self._backward(terms))
         self._update(self.discriminator_optimizer)
 
-        self._freeze_judges(True)
-        for _, text, class_ids in scenes:
+        self._freeze_discriminators(True)
+        for _, text, class_ids in micro_batches:
             with self._autocast():
-                painted = painted if paint_once else self._paint(text)
-                terms = self._generator_losses(painted, text.detach(), class_ids)
+                generated = generated if generate_once else self._generate(text)
+                terms = self._generator_losses(generated, text.detach(), class_ids)
             losses.update(self._backward(terms))
         self._update(self.generator_optimizer)
-        self._freeze_judges(False)
+        self._freeze_discriminators(False)
 
         self.scaler.update()
         for schedule in self.schedules:
@@ -164,21 +164,21 @@ class Trainer:
         return dict(losses)
 
     def _read(self, batch: dict[str, Any]) -> tuple[list[Tensor], TextFeatures, Tensor]:
-        """The real pictures of every stage, the features of their captions, and their classes."""
+        """The real images of every stage, the features of their captions, and their classes."""
         images = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)
         text = self.model.text_encoder(batch["caption"])
         return image_pyramid(images, self.resolutions), text, batch["class_id"].to(self.device)
 
-    def _paint(self, text: TextFeatures) -> GeneratorOutput:
+    def _generate(self, text: TextFeatures) -> GeneratorOutput:
         z = torch.randn(len(text.sentence), self.model.generator.noise_dim, device=self.device)
         return self.model.generator(z, text.detach())
 
-    def _discriminator_losses(self, real: list[Tensor], painted: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
+    def _discriminator_losses(self, real: list[Tensor], generated: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
         kinds = self.config.adversarial.augment
-        real, painted = augment(real, kinds), augment([image.detach() for image in painted], kinds)
+        real, generated = augment(real, kinds), augment([image.detach() for image in generated], kinds)
         pairs = [
             discriminator.features(torch.cat((image, other.to(image.dtype))), parts=2).chunk(2)
-            for discriminator, image, other in zip(self.discriminators, real, painted, strict=True)
+            for discriminator, image, other in zip(self.discriminators, real, generated, strict=True)
         ]
         losses = {
             f"discriminator/{side}": discriminator_loss(self.adversarial, discriminator, *pair, sentence)
@@ -197,9 +197,9 @@ class Trainer:
                 )
         return losses
 
-    def _generator_losses(self, painted: GeneratorOutput, text: TextFeatures, class_ids: Tensor) -> dict[str, Tensor]:
-        judged = augment(painted.images, self.config.adversarial.augment)
-        fake = [d.features(image) for d, image in zip(self.discriminators, judged, strict=True)]
+    def _generator_losses(self, generated: GeneratorOutput, text: TextFeatures, class_ids: Tensor) -> dict[str, Tensor]:
+        augmented = augment(generated.images, self.config.adversarial.augment)
+        fake = [d.features(image) for d, image in zip(self.discriminators, augmented, strict=True)]
         losses = {
             f"generator/{side}": generator_loss(self.adversarial, *stage, text.sentence)
             for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True)
@@ -207,11 +207,11 @@ class Trainer:
         if self.damsm is None:
             losses["generator/matching"] = self.config.optimizer.matching_weight * self._matching(fake, text.sentence)
         else:
-            mismatch = sum(self.damsm(painted.images[-1].float(), text, class_ids))
+            mismatch = sum(self.damsm(generated.images[-1].float(), text, class_ids))
             losses["generator/damsm"] = self.config.damsm.weight * mismatch
-        losses["generator/kl"] = self.config.optimizer.kl_weight * kl_to_standard_normal(painted.mu, painted.logvar)
+        losses["generator/kl"] = self.config.optimizer.kl_weight * kl_to_standard_normal(generated.mu, generated.logvar)
         if self.distil_generator:
-            sources = {"rgb": painted.images, "hidden": painted.hidden, "discriminator": fake}
+            sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
             losses["generator/csd"] = self.distil_generator(sources[self.config.distillation.generator.source])
         return losses
 
@@ -219,7 +219,7 @@ class Trainer:
         """The stages' matching losses together."""
         return sum(matching_loss(head(stage), sentence) for head, stage in zip(self.matching, features, strict=True))
 
-    def _freeze_judges(self, frozen: bool) -> None:
+    def _freeze_discriminators(self, frozen: bool) -> None:
         """Spares the generator's backward pass the gradients of what judges it."""
         self.discriminators.requires_grad_(not frozen)
         self.matching.requires_grad_(not frozen)
@@ -241,13 +241,13 @@ class Trainer:
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
 
-    def paint(self, captions: list[str], seed: int = 0) -> list[Tensor]:
-        """Paints captions with the averaged model; see `TextToImage.paint`."""
-        return self.ema.module.paint(captions, seed)
+    def generate(self, captions: list[str], seed: int = 0) -> list[Tensor]:
+        """Generates captions with the averaged model; see `TextToImage.generate`."""
+        return self.ema.module.generate(captions, seed)
 
     @torch.no_grad()
-    def recall(self, captions: list[str], seed: int = 0) -> float:
-        """R@1 of painted pictures: the share that finds its own caption among all of these.
+    def r_precision(self, captions: list[str], seed: int = 0) -> float:
+        """R@1 of generated images: the share that finds its own caption among all of these.
 
         The judge is DAMSM's image encoder, or the finest discriminator with its matching head. The generator learned to
         please it, so this flatters, but falls where training goes wrong.
@@ -259,26 +259,26 @@ class Trainer:
         Returns:
             A number in [0, 1]; 1 / len(captions) at chance.
         """
-        judges = (self.discriminators[-1], self.matching, self.model.text_encoder)
-        training = [judge.training for judge in judges]
-        for judge in judges:
-            judge.eval()
-        pictures = self.paint(captions, seed)[-1].to(self.device, memory_format=self.layout)
+        networks = (self.discriminators[-1], self.matching, self.model.text_encoder)
+        training = [network.training for network in networks]
+        for network in networks:
+            network.eval()
+        images = self.generate(captions, seed)[-1].to(self.device, memory_format=self.layout)
         if self.damsm is None:
-            seen = self.matching[-1](self.discriminators[-1].features(pictures))
+            seen = self.matching[-1](self.discriminators[-1].features(images))
         else:
-            seen = self.damsm.image_encoder(pictures).whole
+            seen = self.damsm.image_encoder(images).whole
         sentences = self.model.text_encoder(captions).sentence
         found = (F.normalize(seen, dim=1) @ F.normalize(sentences, dim=1).T).argmax(1)
-        for judge, mode in zip(judges, training, strict=True):
-            judge.train(mode)
+        for network, mode in zip(networks, training, strict=True):
+            network.train(mode)
         return (found == torch.arange(len(captions), device=self.device)).float().mean().item()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on but configuration and data: nested dicts of tensors and JSON values.
 
         Returns:
-            Among others "text", the text encoder's description, and "ema", the state of the `TextToImage` that paints.
+            Among others "text", the text encoder's description, and "ema", the averaged `TextToImage`.
         """
         return {
             "step": self.step_count,

@@ -10,14 +10,14 @@ FLOWERS = ("--data.name", "procedural-flowers", "--data.size", "24")
 
 def test_preview_writes_a_contact_sheet(icsd, workplace):
     assert icsd("data", "preview", *FLOWERS, "--count", "5", "--resolution", "16") == (0, "preview.png\n", "")
-    with Image.open("preview.png") as picture:
-        assert min(picture.size) > 100
+    with Image.open("preview.png") as image:
+        assert min(image.size) > 100
 
 
 def test_an_exported_set_can_be_read_as_a_folder(icsd, workplace):
     code, out, _ = icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")
     assert code == 0
-    assert "16 pictures of procedural-flowers, split train" in out
+    assert "16 images of procedural-flowers, split train" in out
     assert len(list(Path("flowers").glob("*.png"))) == len(list(Path("flowers").glob("*.txt"))) == 16
     assert icsd("data", "preview", "--data.name", "folder", "--data.root", "flowers", "--split", "test")[0] == 0
 
@@ -37,11 +37,11 @@ def everything():
 def test_prepare(icsd, download):
     code, out, err = icsd("data", *download, "--partial", "--workers", "2")
     assert code == 0, err
-    assert "train        34 pictures, 23 classes, 340 captions\n" in out
-    assert "problem      the train split has 34 pictures of 23 classes, the set is known for 8,855 of 150\n" in out
+    assert "train        34 images, 23 classes, 340 captions\n" in out
+    assert "problem      the train split has 34 images of 23 classes, the set is known for 8,855 of 150\n" in out
     assert out.endswith("try next     icsd train --config configs/birds.yaml --data.root data/birds\n")
-    with Image.open("data/birds-contact-sheet.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open("data/birds-contact-sheet.png") as image:
+        assert min(image.size) > 300
     shown = icsd("data", "preview", "--data.name", "cub", "--data.root", "data/birds", "--data.margin", "0.1875")
     assert shown == (0, "preview.png\n", "")
 
@@ -66,7 +66,7 @@ def test_the_configurations_train_on_what_was_prepared(icsd, published, workplac
     file = str(CONFIGS / config)
     code, out, err = icsd("train", "--config", file, "--data.root", "prepared", *tiny, *short)
     assert code == 0, err
-    assert f"{name}: {len(names[name]['train'])} pictures, {len(names[name]['test'])} more held out" in out
+    assert f"{name}: {len(names[name]['train'])} images, {len(names[name]['test'])} more held out" in out
     assert Path("runs", name, "checkpoints").is_dir()
 
 
@@ -75,7 +75,7 @@ def test_a_dry_run_writes_nothing(icsd, download, options, code):
     before = everything()
     ended, out, err = icsd("data", *download, "--dry-run", *options)
     assert ended == code
-    assert "the test split has 6 pictures of 4 classes, the set is known for 2,933 of 50\n" in out + err
+    assert "the test split has 6 images of 4 classes, the set is known for 2,933 of 50\n" in out + err
     assert ("nothing was written\n" in out) == (code == 0)
     assert everything() == before
 
@@ -104,7 +104,7 @@ def test_prepare_what_is_ones_own(icsd, workplace, name):
     source = "flowers" if name == "folder" else str(pack(Path("flowers"), Path("flowers.tar"), base=""))
     code, out, _ = icsd("data", "prepare", name, source, "data/flowers", "--test_fraction", "0.25")
     assert code == 0
-    assert "test         4 pictures, 40 captions\n" in out
+    assert "test         4 images, 40 captions\n" in out
     assert out.endswith("try next     icsd train --config configs/folder.yaml --data.root data/flowers\n")
     assert icsd("data", "preview", "--data.name", "folder", "--data.root", "data/flowers")[0] == 0
 

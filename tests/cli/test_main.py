@@ -24,7 +24,7 @@ def test_every_help_teaches_by_example(icsd, command):
 
 
 def test_unknown_commands_and_options_are_named(fails):
-    assert "invalid choice: 'paint'" in fails("paint")
+    assert "invalid choice: 'generate'" in fails("generate")
     assert "unrecognized arguments: --verbose" in fails("doctor", "--verbose")
 
 

@@ -5,7 +5,7 @@ def test_shares_are_printed_and_nothing_is_written(icsd, workplace):
     before = sorted(Path().iterdir())
     code, out, err = icsd("profile", "--config", "tiny.yaml", "--profile_steps", "1")
     assert code == 0, err
-    for part in ("generator", "discriminator 16", "distillation", "optimizers", "pictures/s"):
+    for part in ("generator", "discriminator 16", "distillation", "optimizers", "images/s"):
         assert part in out
     assert sorted(Path().iterdir()) == before
 

@@ -16,7 +16,7 @@ def run(icsd, workplace):
     return Path("runs/procedural-flowers")
 
 
-def test_the_same_seed_writes_the_same_picture(icsd, run):
+def test_the_same_seed_writes_the_same_image(icsd, run):
     assert icsd("sample", SENTENCE) == (0, "sample.png\n", "")
     for name, seed in (("a.png", "3"), ("b.png", "3"), ("c.png", "4")):
         assert icsd("sample", SENTENCE, "--seed", seed, "--out", name, "--checkpoint", str(run))[0] == 0
@@ -24,18 +24,18 @@ def test_the_same_seed_writes_the_same_picture(icsd, run):
     assert a == b != c
 
 
-def test_several_sentences_seeds_and_stages_share_one_picture(icsd, run):
+def test_several_sentences_seeds_and_stages_share_one_image(icsd, run):
     icsd("sample", SENTENCE)
-    with Image.open("sample.png") as picture:
-        one = picture.size
+    with Image.open("sample.png") as image:
+        one = image.size
     path = str(checkpoint.latest(run))
     icsd("sample", SENTENCE, "a red flower", "--count", "3", "--stages", "--checkpoint", path)
-    with Image.open("sample.png") as picture:
-        assert picture.width > 4 * one[0]
-        assert picture.height > one[1]
+    with Image.open("sample.png") as image:
+        assert image.width > 4 * one[0]
+        assert image.height > one[1]
 
 
-def test_unknown_words_are_named_and_the_rest_is_painted(icsd, run):
+def test_unknown_words_are_named_and_the_rest_is_generated(icsd, run):
     code, _, err = icsd("sample", "this flower has zebra petals and a moustache")
     assert code == 0
     assert err == "icsd: this model does not know and skips: zebra, moustache\n"
@@ -45,12 +45,12 @@ def test_unknown_words_are_named_and_the_rest_is_painted(icsd, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no sentence to paint"),
-        (["  "], "no sentence to paint"),
+        ([], "no sentence to generate"),
+        (["  "], "no sentence to generate"),
         ([SENTENCE, "--count", "0"], "count is 0"),
         ([SENTENCE, "--seed", "-1"], "seed is -1"),
         ([SENTENCE, "--seed", "x"], '"seed"'),
-        ([SENTENCE, "--out", "picture.doc"], "out is picture.doc"),
+        ([SENTENCE, "--out", "image.doc"], "out is image.doc"),
         ([SENTENCE, "--checkpoint", "absent"], "no checkpoint at absent"),
         ([SENTENCE, "--checkpoint", "tiny.yaml"], "checkpoint tiny.yaml is truncated or not a .safetensors file"),
         ([SENTENCE, "--checkpoint", "foreign.safetensors"], "not a checkpoint of icsd"),
@@ -79,8 +79,8 @@ def test_without_a_run_it_says_how_to_train(fails, workplace):
 )
 def test_other_views(icsd, run, options):
     assert icsd("sample", SENTENCE, *options) == (0, "sample.png\n", "")
-    with Image.open("sample.png") as picture:
-        assert len(picture.getcolors(1 << 20)) > 8
+    with Image.open("sample.png") as image:
+        assert len(image.getcolors(1 << 20)) > 8
 
 
 def test_options_that_contradict_each_other_are_refused(icsd, run):
@@ -98,9 +98,9 @@ def test_interpolation_needs_its_sentences(icsd, run):
 def test_sentences_of_a_file_fill_a_folder(icsd, run):
     Path("captions.txt").write_text("this flower has blue petals\n\nthis flower has red petals\n")
     for _ in range(2):
-        code, out, _ = icsd("sample", "--file", "captions.txt", "--folder", "painted", "--count", "5")
-        assert (code, out) == (0, "painted\n")
-    assert len(list(Path("painted").glob("*.png"))) == 5
+        code, out, _ = icsd("sample", "--file", "captions.txt", "--folder", "generated", "--count", "5")
+        assert (code, out) == (0, "generated\n")
+    assert len(list(Path("generated").glob("*.png"))) == 5
     code, _, err = icsd("sample", "--file", "missing.txt")
     assert code == 2
     assert "missing.txt" in err

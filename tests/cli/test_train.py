@@ -77,7 +77,7 @@ def test_the_demo_is_the_default(icsd):
     [
         (["--steps", "few"], '"steps"'),
         (["--steps", "0"], "steps is 0"),
-        (["--data.name", "paintings"], '"data.name"'),
+        (["--data.name", "generations"], '"data.name"'),
         (["--generator.depth", "3"], "--generator.depth"),
         (["--generator.resolutions", "[16,48]"], "generator.resolutions is [16, 48]"),
         (["--distillation.generator.divergence", "l1"], "distillation.*.divergence"),

@@ -15,14 +15,14 @@ CUB = "CUB_200_2011"
 
 
 def drawn(name, size, seed=0):
-    """Class number from 1, image and captions of each picture, by split; no class is in both."""
+    """Class number from 1, image and captions of each image, by split; no class is in both."""
     config = DataConfig(name=name, size=size, holdout="unseen-class", seed=seed)
     sets = {split: open_dataset(config, split, 48) for split in ("train", "test")}
     order = sorted({number for dataset in sets.values() for number in dataset.class_ids})
     return {
         split: [
-            (order.index(number) + 1, Image.fromarray(picture.permute(1, 2, 0).numpy()), captions)
-            for number, picture, captions in zip(dataset.class_ids, dataset.pictures, dataset.captions, strict=True)
+            (order.index(number) + 1, Image.fromarray(image.permute(1, 2, 0).numpy()), captions)
+            for number, image, captions in zip(dataset.class_ids, dataset.images, dataset.captions, strict=True)
         ]
         for split, dataset in sets.items()
     }
@@ -31,13 +31,13 @@ def drawn(name, size, seed=0):
 def write_cub(root, size=40):
     """Write CUB-200-2011 (``CUB_200_2011``), AttnGAN's metadata (``birds``) and Reed's captions (``cvpr2016_cub``).
 
-    Returns the names of the pictures, ``<class>/<picture>`` without suffix, by split.
+    Returns the names of the images, ``<class>/<image>`` without suffix, by split.
     """
     draw = random.Random(0)
     names, captions_of, rows = {}, {}, []
-    for split, pictures in drawn("procedural-birds", size).items():
+    for split, images in drawn("procedural-birds", size).items():
         names[split] = []
-        for number, bird, captions in pictures:
+        for number, bird, captions in images:
             class_name = f"{number:03d}.Drawn_Bird_{number}"
             stem = (
                 f"Drawn_Bird_{number}_{sum(name.startswith(class_name) for name in names[split]) + 1:04d}_{len(rows)}"
@@ -88,12 +88,12 @@ def write_cub(root, size=40):
 def write_oxford(root, size=40):
     """Write Oxford-102 (``jpg``, ``imagelabels.mat``) and Reed's captions (``cvpr2016_flowers``).
 
-    Returns the names of the pictures, ``<class>/<picture>`` without suffix, by split.
+    Returns the names of the images, ``<class>/<image>`` without suffix, by split.
     """
     names, count = {}, 0
-    for split, pictures in drawn("procedural-flowers", size).items():
+    for split, images in drawn("procedural-flowers", size).items():
         names[split] = []
-        for number, flower, captions in pictures:
+        for number, flower, captions in images:
             count += 1
             name = f"class_{number:05d}/image_{count:05d}"
             names[split].append(name)
@@ -105,12 +105,12 @@ def write_oxford(root, size=40):
     return names
 
 
-def write_shards(root, pictures, size, prefix=""):
+def write_shards(root, images, size, prefix=""):
     """Write (image, captions, class) triples as WebDataset shards of ``size`` samples."""
     root.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(pictures), size):
+    for start in range(0, len(images), size):
         with tarfile.open(root / f"{prefix}{start // size:06d}.tar", "w") as shard:
-            for place, (image, captions, number) in enumerate(pictures[start : start + size]):
+            for place, (image, captions, number) in enumerate(images[start : start + size]):
                 encoded = io.BytesIO()
                 image.save(encoded, "JPEG", quality=95)
                 members = {

@@ -98,7 +98,7 @@ def test_damaged_pickles_are_plain_values_or_an_error(data, damage):
 
 @pytest.mark.parametrize("content", [[], {}, "abc", [1], [["a"]]])
 def test_filenames_are_a_list_of_names(content):
-    with pytest.raises(InputError, match="must hold a list of picture names"):
+    with pytest.raises(InputError, match="must hold a list of image names"):
         read_filenames(FILE, pickle.dumps(content))
 
 

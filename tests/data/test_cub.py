@@ -78,7 +78,7 @@ def test_files_without_final_newline_or_with_empty_lines(cub, known, text):
     (cub / "cvpr2016_cub" / "text_c10" / f"{name}.txt").write_bytes(text.encode())
     listing = read(cub / CUB, cub / "cvpr2016_cub")
     assert [record.captions for record in listing.records if record.name == f"{name}.jpg"] == [["a red bird"]]
-    assert listing.notes == ["1 of 40 pictures have fewer than 10 captions; all are kept"]
+    assert listing.notes == ["1 of 40 images have fewer than 10 captions; all are kept"]
     assert not listing.problems
 
 
@@ -97,9 +97,9 @@ def test_missing_captions_are_counted(cub, known, text):
     file = cub / "cvpr2016_cub" / "text_c10" / f"{known['train'][0]}.txt"
     file.unlink() if text is None else file.write_text(text)
     listing = read(cub / CUB, cub / "cvpr2016_cub")
-    assert "1 of 40 pictures have no captions" in listing.problems[0]
+    assert "1 of 40 images have no captions" in listing.problems[0]
     assert known["train"][0] in listing.problems[0]
-    assert f"the train split has {len(known['train']) - 1} pictures" in listing.problems[1]
+    assert f"the train split has {len(known['train']) - 1} images" in listing.problems[1]
     assert known["train"][0] not in names(listing, "train")
 
 
@@ -118,7 +118,7 @@ def test_missing_images_and_boxes(cub, known):
     listing = read(cub / CUB, cub / "birds")
     assert len(listing.problems) == 4, "image, box, and the counts of both splits"
     assert f"{known['test'][0]}.jpg" in listing.problems[0]
-    assert "bounding_boxes.txt has no box of 1 of 40 pictures, such as number 1" in listing.problems[1]
+    assert "bounding_boxes.txt has no box of 1 of 40 images, such as number 1" in listing.problems[1]
     assert len(listing.records) == sum(map(len, known.values())) - 2
 
 
@@ -130,9 +130,9 @@ def test_missing_images_and_boxes(cub, known):
         ("images.txt", lambda lines: [*lines, "999"], "must hold an id and 1 more"),
         ("images.txt", lambda lines: [lines[0] + " more", *lines[1:]], "line 1, must hold an id and 1 more"),
         ("bounding_boxes.txt", lambda lines: ["1 0 0 9"], "line 1, must hold an id and 4 more"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 x"], "no box of picture 1 but 0 0 9 x"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 0.0"], "no box of picture 1"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 nan inf"], "no box of picture 1"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 x"], "no box of image 1 but 0 0 9 x"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 0.0"], "no box of image 1"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 nan inf"], "no box of image 1"),
         ("bounding_boxes.txt", lambda lines: [*lines[:-2], lines[0]], "holds the id 1 a second time"),
     ],
 )
@@ -147,7 +147,7 @@ def test_paths_that_lead_out_of_the_folder_are_not_followed(cub, tmp_path):
     (tmp_path / "cub" / "secret.jpg").write_text("secret")
     edit(cub / CUB / "images.txt", lambda lines: ["1 ../../secret.jpg", *lines[1:]])
     listing = read(cub / CUB, cub / "birds")
-    assert "1 of 40 pictures are missing" in listing.problems[0]
+    assert "1 of 40 images are missing" in listing.problems[0]
     assert not any("secret" in record.name for record in listing.records)
 
 
@@ -216,7 +216,7 @@ def test_classes_of_no_split_are_left_out(cub, known):
 
 
 def test_nothing_is_taken_twice(cub, tmp_path):
-    with pytest.raises(InputError, match="captions of the same picture; give one of the two"):
+    with pytest.raises(InputError, match="captions of the same image; give one of the two"):
         read(cub / CUB, cub / "birds", cub / "cvpr2016_cub")
     with pytest.raises(InputError, match="are two of one kind"):
         read(cub / CUB, cub / "birds", pack(cub / CUB, tmp_path / "again.zip"))

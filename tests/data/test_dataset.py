@@ -7,9 +7,9 @@ from icsd.errors import InputError
 
 
 def make(split, **options):
-    pictures = torch.arange(8 * 3 * 4 * 4, dtype=torch.uint8).reshape(8, 3, 4, 4)
+    images = torch.arange(8 * 3 * 4 * 4, dtype=torch.uint8).reshape(8, 3, 4, 4)
     captions = [[f"caption {choice} of {index}" for choice in range(5)] for index in range(8)]
-    return CaptionedImages("made", split, pictures, captions, list(range(8)), **options)
+    return CaptionedImages("made", split, images, captions, list(range(8)), **options)
 
 
 def batches(dataset, workers):
@@ -25,7 +25,7 @@ def test_items():
     item = dataset[2]
     assert item["image"].dtype == torch.float32
     assert item["image"].shape == (3, 4, 4)
-    assert torch.equal(item["image"], dataset.pictures[2] / 127.5 - 1)
+    assert torch.equal(item["image"], dataset.images[2] / 127.5 - 1)
     assert (item["caption"], item["class_id"], item["index"]) == ("caption 0 of 2", 2, 2)
 
 
@@ -58,19 +58,19 @@ def test_root_goes_with_stored_sets_only(config):
 
 
 def coordinates(height, width):
-    """A picture whose first two channels tell each pixel's row and column."""
+    """A image whose first two channels tell each pixel's row and column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([rows, columns, columns]).byte()
 
 
-def test_training_pictures_are_cut_at_random_and_others_in_the_middle():
-    pictures = [coordinates(8, 12)] * 8
+def test_training_images_are_cut_at_random_and_others_in_the_middle():
+    images = [coordinates(8, 12)] * 8
     corners = {}
     for split in ("train", "test"):
-        dataset = CaptionedImages("made", split, pictures, [["a"]] * 8, [0] * 8, resolution=5)
-        images = [dataset[0]["image"] for _ in range(400)]
-        assert {image.shape for image in images} == {(3, 5, 5)}
-        corners[split] = {tuple(image.add(1).mul(127.5).round()[:2, 0, 0].int().tolist()) for image in images}
+        dataset = CaptionedImages("made", split, images, [["a"]] * 8, [0] * 8, resolution=5)
+        crops = [dataset[0]["image"] for _ in range(400)]
+        assert {image.shape for image in crops} == {(3, 5, 5)}
+        corners[split] = {tuple(image.add(1).mul(127.5).round()[:2, 0, 0].int().tolist()) for image in crops}
     assert corners["test"] == {(1, 3)}
     assert corners["train"] == {(top, left) for top in range(4) for left in range(8)}
 
@@ -79,7 +79,7 @@ def test_training_pictures_are_cut_at_random_and_others_in_the_middle():
 def test_margin(margin):
     config = DataConfig(name="procedural-flowers", size=24, margin=margin)
     dataset = open_dataset(config, "train", 64)
-    assert dataset.pictures.shape[-1] == {0.0: 64, 0.1875: 76}[margin]
+    assert dataset.images.shape[-1] == {0.0: 64, 0.1875: 76}[margin]
     assert dataset[0]["image"].shape == (3, 64, 64)
 
 

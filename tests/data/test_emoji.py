@@ -33,7 +33,7 @@ def test_people_form_a_complete_grid(subset, roles, request):
     train, test = request.getfixturevalue(subset)
     seen = Counter(cells(train) + cells(test))
     assert len(seen) == roles * 3 * 6
-    assert set(seen.values()) == {1}, "no cell twice, so no picture on both sides"
+    assert set(seen.values()) == {1}, "no cell twice, so no image on both sides"
     assert {name: len(values) for name, values in train.attribute_names.items()} == {
         "tone": 6,
         "gender": 3,
@@ -102,8 +102,8 @@ def test_tones_look_as_named():
     brightness = {}
     for dataset in (train, test):
         bald = dataset.attributes["role"] == dataset.attribute_names["role"].index("bald")
-        for picture, tone in zip(dataset.pictures[bald], dataset.attributes["tone"][bald].tolist(), strict=True):
-            brightness[dataset.attribute_names["tone"][tone]] = picture.float().mean().item()
+        for image, tone in zip(dataset.images[bald], dataset.attributes["tone"][bald].tolist(), strict=True):
+            brightness[dataset.attribute_names["tone"][tone]] = image.float().mean().item()
     del brightness["yellow"]
     order = sorted(brightness, key=brightness.get, reverse=True)
     assert order == ["light", "medium-light", "medium", "medium-dark", "dark"]
@@ -112,7 +112,7 @@ def test_tones_look_as_named():
 def test_deterministic(busts):
     again = both(subset="busts")
     for once, twice in zip(busts, again, strict=True):
-        assert torch.equal(once.pictures, twice.pictures)
+        assert torch.equal(once.images, twice.images)
         assert once.captions == twice.captions
         assert once.class_ids == twice.class_ids
 
@@ -139,8 +139,8 @@ def test_loads_fast():
     assert time.perf_counter() - start < 6
 
 
-def test_pictures_lie_on_white(busts):
-    corners = busts[0].pictures[:, :, 0, 0].float()
+def test_images_lie_on_white(busts):
+    corners = busts[0].images[:, :, 0, 0].float()
     assert (corners > 250).float().mean() > 0.5
 
 

@@ -134,10 +134,10 @@ def test_large_folders_are_decoded_on_demand(root, monkeypatch):
     cached = open_dataset(config(root), "train", 8)
     monkeypatch.setattr(images, "_MEMORY", 0)
     lazy = open_dataset(config(root), "train", 8)
-    assert isinstance(cached.pictures, torch.Tensor)
-    assert not isinstance(lazy.pictures, torch.Tensor)
+    assert isinstance(cached.images, torch.Tensor)
+    assert not isinstance(lazy.images, torch.Tensor)
     for index in range(len(lazy)):
-        assert torch.equal(lazy.pictures[index], cached.pictures[index])
+        assert torch.equal(lazy.images[index], cached.images[index])
     assert sum(len(batch["caption"]) for batch in DataLoader(lazy, 2, num_workers=2)) == len(lazy)
 
 
@@ -237,10 +237,10 @@ def test_written_folder_reads_back(tmp_path):
     emoji = open_dataset(DataConfig(holdout="unseen-class"), "test", 16)
     write_folder(emoji, tmp_path / "out")
     back = [open_dataset(config(tmp_path / "out"), split, 16) for split in ("train", "test")]
-    images = torch.cat([dataset.pictures for dataset in back])
+    images = torch.cat([dataset.images for dataset in back])
     order = [index for dataset in back for index in dataset.class_ids]
     assert sorted(order) == list(range(len(emoji)))
-    assert torch.equal(images, emoji.pictures[order])
+    assert torch.equal(images, emoji.images[order])
     assert [captions for dataset in back for captions in dataset.captions] == [emoji.captions[i] for i in order]
     assert (tmp_path / "out" / "ATTRIBUTION").read_text().strip() == emoji.attribution
 

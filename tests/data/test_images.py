@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from icsd.data.files import Files
-from icsd.data.images import open_pictures, to_picture
+from icsd.data.images import image_to_tensor, open_images
 from icsd.errors import InputError
 
 
@@ -17,16 +17,16 @@ from icsd.errors import InputError
 )
 def test_every_mode_becomes_rgb(mode, color):
     image = Image.new("RGB", (6, 6), color).convert("P") if mode == "P" else Image.new(mode, (6, 6), color)
-    picture = to_picture(image, 4)
-    assert picture.shape == (3, 4, 4)
-    assert picture.dtype == torch.uint8
+    image = image_to_tensor(image, 4)
+    assert image.shape == (3, 4, 4)
+    assert image.dtype == torch.uint8
     expected = {"RGB": (255, 0, 0), "CMYK": (255, 0, 0), "P": (255, 0, 0), "1": (255, 255, 255)}.get(mode, (76, 76, 76))
-    assert picture[:, 1, 1].tolist() == list(expected)
+    assert image[:, 1, 1].tolist() == list(expected)
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
     image = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
-    assert to_picture(image, 4).unique().tolist() == [0x80]
+    assert image_to_tensor(image, 4).unique().tolist() == [0x80]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "PA", "P"])
@@ -36,26 +36,26 @@ def test_transparency_lies_on_white(mode):
     if mode == "P":
         image = Image.new("P", (6, 6), 7)
         image.info["transparency"] = 7
-    picture = to_picture(image.convert("PA") if mode == "PA" else image, 6)
-    assert picture[:, 0, 0].tolist() == [255, 255, 255]
+    image = image_to_tensor(image.convert("PA") if mode == "PA" else image, 6)
+    assert image[:, 0, 0].tolist() == [255, 255, 255]
 
 
 def test_orientation_is_applied():
     image = Image.new("RGB", (4, 4), "white")
     image.putpixel((0, 0), (0, 0, 0))
     image.getexif()[0x0112] = 6  # turn by 90 degrees clockwise: the top left corner goes to the top right
-    assert to_picture(image, 4)[0, 0].tolist() == [255, 255, 255, 0]
+    assert image_to_tensor(image, 4)[0, 0].tolist() == [255, 255, 255, 0]
 
 
 def test_the_middle_square_is_kept():
     image = Image.new("RGB", (12, 4), "black")
     image.paste((255, 255, 255), (4, 0, 8, 4))
-    assert to_picture(image, 4).min() == 255
+    assert image_to_tensor(image, 4).min() == 255
 
 
-def test_the_whole_picture_on_demand():
-    picture = to_picture(Image.new("RGB", (90, 60)), 40, square=False)
-    assert picture.shape == (3, 40, 60)
+def test_the_whole_image_on_demand():
+    image = image_to_tensor(Image.new("RGB", (90, 60)), 40, square=False)
+    assert image.shape == (3, 40, 60)
 
 
 @pytest.fixture
@@ -68,16 +68,16 @@ def shard(tmp_path):
     return tmp_path
 
 
-def test_pictures_in_a_tar_are_those_beside_it(shard):
+def test_images_in_a_tar_are_those_beside_it(shard):
     found = {}
     for source in (shard, shard / "a.tar"):
         files = Files([source])
-        images = [file for file in files.all if not file.name.endswith(".tar")]
-        pictures = open_pictures(files, images, 16, square=False)
-        assert not isinstance(pictures, torch.Tensor)
-        assert [pictures[index].shape for index in range(len(pictures))] == [(3, 16, 24)] * 2
-        found[source] = torch.stack([pictures[index] for index in range(len(pictures))])
-        assert torch.equal(open_pictures(files, images, 16, square=True), found[source][..., 4:20])
+        sources = [file for file in files.all if not file.name.endswith(".tar")]
+        images = open_images(files, sources, 16, square=False)
+        assert not isinstance(images, torch.Tensor)
+        assert [images[index].shape for index in range(len(images))] == [(3, 16, 24)] * 2
+        found[source] = torch.stack([images[index] for index in range(len(images))])
+        assert torch.equal(open_images(files, sources, 16, square=True), found[source][..., 4:20])
     assert torch.equal(*found.values())
 
 
@@ -89,4 +89,4 @@ def test_a_broken_image_in_a_tar_is_named(tmp_path):
     files = Files([tmp_path / "a.tar"])
     for square in (True, False):
         with pytest.raises(InputError, match=r"a\.tar/b\.jpg cannot be read as an image"):
-            open_pictures(files, files.all, 8, square)
+            open_images(files, files.all, 8, square)

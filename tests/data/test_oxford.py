@@ -41,7 +41,7 @@ def test_archives_and_folders(oxford, tmp_path, known, packed):
 
 def test_the_counts_of_the_real_set(oxford, monkeypatch):
     monkeypatch.undo()
-    assert sum(pictures for pictures, _ in module.KNOWN.values()) == 8189
+    assert sum(images for images, _ in module.KNOWN.values()) == 8189
     assert [classes for _, classes in module.KNOWN.values()] == [82, 20]
     assert len(read(oxford).problems) == 2
 
@@ -51,11 +51,11 @@ def test_missing_images_and_captions(oxford, known):
     (oxford / "jpg" / f"{first.split('/')[1]}.jpg").unlink()
     (oxford / "cvpr2016_flowers" / "text_c10" / f"{second}.txt").unlink()
     problems = read(oxford).problems
-    assert f"1 of 39 pictures have no captions, such as {second.split('/')[1]}" in problems
-    assert f"1 of 39 pictures have no image, such as {first.split('/')[1]}" in problems
+    assert f"1 of 39 images have no captions, such as {second.split('/')[1]}" in problems
+    assert f"1 of 39 images have no image, such as {first.split('/')[1]}" in problems
 
 
-def test_a_picture_has_one_class(oxford, known):
+def test_a_image_has_one_class(oxford, known):
     name = known["train"][0].split("/")[1]
     other = oxford / "cvpr2016_flowers" / "text_c10" / "class_00001" / f"{name}.txt"
     if known["train"][0].startswith("class_00001"):
@@ -67,7 +67,7 @@ def test_a_picture_has_one_class(oxford, known):
 
 
 def test_nothing_is_taken_twice(oxford, tmp_path):
-    with pytest.raises(InputError, match="are the same picture; give one of the two"):
+    with pytest.raises(InputError, match="are the same image; give one of the two"):
         read(oxford, pack(oxford / "jpg", tmp_path / "102flowers.tgz"))
 
 

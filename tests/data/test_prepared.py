@@ -15,7 +15,7 @@ from icsd.data.prepared import crop_to_box, write_prepared
 from icsd.data.sources import list_set
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
-from icsd.sampling import Painter
+from icsd.sampling import Sampler
 from icsd.training.config import TrainConfig
 from icsd.training.run import train
 
@@ -50,7 +50,7 @@ def test_nothing_is_lost(birds, published):
     other = open_dataset(DataConfig(name="cub", root=root), "train", 16)
     assert not set(dataset.class_ids) & set(other.class_ids), "classes are counted over both splits"
     about = json.loads((root / "set.json").read_text())
-    assert {split: about["splits"][split]["pictures"] for split in names} == {k: len(v) for k, v in names.items()}
+    assert {split: about["splits"][split]["images"] for split in names} == {k: len(v) for k, v in names.items()}
     assert len(written(root)) == sum(map(len, names.values())) + 7
 
 
@@ -65,7 +65,7 @@ def test_the_pickles_are_those_of_attngan(birds, cub):
             assert captions[10 * place : 10 * place + 10] == expected[10 * there : 10 * there + 10]
 
 
-def test_pictures_are_cropped_to_their_boxes(birds, cub):
+def test_images_are_cropped_to_their_boxes(birds, cub):
     root, listing = birds
     assert len({record.box[0] for record in listing.records}) > 5
     for record in listing.records:
@@ -106,7 +106,7 @@ def test_every_kind_of_jpeg_becomes_rgb(cub, tmp_path, published, mode):
         assert all(abs(value - 180) < 4 for value in image.getpixel((5, 5)))
 
 
-def test_large_pictures_are_reduced_and_small_ones_kept(oxford, tmp_path, published):
+def test_large_images_are_reduced_and_small_ones_kept(oxford, tmp_path, published):
     first, second = published[1]["oxford"]["train"][:2]
     Image.new("RGB", (900, 1200), (90, 30, 200)).save(oxford / "jpg" / f"{first.split('/')[1]}.jpg")
     prepare("oxford", [oxford], tmp_path / "out", size=100)
@@ -136,7 +136,7 @@ def test_unreadable_images(cub, tmp_path, published, partial):
     assert name not in pickle.loads((tmp_path / "out" / "train" / "filenames.pickle").read_bytes())
     assert (
         len(open_dataset(DataConfig(name="cub", root=tmp_path / "out"), "train", 8))
-        == about["splits"]["train"]["pictures"]
+        == about["splits"]["train"]["images"]
     )
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_overwritten(birds):
     assert written(root) == before
 
 
-def test_two_pictures_of_one_name(tmp_path):
+def test_two_images_of_one_name(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("a\n")
@@ -233,6 +233,6 @@ def test_training_from_a_prepared_set(published, tmp_path, name, workers):
     )
     folder = train(config)
     assert folder == tmp_path / "runs" / name
-    vocabulary = Painter.load(folder).model.text_encoder.vocabulary
+    vocabulary = Sampler.load(folder).model.text_encoder.vocabulary
     if name == "cub":
         assert vocabulary.words == listing.vocabulary.words, "that of captions.pickle travels with the checkpoint"

@@ -14,11 +14,11 @@ def both(name, resolution=16, **options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_and_captions(name):
+def test_images_and_captions(name):
     train, test = both(name)
     assert len(train) + len(test) == 200
-    assert train.pictures.shape[1:] == (3, 16, 16)
-    assert train.pictures.float().std(dim=(1, 2, 3)).min() > 5, "something is drawn"
+    assert train.images.shape[1:] == (3, 16, 16)
+    assert train.images.float().std(dim=(1, 2, 3)).min() > 5, "something is drawn"
     assert train.attribution is None
     for dataset in (train, test):
         for index, sentences in enumerate(dataset.captions):
@@ -50,7 +50,7 @@ def test_unseen_class(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_by_seed(name):
     once, again, other = (both(name, size=40, seed=seed)[0] for seed in (1, 1, 2))
-    assert torch.equal(once.pictures, again.pictures)
+    assert torch.equal(once.images, again.images)
     assert once.captions == again.captions
     assert once.captions != other.captions
 
@@ -58,8 +58,8 @@ def test_deterministic_by_seed(name):
 def test_colors_are_where_the_captions_say():
     train, _ = both("procedural-flowers", resolution=32, size=120)
     names = train.attribute_names
-    edge = train.pictures[:, :, 0, 0].float()
-    middle = train.pictures[:, :, 14:18, 14:18].float().mean(dim=(2, 3))
+    edge = train.images[:, :, 0, 0].float()
+    middle = train.images[:, :, 14:18, 14:18].float().mean(dim=(2, 3))
     for place, key, table in ((edge, "background", _GROUNDS), (middle, "center", _COLORS)):
         palette = torch.tensor([table[value] for value in names[key]]).float()
         nearest = torch.cdist(place, palette).argmin(dim=1)

@@ -8,14 +8,15 @@ from layouts import drawn, write_shards
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from icsd.data import DataConfig, images, open_dataset
+from icsd.data import DataConfig, open_dataset
+from icsd.data import images as image_files
 from icsd.data.files import Files
 from icsd.data.webdataset import read_webdataset
 from icsd.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """(image, captions, class) of drawn flowers."""
     return [(image, captions, number) for number, image, captions in drawn("procedural-flowers", 30)["train"]]
 
@@ -41,31 +42,31 @@ def png():
     return encoded.getvalue()
 
 
-def test_shards(pictures, tmp_path, monkeypatch):
-    write_shards(tmp_path / "flowers", pictures, 8)
+def test_shards(images, tmp_path, monkeypatch):
+    write_shards(tmp_path / "flowers", images, 8)
     train, test = both(tmp_path / "flowers", test_fraction=0.25)
     assert train.name == "flowers"
-    assert len(train) + len(test) == len(pictures)
-    assert len(test) == round(len(pictures) / 4)
-    captions = {tuple(lines): number for _, lines, number in pictures}
+    assert len(train) + len(test) == len(images)
+    assert len(test) == round(len(images) / 4)
+    captions = {tuple(lines): number for _, lines, number in images}
     classes = sorted({str(number) for number in captions.values()})
     for dataset in (train, test):
         for index in range(len(dataset)):
             assert classes[dataset.class_ids[index]] == str(captions.pop(tuple(dataset.captions[index])))
     assert not captions
-    monkeypatch.setattr(images, "_MEMORY", 0)
+    monkeypatch.setattr(image_files, "_MEMORY", 0)
     lazy, _ = both(tmp_path / "flowers", test_fraction=0.25)
-    assert all(torch.equal(lazy.pictures[index], train.pictures[index]) for index in range(len(train)))
+    assert all(torch.equal(lazy.images[index], train.images[index]) for index in range(len(train)))
     batches = list(DataLoader(lazy, 5, num_workers=2))
     assert sum(len(batch["caption"]) for batch in batches) == len(train)
 
 
-def test_shards_named_test_are_the_test_split(pictures, tmp_path):
-    write_shards(tmp_path, pictures[:12], 5, "train-")
-    write_shards(tmp_path, pictures[12:16], 5, "test-")
+def test_shards_named_test_are_the_test_split(images, tmp_path):
+    write_shards(tmp_path, images[:12], 5, "train-")
+    write_shards(tmp_path, images[12:16], 5, "test-")
     train, test = both(tmp_path)
     assert (len(train), len(test)) == (12, 4)
-    assert test.captions[0] == pictures[12][1]
+    assert test.captions[0] == images[12][1]
 
 
 def test_json_tells_captions_and_class(tmp_path):

@@ -7,16 +7,16 @@ from icsd.evaluation import AttributeScore, evaluate_attributes, format_scores, 
 COLORS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 
 
-def flat_pictures(split, count):
+def flat_images(split, count):
     values = torch.arange(count) % len(COLORS)
     names = list(COLORS)
-    pictures = torch.tensor([COLORS[names[value]] for value in values], dtype=torch.uint8)
-    pictures = pictures[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
-    captions = [[f"a {names[value]} picture"] for value in values]
+    images = torch.tensor([COLORS[names[value]] for value in values], dtype=torch.uint8)
+    images = images[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+    captions = [[f"a {names[value]} image"] for value in values]
     return CaptionedImages(
         "flat",
         split,
-        pictures,
+        images,
         captions,
         values.tolist(),
         attributes={"color": values},
@@ -24,53 +24,53 @@ def flat_pictures(split, count):
     )
 
 
-def paint_what_is_asked(captions, seed):
+def generate_as_captioned(captions, seed):
     colors = torch.tensor([COLORS[caption.split()[1]] for caption in captions]) / 127.5 - 1
     return colors[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    return train_classifier(flat_pictures("train", 30), steps=40, batch_size=12)
+    return train_classifier(flat_images("train", 30), steps=40, batch_size=12)
 
 
 @pytest.fixture
 def score(classifier):
-    def score(paint):
-        (only,) = evaluate_attributes(paint, classifier, flat_pictures("test", 12))
+    def score(generate):
+        (only,) = evaluate_attributes(generate, classifier, flat_images("test", 12))
         return only
 
     return score
 
 
-def test_a_painter_who_listens_reaches_the_ceiling(score):
-    one = score(paint_what_is_asked)
+def test_a_generator_that_follows_captions_reaches_the_ceiling(score):
+    one = score(generate_as_captioned)
     assert (one.attribute, one.values) == ("color", 3)
     assert one.ceiling == one.result == 1
     assert one.floor == pytest.approx(1 / 3)
 
 
-def test_a_painter_who_does_not_listen_stays_at_the_floor(score):
-    one = score(lambda captions, seed: paint_what_is_asked(["a red picture"] * len(captions), seed))
+def test_a_generator_that_ignores_captions_stays_at_the_floor(score):
+    one = score(lambda captions, seed: generate_as_captioned(["a red image"] * len(captions), seed))
     assert one.ceiling == 1
     assert one.result == one.floor == pytest.approx(1 / 3)
 
 
 def test_the_global_random_state_is_left_alone(score):
     before = torch.get_rng_state()
-    train_classifier(flat_pictures("train", 6), steps=1, batch_size=2)
-    score(paint_what_is_asked)
+    train_classifier(flat_images("train", 6), steps=1, batch_size=2)
+    score(generate_as_captioned)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_every_repeat_gets_another_seed(score):
     seeds = []
 
-    def paint(captions, seed):
+    def generate(captions, seed):
         seeds.append(seed)
-        return paint_what_is_asked(captions, seed)
+        return generate_as_captioned(captions, seed)
 
-    score(paint)
+    score(generate)
     assert seeds == [0, 1, 2, 3]
 
 

@@ -13,8 +13,8 @@ def test_own_caption_is_found():
 
 def test_chance():
     torch.manual_seed(0)
-    pictures, sentences = torch.randn(2, 3000, 8)
-    assert abs(r_precision(pictures, sentences, candidates=10) - 0.1) < 0.02
+    images, sentences = torch.randn(2, 3000, 8)
+    assert abs(r_precision(images, sentences, candidates=10) - 0.1) < 0.02
 
 
 def test_mismatched_captions_are_of_other_classes():
@@ -26,7 +26,7 @@ def test_mismatched_captions_are_of_other_classes():
     assert r_precision(sentences, sentences, classes, candidates=52) == 0  # one of its own class has to be taken
 
 
-def test_few_pictures():
+def test_few_images():
     one = torch.ones(1, 3)
     assert r_precision(one, one) == 1
     assert math.isnan(r_precision(one[:0], one[:0]))

@@ -26,7 +26,7 @@ def cosine(a, b):
 
 
 def relevance_of(regions, words, config):
-    """R(Q, D) of one sentence, a list of vectors, and one picture, a list of vectors: equations (7) to (10)."""
+    """R(Q, D) of one sentence, a list of vectors, and one image, a list of vectors: equations (7) to (10)."""
     s = [[(e @ v).item() for v in regions] for e in words]
     normalized = [
         [math.exp(s[i][j]) / sum(math.exp(s[k][j]) for k in range(len(words))) for j in range(len(regions))]

@@ -29,15 +29,15 @@ def test_parts_are_judged_as_if_alone(normalization):
     torch.manual_seed(0)
     (discriminator,) = build_discriminators(DiscriminatorConfig(width=2, normalization=normalization), [32], 5)
     discriminator.requires_grad_(False)
-    pictures, sentences = torch.randn(6, 3, 32, 32), torch.randn(6, 5)
+    images, sentences = torch.randn(6, 3, 32, 32), torch.randn(6, 5)
     for _ in range(20):  # the power iteration of spectral normalization converges
-        discriminator.conditional(discriminator.features(pictures), sentences)
-    together = discriminator.features(pictures, parts=2)
-    alone = [discriminator.features(part) for part in pictures.chunk(2)]
+        discriminator.conditional(discriminator.features(images), sentences)
+    together = discriminator.features(images, parts=2)
+    alone = [discriminator.features(part) for part in images.chunk(2)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
-    judged = [discriminator.conditional(*pair) for pair in zip(alone, sentences.chunk(2), strict=True)]
+    logits = [discriminator.conditional(*pair) for pair in zip(alone, sentences.chunk(2), strict=True)]
     torch.testing.assert_close(
-        discriminator.conditional(together, sentences, parts=2), torch.cat(judged), rtol=1e-3, atol=1e-4
+        discriminator.conditional(together, sentences, parts=2), torch.cat(logits), rtol=1e-3, atol=1e-4
     )
 
 

@@ -12,8 +12,8 @@ def check_same(layer, plain, x):
     for function in (layer, plain):
         leaf = x.detach().clone().requires_grad_()
         y = function(leaf)
-        slopes = torch.autograd.grad(y.square().sum(), (leaf, layer.weight), create_graph=True)
-        results.append([y, *slopes, *torch.autograd.grad(slopes[0].square().sum(), (leaf, layer.weight))])
+        gradients = torch.autograd.grad(y.square().sum(), (leaf, layer.weight), create_graph=True)
+        results.append([y, *gradients, *torch.autograd.grad(gradients[0].square().sum(), (leaf, layer.weight))])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -6,16 +6,16 @@ from torch.nn import functional as F
 from icsd.models import MatchingHead, matching_loss
 
 
-def test_head_gives_one_vector_per_picture():
+def test_head_gives_one_vector_per_image():
     assert MatchingHead(16, 5)(torch.randn(3, 16, 4, 4)).shape == (3, 5)
 
 
 def test_loss_is_the_mean_of_both_directions():
     torch.manual_seed(0)
-    pictures, sentences = torch.randn(2, 4, 6)
-    cosines = F.cosine_similarity(pictures[:, None], sentences[None], dim=-1)
+    images, sentences = torch.randn(2, 4, 6)
+    cosines = F.cosine_similarity(images[:, None], sentences[None], dim=-1)
     rows, columns = (-torch.log_softmax(10 * cosines, dim=dim).diagonal().mean() for dim in (1, 0))
-    torch.testing.assert_close(matching_loss(pictures, sentences), (rows + columns) / 2)
+    torch.testing.assert_close(matching_loss(images, sentences), (rows + columns) / 2)
 
 
 def test_matching_pairs_cost_less_than_chance_and_mismatched_more():

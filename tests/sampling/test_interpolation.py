@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icsd.errors import InputError
-from icsd.sampling import Painter
+from icsd.sampling import Sampler
 from icsd.sampling.interpolation import interpolate
 
 
@@ -14,11 +14,11 @@ def difference(a, b):
 
 @pytest.mark.parametrize("sentences", [("a woman", "a woman"), ("a red flower with dark skin", "a woman")], ids=str)
 @pytest.mark.parametrize("seeds", [(3, 3), (3, 9)], ids=str)
-def test_the_ends_are_the_pictures_themselves_and_the_way_is_between(path, sentences, seeds):
-    painter = Painter.load(path)
-    frames = interpolate(painter, sentences, seeds, 5)
+def test_the_ends_are_the_images_themselves_and_the_way_is_between(path, sentences, seeds):
+    sampler = Sampler.load(path)
+    frames = interpolate(sampler, sentences, seeds, 5)
     for frame, sentence, seed in ((frames[0], sentences[0], seeds[0]), (frames[-1], sentences[1], seeds[1])):
-        torch.testing.assert_close(frame.images[-1], painter.pictures([sentence], seed)[0].images[-1])
+        torch.testing.assert_close(frame.images[-1], sampler.sample([sentence], seed)[0].images[-1])
     if sentences[0] == sentences[1] and seeds[0] == seeds[1]:
         assert all(difference(frame, frames[0]) < 1e-6 for frame in frames)
     else:
@@ -26,19 +26,19 @@ def test_the_ends_are_the_pictures_themselves_and_the_way_is_between(path, sente
 
 
 def test_noise_keeps_its_norm_on_the_way(path, monkeypatch):
-    painter = Painter.load(path)
+    sampler = Sampler.load(path)
     norms = []
-    plain = painter.model.generator.forward
+    plain = sampler.model.generator.forward
 
     def record(z, text, condition):
         norms.append(z.norm().item())
         return plain(z, text, condition)
 
-    monkeypatch.setattr(painter.model.generator, "forward", record)
-    interpolate(painter, ("a woman", "a woman"), (0, 1), 9)
+    monkeypatch.setattr(sampler.model.generator, "forward", record)
+    interpolate(sampler, ("a woman", "a woman"), (0, 1), 9)
     assert min(norms) > 0.9 * min(norms[0], norms[-1])
 
 
 def test_one_frame_is_no_way(path):
     with pytest.raises(InputError, match="frames is 1"):
-        interpolate(Painter.load(path), ("a woman", "a woman"), (0, 1), 1)
+        interpolate(Sampler.load(path), ("a woman", "a woman"), (0, 1), 1)

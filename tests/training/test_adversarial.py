@@ -61,13 +61,13 @@ def test_generator_is_judged_with_and_without_the_sentence(name):
 
 
 class Plane:
-    """Logits that are linear in picture and sentence, with slopes known by hand; `scale` is its only weight."""
+    """Logits that are linear in image and sentence, with gradients known by hand; `scale` is its only weight."""
 
     def __init__(self):
         self.scale = torch.tensor(2.0, requires_grad=True)
 
-    def features(self, pictures):
-        return self.scale * pictures.flatten(1)
+    def features(self, images):
+        return self.scale * images.flatten(1)
 
     def unconditional(self, features):
         return 2 * features.sum(1)
@@ -77,14 +77,14 @@ class Plane:
 
 
 def test_penalties_are_powers_of_the_slopes():
-    pictures, sentences = torch.randn(5, 3, 2, 2), torch.randn(5, 4)
-    both = 2**2 * (12 + 4)  # squared slope of the conditional judgement by picture and sentence
-    matching = gradient_penalty(AdversarialConfig(matching_penalty=2.0), Plane(), pictures, sentences)
+    images, sentences = torch.randn(5, 3, 2, 2), torch.randn(5, 4)
+    both = 2**2 * (12 + 4)  # squared slope of the conditional logits by image and sentence
+    matching = gradient_penalty(AdversarialConfig(matching_penalty=2.0), Plane(), images, sentences)
     assert matching.item() == pytest.approx(2 * both**3)
-    r1 = gradient_penalty(AdversarialConfig(r1=10.0), Plane(), pictures, sentences)
+    r1 = gradient_penalty(AdversarialConfig(r1=10.0), Plane(), images, sentences)
     assert r1.item() == pytest.approx(10 / 2 * 12 * (2 + 4) ** 2)
     config = AdversarialConfig(matching_penalty=2.0, r1=10.0)
-    assert gradient_penalty(config, Plane(), pictures, sentences).item() == pytest.approx(matching.item() + r1.item())
+    assert gradient_penalty(config, Plane(), images, sentences).item() == pytest.approx(matching.item() + r1.item())
 
 
 def test_penalties_reach_the_weights():

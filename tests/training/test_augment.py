@@ -20,10 +20,10 @@ def test_nothing_asked_for_changes_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_change_differently_and_gradients_pass(kind):
-    picture = (torch.rand(1, 3, 16, 16) * 2 - 1).expand(8, -1, -1, -1).contiguous().requires_grad_()
-    (changed,) = augment([picture], [kind])
+    image = (torch.rand(1, 3, 16, 16) * 2 - 1).expand(8, -1, -1, -1).contiguous().requires_grad_()
+    (changed,) = augment([image], [kind])
     assert not torch.equal(changed[0], changed[1])
-    (gradient,) = torch.autograd.grad(changed.sum(), picture)
+    (gradient,) = torch.autograd.grad(changed.sum(), image)
     assert gradient.abs().sum() > 0
 
 

@@ -10,7 +10,7 @@ from icsd.models import DiscriminatorConfig, GeneratorConfig
 from icsd.models.damsm import DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig
 from icsd.models.text import TextConfig
-from icsd.sampling import Painter
+from icsd.sampling import Sampler
 from icsd.training import checkpoint, run
 from icsd.training.config import GuidanceConfig, TrainConfig
 from icsd.training.pretrain import PretrainConfig, Pretrainer, load_damsm, pretrain
@@ -135,6 +135,6 @@ def test_training_is_guided_and_resumed(config, tmp_path):
     run.train(replace(guided, text=config.text), part)
     resumed = checkpoint.load(checkpoint.latest(part))
     assert all(torch.equal(resumed["ema"][name], value) for name, value in whole["ema"].items())
-    assert Painter.load(part).pictures(["this flower has blue petals"])[0].images[-1].shape == (1, 3, 16, 16)
+    assert Sampler.load(part).sample(["this flower has blue petals"])[0].images[-1].shape == (1, 3, 16, 16)
     with pytest.raises(InputError, match="no checkpoint at"):
         run.train(replace(guided, damsm=GuidanceConfig(tmp_path / "missing")))

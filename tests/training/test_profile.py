@@ -63,5 +63,5 @@ def test_shares_are_laid_out_one_per_line(profile):
     assert empty == ""
     assert len(lines) == len(profile.shares)
     assert lines[0].startswith("text encoder")
-    assert "pictures/s" in whole
+    assert "images/s" in whole
     assert "MiB" in whole

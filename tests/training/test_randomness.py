@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from icsd.training.batches import Draws, batch_indices
+from icsd.training.batches import SampledDataset, batch_indices
 from icsd.training.randomness import random_state, restore_random_state, seeded
 
 
@@ -41,7 +41,7 @@ def test_choices_depend_on_the_place_alone():
         def __getitem__(self, index):
             return index, torch.rand(()).item()
 
-    draws = Draws(Dataset(), batch_size=3, seed=1)
+    draws = SampledDataset(Dataset(), batch_size=3, seed=1)
     batches = list(draws.batches(0, 6))
     assert [[index for _, index in batch] for batch in batches] == list(batch_indices(5, 3, 1, 0, 6))
     assert list(draws.batches(2, 6)) == batches[2:]

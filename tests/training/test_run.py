@@ -89,14 +89,14 @@ def test_a_run_leaves_its_folder_and_says_where(config, capsys):
     assert [line["step"] for line in lines if "diversity" in line] == [4, 6]
     assert {"images_per_second", "generator/16", "discriminator/8", "generator/csd"} <= lines[0].keys()
 
-    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert pictures == ["step-00000004.png", "step-00000006.png"]
-    with Image.open(folder / "pictures" / pictures[1]) as picture:
-        assert min(picture.size) > 200
+    images = sorted(path.name for path in (folder / "images").iterdir())
+    assert images == ["step-00000004.png", "step-00000006.png"]
+    with Image.open(folder / "images" / images[1]) as image:
+        assert min(image.size) > 200
     assert list((folder / "tensorboard").iterdir())
 
     printed = capsys.readouterr().out
-    assert str(folder / "pictures" / "step-00000006.png") in printed
+    assert str(folder / "images" / "step-00000006.png") in printed
     assert str(folder / "checkpoints" / "step-00000006.safetensors") in printed
     assert "icsd sample 'this " in printed
 
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(co
 def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
     scores = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75, 5: 0.9, 6: 0.1}
 
-    def evaluate(paint, classifier, test_set):
+    def evaluate(generate, classifier, test_set):
         return [AttributeScore("petal", 8, 1.0, scores[steps[0]], 0.1)]
 
     steps = [0]
@@ -221,9 +221,9 @@ def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
     assert [line["score"] for line in lines_of(folder) if "score" in line] == list(scores.values())
 
 
-def test_without_attributes_the_score_is_recall(config, tmp_path):
-    write_folder(open_dataset(config.data, "train", 16), tmp_path / "pictures")
-    folder = run.train(replace(config, data=DataConfig("folder", tmp_path / "pictures", size=1), evaluate_every=3))
+def test_without_attributes_the_score_is_r_precision(config, tmp_path):
+    write_folder(open_dataset(config.data, "train", 16), tmp_path / "images")
+    folder = run.train(replace(config, data=DataConfig("folder", tmp_path / "images", size=1), evaluate_every=3))
     scores = [line["score"] for line in lines_of(folder) if "score" in line]
     assert len(scores) == 2
     assert all(0 <= score <= 1 for score in scores)
@@ -232,14 +232,14 @@ def test_without_attributes_the_score_is_recall(config, tmp_path):
 
 def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run.rehearse(config)
+    run.dry_run(config)
     printed = capsys.readouterr().out
     for word in ("generator", "discriminator 16", "steps/s", "6 steps", "MiB", "nothing was written"):
         assert word in printed
     assert list(tmp_path.iterdir()) == []
     folder = run.train(replace(config, steps=2))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    run.rehearse(config, resume=folder)
+    run.dry_run(config, resume=folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -327,8 +327,8 @@ def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):
     assert lines_of(folder)[-1]["attributes"][0]["result"] == 0.61
 
 
-def test_the_attribution_is_printed_and_lies_beside_the_pictures(config, capsys):
+def test_the_attribution_is_printed_and_lies_beside_the_images(config, capsys):
     folder = run.train(replace(config, steps=1, data=DataConfig()))
     assert "CC-BY" in capsys.readouterr().out
-    assert "CC-BY" in (folder / "pictures" / "ATTRIBUTION").read_text()
+    assert "CC-BY" in (folder / "images" / "ATTRIBUTION").read_text()
     assert "CC-BY" in final_state(folder)["attribution"]

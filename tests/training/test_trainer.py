@@ -49,7 +49,7 @@ def trainer_of(config):
 
 
 def batch_of(size=8):
-    """Pictures of one flat color, red or blue as their captions say."""
+    """Images of one flat color, red or blue as their captions say."""
     captions = [CAPTIONS[i % 4] for i in range(size)]
     colors = torch.tensor([[1.0, -1.0, -1.0] if "red" in caption else [-1.0, -1.0, 1.0] for caption in captions])
     images = colors[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
@@ -72,7 +72,7 @@ def test_frozen_encoders_judge_and_stay_as_they_are():
     assert not any("matching" in name for name in losses)
     assert all(torch.equal(before[name], value) for name, value in trainer.damsm.state_dict().items())
     assert not all(torch.equal(generator[name], value) for name, value in trainer.model.generator.state_dict().items())
-    assert 0 <= trainer.recall(CAPTIONS) <= 1
+    assert 0 <= trainer.r_precision(CAPTIONS) <= 1
     weightless = guided_trainer(config_of(damsm=GuidanceConfig(weight=0)))
     assert weightless.step([batch_of()])["generator/damsm"] == 0
 
@@ -96,8 +96,8 @@ def test_distillation_reaches_the_coarse_stage_alone(source):
     config = config_of(distillation=DistillationConfig(generator=GeneratorCSDConfig(source=source)))
     trainer = trainer_of(config)
     text = trainer.model.text_encoder(CAPTIONS)
-    painted = trainer.model.generator(torch.randn(4, 4), text.detach())
-    trainer._generator_losses(painted, text.detach(), torch.arange(4))["generator/csd"].backward()
+    generated = trainer.model.generator(torch.randn(4, 4), text.detach())
+    trainer._generator_losses(generated, text.detach(), torch.arange(4))["generator/csd"].backward()
     generator = trainer.model.generator
     assert generator.initial.project[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in generator.refine.parameters())
@@ -170,7 +170,7 @@ def test_learns_the_colors_of_two_words():
     trainer = trainer_of(config_of(optimizer=OptimizerConfig(ema_decay=0.9, matching_weight=1.0)))
     for _ in range(200):
         trainer.step([batch_of(8)])
-    refined = trainer.paint(CAPTIONS, seed=1)[-1]
+    refined = trainer.generate(CAPTIONS, seed=1)[-1]
     red_over_blue = (refined[:, 0] - refined[:, 2]).mean(dim=(1, 2))
     assert red_over_blue[[0, 2]].min() > red_over_blue[[1, 3]].max() + 1
 
@@ -323,7 +323,7 @@ def test_compiled_networks_take_the_same_step(monkeypatch):
     )
     for name, loss in plain.items():
         torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
-    assert translated.frame_count >= 4  # generator, features and two judgements
+    assert translated.frame_count >= 4  # generator, features and two logits
 
 
 def batch_of_side(side):

@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 import torch  # noqa: E402
 
 from benchmarks.kernels import TEMPERATURES  # noqa: E402
-from benchmarks.machine_code import REGIMES, TARGETS, compile_for, rehearse, without_gpu  # noqa: E402
+from benchmarks.machine_code import REGIMES, TARGETS, compile_for, dry_run, without_gpu  # noqa: E402
 from icsd.ops.triton import TritonBackend, kernels, launch  # noqa: E402
 from icsd.ops.triton.kernels.tuning import SHARED_BYTES  # noqa: E402
 
@@ -75,7 +75,7 @@ def test_everything_compiles(regime, divergence, parameters, dtype, monkeypatch)
         ]:
             x = torch.empty(2, 200, 300, dtype=student, device="meta")
             y = torch.empty(2, 200, 100, dtype=teacher, device="meta")
-            rehearse(regime, divergence, [x, y], parameters, teacher_gradient)
+            dry_run(regime, divergence, [x, y], parameters, teacher_gradient)
 
 
 def test_what_adds_is_not_measured(monkeypatch):

@@ -11,23 +11,23 @@ NO_CONTEST_LINES = 10
 """Consecutive log lines with such a loss before the warning."""
 
 ALIKE = 0.1
-"""Diversity of painted pictures, as a share of the real ones', below which they count as one picture."""
+"""Diversity of generated images, as a share of the real ones', below which they count as one image."""
 
 
-def diversity(pictures: Tensor) -> float:
-    """How much pictures differ from each other: the standard deviation over them, averaged over pixels.
+def diversity(images: Tensor) -> float:
+    """How much images differ from each other: the standard deviation over them, averaged over pixels.
 
     Args:
-        pictures: `(B, 3, r, r)`.
+        images: `(B, 3, r, r)`.
 
     Returns:
         0 where all are the same.
     """
-    return pictures.float().std(dim=0, correction=0).mean().item()
+    return images.float().std(dim=0, correction=0).mean().item()
 
 
-class Watch:
-    """Looks at losses and pictures, and says once what is wrong, until it is right again.
+class TrainingMonitor:
+    """Looks at losses and images, and says once what is wrong, until it is right again.
 
     Args:
         resolutions: Sides of the stages.
@@ -51,12 +51,12 @@ class Watch:
                 )
         return warnings
 
-    def pictures(self, share: float) -> list[str]:
-        """Warnings after pictures whose diversity is this share of the real ones'."""
+    def diversity(self, share: float) -> list[str]:
+        """Warnings after images whose diversity is this share of the real ones'."""
         before, self._alike = self._alike, share < ALIKE
         if self._alike and not before:
             return [
-                f"the painted pictures look alike (their diversity is {share:.0%} of the real ones'): if it stays so, "
+                f"the generated images look alike (their diversity is {share:.0%} of the real ones'): if it stays so, "
                 "go back to an earlier checkpoint and lower optimizer.generator_lr"
             ]
         return []

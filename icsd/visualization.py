@@ -1,4 +1,4 @@
-"""Pictures to look at: grids of every stage with captions underneath, attention, matrices."""
+"""Images to look at: grids of every stage with captions underneath, attention, matrices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def caption_grid(
         side: Smallest side of a drawn image in pixels; every stage is enlarged (nearest) to the same side.
 
     Returns:
-        The picture, RGB.
+        The image, RGB.
     """
     finest = max(images.shape[-1] for images in stages)
     side = finest * math.ceil(side / finest)
@@ -73,20 +73,20 @@ def caption_grid(
             left = _MARGIN + column * (width + _GAP)
             for stage, images in enumerate(stages):
                 corner = (left + stage * (side + _PADDING), upper)
-                page.paste(to_image(images[index]).resize((side, side), Image.Resampling.NEAREST), corner)
+                page.paste(tensor_to_image(images[index]).resize((side, side), Image.Resampling.NEAREST), corner)
                 draw.rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), outline=_FRAME)
             _write(draw, texts[index], left, upper + side + _PADDING, _TEXT, _INK)
     return page
 
 
-def to_image(image: Tensor) -> Image.Image:
-    """Turn a picture (3, H, W) in [-1, 1] into a Pillow image; NaN is grey."""
+def tensor_to_image(image: Tensor) -> Image.Image:
+    """Turn a image (3, H, W) in [-1, 1] into a Pillow image; NaN is grey."""
     pixels = image.detach().float().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def attention_pictures(image: Tensor, attention: Tensor) -> Tensor:
-    """Show where each word looks: the picture, dark where the word does not attend.
+def attention_images(image: Tensor, attention: Tensor) -> Tensor:
+    """Show where each word looks: the image, dark where the word does not attend.
 
     Args:
         image: (3, R, R) in [-1, 1].
@@ -101,14 +101,14 @@ def attention_pictures(image: Tensor, attention: Tensor) -> Tensor:
     return (image + 1) * (0.15 + 0.85 * light) - 1
 
 
-def matrix_picture(matrix: Tensor) -> Tensor:
+def matrix_image(matrix: Tensor) -> Tensor:
     """Color a matrix of similarities: red towards 1, white at 0, blue towards -1.
 
     Args:
         matrix: (N, N) in [-1, 1].
 
     Returns:
-        A picture (3, N, N) in [-1, 1].
+        A image (3, N, N) in [-1, 1].
     """
     strength = matrix.clamp(-1, 1)[None]
     ends = torch.tensor([[0.70, 0.09, 0.17], [0.13, 0.40, 0.67]]).view(2, 3, 1, 1)

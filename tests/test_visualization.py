@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from icsd.pictures import caption_grid
+from icsd.visualization import caption_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -5,8 +5,8 @@ import pytest
 
 from icsd.data import DataConfig, open_dataset
 from icsd.errors import InputError
-from icsd.sampling import Painter
-from icsd.sampling.folder import paint_folder
+from icsd.sampling import Sampler
+from icsd.sampling.folder import generate_folder
 
 CAPTIONS = ["a woman", "a red flower", "a woman with dark skin"]
 
@@ -15,9 +15,9 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_every_caption_is_painted_in_turn(path, tmp_path):
-    folder = tmp_path / "painted"
-    assert paint_folder(Painter.load(path), CAPTIONS, folder, number=11, batch_size=4, seed=5) == 11
+def test_every_caption_is_generated_in_turn(path, tmp_path):
+    folder = tmp_path / "generated"
+    assert generate_folder(Sampler.load(path), CAPTIONS, folder, number=11, batch_size=4, seed=5) == 11
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert [line["caption"] for line in lines] == [CAPTIONS[k % 3] for k in range(11)]
     assert [line["seed"] for line in lines] == list(range(5, 16))
@@ -28,11 +28,11 @@ def test_every_caption_is_painted_in_turn(path, tmp_path):
 
 
 def test_a_stopped_folder_is_finished_to_the_same_bytes(path, tmp_path, monkeypatch):
-    painter = Painter.load(path)
+    sampler = Sampler.load(path)
     options = {"number": 10, "batch_size": 4}
-    paint_folder(painter, CAPTIONS, tmp_path / "whole", **options)
+    generate_folder(sampler, CAPTIONS, tmp_path / "whole", **options)
     calls = []
-    plain = Painter.paint
+    plain = Sampler.generate
 
     def stopping(self, *arguments):
         calls.append(None)
@@ -40,14 +40,14 @@ def test_a_stopped_folder_is_finished_to_the_same_bytes(path, tmp_path, monkeypa
             raise KeyboardInterrupt
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Painter, "paint", stopping)
+    monkeypatch.setattr(Sampler, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        paint_folder(painter, CAPTIONS, tmp_path / "stopped", **options)
+        generate_folder(sampler, CAPTIONS, tmp_path / "stopped", **options)
     assert not (tmp_path / "stopped" / "captions.jsonl").exists()
     (tmp_path / "stopped" / "1.png").unlink()
-    assert paint_folder(painter, CAPTIONS, tmp_path / "stopped", **options) == 7
+    assert generate_folder(sampler, CAPTIONS, tmp_path / "stopped", **options) == 7
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
-    assert paint_folder(painter, CAPTIONS, tmp_path / "stopped", **options) == 0
+    assert generate_folder(sampler, CAPTIONS, tmp_path / "stopped", **options) == 0
 
 
 @pytest.mark.parametrize(
@@ -60,21 +60,21 @@ def test_a_stopped_folder_is_finished_to_the_same_bytes(path, tmp_path, monkeypa
     ],
 )
 def test_bad_input(path, tmp_path, change, message):
-    arguments = {"captions": CAPTIONS, "folder": tmp_path / "painted", "number": 2} | change
+    arguments = {"captions": CAPTIONS, "folder": tmp_path / "generated", "number": 2} | change
     with pytest.raises(InputError, match=message):
-        paint_folder(Painter.load(path), **arguments)
+        generate_folder(Sampler.load(path), **arguments)
 
 
 def test_other_folders_are_left_alone(path, tmp_path):
-    painter = Painter.load(path)
-    paint_folder(painter, CAPTIONS, tmp_path / "painted", number=2)
+    sampler = Sampler.load(path)
+    generate_folder(sampler, CAPTIONS, tmp_path / "generated", number=2)
     with pytest.raises(InputError, match="begun with another number, seed"):
-        paint_folder(painter, CAPTIONS, tmp_path / "painted", number=3, seed=1)
+        generate_folder(sampler, CAPTIONS, tmp_path / "generated", number=3, seed=1)
     other = shutil.copytree(path.parent, tmp_path / "another run") / path.name
     with pytest.raises(InputError, match="begun with another checkpoint"):
-        paint_folder(Painter.load(other), CAPTIONS, tmp_path / "painted", number=2)
+        generate_folder(Sampler.load(other), CAPTIONS, tmp_path / "generated", number=2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "0.png").write_bytes(b"mine")
     with pytest.raises(InputError, match="is not empty"):
-        paint_folder(painter, CAPTIONS, tmp_path / "mine", number=2)
+        generate_folder(sampler, CAPTIONS, tmp_path / "mine", number=2)
     assert contents(tmp_path / "mine") == {"0.png": b"mine"}

@@ -1,4 +1,4 @@
-"""Sentences to pictures, from a checkpoint alone: neither the data set nor a GPU is needed."""
+"""Sentences to images, from a checkpoint alone: neither the data set nor a GPU is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from icsd.training.trainer import choose_device
 
 
 class Noise(NamedTuple):
-    """What a picture depends on beside its sentence, standard normal, for B pictures."""
+    """What an image depends on beside its sentence, standard normal, for B images."""
 
     z: Tensor
     """`(B, noise_dim)`."""
@@ -27,8 +27,8 @@ class Noise(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Painter:
-    """A trained model, ready to paint."""
+class Sampler:
+    """A trained model, ready to generate."""
 
     model: TextToImage
     """The averaged model."""
@@ -38,15 +38,15 @@ class Painter:
     """The checkpoint it was read from."""
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> Painter:
+    def load(cls, path: Path | str, device: str = "cpu") -> Sampler:
         """Read a checkpoint.
 
         Args:
             path: Checkpoint, or run folder for its newest one.
-            device: Where to paint: cpu, cuda, ... or auto.
+            device: Where to generate: cpu, cuda, ... or auto.
 
         Returns:
-            The painter.
+            The sampler.
 
         Raises:
             InputError: There is no checkpoint, it cannot be used (see `icsd.training.checkpoint.load`), or there is no
@@ -62,7 +62,7 @@ class Painter:
 
     @property
     def device(self) -> torch.device:
-        """Where it paints."""
+        """Where it generates."""
         return next(self.model.generator.parameters()).device
 
     def unknown(self, sentence: str) -> list[str]:
@@ -73,7 +73,7 @@ class Painter:
         """Draw the noise of each seed, the same on every machine and device.
 
         Args:
-            seeds: One for each picture.
+            seeds: One for each image.
             truncation: Values beyond this are drawn again: less variety, fewer failures. None keeps all.
 
         Returns:
@@ -93,50 +93,50 @@ class Painter:
         return Noise(*torch.stack(rows).split(widths, dim=1))
 
     @torch.no_grad()
-    def paint(self, sentences: Sequence[str], noise: Noise) -> GeneratorOutput:
-        """Paint a batch: one picture of each sentence.
+    def generate(self, sentences: Sequence[str], noise: Noise) -> GeneratorOutput:
+        """Generate a batch: one image of each sentence.
 
         Args:
             sentences: B sentences.
-            noise: Of B pictures.
+            noise: Of B images.
 
         Returns:
-            What the generator gives, on the painter's device.
+            What the generator gives, on the sampler's device.
         """
         text = self.model.text_encoder(list(sentences))
         return self.model.generator(noise.z.to(self.device), text, noise.condition.to(self.device))
 
-    def pictures(
+    def sample(
         self, sentences: Sequence[str], seed: int = 0, count: int = 1, truncation: float | None = None
     ) -> list[GeneratorOutput]:
-        """Paint each sentence ``count`` times.
+        """Generate each sentence ``count`` times.
 
-        Every picture is painted alone: a sentence and a seed give the same picture, whatever else is asked for.
+        Every image is generated alone: a sentence and a seed give the same image, whatever else is asked for.
 
         Args:
             sentences: Sentences.
-            seed: Seed of each sentence's first picture; the following ones take the seeds after it.
-            count: Pictures of each sentence.
+            seed: Seed of each sentence's first image; the following ones take the seeds after it.
+            count: Images of each sentence.
             truncation: See `noise`.
 
         Returns:
-            What the generator gives for each picture, a batch of one; the pictures of a sentence in a row.
+            What the generator gives for each image, a batch of one; the images of a sentence in a row.
 
         Raises:
             InputError: No sentence, an empty one, a negative seed, a count below 1, or a truncation that is not
                 positive.
         """
         if not sentences or not all(sentence.strip() for sentence in sentences):
-            raise InputError('no sentence to paint: give one or more, as in "a woman with dark skin, firefighter"')
+            raise InputError('no sentence to generate: give one or more, as in "a woman with dark skin, firefighter"')
         if count < 1:
             raise InputError(f"count is {count}: give at least 1")
         noises = [self.noise([each], truncation) for each in range(seed, seed + count)]
-        return [self.paint([sentence], noise) for sentence in sentences for noise in noises]
+        return [self.generate([sentence], noise) for sentence in sentences for noise in noises]
 
 
-def stages_of(pictures: Sequence[GeneratorOutput]) -> list[Tensor]:
-    """The pictures of every stage together: one `(B, 3, r, r)` in [-1, 1] each, coarse to fine, on the CPU."""
-    return [torch.cat(stage).cpu() for stage in zip(*(picture.images for picture in pictures), strict=True)]
+def stages_of(images: Sequence[GeneratorOutput]) -> list[Tensor]:
+    """The images of every stage together: one `(B, 3, r, r)` in [-1, 1] each, coarse to fine, on the CPU."""
+    return [torch.cat(stage).cpu() for stage in zip(*(image.images for image in images), strict=True)]
 
 
 def _normal(width: int, generator: torch.Generator, truncation: float | None) -> Tensor:
