@@ -53,7 +53,7 @@ def floor_seconds(
       teacher in the first, and the gradient is written once;
     * flops = N² D_s + N² D_t + 2 N² D_s: two Gram matrices by their symmetric halves and the product that is the
       gradient. For mse, the N D² of feature space (`icsd.ops.regimes`) where that is less. Work on N x N matrices is
-      left out, whatever the divergence.
+      left out, whatever the loss.
 
     Features that stay in a cache between the passes can beat the bandwidth of memory, hence the floor.
 
@@ -62,7 +62,7 @@ def floor_seconds(
         student_features: D_s.
         teacher_features: D_t.
         dtype: Of the features.
-        loss: Name of the divergence.
+        loss: Name of the loss.
         ceilings: Of this machine, measured in the same run on the same threads.
     """
     size = samples * dtype.itemsize

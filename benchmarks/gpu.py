@@ -13,8 +13,8 @@ import torch
 
 import icsd
 from benchmarks.peers import plain_loss
+from icsd.losses import KL, MSE
 from icsd.ops.cuda import CUDABackend
-from icsd.ops.divergences import KL, MSE
 
 SHAPES = [(16, 1024), (16, 65536), (32, 131072), (64, 65536), (64, 524288), (128, 32768), (128, 262144), (256, 65536)]
 REPEATS = 30
@@ -59,18 +59,18 @@ def main() -> int:
             student = torch.randn(n, d, device="cuda", dtype=dtype, requires_grad=True)
             teacher = torch.randn(n, d, device="cuda", dtype=dtype)
             floor = 4 * student.nbytes / bandwidth  # X twice, Y and dX once
-            for divergence in (MSE(), KL()):
+            for loss in (MSE(), KL()):
                 losses = {
-                    "icsd": lambda x, y, name=divergence.name: icsd.similarity_distillation_loss(x, y, name),
-                    "plain": lambda x, y, divergence=divergence: plain_loss(x, y, divergence),
+                    "icsd": lambda x, y, name=loss.name: icsd.similarity_distillation_loss(x, y, name),
+                    "plain": lambda x, y, loss=loss: plain_loss(x, y, loss),
                 }
                 losses["compile"] = torch.compile(losses["plain"])
                 times = {
-                    name: median_ms(lambda loss=loss, x=student, y=teacher: torch.autograd.grad(loss(x, y), x))
-                    for name, loss in losses.items()
+                    name: median_ms(lambda value=value, x=student, y=teacher: torch.autograd.grad(value(x, y), x))
+                    for name, value in losses.items()
                 }
                 ours, others = times["icsd"], [f"{times[name] / times['icsd']:.2f}x" for name in ("plain", "compile")]
-                cells = [f"{n} x {d:,}", str(dtype)[6:], divergence.name, f"{ours:.3f}", f"{ours / floor:.2f}", *others]
+                cells = [f"{n} x {d:,}", str(dtype)[6:], loss.name, f"{ours:.3f}", f"{ours / floor:.2f}", *others]
                 print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 

@@ -30,7 +30,7 @@ class Case(NamedTuple):
     """A distillation of one student: N samples of D features, as the teacher has."""
 
     regime: str
-    divergence: str
+    loss: str
     dtype: str
     samples: int
     features: int

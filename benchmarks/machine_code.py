@@ -99,7 +99,7 @@ def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
     with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
         for case in CASES:
             x = torch.empty(1, case.samples, case.features, dtype=getattr(torch, case.dtype), device="meta")
-            dry_run(case.regime, case.divergence, [x, torch.empty_like(x)], TEMPERATURES)
+            dry_run(case.regime, case.loss, [x, torch.empty_like(x)], TEMPERATURES)
     return found
 
 
@@ -108,17 +108,17 @@ REGIMES = {"sample": sample_space, "feature": feature_space, "streamed": streame
 
 def dry_run(
     regime: str,
-    divergence: str,
+    loss: str,
     stages: Sequence[torch.Tensor],
     parameters: Sequence[float] = (),
     teacher_gradient: bool = False,
 ) -> None:
     """Launches what forward and backward of a distillation launch, on tensors `(groups, N, D)` without data."""
-    how = Distillation([1.0] * (len(stages) - 1), divergence, list(parameters), 1e-8, teacher_gradient, regime)
+    how = Distillation([1.0] * (len(stages) - 1), loss, list(parameters), 1e-8, teacher_gradient, regime)
     saved = torch.empty(saved_shape(stages, how), dtype=saved_dtype(stages, how), device="meta")
     outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
-    loss = REGIMES[regime].distill(stages, how, saved)
-    REGIMES[regime].distill_backward(loss, saved, stages, outs, how)
+    value = REGIMES[regime].distill(stages, how, saved)
+    REGIMES[regime].distill_backward(value, saved, stages, outs, how)
 
 
 def _resources(compiled, target: GPUTarget) -> Resources:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import icsd
-from icsd.ops.divergences import Divergence
+from icsd.losses import Loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Implementation = Callable[[Tensor, Tensor], Tensor]
 
 # Of mse and kl; those of the literature's losses are ours and torchdistill's.
 IMPLEMENTATIONS = ["icsd", "plain", "compile", "composite"]
@@ -24,22 +24,22 @@ if find_spec("pytorch_metric_learning"):
     IMPLEMENTATIONS.append("metric-learning")
 
 
-def losses(divergence: Divergence) -> dict[str, Loss]:
-    """All implementations of a divergence, functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
+def implementations(loss: Loss) -> dict[str, Implementation]:
+    """All implementations of a loss, functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
 
     `mse` and `kl` have the `IMPLEMENTATIONS`, the `TORCHDISTILL` losses ours and torchdistill's.
     """
     ours = partial(
         icsd.similarity_distillation_loss,
-        divergence=divergence.name,
+        loss=loss.name,
         backend="cpu",
-        **dataclasses.asdict(divergence),
+        **dataclasses.asdict(loss),
     )
-    if divergence.name in TORCHDISTILL:
-        return {"icsd": ours, "torchdistill": torchdistill_loss(divergence.name)}
-    plain = partial(plain_loss, divergence=divergence)
-    combination = torch.compile(partial(_combination, divergence=divergence), dynamic=False)
-    found: dict[str, Loss] = {
+    if loss.name in TORCHDISTILL:
+        return {"icsd": ours, "torchdistill": torchdistill_loss(loss.name)}
+    plain = partial(plain_loss, loss=loss)
+    combination = torch.compile(partial(_combination, loss=loss), dynamic=False)
+    found: dict[str, Implementation] = {
         "icsd": ours,
         "plain": plain,
         "compile": torch.compile(plain, dynamic=False),
@@ -64,7 +64,7 @@ TORCHDISTILL = {
 }
 
 
-def torchdistill_loss(name: str) -> Loss:
+def torchdistill_loss(name: str) -> Implementation:
     """One of the literature's losses as torchdistill has it: ours in `mode="code"`."""
     from torchdistill.losses import mid_level
 
@@ -82,20 +82,20 @@ def plain_similarity(x: Tensor) -> Tensor:
 def plain_loss(
     student: Tensor,
     teacher: Tensor,
-    divergence: Divergence,
+    loss: Loss,
     similarity: Callable[[Tensor], Tensor] = plain_similarity,
 ) -> Tensor:
-    """The divergence of two similarity matrices, by PyTorch's own losses."""
-    return _divergence(similarity(student), similarity(teacher), divergence)
+    """The loss of two similarity matrices, by PyTorch's own losses."""
+    return _kl(similarity(student), similarity(teacher), loss)
 
 
-def _divergence(s: Tensor, t: Tensor, divergence: Divergence) -> Tensor:
-    if divergence.name == "mse":
+def _kl(s: Tensor, t: Tensor, loss: Loss) -> Tensor:
+    if loss.name == "mse":
         return F.mse_loss(s, t)
-    if divergence.name == "smooth_l1":
-        return F.smooth_l1_loss(s, t, beta=divergence.beta)
-    log_p = F.log_softmax(s / divergence.student_temperature, dim=-1)
-    log_q = F.log_softmax(t / divergence.teacher_temperature, dim=-1)
+    if loss.name == "smooth_l1":
+        return F.smooth_l1_loss(s, t, beta=loss.beta)
+    log_p = F.log_softmax(s / loss.student_temperature, dim=-1)
+    log_q = F.log_softmax(t / loss.teacher_temperature, dim=-1)
     return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
 
 
@@ -165,22 +165,22 @@ class _Composite(torch.autograd.Function):
         return None, ctx.loss.gradient(combination * grad, student), None
 
 
-def _combination(gram: Tensor, teacher_gram: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
+def _combination(gram: Tensor, teacher_gram: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """The loss, and the matrix that takes the student to the loss's gradient."""
     s, inverse = _similarity_and_inverse_norms(gram)
     t, _ = _similarity_and_inverse_norms(teacher_gram)
     n = len(s)
-    if divergence.name == "mse":
+    if loss.name == "mse":
         symmetric_gradient = (s - t) * (4 / n**2)
     else:
-        p = F.softmax(s / divergence.student_temperature, dim=-1)
-        q = F.softmax(t / divergence.teacher_temperature, dim=-1)
-        gradient = (p - q) / (n * divergence.student_temperature)
+        p = F.softmax(s / loss.student_temperature, dim=-1)
+        q = F.softmax(t / loss.teacher_temperature, dim=-1)
+        gradient = (p - q) / (n * loss.student_temperature)
         symmetric_gradient = gradient + gradient.mT
     off_diagonal = symmetric_gradient - torch.diag(symmetric_gradient.diagonal())
     projection = (off_diagonal * s).sum(1)
     combination = off_diagonal * inverse[:, None] * inverse - torch.diag(projection * inverse.square())
-    return _divergence(s, t, divergence), combination
+    return _kl(s, t, loss), combination
 
 
 def _similarity_and_inverse_norms(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class Row:
         samples: N.
         features: D.
         dtype: Of the features.
-        loss: Name of the divergence.
+        loss: Name of the loss.
         implementation: icsd or a peer.
         unit: Of median and quartiles: s, or B for bytes.
         median: Over all rounds of all turns.

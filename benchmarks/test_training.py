@@ -69,7 +69,7 @@ def test_training(training, work, turn, backend, measure):
             samples=len(training.batch["image"]),
             features=max(stage[0].numel() for stages in training.stages.values() for stage in stages),
             dtype=torch.float32,
-            loss=training.trainer.config.distillation.generator.divergence,
+            loss=training.trainer.config.distillation.generator.loss,
             implementation="icsd" if backend == "cpu" else backend,
         )
 

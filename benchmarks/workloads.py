@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.peers import losses
-from icsd.ops.divergences import DIVERGENCES, Divergence, make_divergence
+from benchmarks.peers import implementations as implementations_of
+from icsd.losses import LOSSES, Loss, make_loss
 
 DTYPES = (torch.float32, torch.bfloat16)
 # N x D of the means by which the operator is judged.
@@ -26,7 +26,7 @@ class Case:
         samples: N.
         features: D of student and teacher.
         dtype: Of both.
-        loss: Name of the divergence.
+        loss: Name of the loss.
     """
 
     samples: int
@@ -35,10 +35,10 @@ class Case:
     loss: str = "mse"
 
     @property
-    def divergence(self) -> Divergence:
+    def definition(self) -> Loss:
         """The literature's losses as their well-known code has them."""
-        modes = {"mode": "code"} if hasattr(DIVERGENCES[self.loss], "mode") else {}
-        return make_divergence(self.loss, **modes)
+        modes = {"mode": "code"} if hasattr(LOSSES[self.loss], "mode") else {}
+        return make_loss(self.loss, **modes)
 
     def __str__(self) -> str:
         return f"{self.samples}x{self.features}-{str(self.dtype).removeprefix('torch.')}-{self.loss}"
@@ -62,7 +62,7 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         self.student = _features(case, generator).requires_grad_()
         self.teacher = _features(case, generator)
-        self.losses = losses(case.divergence)
+        self.losses = implementations_of(case.definition)
         if implementations:
             self.losses = {name: self.losses[name] for name in implementations}
         if list(self.losses) == ["icsd"]:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from icsd.losses import InterstageDistillationLoss, SimilarityDistillationLoss
+from icsd.modules import InterstageDistillationLoss, SimilarityDistillationLoss
 from icsd.ops import (
     BackendStatus,
     backends,

@@ -1,7 +1,7 @@
 """The native module: fused kernels on tensors, which hand their memory over by DLPack's C exchange interface.
 
-Tensors have adjacent features and one stride from group to group (`icsd.ops.fused.sample_dense`); a divergence is a
-number of csrc/core/divergence.h. `icsd.ops.cpu` and `icsd.ops.cuda` call these functions, and check nothing again.
+Tensors have adjacent features and one stride from group to group (`icsd.ops.fused.sample_dense`); a loss is a
+number of csrc/core/losses.h. `icsd.ops.cpu` and `icsd.ops.cuda` call these functions, and check nothing again.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def distill(
     stages: Sequence[Tensor],
     save: bool,
     weights: Sequence[float],
-    divergence: int,
+    loss_kind: int,
     parameters: Sequence[float],
     eps: float,
     teacher_gradient: bool,
@@ -37,7 +37,7 @@ def distill_backward(
     stages: Sequence[Tensor],
     wanted: Sequence[bool],
     weights: Sequence[float],
-    divergence: int,
+    loss_kind: int,
     parameters: Sequence[float],
     eps: float,
     teacher_gradient: bool,
@@ -61,12 +61,12 @@ class cuda:
     @staticmethod
     def combine(matrix: Tensor, x: Tensor, out: Tensor, stream: int) -> None: ...
     @staticmethod
-    def distill_workspace(stages: Sequence[Tensor], divergence: int, save: bool) -> int: ...
+    def distill_workspace(stages: Sequence[Tensor], loss_kind: int, save: bool) -> int: ...
     @staticmethod
     def distill(
         stages: Sequence[Tensor],
         weights: Sequence[float],
-        divergence: int,
+        loss_kind: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
@@ -91,7 +91,7 @@ class cuda:
     def distill_feature(
         stages: Sequence[Tensor],
         weights: Sequence[float],
-        divergence: int,
+        loss_kind: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
@@ -109,7 +109,7 @@ class cuda:
         stages: Sequence[Tensor],
         outs: Sequence[Tensor | None],
         weights: Sequence[float],
-        divergence: int,
+        loss_kind: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
@@ -122,7 +122,7 @@ class cuda:
     def distill_streamed(
         stages: Sequence[Tensor],
         weights: Sequence[float],
-        divergence: int,
+        loss_kind: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,
@@ -139,7 +139,7 @@ class cuda:
         stages: Sequence[Tensor],
         outs: Sequence[Tensor | None],
         weights: Sequence[float],
-        divergence: int,
+        loss_kind: int,
         parameters: Sequence[float],
         eps: float,
         teacher_gradient: bool,

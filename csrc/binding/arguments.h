@@ -132,13 +132,13 @@ inline Stages stages_of(const std::vector<Tensor>& tensors) {
   return stages;
 }
 
-inline DivergenceKind divergence_of(int code, const std::vector<double>& parameters) {
-  if (code < 0 || code >= kDivergences) refuse("unknown divergence code " + std::to_string(code));
-  const auto kind = static_cast<DivergenceKind>(code);
+inline LossKind loss_kind_of(int code, const std::vector<double>& parameters) {
+  if (code < 0 || code >= kLosses) refuse("unknown loss_kind code " + std::to_string(code));
+  const auto kind = static_cast<LossKind>(code);
   const std::size_t count =
-      with_divergence(kind, [](auto tag) { return decltype(tag)::template Of<double>::kParameters; });
+      with_loss(kind, [](auto tag) { return decltype(tag)::template Of<double>::kParameters; });
   if (parameters.size() != count) {
-    refuse("divergence " + std::to_string(code) + " takes " + std::to_string(count) + " parameters, got " +
+    refuse("loss_kind " + std::to_string(code) + " takes " + std::to_string(count) + " parameters, got " +
            std::to_string(parameters.size()));
   }
   return kind;
@@ -146,11 +146,11 @@ inline DivergenceKind divergence_of(int code, const std::vector<double>& paramet
 
 enum class Regime { sample, feature, streamed };
 
-inline Regime regime_of(const std::string& name, DivergenceKind divergence) {
+inline Regime regime_of(const std::string& name, LossKind loss_kind) {
   if (name == "sample") return Regime::sample;
   if (name == "streamed") return Regime::streamed;
   if (name != "feature") refuse("unknown regime " + name);
-  if (divergence != DivergenceKind::mse) refuse("feature space knows only mse");
+  if (loss_kind != LossKind::mse) refuse("feature space knows only mse");
   return Regime::feature;
 }
 
@@ -162,9 +162,9 @@ inline void check_count(const Stages& stages, const std::vector<double>& weights
 }
 
 // What is asked for; the arrays stay those of the caller.
-inline Distillation distillation_of(const std::vector<double>& weights, int divergence,
+inline Distillation distillation_of(const std::vector<double>& weights, int loss_kind,
                                     const std::vector<double>& parameters, double eps, bool teacher_gradient) {
-  return {divergence_of(divergence, parameters), parameters.data(), weights.data(), eps, teacher_gradient};
+  return {loss_kind_of(loss_kind, parameters), parameters.data(), weights.data(), eps, teacher_gradient};
 }
 
 // Numbers that streaming or feature space saves of a group.

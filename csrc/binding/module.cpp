@@ -61,13 +61,13 @@ py::object combine(const Tensor& matrix, const Tensor& x) {
   return result.object;
 }
 
-py::tuple distill(const std::vector<Tensor>& tensors, bool save, const std::vector<double>& weights, int divergence,
+py::tuple distill(const std::vector<Tensor>& tensors, bool save, const std::vector<double>& weights, int loss_kind,
                   const std::vector<double>& parameters, double eps, bool teacher_gradient, const std::string& name) {
   for (const Tensor& tensor : tensors) check_on_cpu(tensor, "stage");
   const Stages stages = stages_of(tensors);
   check_count(stages, weights, true);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
-  const Regime regime = regime_of(name, how.divergence);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
+  const Regime regime = regime_of(name, how.loss);
   const int64_t n = stages.shape.samples;
   std::vector<int64_t> saved_sizes{0};
   if (save && regime == Regime::sample) {
@@ -95,15 +95,15 @@ py::tuple distill(const std::vector<Tensor>& tensors, bool save, const std::vect
 }
 
 py::list distill_backward(const Tensor& grad, const Tensor& saved, const std::vector<Tensor>& tensors,
-                          const std::vector<bool>& wanted, const std::vector<double>& weights, int divergence,
+                          const std::vector<bool>& wanted, const std::vector<double>& weights, int loss_kind,
                           const std::vector<double>& parameters, double eps, bool teacher_gradient,
                           const std::string& name) {
   check_on_cpu(grad, "grad");
   check_on_cpu(saved, "saved");
   for (const Tensor& tensor : tensors) check_on_cpu(tensor, "stage");
   const Stages stages = stages_of(tensors);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
-  const Regime regime = regime_of(name, how.divergence);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
+  const Regime regime = regime_of(name, how.loss);
   check_count(stages, weights, teacher_gradient || regime != Regime::sample);
   if (wanted.size() != tensors.size()) refuse("wanted must tell of each stage");
   std::vector<Features> outs;
@@ -258,19 +258,19 @@ void combine(const Tensor& matrix, const Tensor& x, const Tensor& out, std::uint
   });
 }
 
-std::size_t distill_workspace(const std::vector<Tensor>& tensors, int divergence, bool save) {
+std::size_t distill_workspace(const std::vector<Tensor>& tensors, int loss_kind, bool save) {
   const Stages stages = checked_stages(tensors);
   return with_compute_type(stages.wide(), [&](auto c) {
-    return cuda::distill_workspace<decltype(c)>(stages.features, stages.shape, static_cast<DivergenceKind>(divergence), save);
+    return cuda::distill_workspace<decltype(c)>(stages.features, stages.shape, static_cast<LossKind>(loss_kind), save);
   });
 }
 
-void distill(const std::vector<Tensor>& tensors, const std::vector<double>& weights, int divergence,
+void distill(const std::vector<Tensor>& tensors, const std::vector<double>& weights, int loss_kind,
              const std::vector<double>& parameters, double eps, bool teacher_gradient, const Tensor& loss,
              const std::optional<Tensor>& saved, const Tensor& workspace, std::uintptr_t stream) {
   const Stages stages = checked_stages(tensors);
   check_count(stages, weights, true);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
   const auto students = static_cast<int64_t>(weights.size());
   with_compute_type(stages.wide(), [&](auto c) {
     using C = decltype(c);
@@ -312,13 +312,13 @@ std::size_t feature_workspace(const std::vector<Tensor>& tensors, bool save) {
   return cuda::feature_workspace(stages.features, stages.shape, save);
 }
 
-void distill_feature(const std::vector<Tensor>& tensors, const std::vector<double>& weights, int divergence,
+void distill_feature(const std::vector<Tensor>& tensors, const std::vector<double>& weights, int loss_kind,
                      const std::vector<double>& parameters, double eps, bool teacher_gradient, const Tensor& loss,
                      const std::optional<Tensor>& saved, const Tensor& workspace, std::uintptr_t stream) {
   const Stages stages = feature_stages(tensors);
   check_count(stages, weights, true);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
-  const Regime regime = regime_of("feature", how.divergence);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
+  const Regime regime = regime_of("feature", how.loss);
   with_compute_type(stages.wide(), [&](auto c) {
     using C = decltype(c);
     C* losses = elements_of<C>(loss, stages.shape.groups, "loss");
@@ -334,12 +334,12 @@ std::size_t feature_backward_workspace(const std::vector<Tensor>& tensors) {
 
 void distill_feature_backward(const Tensor& grad, const Tensor& saved, const std::vector<Tensor>& tensors,
                               const std::vector<std::optional<Tensor>>& results, const std::vector<double>& weights,
-                              int divergence, const std::vector<double>& parameters, double eps, bool teacher_gradient,
+                              int loss_kind, const std::vector<double>& parameters, double eps, bool teacher_gradient,
                               const Tensor& workspace, std::uintptr_t stream) {
   const Stages stages = feature_stages(tensors);
   check_count(stages, weights, true);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
-  const Regime regime = regime_of("feature", how.divergence);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
+  const Regime regime = regime_of("feature", how.loss);
   const std::vector<Features> outs = results_of(results, stages);
   with_compute_type(stages.wide(), [&](auto c) {
     using C = decltype(c);
@@ -366,13 +366,13 @@ std::size_t streamed_workspace(const std::vector<Tensor>& tensors, bool teacher_
   });
 }
 
-void distill_streamed(const std::vector<Tensor>& tensors, const std::vector<double>& weights, int divergence,
+void distill_streamed(const std::vector<Tensor>& tensors, const std::vector<double>& weights, int loss_kind,
                       const std::vector<double>& parameters, double eps, bool teacher_gradient, const Tensor& loss,
                       const std::optional<Tensor>& saved, int64_t band_bytes, const Tensor& workspace,
                       std::uintptr_t stream) {
   const Stages stages = streamed_stages(tensors);
   check_count(stages, weights, true);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
   with_compute_type(stages.wide(), [&](auto c) {
     using C = decltype(c);
     C* losses = elements_of<C>(loss, stages.shape.groups, "loss");
@@ -384,11 +384,11 @@ void distill_streamed(const std::vector<Tensor>& tensors, const std::vector<doub
 
 void distill_streamed_backward(const Tensor& grad, const Tensor& saved, const std::vector<Tensor>& tensors,
                                const std::vector<std::optional<Tensor>>& results, const std::vector<double>& weights,
-                               int divergence, const std::vector<double>& parameters, double eps, bool teacher_gradient,
+                               int loss_kind, const std::vector<double>& parameters, double eps, bool teacher_gradient,
                                int64_t band_bytes, const Tensor& workspace, std::uintptr_t stream) {
   const Stages stages = streamed_stages(tensors);
   check_count(stages, weights, true);
-  const Distillation how = distillation_of(weights, divergence, parameters, eps, teacher_gradient);
+  const Distillation how = distillation_of(weights, loss_kind, parameters, eps, teacher_gradient);
   const std::vector<Features> outs = results_of(results, stages);
   with_compute_type(stages.wide(), [&](auto c) {
     using C = decltype(c);
@@ -408,10 +408,10 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Fused kernels on tensors; use icsd.ops, which checks what they hold and differentiates.";
   m.def("gram", &gram, py::arg("x"));
   m.def("combine", &combine, py::arg("matrix"), py::arg("x"));
-  m.def("distill", &distill, py::arg("stages"), py::arg("save"), py::arg("weights"), py::arg("divergence"),
+  m.def("distill", &distill, py::arg("stages"), py::arg("save"), py::arg("weights"), py::arg("loss_kind"),
         py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"), py::arg("regime"));
   m.def("distill_backward", &distill_backward, py::arg("grad"), py::arg("saved"), py::arg("stages"), py::arg("wanted"),
-        py::arg("weights"), py::arg("divergence"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
+        py::arg("weights"), py::arg("loss_kind"), py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"),
         py::arg("regime"));
   m.def("empty_cache", &cpu::empty_cache);
 #ifdef ICSD_CUDA
@@ -419,27 +419,27 @@ PYBIND11_MODULE(_native, m) {
   on_device.def("gram_workspace", &device::gram_workspace, py::arg("x"));
   on_device.def("gram", &device::gram, py::arg("x"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
   on_device.def("combine", &device::combine, py::arg("matrix"), py::arg("x"), py::arg("out"), py::arg("stream"));
-  on_device.def("distill_workspace", &device::distill_workspace, py::arg("stages"), py::arg("divergence"), py::arg("save"));
-  on_device.def("distill", &device::distill, py::arg("stages"), py::arg("weights"), py::arg("divergence"),
+  on_device.def("distill_workspace", &device::distill_workspace, py::arg("stages"), py::arg("loss_kind"), py::arg("save"));
+  on_device.def("distill", &device::distill, py::arg("stages"), py::arg("weights"), py::arg("loss_kind"),
                 py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"), py::arg("loss"), py::arg("saved"),
                 py::arg("workspace"), py::arg("stream"));
   on_device.def("distill_backward", &device::distill_backward, py::arg("grad"), py::arg("saved"), py::arg("stages"),
                 py::arg("outs"), py::arg("weights"), py::arg("teacher_gradient"), py::arg("stream"));
   on_device.def("feature_workspace", &device::feature_workspace, py::arg("stages"), py::arg("save"));
-  on_device.def("distill_feature", &device::distill_feature, py::arg("stages"), py::arg("weights"), py::arg("divergence"),
+  on_device.def("distill_feature", &device::distill_feature, py::arg("stages"), py::arg("weights"), py::arg("loss_kind"),
                 py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"), py::arg("loss"), py::arg("saved"),
                 py::arg("workspace"), py::arg("stream"));
   on_device.def("feature_backward_workspace", &device::feature_backward_workspace, py::arg("stages"));
   on_device.def("distill_feature_backward", &device::distill_feature_backward, py::arg("grad"), py::arg("saved"),
-                py::arg("stages"), py::arg("outs"), py::arg("weights"), py::arg("divergence"), py::arg("parameters"),
+                py::arg("stages"), py::arg("outs"), py::arg("weights"), py::arg("loss_kind"), py::arg("parameters"),
                 py::arg("eps"), py::arg("teacher_gradient"), py::arg("workspace"), py::arg("stream"));
   on_device.def("streamed_workspace", &device::streamed_workspace, py::arg("stages"), py::arg("teacher_gradient"),
                 py::arg("save"), py::arg("band_bytes"));
-  on_device.def("distill_streamed", &device::distill_streamed, py::arg("stages"), py::arg("weights"), py::arg("divergence"),
+  on_device.def("distill_streamed", &device::distill_streamed, py::arg("stages"), py::arg("weights"), py::arg("loss_kind"),
                 py::arg("parameters"), py::arg("eps"), py::arg("teacher_gradient"), py::arg("loss"), py::arg("saved"),
                 py::arg("band_bytes"), py::arg("workspace"), py::arg("stream"));
   on_device.def("distill_streamed_backward", &device::distill_streamed_backward, py::arg("grad"), py::arg("saved"),
-                py::arg("stages"), py::arg("outs"), py::arg("weights"), py::arg("divergence"), py::arg("parameters"),
+                py::arg("stages"), py::arg("outs"), py::arg("weights"), py::arg("loss_kind"), py::arg("parameters"),
                 py::arg("eps"), py::arg("teacher_gradient"), py::arg("band_bytes"), py::arg("workspace"),
                 py::arg("stream"));
   on_device.def("launches", &cuda::launches, "Kernels launched by this process so far.");

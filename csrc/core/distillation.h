@@ -1,12 +1,12 @@
 // What a distillation is asked to compute, whichever backend does.
 #pragma once
 
-#include "core/divergence.h"
+#include "core/losses.h"
 
 namespace icsd {
 
 struct Distillation {
-  DivergenceKind divergence;
+  LossKind loss;
   const double* parameters;
   const double* weights;  // one for each student
   double eps;

@@ -1,4 +1,4 @@
-// What the divergences need beyond arithmetic, for a scalar here and for whatever vector type specializes it.
+// What the losses need beyond arithmetic, for a scalar here and for whatever vector type specializes it.
 #pragma once
 
 #include <cmath>

@@ -180,7 +180,7 @@ class Grams {
   Buffer<C> panels_, products_;
 };
 
-// From Gram matrices to the loss and, in place, to the gradients' matrices, for one divergence. The threads of a parallel
+// From Gram matrices to the loss and, in place, to the gradients' matrices, for one loss. The threads of a parallel
 // region call `normalize`, `measure` and `differentiate` with barriers between.
 template <class C, template <class> class D>
 class Epilogue {
@@ -192,8 +192,8 @@ class Epilogue {
         shape_(shape),
         how_(how),
         students_(static_cast<int64_t>(stages.size()) - 1),
-        divergence_(arguments()),
-        kernels_(kernels().template rows<C>().of[static_cast<int>(how.divergence)]),
+        loss_(arguments()),
+        kernels_(kernels().template rows<C>().of[static_cast<int>(how.loss)]),
         inverse_norms_(stages.size() * shape.groups * shape.samples),
         rows_(students_ * shape.groups * shape.samples),
         statistics_(D<C>::kStatistics * rows_.size()) {}
@@ -202,7 +202,7 @@ class Epilogue {
     const Range range = part(static_cast<int64_t>(inverse_norms_.size()), member.thread, member.threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [stage, group, i] = locate(item);
-      inverse_norms_[item] = divergence_.similarities ? inverse_norm(stages_[stage].row(group, i)[i], how_.eps) : 1;
+      inverse_norms_[item] = loss_.similarities ? inverse_norm(stages_[stage].row(group, i)[i], how_.eps) : 1;
     }
   }
 
@@ -213,7 +213,7 @@ class Epilogue {
       const auto [student, group, i] = locate(item);
       const SimilarityRow<C> s = similarity_row(student, group, i), t = similarity_row(students_, group, i);
       Row row;
-      if (divergence_.diagonal) {
+      if (loss_.diagonal) {
         kernels_.measure(arguments(), s, t, 0, n, &row);
       } else {
         kernels_.measure(arguments(), s, t, 0, i, &row);
@@ -221,7 +221,7 @@ class Epilogue {
       }
       rows_[item] = row;
       C numbers[kMaxStatistics];
-      divergence_.statistics(row, numbers);
+      loss_.statistics(row, numbers);
       for (int k = 0; k < D<C>::kStatistics; ++k) statistics_[k * rows_.size() + item] = numbers[k];
     }
   }
@@ -230,7 +230,7 @@ class Epilogue {
     double loss = 0;
     for (int64_t student = 0; student < students_; ++student) {
       double sum = 0;
-      for (int64_t i = 0; i < shape_.samples; ++i) sum += divergence_.value(rows_[index(student, group, i)]);
+      for (int64_t i = 0; i < shape_.samples; ++i) sum += loss_.value(rows_[index(student, group, i)]);
       loss += how_.weights[student] * sum;
     }
     return static_cast<C>(loss);
@@ -287,7 +287,7 @@ class Epilogue {
     return kernels().narrow && sizeof(C) == sizeof(float) && features_[stage].dtype == DType::bfloat16;
   }
 
-  DivergenceArguments<C> arguments() const {
+  LossArguments<C> arguments() const {
     return {how_.parameters, static_cast<C>(shape_.samples), static_cast<C>(how_.eps)};
   }
 
@@ -297,9 +297,9 @@ class Epilogue {
     const int64_t n = shape_.samples;
     const SimilarityRow<C> s = similarity_row(stage, group, i);
     C* a = stages_[stage].row(group, i);
-    if (!divergence_.diagonal) g[i] = 0;
+    if (!loss_.diagonal) g[i] = 0;
     const C own = a[i];
-    const bool projected = divergence_.similarities && !is_clamped(own, how_.eps);
+    const bool projected = loss_.similarities && !is_clamped(own, how_.eps);
     const bool narrow = projected && is_narrow(stage);
     if (narrow) {
       for (int64_t j = 0; j < n; ++j) {
@@ -321,7 +321,7 @@ class Epilogue {
   Shape shape_;
   const Distillation& how_;
   int64_t students_;
-  D<C> divergence_;
+  D<C> loss_;
   const RowKernels<C>& kernels_;
   std::vector<C> inverse_norms_;
   std::vector<Row> rows_;
@@ -453,7 +453,7 @@ void combine(const C* matrix, int64_t outputs, const Features& x, const Features
 
 template <class C>
 void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
-  with_divergence(how.divergence, [&](auto tag) {
+  with_loss(how.loss, [&](auto tag) {
     distill_with<C, decltype(tag)::template Of>(stages, shape, how, loss, slots);
   });
 }

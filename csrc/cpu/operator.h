@@ -1,4 +1,4 @@
-// The operator on the CPU: similarity matrices, divergences and their gradients, from raw pointers.
+// The operator on the CPU: similarity matrices, losses and their gradients, from raw pointers.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace icsd::cpu {
 // Matrices are of compute type C: double where a stage is float64, float elsewhere.
 //
 // A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero row), or
-// 1 for a divergence of products.
+// 1 for a loss of products.
 // For a stage with a gradient, dL/dX = diag(r) A X. For a teacher without one, A is its Gram matrix.
 
 // K = X Xᵀ: (groups, samples, samples).

@@ -25,16 +25,16 @@ C similarity_at(SimilarityRow<C> row, int64_t j) {
 }
 
 template <class C, template <class> class D>
-void measure(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
+void measure(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
              void* result) {
   using V = Vector<C>;
   using Row = typename D<C>::template Row<C>;
   using Lanes = typename D<C>::template Row<V>;
   constexpr int kFields = sizeof(Row) / sizeof(C);
-  const D<C> divergence(arguments);
+  const D<C> loss(arguments);
   Lanes lanes;
   int64_t j = begin;
-  for (; j + kLanes<C> <= end; j += kLanes<C>) divergence.update(lanes, similarity(s, j), similarity(t, j));
+  for (; j + kLanes<C> <= end; j += kLanes<C>) loss.update(lanes, similarity(s, j), similarity(t, j));
   Row row = *static_cast<Row*>(result);
   if (j > begin) {
     C fields[kFields][kLanes<C>];
@@ -43,28 +43,28 @@ void measure(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow
       Row one;
       C* to = reinterpret_cast<C*>(&one);
       for (int field = 0; field < kFields; ++field) to[field] = fields[field][lane];
-      divergence.merge(row, one);
+      loss.merge(row, one);
     }
   }
-  for (; j < end; ++j) divergence.update(row, similarity_at(s, j), similarity_at(t, j));
+  for (; j < end; ++j) loss.update(row, similarity_at(s, j), similarity_at(t, j));
   *static_cast<Row*>(result) = row;
 }
 
 // What is left of a row goes through vectors too wherever results are stored: of a loop over single elements, the compiler
 // makes two versions that round differently, and the addresses choose.
 template <class C, template <class> class D, bool kTeacher>
-void differentiate(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
+void differentiate(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
                    const C* own, Statistics<C> others, C weight, C* g) {
   using V = Vector<C>;
   constexpr int kCount = D<C>::kStatistics;
-  const D<C> divergence(arguments);
+  const D<C> loss(arguments);
   V own_lanes[kCount + 1], other_lanes[kCount + 1];
   for (int k = 0; k < kCount; ++k) own_lanes[k] = V{} + own[k];
   const auto gradient = [&](V similarity, V target) {
     if constexpr (kTeacher) {
-      return divergence.teacher(similarity, target, own_lanes, other_lanes);
+      return loss.teacher(similarity, target, own_lanes, other_lanes);
     } else {
-      return divergence.student(similarity, target, own_lanes, other_lanes);
+      return loss.student(similarity, target, own_lanes, other_lanes);
     }
   };
   int64_t j = begin;

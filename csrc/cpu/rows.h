@@ -1,13 +1,13 @@
-// The work on rows of N x N matrices: what the divergences of `core/divergence.h` take and give, whole vectors at a time.
+// The work on rows of N x N matrices: what the losses of `core/losses.h` take and give, whole vectors at a time.
 #pragma once
 
 #include <cstdint>
 
-#include "core/divergence.h"
+#include "core/losses.h"
 
 namespace icsd::cpu {
 
-// A row of a Gram matrix as a row of similarities, S_j = own r_j K_j; for a divergence of products, own and all r_j are 1.
+// A row of a Gram matrix as a row of similarities, S_j = own r_j K_j; for a loss of products, own and all r_j are 1.
 template <class C>
 struct SimilarityRow {
   const C* gram;
@@ -22,14 +22,14 @@ struct Statistics {
   std::int64_t stride;
 };
 
-// Of one divergence; all take the columns [begin, end) of a row.
+// Of one loss; all take the columns [begin, end) of a row.
 template <class C>
 struct RowKernels {
   // Adds them to a Row<C>.
-  void (*measure)(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
+  void (*measure)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
                   std::int64_t end, void* row);
   // g_j += weight (dL/dS_ij + dL/dS_ji), or of T; `own` are the row's own statistics.
-  using Differentiate = void (*)(DivergenceArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
+  using Differentiate = void (*)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
                                  std::int64_t begin, std::int64_t end, const C* own, Statistics<C> others, C weight, C* g);
   Differentiate student, teacher;
 };
@@ -40,7 +40,7 @@ using ProjectKernel = C (*)(SimilarityRow<C> s, const C* g, std::int64_t begin, 
 
 template <class C>
 struct AllRowKernels {
-  RowKernels<C> of[kDivergences];
+  RowKernels<C> of[kLosses];
   ProjectKernel<C> project;
 };
 

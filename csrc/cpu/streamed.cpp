@@ -10,7 +10,7 @@ namespace {
 
 using std::int64_t;
 
-// One stage of a group, its samples of norm 1 (or as they are, for a divergence of products) in panels.
+// One stage of a group, its samples of norm 1 (or as they are, for a loss of products) in panels.
 template <class C>
 class Stage {
  public:
@@ -122,8 +122,8 @@ class Group {
         const Distillation& how, int threads)
       : how_(how),
         arguments_{how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
-        divergence_(arguments_),
-        rows_(kernels().template rows<C>().of[static_cast<int>(how.divergence)]),
+        loss_(arguments_),
+        rows_(kernels().template rows<C>().of[static_cast<int>(how.loss)]),
         samples_(shape.samples),
         blocks_(blocks_of(shape.samples, kBlock)),
         side_(side_for(blocks_, threads)),
@@ -143,7 +143,7 @@ class Group {
   void prepare(Member member, const C* saved) {
     loops_.each(member, blocks_ * (students_ + 1), [&](int64_t item) {
       const int64_t stage = item / blocks_;
-      stages_[stage].prepare(item % blocks_, saved ? saved + stage * samples_ : nullptr, divergence_.similarities, how_.eps);
+      stages_[stage].prepare(item % blocks_, saved ? saved + stage * samples_ : nullptr, loss_.similarities, how_.eps);
     });
   }
 
@@ -154,8 +154,8 @@ class Group {
   SimilarityRow<C> row(const C* block, int64_t i) const { return {block + i * kBlock, ones_.data(), 1}; }
 
   const Distillation& how_;
-  DivergenceArguments<C> arguments_;
-  D<C> divergence_;
+  LossArguments<C> arguments_;
+  D<C> loss_;
   const RowKernels<C>& rows_;
   int64_t samples_, blocks_, side_, students_;
   Loops loops_;
@@ -181,7 +181,7 @@ class Forward : Group<C, D> {
           for (int64_t student = 0; student < students_; ++student) {
             const Row* part = parts(slot, transposed, student);
             Row* whole = whole_.data() + student * samples_ + samples * kBlock;
-            for (int64_t i = 0; i < this->count(samples); ++i) divergence_.merge(whole[i], part[i]);
+            for (int64_t i = 0; i < this->count(samples); ++i) loss_.merge(whole[i], part[i]);
           }
         });
   }
@@ -190,7 +190,7 @@ class Forward : Group<C, D> {
     double loss = 0;
     for (int64_t student = 0; student < students_; ++student) {
       double sum = 0;
-      for (int64_t i = 0; i < samples_; ++i) sum += divergence_.value(whole_[student * samples_ + i]);
+      for (int64_t i = 0; i < samples_; ++i) sum += loss_.value(whole_[student * samples_ + i]);
       loss += how_.weights[student] * sum;
     }
     return static_cast<C>(loss);
@@ -201,7 +201,7 @@ class Forward : Group<C, D> {
     std::fill_n(saved, students_ * kMaxStatistics * samples_, C(0));
     for (int64_t item = 0; item < students_ * samples_; ++item) {
       C numbers[kMaxStatistics];
-      divergence_.statistics(whole_[item], numbers);
+      loss_.statistics(whole_[item], numbers);
       C* to = saved + item / samples_ * kMaxStatistics * samples_ + item % samples_;
       for (int k = 0; k < D<C>::kStatistics; ++k) to[k * samples_] = numbers[k];
     }
@@ -210,7 +210,7 @@ class Forward : Group<C, D> {
  private:
   using Base = Group<C, D>;
   using typename Base::Row;
-  using Base::blocks_, Base::divergence_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+  using Base::blocks_, Base::loss_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
 
   Row* parts(int64_t slot, bool transposed, int64_t student) {
     return parts_.data() + ((slot * 2 + transposed) * students_ + student) * kBlock;
@@ -237,7 +237,7 @@ class Forward : Group<C, D> {
         this->rows_.measure(this->arguments_, this->row(s, i), this->row(t, i), begin, end, part + i);
       };
       part[i] = Row{};
-      if (row == column && !divergence_.diagonal) {
+      if (row == column && !loss_.diagonal) {
         add(0, i);
         add(i + 1, this->count(column));
       } else {
@@ -282,7 +282,7 @@ class Backward : Group<C, D> {
     this->loops_.each(member, blocks_, [&](int64_t block) {
       for_wanted([&](int64_t k) {
         for (int64_t i = block * kBlock; i < block * kBlock + this->count(block); ++i) {
-          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), divergence_.similarities,
+          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), loss_.similarities,
                             how_.eps, grad_, outs_[k]);
         }
       });
@@ -291,7 +291,7 @@ class Backward : Group<C, D> {
 
  private:
   using Base = Group<C, D>;
-  using Base::blocks_, Base::divergence_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+  using Base::blocks_, Base::loss_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
 
   template <class Call>
   void for_wanted(const Call& call) {
@@ -317,7 +317,7 @@ class Backward : Group<C, D> {
     }
     for_wanted([&](int64_t k) {
       C* g = derivative(k, slot, false);
-      if (row == column && !divergence_.diagonal) {
+      if (row == column && !loss_.diagonal) {
         for (int64_t i = 0; i < kBlock; ++i) g[i * kBlock + i] = 0;
       }
       kernels().template tiles<C>().transpose(g, derivative(k, slot, true));
@@ -353,7 +353,7 @@ int64_t work_of(const std::vector<Features>& stages, Shape shape) {
 template <class C>
 void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved) {
   const int threads = threads_for(work_of(stages, shape));
-  with_divergence(how.divergence, [&](auto tag) {
+  with_loss(how.loss, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {
       Forward<C, decltype(tag)::template Of> pass(stages, group, shape, how, threads);
       in_parallel(threads, [&](Member member) { pass.run(member); });
@@ -367,7 +367,7 @@ template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                                const std::vector<Features>& outs, Shape shape, const Distillation& how) {
   const int threads = threads_for(work_of(stages, shape));
-  with_divergence(how.divergence, [&](auto tag) {
+  with_loss(how.loss, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {
       const C* of_group = saved + group * streamed_numbers(stages.size(), shape.samples);
       Backward<C, decltype(tag)::template Of> pass(stages, outs, group, shape, how, of_group, grad[group], threads);

@@ -8,7 +8,7 @@
 namespace icsd::cpu {
 
 // Numbers that the backward pass needs of a group: the squared norms of all stages' samples (stages, N), then of every
-// student kMaxStatistics numbers of its rows (students, kMaxStatistics, N), zeros where a divergence has fewer.
+// student kMaxStatistics numbers of its rows (students, kMaxStatistics, N), zeros where a loss has fewer.
 inline std::int64_t streamed_numbers(std::int64_t stages, std::int64_t samples) {
   return samples * (stages + kMaxStatistics * (stages - 1));
 }

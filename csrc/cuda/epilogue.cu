@@ -25,32 +25,32 @@ void launch_sum_gram(const Partials& partials, Shape shape, C* out, cudaStream_t
 }
 
 template <class C>
-void launch_epilogue(EpilogueArguments<C> arguments, DivergenceKind kind, const DivergenceArguments<C>& of, bool save,
+void launch_epilogue(EpilogueArguments<C> arguments, LossKind kind, const LossArguments<C>& of, bool save,
                      cudaStream_t stream) {
   const Shape shape{arguments.groups, arguments.samples};
   arguments.band = band_for(shape);
-  with_divergence(kind, [&](auto tag) {
+  with_loss(kind, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
-    const D divergence(of);
+    const D loss(of);
     const std::size_t row = arguments.samples * sizeof(C);
     if (arguments.samples) {
       allow_shared(measure<C, D>, 2 * row);
-      launch(measure<C, D>, bands_of(shape, arguments.band), kMeasureThreads, 2 * row, stream, arguments, divergence);
+      launch(measure<C, D>, bands_of(shape, arguments.band), kMeasureThreads, 2 * row, stream, arguments, loss);
     }
     const std::size_t shared = arguments.teacher_gradient ? row : 0;
     allow_shared(differentiate<C, D>, shared);
     launch(differentiate<C, D>, blocks(shape.groups * (save ? 1 + shape.samples : 1)), kDifferentiateThreads, shared,
-           stream, arguments, divergence);
+           stream, arguments, loss);
   });
 }
 
-int statistics_of(DivergenceKind kind) {
-  return with_divergence(kind, [](auto tag) { return decltype(tag)::template Of<float>::kStatistics; });
+int statistics_of(LossKind kind) {
+  return with_loss(kind, [](auto tag) { return decltype(tag)::template Of<float>::kStatistics; });
 }
 
 #define ICSD_INSTANTIATE(C)                                                                                     \
   template void launch_sum_gram<C>(const Partials&, Shape, C*, cudaStream_t);                                   \
-  template void launch_epilogue<C>(EpilogueArguments<C>, DivergenceKind, const DivergenceArguments<C>&, bool, cudaStream_t);
+  template void launch_epilogue<C>(EpilogueArguments<C>, LossKind, const LossArguments<C>&, bool, cudaStream_t);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

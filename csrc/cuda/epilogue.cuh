@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "core/divergence.h"
+#include "core/losses.h"
 #include "cuda/launch.cuh"
 #include "cuda/matrices.cuh"
 #include "cuda/norms.cuh"
@@ -80,25 +80,25 @@ __device__ R shuffle_down(const R& row, int lanes) {
 // What some of the threads that share row i out find in it; K is that of a student and the teacher's, times the inverse
 // norms.
 template <class C, class D>
-__device__ typename D::template Row<C> measure_part(const D& divergence, const C* s, const C* t, const C* norms_s,
+__device__ typename D::template Row<C> measure_part(const D& loss, const C* s, const C* t, const C* norms_s,
                                                     const C* norms_t, int i, int samples, int thread, int threads) {
   typename D::template Row<C> row{};
   for (int j = thread; j < samples; j += threads) {
-    if (j == i && !divergence.diagonal) continue;
-    divergence.update(row, norms_s[i] * norms_s[j] * s[j], norms_t[i] * norms_t[j] * t[j]);
+    if (j == i && !loss.diagonal) continue;
+    loss.update(row, norms_s[i] * norms_s[j] * s[j], norms_t[i] * norms_t[j] * t[j]);
   }
   return row;
 }
 
 // The parts of a warp's lanes, in its first lane.
 template <class R, class D>
-__device__ R merge_warp(const D& divergence, R row) {
-  for (int lanes = 16; lanes > 0; lanes /= 2) divergence.merge(row, shuffle_down(row, lanes));
+__device__ R merge_warp(const D& loss, R row) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) loss.merge(row, shuffle_down(row, lanes));
   return row;
 }
 
 template <class C, class D>
-__global__ void __launch_bounds__(kMeasureThreads, 1) measure(EpilogueArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kMeasureThreads, 1) measure(EpilogueArguments<C> a, D loss) {
   __shared__ C sums[kMeasureThreads * kMaxBand];
   ICSD_DYNAMIC_SHARED(C, norms);  // inverse ones, of the teacher's samples and of a student's
   const int n = a.samples, bands = (n + a.band - 1) / a.band, first = static_cast<int>(blockIdx.x % bands) * a.band;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kMeasureThreads, 1) measure(EpilogueArguments<
   const auto make_rows = [&](int stage, C* inverse_norms) {
     sum_rows(a.partials[stage], group, n, first, rows, true, sums, [&](int row, int j, C sum) {
       if (row < 0) {
-        inverse_norms[j] = divergence.similarities ? inverse_norm(sum, a.eps) : C(1);
+        inverse_norms[j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);
       } else {
         a.row(stage, group, first + row)[j] = sum;
       }
@@ -124,15 +124,15 @@ __global__ void __launch_bounds__(kMeasureThreads, 1) measure(EpilogueArguments<
     make_rows(student, norms_s);
     for (int k = warp; k < rows; k += kMeasureThreads / 32) {
       const int i = first + k;
-      const auto part = measure_part(divergence, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n,
+      const auto part = measure_part(loss, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n,
                                      lane, 32);
       __syncwarp();
-      const auto row = merge_warp(divergence, part);
+      const auto row = merge_warp(loss, part);
       if (lane == 0) {
         const std::int64_t index = a.index(student, group, i);
-        a.values[index] = divergence.value(row);
+        a.values[index] = loss.value(row);
         C numbers[kMaxStatistics];
-        divergence.statistics(row, numbers);
+        loss.statistics(row, numbers);
         for (int m = 0; m < D::kStatistics; ++m) a.statistics[m * a.rows() + index] = numbers[m];
       }
     }
@@ -167,7 +167,7 @@ __device__ void add_up_loss(const Arguments& a, std::int64_t group, double (&sum
 // What the threads of a block do to row i of the matrices of a stage.
 template <class C, class D>
 struct RowGradients {
-  const D& divergence;
+  const D& loss;
   int samples, i;
   C eps;
   C (&sums)[kDifferentiateThreads / 32];
@@ -180,12 +180,12 @@ struct RowGradients {
     const C own = norms[i], square = owner ? row[i] : C(0);
     C projection = 0;
     for (int j = threadIdx.x; j < samples; j += kDifferentiateThreads) {
-      const C s = own * norms[j] * row[j], g = j == i && !divergence.diagonal ? C(0) : g_of(j, s);
+      const C s = own * norms[j] * row[j], g = j == i && !loss.diagonal ? C(0) : g_of(j, s);
       if (j != i) projection += g * s;
       row[j] = g * norms[j];
     }
     projection = block_sum(projection, sums);
-    if (owner && divergence.similarities && !(std::sqrt(square) < eps)) row[i] = -projection * own;
+    if (owner && loss.similarities && !(std::sqrt(square) < eps)) row[i] = -projection * own;
   }
 
   // A student's row; `statistics` of all rows, number after number, `stride` apart. Adds to the g_j of the teacher unless
@@ -198,8 +198,8 @@ struct RowGradients {
       const C t = norms_t[i] * norms_t[j] * t_row[j];
       C other[kMaxStatistics];
       for (int m = 0; m < D::kStatistics; ++m) other[m] = statistics[m * stride + j];
-      if (for_teacher) for_teacher[j] += weight * divergence.teacher(s, t, own, other);
-      return weight * divergence.student(s, t, own, other);
+      if (for_teacher) for_teacher[j] += weight * loss.teacher(s, t, own, other);
+      return weight * loss.student(s, t, own, other);
     });
   }
 
@@ -210,14 +210,14 @@ struct RowGradients {
 
 // One block for the loss of each group and, after them, for each row if gradients are wanted.
 template <class C, class D>
-__global__ void __launch_bounds__(kDifferentiateThreads, 1) differentiate(EpilogueArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kDifferentiateThreads, 1) differentiate(EpilogueArguments<C> a, D loss) {
   __shared__ double loss_sums[kDifferentiateThreads / 32];
   __shared__ C sums[kDifferentiateThreads / 32];
   ICSD_DYNAMIC_SHARED(C, for_teacher);  // g_j of the teacher if it has a gradient
   if (blockIdx.x < a.groups) return add_up_loss(a, blockIdx.x, loss_sums);
   const int n = a.samples, i = static_cast<int>((blockIdx.x - a.groups) % n);
   const std::int64_t group = (blockIdx.x - a.groups) / n;
-  const RowGradients<C, D> gradients{divergence, n, i, a.eps, sums};
+  const RowGradients<C, D> gradients{loss, n, i, a.eps, sums};
   const auto norms = [&](int stage) { return a.inverse_norms + a.index(stage, group, 0); };
   C* const t_row = a.row(a.students, group, i);
   if (a.teacher_gradient) gradients.clear(for_teacher);

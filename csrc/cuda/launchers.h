@@ -42,9 +42,9 @@ void launch_sum_gram(const Partials& partials, Shape shape, C* out, cudaStream_t
 
 // `measure` and `differentiate`, whose arguments lack the band.
 template <class C>
-void launch_epilogue(EpilogueArguments<C> arguments, DivergenceKind kind, const DivergenceArguments<C>& of, bool save,
+void launch_epilogue(EpilogueArguments<C> arguments, LossKind kind, const LossArguments<C>& of, bool save,
                      cudaStream_t stream);
-int statistics_of(DivergenceKind kind);
+int statistics_of(LossKind kind);
 
 // One product of `launch_apply`: a matrix for each group.
 struct Product {

@@ -11,11 +11,11 @@ template <class C>
 struct Arrays {
   std::size_t inverse_norms, values, statistics, slots, bytes;
 
-  Arrays(std::size_t begin, std::size_t stages, Shape shape, DivergenceKind divergence, bool save) : bytes(begin) {
+  Arrays(std::size_t begin, std::size_t stages, Shape shape, LossKind loss_kind, bool save) : bytes(begin) {
     const std::size_t rows = shape.groups * shape.samples;
     inverse_norms = take(stages * rows);
     values = take((stages - 1) * rows);
-    statistics = take((stages - 1) * rows * statistics_of(divergence));
+    statistics = take((stages - 1) * rows * statistics_of(loss_kind));
     slots = take(save ? 0 : stages * rows * (shape.samples + 1));
   }
 
@@ -50,8 +50,8 @@ void combine(const C* matrix, std::int64_t outputs, const Features& x, const Fea
 }
 
 template <class C>
-std::size_t distill_workspace(const std::vector<Features>& stages, Shape shape, DivergenceKind divergence, bool save) {
-  return Arrays<C>(plan_grams(stages, shape).bytes, stages.size(), shape, divergence, save).bytes;
+std::size_t distill_workspace(const std::vector<Features>& stages, Shape shape, LossKind loss_kind, bool save) {
+  return Arrays<C>(plan_grams(stages, shape).bytes, stages.size(), shape, loss_kind, save).bytes;
 }
 
 template <class C>
@@ -61,7 +61,7 @@ void distill(const std::vector<Features>& stages, Shape shape, const Distillatio
   const auto on = static_cast<cudaStream_t>(stream);
   char* const bytes = static_cast<char*>(workspace);
   const GramPlans plans = plan_grams(stages, shape);
-  const Arrays<C> arrays(plans.bytes, stages.size(), shape, how.divergence, slots);
+  const Arrays<C> arrays(plans.bytes, stages.size(), shape, how.loss, slots);
   const auto at = [&](std::size_t offset) { return reinterpret_cast<C*>(bytes + offset); };
 
   if (shape.samples) launch_grams(stages, shape, plans, bytes, on);
@@ -81,7 +81,7 @@ void distill(const std::vector<Features>& stages, Shape shape, const Distillatio
   arguments.loss = loss;
   arguments.eps = static_cast<C>(how.eps);
   arguments.teacher_gradient = how.teacher_gradient;
-  launch_epilogue<C>(arguments, how.divergence, {how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
+  launch_epilogue<C>(arguments, how.loss, {how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
                      slots, on);
 }
 
@@ -110,7 +110,7 @@ Devices devices() {
 #define ICSD_INSTANTIATE(C)                                                                                         \
   template void gram<C>(const Features&, Shape, C*, void*, Stream);                                                 \
   template void combine<C>(const C*, std::int64_t, const Features&, const Features&, Shape, Stream);                \
-  template std::size_t distill_workspace<C>(const std::vector<Features>&, Shape, DivergenceKind, bool);             \
+  template std::size_t distill_workspace<C>(const std::vector<Features>&, Shape, LossKind, bool);             \
   template void distill<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*, void*, Stream);        \
   template void distill_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, \
                                     Shape, Stream);

@@ -26,7 +26,7 @@ template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape, Stream stream);
 
 template <class C>
-std::size_t distill_workspace(const std::vector<Features>& stages, Shape shape, DivergenceKind divergence, bool save);
+std::size_t distill_workspace(const std::vector<Features>& stages, Shape shape, LossKind loss_kind, bool save);
 template <class C>
 void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots,
              void* workspace, Stream stream);

@@ -61,10 +61,10 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
   arguments.inverse_norms = at(plan.inverse_norms);
   arguments.values = at(plan.values);
   arguments.eps = static_cast<C>(how.eps);
-  const DivergenceArguments<C> of{how.parameters, static_cast<C>(shape.samples), arguments.eps};
-  with_divergence(how.divergence, [&](auto tag) {
+  const LossArguments<C> of{how.parameters, static_cast<C>(shape.samples), arguments.eps};
+  with_loss(how.loss, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
-    const D divergence(of);
+    const D loss(of);
     for (int k = 0; k <= students; ++k) {
       with_element(stages[k].dtype, [&](auto element) {
         using T = decltype(element);
@@ -73,7 +73,7 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
         if constexpr (sizeof(Compute<T>) <= sizeof(C)) {
           launch(find_norms<T, C>, grid, kNormThreads, 0, stream, arguments, static_cast<const T*>(stages[k].data),
                  stages[k].features, stages[k].group_stride, stages[k].sample_stride, k,
-                 static_cast<bool>(divergence.similarities), known);
+                 static_cast<bool>(loss.similarities), known);
         }
       });
     }
@@ -81,7 +81,7 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
       arguments.first = static_cast<int>(first);
       launch_band(stages, shape, first, plan.rows, plan.pitch, arguments.bands, stream);
       const std::int64_t rows = std::min(plan.rows, shape.samples - first);
-      call(arguments, divergence, rows);
+      call(arguments, loss, rows);
     }
   });
   if (!known && shape.groups) call.finish(arguments);
@@ -94,8 +94,8 @@ struct Measure {
   cudaStream_t stream;
 
   template <class D>
-  void operator()(const StreamedArguments<C>& arguments, const D& divergence, std::int64_t rows) const {
-    launch(measure_band<C, D>, blocks(arguments.groups * rows), kDifferentiateThreads, 0, stream, arguments, divergence);
+  void operator()(const StreamedArguments<C>& arguments, const D& loss, std::int64_t rows) const {
+    launch(measure_band<C, D>, blocks(arguments.groups * rows), kDifferentiateThreads, 0, stream, arguments, loss);
   }
   void finish(StreamedArguments<C> arguments) const {
     arguments.loss = loss;
@@ -112,8 +112,8 @@ struct Differentiate {
   cudaStream_t stream;
 
   template <class D>
-  void operator()(const StreamedArguments<C>& arguments, const D& divergence, std::int64_t rows) const {
-    launch(differentiate_band<C, D>, blocks(arguments.groups * rows), kDifferentiateThreads, 0, stream, arguments, divergence);
+  void operator()(const StreamedArguments<C>& arguments, const D& loss, std::int64_t rows) const {
+    launch(differentiate_band<C, D>, blocks(arguments.groups * rows), kDifferentiateThreads, 0, stream, arguments, loss);
     std::vector<Product> products;
     const std::int64_t matrix = static_cast<std::int64_t>(arguments.rows) * arguments.pitch;
     for (std::size_t k = 0; k < stages.size(); ++k) {

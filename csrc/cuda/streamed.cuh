@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kNormThreads)
 
 // A block for each row of the band.
 template <class C, class D>
-__global__ void __launch_bounds__(kDifferentiateThreads) measure_band(StreamedArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kDifferentiateThreads) measure_band(StreamedArguments<C> a, D loss) {
   using Row = typename D::template Row<C>;
   constexpr int kWarps = kDifferentiateThreads / 32;
   __shared__ __align__(16) unsigned char memory[kWarps * sizeof(Row)];
@@ -68,19 +68,19 @@ __global__ void __launch_bounds__(kDifferentiateThreads) measure_band(StreamedAr
   const int in_band = min(a.rows, a.samples - a.first), i = a.first + static_cast<int>(blockIdx.x % in_band);
   const std::int64_t group = blockIdx.x / in_band;
   for (int student = 0; student < a.students; ++student) {
-    const auto part = measure_part(divergence, a.row(student, group, i), a.row(a.students, group, i),
+    const auto part = measure_part(loss, a.row(student, group, i), a.row(a.students, group, i),
                                    a.inverse_norms + a.index(student, group, 0),
                                    a.inverse_norms + a.index(a.students, group, 0), i, a.samples,
                                    static_cast<int>(threadIdx.x), kDifferentiateThreads);
     __syncwarp();
-    Row row = merge_warp(divergence, part);
+    Row row = merge_warp(loss, part);
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = row;
     __syncthreads();
     if (threadIdx.x == 0) {
-      for (int warp = 1; warp < kWarps; ++warp) divergence.merge(row, parts[warp]);
-      a.values[a.index(student, group, i)] = divergence.value(row);
+      for (int warp = 1; warp < kWarps; ++warp) loss.merge(row, parts[warp]);
+      a.values[a.index(student, group, i)] = loss.value(row);
       C numbers[kMaxStatistics] = {};
-      divergence.statistics(row, numbers);
+      loss.statistics(row, numbers);
       for (int m = 0; m < kMaxStatistics; ++m) {
         a.statistics(student, group)[static_cast<std::int64_t>(m) * a.samples + i] = m < D::kStatistics ? numbers[m] : C(0);
       }
@@ -97,11 +97,11 @@ __global__ void __launch_bounds__(kDifferentiateThreads) add_up_losses(StreamedA
 
 // K to A, a block for each row of the band.
 template <class C, class D>
-__global__ void __launch_bounds__(kDifferentiateThreads, 1) differentiate_band(StreamedArguments<C> a, D divergence) {
+__global__ void __launch_bounds__(kDifferentiateThreads, 1) differentiate_band(StreamedArguments<C> a, D loss) {
   __shared__ C sums[kDifferentiateThreads / 32];
   const int in_band = min(a.rows, a.samples - a.first), i = a.first + static_cast<int>(blockIdx.x % in_band);
   const std::int64_t group = blockIdx.x / in_band;
-  const RowGradients<C, D> gradients{divergence, a.samples, i, a.eps, sums};
+  const RowGradients<C, D> gradients{loss, a.samples, i, a.eps, sums};
   const auto norms = [&](int stage) { return a.inverse_norms + a.index(stage, group, 0); };
   C* const t_row = a.row(a.students, group, i);
   C* const for_teacher = a.for_teacher ? a.for_teacher + (group * a.rows + (i - a.first)) * a.pitch : nullptr;

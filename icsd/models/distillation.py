@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from icsd.errors import InputError
-from icsd.losses import InterstageDistillationLoss
+from icsd.losses import make_loss
+from icsd.modules import InterstageDistillationLoss
 from icsd.ops import cross_sample_similarity, flatten_samples
-from icsd.ops.divergences import make_divergence
 
 
 @dataclass
@@ -20,11 +20,11 @@ class CSDConfig:
     weight: float = 1.0
     """Weight of the loss; 0 leaves this side out."""
 
-    divergence: str = "mse"
+    loss: str = "mse"
     """Distance of the similarity matrices: mse, kl, smooth_l1 or any other of docs/losses.md."""
 
     parameters: dict[str, float | str] = field(default_factory=dict)
-    """Parameters of the divergence by name, such as {"student_temperature": 0.1} for kl."""
+    """Parameters of the loss by name, such as {"student_temperature": 0.1} for kl."""
 
     direction: Literal["refined-to-coarse", "coarse-to-refined"] = "refined-to-coarse"
     """refined-to-coarse has the last stage teach all others, coarse-to-refined the first one."""
@@ -33,9 +33,9 @@ class CSDConfig:
         if not self.weight >= 0:
             raise InputError(f"distillation.*.weight is {self.weight}: give 0 or more")
         try:
-            make_divergence(self.divergence, **self.parameters)
+            make_loss(self.loss, **self.parameters)
         except ValueError as error:
-            raise InputError(f"distillation.*.divergence and parameters do not fit: {error}") from error
+            raise InputError(f"distillation.*.loss and parameters do not fit: {error}") from error
 
 
 @dataclass
@@ -65,14 +65,14 @@ class InterstageDistillation(nn.Module):
     """The CSD block of one side: what the samples of a batch are to each other should agree between the stages.
 
     Args:
-        config: Weight, divergence and direction.
+        config: Weight, loss and direction.
     """
 
     def __init__(self, config: CSDConfig) -> None:
         super().__init__()
         self.weight = config.weight
         teacher = -1 if config.direction == "refined-to-coarse" else 0
-        self.loss = InterstageDistillationLoss(config.divergence, teacher=teacher, **config.parameters)
+        self.loss = InterstageDistillationLoss(config.loss, teacher=teacher, **config.parameters)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """The weighted loss of the student stages; the teacher stage gets no gradient.

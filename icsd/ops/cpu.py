@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch  # before the native module, so that both share torch's OpenMP pool
 from torch import Tensor
 
-from icsd.ops.divergences import KERNELS
+from icsd.losses import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, sample_dense
 
 INTERFACE = 1  # of csrc/binding/module.cpp
@@ -80,5 +80,5 @@ def empty_cache() -> None:
 
 
 def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool, str]:
-    """As the native module takes them: a divergence by its number."""
-    return how.weights, KERNELS[how.divergence], how.parameters, how.eps, how.teacher_gradient, how.regime
+    """As the native module takes them: a loss by its number."""
+    return how.weights, KERNELS[how.loss], how.parameters, how.eps, how.teacher_gradient, how.regime

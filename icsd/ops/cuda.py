@@ -10,10 +10,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from icsd.losses import KERNELS
+from icsd.losses.gram import compute_dtype
 from icsd.ops import cpu
-from icsd.ops.divergences import KERNELS
 from icsd.ops.fused import Distillation, FusedBackend, sample_dense, saved_dtype, saved_shape
-from icsd.ops.gram import compute_dtype
 
 # Of the rows of N x N matrices that streaming has at a time, unless a tile's rows are more.
 BAND_BYTES = 64 << 20
@@ -90,7 +90,7 @@ class CUDABackend(FusedBackend):
         arguments = stages, *_arguments(how), loss, saved if save else None
         with self.on_stream(loss) as stream:
             if how.regime == "sample":
-                workspace = self.kernels.distill_workspace(stages, KERNELS[how.divergence], save)
+                workspace = self.kernels.distill_workspace(stages, KERNELS[how.loss], save)
                 self.kernels.distill(*arguments, _workspace(loss, workspace), stream)
             elif how.regime == "feature":
                 workspace = self.kernels.feature_workspace(stages, save)
@@ -136,8 +136,8 @@ def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:
 
 
 def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:
-    """The native module's (weights, divergence, parameters, eps, teacher_gradient)."""
-    return how.weights, KERNELS[how.divergence], how.parameters, how.eps, how.teacher_gradient
+    """The native module's (weights, loss, parameters, eps, teacher_gradient)."""
+    return how.weights, KERNELS[how.loss], how.parameters, how.eps, how.teacher_gradient
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from icsd.losses import SimilarityLoss, make_loss
+from icsd.losses.gram import similarity_from_gram
 from icsd.ops import registry
-from icsd.ops.divergences import SimilarityDivergence, make_divergence
-from icsd.ops.gram import similarity_from_gram
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -49,7 +49,7 @@ def cross_sample_similarity(
 def similarity_distillation_loss(
     student: Tensor,
     teacher: Tensor,
-    divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     *,
     student_bank: Tensor | None = None,
     teacher_bank: Tensor | None = None,
@@ -59,7 +59,7 @@ def similarity_distillation_loss(
     backend: str | None = None,
     **parameters: float | str,
 ) -> Tensor:
-    """Divergence of a student's cross-sample similarities from a teacher's.
+    """Loss of a student's cross-sample similarities from a teacher's.
 
     The similarities of a batch to itself, or of both to banks: S of the student's samples to those of its bank, T of
     the teacher's to those of its own.
@@ -67,7 +67,7 @@ def similarity_distillation_loss(
     Args:
         student: Features `(*B, N, D_s)`.
         teacher: Features `(*B, N, D_t)` of the same samples.
-        divergence: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; one of the literature's, `"sp"`,
+        loss: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; one of the literature's, `"sp"`,
             `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"` and `"rkd_angle"` (`docs/losses.md`); or a function of
             your own that maps the similarities S and T, `(*B, N, N)` each, to `(*B)`: the passes over the features stay
             fused. Banks are for those of them that compare cosine similarities: `"mse"`, `"kl"`, `"smooth_l1"`,
@@ -78,7 +78,7 @@ def similarity_distillation_loss(
         detach_teacher: Whether the teacher and its bank are constant.
         eps: Least norm, see `cross_sample_similarity`.
         backend: One of `icsd.backends()`; by default the best that applies.
-        **parameters: The divergence's own: `student_temperature` (0.1), `teacher_temperature` (0.1) and
+        **parameters: The loss's own: `student_temperature` (0.1), `teacher_temperature` (0.1) and
             `include_diagonal` (True) of `"kl"`; `beta` (1.0) of `"smooth_l1"`; `kernel` ("rbf"), `gamma` (0.4) and
             `order` (2) of `"cc"`; `mode` ("paper" or "code") of `"cc"`, `"pkt"` and the RKD ones.
 
@@ -87,13 +87,13 @@ def similarity_distillation_loss(
 
     Raises:
         TypeError: An input is not a floating-point tensor.
-        ValueError: Shapes, devices, divergence or a parameter do not fit.
+        ValueError: Shapes, devices, loss or a parameter do not fit.
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     if student_bank is not None or teacher_bank is not None:
         return _distill_to_banks(
             {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank},
-            make_divergence(divergence, **parameters),
+            make_loss(loss, **parameters),
             reduction,
             detach_teacher,
             eps,
@@ -103,7 +103,7 @@ def similarity_distillation_loss(
         ("student", "teacher"),
         [student, teacher],
         [1.0],
-        divergence,
+        loss,
         parameters,
         reduction,
         detach_teacher,
@@ -114,7 +114,7 @@ def similarity_distillation_loss(
 
 def interstage_distillation_loss(
     stages: Sequence[Tensor],
-    divergence: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     *,
     weights: Sequence[float] | None = None,
     teacher: int = -1,
@@ -132,21 +132,21 @@ def interstage_distillation_loss(
 
     Args:
         stages: Features `(*B, N, D_i)` of the same samples, coarse to fine; the `D_i` may differ.
-        divergence: See `similarity_distillation_loss`.
+        loss: See `similarity_distillation_loss`.
         weights: One for each stage that is not the teacher, in order; 1 by default.
         teacher: Index of the stage that teaches the others.
         reduction: See `similarity_distillation_loss`.
         detach_teacher: Whether the teacher is constant.
         eps: Least norm, see `cross_sample_similarity`.
         backend: One of `icsd.backends()`; by default the best that applies.
-        **parameters: The divergence's own, see `similarity_distillation_loss`.
+        **parameters: The loss's own, see `similarity_distillation_loss`.
 
     Returns:
         A scalar, or `(*B)` for `reduction="none"`.
 
     Raises:
         TypeError: A stage is not a floating-point tensor.
-        ValueError: Fewer than two stages, or shapes, devices, weights, divergence or a parameter do not fit.
+        ValueError: Fewer than two stages, or shapes, devices, weights, loss or a parameter do not fit.
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     tensors = list(stages)
@@ -163,7 +163,7 @@ def interstage_distillation_loss(
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
         )
-    return _distill(names, tensors, list(weights), divergence, parameters, reduction, detach_teacher, eps, backend)
+    return _distill(names, tensors, list(weights), loss, parameters, reduction, detach_teacher, eps, backend)
 
 
 def flatten_samples(maps: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def flatten_samples(maps: Tensor) -> Tensor:
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
 
-def _distill(names, tensors, weights, divergence, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
+def _distill(names, tensors, weights, loss, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
     """Checks everything, then runs a backend; the last of the tensors is the teacher."""
     _check_stages(names, tensors)
     for weight in weights:
@@ -182,15 +182,15 @@ def _distill(names, tensors, weights, divergence, parameters, reduction, detach_
             raise ValueError(f"weights must be finite, got {weight}")
     _check_reduction(reduction)
     _check_eps(eps)
-    divergence = make_divergence(divergence, **parameters)
+    loss = make_loss(loss, **parameters)
     if detach_teacher:
         tensors[-1] = tensors[-1].detach()
-    loss = registry.select(backend, tensors).distill(tensors, weights, divergence, eps)
+    value = registry.select(backend, tensors).distill(tensors, weights, loss, eps)
     n = tensors[-1].shape[-2]
-    return _reduce(loss, divergence.terms(n, n), reduction)
+    return _reduce(value, loss.terms(n, n), reduction)
 
 
-def _distill_to_banks(tensors, divergence, reduction, detach_teacher, eps, backend) -> Tensor:
+def _distill_to_banks(tensors, loss, reduction, detach_teacher, eps, backend) -> Tensor:
     """The same for similarities to banks."""
     for name, bank in tensors.items():
         if bank is None:
@@ -202,9 +202,9 @@ def _distill_to_banks(tensors, divergence, reduction, detach_teacher, eps, backe
     _check_stages(("student_bank", "teacher_bank"), [student_bank, teacher_bank])
     _check_reduction(reduction)
     _check_eps(eps)
-    if not isinstance(divergence, SimilarityDivergence):
+    if not isinstance(loss, SimilarityLoss):
         raise ValueError(
-            f"divergence {divergence.name!r} compares the samples of one batch with each other: use it without "
+            f"loss {loss.name!r} compares the samples of one batch with each other: use it without "
             "banks, or one of cosine similarities such as 'mse' or 'kl' with them"
         )
     if detach_teacher:
@@ -213,8 +213,8 @@ def _distill_to_banks(tensors, divergence, reduction, detach_teacher, eps, backe
     pairs = ((student, student_bank), (teacher, teacher_bank))
     similarity, target = (chosen.similarity_to(x, bank, eps) for x, bank in pairs)
     dtype = torch.promote_types(similarity.dtype, target.dtype)
-    loss = divergence.to_banks(similarity.to(dtype), target.to(dtype))
-    return _reduce(loss, divergence.terms(*similarity.shape[-2:]), reduction)
+    value = loss.to_banks(similarity.to(dtype), target.to(dtype))
+    return _reduce(value, loss.terms(*similarity.shape[-2:]), reduction)
 
 
 def _reduce(loss: Tensor, terms: int, reduction: Reduction) -> Tensor:

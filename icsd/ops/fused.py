@@ -1,7 +1,7 @@
 """What every compiled backend shares: the `torch.library` operators and their derivatives.
 
 A backend brings four functions on plain tensors (`Launcher`), and says which regimes (`icsd.ops.regimes`) it has for
-which divergences. In sample space two data passes do all the work: the forward reads each stage once and leaves a small
+which losses. In sample space two data passes do all the work: the forward reads each stage once and leaves a small
 matrix, the backward multiplies it with the stage. Higher derivatives go through `gram`, which is differentiable any
 number of times, and plain PyTorch on the N x N matrices.
 
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.utils._pytree import tree_leaves
 
+from icsd.losses import LOSSES, Loss, distill_grams
+from icsd.losses.gram import compute_dtype, gram, no_autocast
 from icsd.ops import registry
-from icsd.ops.divergences import DIVERGENCES, Divergence, distill_grams
-from icsd.ops.gram import compute_dtype, gram, no_autocast
 from icsd.ops.regimes import Regime, choose_regime, feature_space_mse
 
-MAX_STATISTICS = 5  # csrc/core/divergence.h
+MAX_STATISTICS = 5  # csrc/core/losses.h
 
 
 class Distillation(NamedTuple):
@@ -35,15 +35,15 @@ class Distillation(NamedTuple):
 
     Attributes:
         weights: One for each student.
-        divergence: Its name.
-        parameters: Its parameters, in the order of its kernel (`Divergence.kernel_parameters`).
+        loss: Its name.
+        parameters: Its parameters, in the order of its kernel (`Loss.kernel_parameters`).
         eps: Least norm.
         teacher_gradient: Whether the backward pass may ask for the teacher's gradient.
         regime: How to compute it.
     """
 
     weights: Sequence[float]
-    divergence: str
+    loss: str
     parameters: list[float]
     eps: float
     teacher_gradient: bool
@@ -110,7 +110,7 @@ class FusedBackend(registry.Backend, Launcher):
     """A backend by its launcher.
 
     Attributes:
-        regimes: Those it has for each divergence it has a kernel for, by name; `"sample"` is always among them.
+        regimes: Those it has for each loss it has a kernel for, by name; `"sample"` is always among them.
         device_type: Where its tensors are.
         traced: The regimes whose launches `torch.compile` can trace: of operations that it knows.
     """
@@ -138,13 +138,13 @@ class FusedBackend(registry.Backend, Launcher):
             return _Gram.apply(self, x)
         return torch.ops.icsd.gram(x, self.key)
 
-    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
-        parameters = divergence.kernel_parameters()
-        if divergence.name not in self.regimes or parameters is None or torch._C._are_functorch_transforms_active():
-            return distill_grams([self.gram(stage) for stage in stages], weights, divergence, eps)
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
+        parameters = loss.kernel_parameters()
+        if loss.name not in self.regimes or parameters is None or torch._C._are_functorch_transforms_active():
+            return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)
         *groups, n, _ = stages[-1].shape
         regime = choose_regime(
-            self.regimes[divergence.name],
+            self.regimes[loss.name],
             math.prod(groups),
             n,
             [stage.shape[-1] for stage in stages],
@@ -152,7 +152,7 @@ class FusedBackend(registry.Backend, Launcher):
         )
         wanted = [stage.requires_grad for stage in stages]
         save = True in wanted and torch.is_grad_enabled()
-        how = Distillation(weights, divergence.name, parameters, eps, save and wanted[-1], regime)
+        how = Distillation(weights, loss.name, parameters, eps, save and wanted[-1], regime)
         if not _is_plain(*stages):
             return torch.ops.icsd.distill(stages, save, *how, self.key)[0]
         if not save:
@@ -298,19 +298,19 @@ def _differentiable_backward(
     """The same gradients as functions of `grad` and the stages, for `create_graph=True`."""
     stages = [stage.view_as(stage) for stage in stages]  # one input each, though a tensor may be given twice
     if how.regime == "feature":
-        loss = feature_space_mse(stages[:-1], stages[-1], how.weights, how.eps)
+        value = feature_space_mse(stages[:-1], stages[-1], how.weights, how.eps)
     else:
         grams = [_Gram.apply(launcher, stage) for stage in stages]
         if not how.backward_reads_teacher:
             grams.append(saved[-1, ..., :-1])
-        divergence = DIVERGENCES[how.divergence].from_kernel_parameters(how.parameters)
-        loss = distill_grams(grams, how.weights, divergence, how.eps)
+        loss = LOSSES[how.loss].from_kernel_parameters(how.parameters)
+        value = distill_grams(grams, how.weights, loss, how.eps)
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
-    grads = iter(torch.autograd.grad(loss, inputs, grad, create_graph=True))
+    grads = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(grads) if want else None for want in wanted]
 
 
-_HOW = "float[] weights, str divergence, float[] parameters, float eps, bool teacher_gradient, str regime"
+_HOW = "float[] weights, str loss, float[] parameters, float eps, bool teacher_gradient, str regime"
 _library = torch.library.Library("icsd", "DEF")
 _library.define("gram(Tensor x, str backend) -> Tensor")
 _library.define("combine(Tensor matrix, Tensor x, str backend) -> Tensor")

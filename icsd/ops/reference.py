@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from icsd.ops.divergences import Divergence, distill_grams
-from icsd.ops.gram import gram
+from icsd.losses import Loss, distill_grams
+from icsd.losses.gram import gram
 from icsd.ops.registry import Backend
 
 
@@ -26,5 +26,5 @@ class ReferenceBackend(Backend):
     def gram(self, x: Tensor) -> Tensor:
         return gram(x)
 
-    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
-        return distill_grams([gram(stage) for stage in stages], weights, divergence, eps)
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
+        return distill_grams([gram(stage) for stage in stages], weights, loss, eps)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from icsd.ops.gram import compute_dtype, inverse_norms, no_autocast
+from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast
 
 Regime = Literal["sample", "feature", "streamed"]
 
@@ -40,7 +40,7 @@ def choose_regime(
     """The cheapest regime.
 
     Args:
-        offered: Those that the backend has for the divergence; `"sample"` is always among them.
+        offered: Those that the backend has for the loss; `"sample"` is always among them.
         groups: B.
         samples: N.
         widths: D of every student, then of the teacher.

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from icsd.ops.divergences import Divergence
-from icsd.ops.gram import similarity_to
+from icsd.losses import Loss
+from icsd.losses.gram import similarity_to
 
 
 class Backend(ABC):
@@ -45,7 +45,7 @@ class Backend(ABC):
         return similarity_to(x, other, eps)
 
     @abstractmethod
-    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], divergence: Divergence, eps: float) -> Tensor:
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
         """Σ_k w_k d(S(X_k), S(Y)) of every group, Y being the last of the stages, differentiable twice: `(*B)`."""
 
 

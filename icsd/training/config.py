@@ -38,7 +38,7 @@ class OptimizerConfig:
     heads see it; without damsm.checkpoint."""
 
     kl_weight: float = 1.0
-    """Weight of the condition's divergence from a standard normal."""
+    """Weight of the condition's loss from a standard normal."""
 
     ema_decay: float = 0.99
     """Share of the old average kept at each step in the averaged model, from which all images are made."""

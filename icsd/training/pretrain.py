@@ -33,7 +33,7 @@ from icsd.training.trainer import choose_device
 CHECKPOINTS_KEPT = 2
 FREE_ON_RESUME = (
     *("steps", "out", "data.root", "image.weights", "device", "threads", "workers", "log_every", "evaluate_every"),
-    *("lr", "clip"),  # the remedies for divergence
+    *("lr", "clip"),  # the remedies for loss
 )
 
 

@@ -53,7 +53,7 @@ CHECKPOINTS_KEPT = 3
 IMAGES_PER_GRID = 12
 CAPTIONS_PER_R_PRECISION = 64
 
-# What a resumed run may change: how long, where and how often, and the remedies for divergence.
+# What a resumed run may change: how long, where and how often, and the remedies for loss.
 FREE_ON_RESUME = (
     *(
         "steps",

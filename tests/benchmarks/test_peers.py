@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, losses
+from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, implementations
 from benchmarks.workloads import Case
 from icsd import similarity_distillation_loss
-from icsd.ops.divergences import make_divergence
+from icsd.losses import make_loss
 
 
 def loss_and_gradient(loss, student, teacher):
@@ -18,7 +18,7 @@ def test_torchdistill_computes_the_code_mode(loss):
     pytest.importorskip("torchdistill")
     torch.manual_seed(0)
     student, teacher = torch.randn(9, 50, dtype=torch.float64), torch.randn(9, 70, dtype=torch.float64)
-    ours, theirs = losses(Case(9, 50, loss=loss).divergence).values()
+    ours, theirs = implementations(Case(9, 50, loss=loss).definition).values()
     for got, want in zip(
         loss_and_gradient(ours, student, teacher), loss_and_gradient(theirs, student, teacher), strict=True
     ):
@@ -26,19 +26,19 @@ def test_torchdistill_computes_the_code_mode(loss):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("loss", ["mse", "kl"])
 @pytest.mark.parametrize("n", [1, 16, 65])
-def test_every_peer_computes_the_loss(n, divergence, implementation):
+def test_every_peer_computes_the_loss(n, loss, implementation):
     torch.manual_seed(0)
     student, teacher = torch.randn(n, 50) + 1, torch.randn(n, 70) - 1
 
     def definition(s, t):
-        return similarity_distillation_loss(s, t, divergence, backend="reference")
+        return similarity_distillation_loss(s, t, loss, backend="reference")
 
     true_loss, true_gradient = loss_and_gradient(definition, student.double(), teacher.double())
     with torch.compiler.set_stance("force_eager"):
-        peer = losses(make_divergence(divergence))[implementation]
+        peer = implementations(make_loss(loss))[implementation]
         for _ in range(2):  # the second time with whatever the first one kept
-            loss, gradient = loss_and_gradient(peer, student, teacher)
-            torch.testing.assert_close(loss.double(), true_loss, rtol=1e-4, atol=1e-7)
+            value, gradient = loss_and_gradient(peer, student, teacher)
+            torch.testing.assert_close(value.double(), true_loss, rtol=1e-4, atol=1e-7)
             torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-3, atol=1e-6)

@@ -80,7 +80,7 @@ def test_the_demo_is_the_default(icsd):
         (["--data.name", "generations"], '"data.name"'),
         (["--generator.depth", "3"], "--generator.depth"),
         (["--generator.resolutions", "[16,48]"], "generator.resolutions is [16, 48]"),
-        (["--distillation.generator.divergence", "l1"], "distillation.*.divergence"),
+        (["--distillation.generator.loss", "l1"], "distillation.*.loss"),
         (["--device", "tpu"], "device is 'tpu'"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--config", "typo.yaml"], "data.nam"),

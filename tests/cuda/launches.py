@@ -48,7 +48,7 @@ def count(backend: EmulatedBackend, case: Case) -> dict[str, list[Launches]]:
     stages[0].requires_grad_()
     with force_regime(case.regime):
         with Traffic(backend.library, *stages) as forward:
-            loss = icsd.similarity_distillation_loss(*stages, case.divergence, backend=backend.name)
+            loss = icsd.similarity_distillation_loss(*stages, case.loss, backend=backend.name)
         with Traffic(backend.library, *stages) as backward:
             (gradient,) = torch.autograd.grad(loss, stages[0])
     found = _by_kernel(forward, stages), _by_kernel(backward, [*stages, gradient])
@@ -77,7 +77,7 @@ def main() -> None:
             backend = EmulatedBackend("counted", int(architecture))
             registry.register(backend)
             for case in CASES:
-                if case.regime not in backend.regimes[case.divergence]:
+                if case.regime not in backend.regimes[case.loss]:
                     continue
                 for name, launches in count(backend, case).items():
                     for launch in launches:

@@ -14,8 +14,8 @@ import torch
 from emulated import EmulatedBackend
 
 import icsd
+from icsd.losses import KL
 from icsd.ops import cuda, registry
-from icsd.ops.divergences import KL
 from icsd.ops.regimes import force_regime
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
@@ -53,10 +53,10 @@ def test_similarity(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-@pytest.mark.parametrize("divergence", accuracy.DIVERGENCES, ids=repr)
-def test_losses_and_gradients(divergence, dtype, monkeypatch):
+@pytest.mark.parametrize("loss", accuracy.LOSSES, ids=repr)
+def test_losses_and_gradients(loss, dtype, monkeypatch):
     monkeypatch.setattr(accuracy, "SHAPES", SHAPES)
-    accuracy.test_losses_and_gradients(divergence, dtype, "emulated")
+    accuracy.test_losses_and_gradients(loss, dtype, "emulated")
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e4, 1e16])
@@ -70,13 +70,13 @@ def test_nan_stays_in_its_row_and_column(dtype, value):
     accuracy.test_nan_stays_in_its_row_and_column((35, 70), dtype, value, "emulated")
 
 
-@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
-def test_degenerate_input(divergence, in_place_of_the_cpu):
+@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
+def test_degenerate_input(loss, in_place_of_the_cpu):
     for shape in [(0, 5), (1, 5), (5, 0), (2, 0, 3), (0, 4, 3), (1, 1, 1)]:
-        accuracy.test_degenerate_shapes(shape, divergence, "emulated")
-        regimes.test_degenerate_shapes("streamed", divergence, shape)
-    accuracy.test_single_sample_without_its_diagonal(divergence, "emulated")
-    accuracy.test_zero_rows(16, divergence, "emulated")
+        accuracy.test_degenerate_shapes(shape, loss, "emulated")
+        regimes.test_degenerate_shapes("streamed", loss, shape)
+    accuracy.test_single_sample_without_its_diagonal(loss, "emulated")
+    accuracy.test_zero_rows(16, loss, "emulated")
     accuracy.test_overflowing_norm_is_loud("emulated")
 
 
@@ -122,32 +122,32 @@ def interstage(stages, **options):
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("regime", "divergence"), [("sample", "mse"), ("sample", "kl"), ("sample", "smooth_l1"), ("feature", "mse")]
+    ("regime", "loss"), [("sample", "mse"), ("sample", "kl"), ("sample", "smooth_l1"), ("feature", "mse")]
 )
-def test_any_schedule_gives_the_same_bits(regime, divergence, dtype, emulated):
+def test_any_schedule_gives_the_same_bits(regime, loss, dtype, emulated):
     stages = [torch.randn(2, 35, d).to(dtype) for d in (40, 530 if regime == "sample" else 130, 70)]
     results = []
     for seed in range(5):
         emulated.library.emulator_seed(seed)
         with force_regime(regime):
-            results.append(interstage(stages, divergence=divergence))
+            results.append(interstage(stages, loss=loss))
     for other in results[1:]:
         assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("regime", "divergence"), [("sample", "mse"), ("sample", "kl"), ("sample", "smooth_l1"), ("feature", "mse")]
+    ("regime", "loss"), [("sample", "mse"), ("sample", "kl"), ("sample", "smooth_l1"), ("feature", "mse")]
 )
-def test_derivatives_in_float64(regime, divergence):
+def test_derivatives_in_float64(regime, loss):
     x, y = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(2, 4, 2, dtype=torch.float64)
     inputs = x.requires_grad_(), y.requires_grad_()
 
-    def loss(x, y):
-        return icsd.similarity_distillation_loss(x, y, divergence, detach_teacher=False, backend="emulated")
+    def value(x, y):
+        return icsd.similarity_distillation_loss(x, y, loss, detach_teacher=False, backend="emulated")
 
     with force_regime(regime):
-        assert torch.autograd.gradcheck(loss, inputs)
-        assert torch.autograd.gradgradcheck(loss, inputs)
+        assert torch.autograd.gradcheck(value, inputs)
+        assert torch.autograd.gradgradcheck(value, inputs)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def narrow_bands(monkeypatch):
 
 @EVERY_ARCHITECTURE
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-@pytest.mark.parametrize(("regime", "case"), [("sample", case) for case in regimes.DIVERGENCES] + regimes.CASES)
+@pytest.mark.parametrize(("regime", "case"), [("sample", case) for case in regimes.LOSSES] + regimes.CASES)
 def test_regimes_are_as_defined(regime, case, dtype, narrow_bands):
     for n, d in ((5, 7), (70, 33)):
         stages = regimes.features(n, d, d + 5, d + 2, batch=(2,), dtype=dtype)
@@ -263,12 +263,12 @@ def test_every_kernel(dtype, narrow_bands):
     """All launches of one training step, small enough for the slowest mode."""
     for n, d in ((3, 2), (17, 50), (35, 70)):
         stages = [accuracy.features(n, width, dtype, width) for width in (d, d + 3, d)]
-        for divergence in ("mse", "kl", "smooth_l1"):
-            assert all(result.isfinite().all() for result in interstage(stages, divergence=divergence))
+        for loss in ("mse", "kl", "smooth_l1"):
+            assert all(result.isfinite().all() for result in interstage(stages, loss=loss))
         with force_regime("streamed"):
-            assert all(result.isfinite().all() for result in interstage(stages, divergence="kl"))
+            assert all(result.isfinite().all() for result in interstage(stages, loss="kl"))
     with force_regime("feature"):
-        assert all(result.isfinite().all() for result in interstage(stages, divergence="mse"))
+        assert all(result.isfinite().all() for result in interstage(stages, loss="mse"))
     assert icsd.cross_sample_similarity(torch.randn(2, 35, 70).to(dtype), backend="emulated").isfinite().all()
 
 
@@ -280,7 +280,7 @@ def test_few_launches_for_all_stages(regime, dtype, most, emulated):
     stages = [torch.randn(16, d, dtype=dtype) for d in (64, 256, 1024 if regime == "sample" else 10, 100)]
     before = emulated.kernels.launches(), emulated.library.emulator_launches()
     with force_regime(regime):
-        interstage(stages, divergence="mse")
+        interstage(stages, loss="mse")
     assert emulated.kernels.launches() - before[0] == emulated.library.emulator_launches() - before[1] <= most
 
 

@@ -16,10 +16,10 @@ def stages_of(*widths, n=24, dtype=torch.float32, device="cuda"):
     return [stage.to(device, dtype).requires_grad_() for stage in stages]
 
 
-def loss_and_gradients(stages, divergence="kl", backend="cuda", **options):
-    loss = icsd.interstage_distillation_loss(stages, divergence, backend=backend, **options)
+def loss_and_gradients(stages, loss="kl", backend="cuda", **options):
+    value = icsd.interstage_distillation_loss(stages, loss, backend=backend, **options)
     inputs = stages if options.get("detach_teacher") is False else stages[:-1]
-    return loss.detach(), *torch.autograd.grad(loss, inputs)
+    return value.detach(), *torch.autograd.grad(value, inputs)
 
 
 def test_it_is_the_backend_of_cuda_tensors():
@@ -33,18 +33,16 @@ def test_it_is_the_backend_of_cuda_tensors():
 @pytest.mark.parametrize("regime", ["sample", "feature", "streamed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_kernel(dtype, regime):
-    """Small, for compute-sanitizer: all divergences with kernels, all gradients."""
+    """Small, for compute-sanitizer: all losses with kernels, all gradients."""
     for n, d in ((3, 2), (17, 50), (35, 70), (150, 40)):
         stages = stages_of(d, d + 3, d, n=n, dtype=dtype)
-        for divergence in ("mse", "kl", "smooth_l1", "sp", "cc", "pkt", "dist"):
+        for loss in ("mse", "kl", "smooth_l1", "sp", "cc", "pkt", "dist"):
             with force_regime(regime):
-                ours = loss_and_gradients(stages, divergence, detach_teacher=False)
-            truth = loss_and_gradients(
-                [stage.double() for stage in stages], divergence, "reference", detach_teacher=False
-            )
+                ours = loss_and_gradients(stages, loss, detach_teacher=False)
+            truth = loss_and_gradients([stage.double() for stage in stages], loss, "reference", detach_teacher=False)
             for a, b in zip(ours, truth, strict=True):
                 tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}.get(dtype, 0.05)
-                assert (a - b).norm() <= tolerance * b.norm() + 1e-6, (n, divergence)
+                assert (a - b).norm() <= tolerance * b.norm() + 1e-6, (n, loss)
 
 
 def test_four_launches_for_all_stages():
@@ -79,24 +77,24 @@ def test_it_runs_on_the_current_stream():
     torch.testing.assert_close(results, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("regime", "divergence"), [("sample", "kl"), ("feature", "mse"), ("streamed", "kl")])
-def test_cuda_graph(regime, divergence):
+@pytest.mark.parametrize(("regime", "loss"), [("sample", "kl"), ("feature", "mse"), ("streamed", "kl")])
+def test_cuda_graph(regime, loss):
     static = stages_of(700, 300)
     with force_regime(regime):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            loss_and_gradients(static, divergence)
+            loss_and_gradients(static, loss)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = loss_and_gradients(static, divergence)
+            captured = loss_and_gradients(static, loss)
         for _ in range(3):
             with torch.no_grad():
                 for stage in static:
                     stage.copy_(torch.randn_like(stage))
             graph.replay()
-            torch.testing.assert_close(captured, loss_and_gradients(static, divergence), rtol=0, atol=0)
+            torch.testing.assert_close(captured, loss_and_gradients(static, loss), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one device")

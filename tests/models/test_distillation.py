@@ -28,13 +28,13 @@ def test_coarse_stage_teaches_when_asked():
 
 
 @pytest.mark.parametrize(
-    ("divergence", "parameters"), [("mse", {}), ("kl", {"student_temperature": 0.5}), ("smooth_l1", {"beta": 0.2})]
+    ("loss", "parameters"), [("mse", {}), ("kl", {"student_temperature": 0.5}), ("smooth_l1", {"beta": 0.2})]
 )
-def test_is_the_weighted_public_function(divergence, parameters):
+def test_is_the_weighted_public_function(loss, parameters):
     maps = stages()
-    loss = InterstageDistillation(CSDConfig(weight=3.0, divergence=divergence, parameters=parameters))(maps)
+    value = InterstageDistillation(CSDConfig(weight=3.0, loss=loss, parameters=parameters))(maps)
     flat = [stage.flatten(1) for stage in maps]
-    torch.testing.assert_close(loss, 3 * icsd.interstage_distillation_loss(flat, divergence, **parameters))
+    torch.testing.assert_close(value, 3 * icsd.interstage_distillation_loss(flat, loss, **parameters))
 
 
 def test_memory_format_does_not_matter():
@@ -55,9 +55,9 @@ def test_similarity_matrices_are_cosines():
     [
         {"weight": -1.0},
         {"weight": float("nan")},
-        {"divergence": "kl", "parameters": {"student_temperature": -1.0}},
+        {"loss": "kl", "parameters": {"student_temperature": -1.0}},
         {"parameters": {"beta": 1.0}},
-        {"divergence": "cosine"},
+        {"loss": "cosine"},
     ],
 )
 def test_bad_options_are_refused(options):

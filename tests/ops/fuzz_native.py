@@ -18,7 +18,7 @@ from icsd import _native
 
 ARENA = 1 << 14
 HUGE = 2**60  # refused, or more than there is memory
-PARAMETERS = (0, 3, 1, 0, 3, 0, 0)  # of each divergence, by its code
+PARAMETERS = (0, 3, 1, 0, 3, 0, 0)  # of each loss, by its code
 
 PATTERN = torch.rand(ARENA // 4, generator=torch.Generator().manual_seed(0)).view(torch.uint8)
 memory = PATTERN.clone()
@@ -71,18 +71,16 @@ batches = st.tuples(st.lists(sizes, max_size=2), sizes).map(lambda pair: (*pair[
 
 @st.composite
 def distillations(draw):
-    """Stages, then weights, divergence, parameters, eps, whether the teacher has a gradient, and the regime."""
+    """Stages, then weights, loss, parameters, eps, whether the teacher has a gradient, and the regime."""
     batch = draw(batches)
     stages = draw(mostly(st.lists(features(*batch), min_size=2, max_size=3), [], None, 5))
     students = max(0, len(stages) - 1) if isinstance(stages, list) else 0
     weights = draw(mostly(st.lists(numbers, min_size=students, max_size=students), [1.0] * 9))
     regime = draw(mostly(st.sampled_from(["sample", "streamed", "feature"]), "dense", "", None, 0))
-    divergence = draw(
-        mostly(st.integers(0, 6) if regime != "feature" else st.integers(0, 1), -1, 7, 99, 2**31, 2**40, None)
-    )
-    count = PARAMETERS[divergence] if divergence in range(7) else 1
+    loss = draw(mostly(st.integers(0, 6) if regime != "feature" else st.integers(0, 1), -1, 7, 99, 2**31, 2**40, None))
+    count = PARAMETERS[loss] if loss in range(7) else 1
     parameters = draw(mostly(st.lists(numbers, min_size=count, max_size=count), [], [1.0] * 5, None))
-    return stages, weights, divergence, parameters, draw(numbers), draw(st.booleans()), regime
+    return stages, weights, loss, parameters, draw(numbers), draw(st.booleans()), regime
 
 
 def call(function, *arguments):

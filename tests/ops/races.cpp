@@ -63,7 +63,7 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) 
 namespace {
 
 using icsd::DType;
-using icsd::DivergenceKind;
+using icsd::LossKind;
 using icsd::Distillation;
 using icsd::Shape;
 
@@ -89,12 +89,12 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   Batch gradient(shape, student.features.features);
   icsd::cpu::combine<float>(own.data(), shape.samples, student.features, gradient.features, shape);
   const double weight = 1, kl[] = {0.1, 0.1, 1}, huber[] = {1};
-  const std::pair<DivergenceKind, const double*> divergences[] = {
-      {DivergenceKind::mse, nullptr}, {DivergenceKind::kl, kl}, {DivergenceKind::smooth_l1, huber}};
+  const std::pair<LossKind, const double*> losses[] = {
+      {LossKind::mse, nullptr}, {LossKind::kl, kl}, {LossKind::smooth_l1, huber}};
   const std::vector<icsd::Features> stages{student.features, teacher.features}, outs{gradient.features, {}};
   const std::vector<float> grad(shape.groups, 1);
   std::vector<float> statistics(shape.groups * icsd::cpu::streamed_numbers(2, shape.samples));
-  for (const auto& [kind, parameters] : divergences) {
+  for (const auto& [kind, parameters] : losses) {
     const Distillation how{kind, parameters, &weight, 1e-8, false};
     icsd::cpu::distill<float>(stages, shape, how, loss.data(), slots.data());
     icsd::cpu::distill_backward<float>(grad.data(), slots.data(), stages, outs, shape);
@@ -107,7 +107,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   }
   if (!narrow(student) || !narrow(teacher)) return;
   std::vector<double> moments(shape.groups * icsd::feature_moments(stages));
-  const Distillation mse{DivergenceKind::mse, nullptr, &weight, 1e-8, false};
+  const Distillation mse{LossKind::mse, nullptr, &weight, 1e-8, false};
   icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), moments.data());
   icsd::cpu::distill_feature_backward<float>(grad.data(), moments.data(), stages, outs, shape, mse);
 }

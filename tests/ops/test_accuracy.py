@@ -8,11 +8,11 @@ from backends import BACKENDS, FUSED, MOST_SAMPLES
 
 import icsd
 from benchmarks.peers import plain_loss, plain_similarity
+from icsd.losses import KL, MSE, SmoothL1
 from icsd.ops import flatten_samples
-from icsd.ops.divergences import KL, MSE, SmoothL1
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-DIVERGENCES = [MSE(), KL(), KL(0.5, 0.05), SmoothL1(), SmoothL1(0.01)]
+LOSSES = [MSE(), KL(), KL(0.5, 0.05), SmoothL1(), SmoothL1(0.01)]
 SHAPES = [
     (2, 1),
     (3, 2),
@@ -51,14 +51,14 @@ def loss_and_gradient(call, student):
     return loss.detach(), torch.autograd.grad(loss, student)[0]
 
 
-def measure(student, teacher, divergence, backend):
+def measure(student, teacher, loss, backend):
     """(loss, gradient) of the backend, of plain PyTorch in the same dtype, and of plain PyTorch in float64."""
-    parameters = dataclasses.asdict(divergence)
+    parameters = dataclasses.asdict(loss)
     ours = loss_and_gradient(
-        lambda x: icsd.similarity_distillation_loss(x, teacher, divergence.name, backend=backend, **parameters), student
+        lambda x: icsd.similarity_distillation_loss(x, teacher, loss.name, backend=backend, **parameters), student
     )
-    plain = loss_and_gradient(lambda x: plain_loss(x, teacher, divergence), student)
-    truth = loss_and_gradient(lambda x: plain_loss(x, teacher.double(), divergence), student.double())
+    plain = loss_and_gradient(lambda x: plain_loss(x, teacher, loss), student)
+    truth = loss_and_gradient(lambda x: plain_loss(x, teacher.double(), loss), student.double())
     return ours, plain, truth
 
 
@@ -74,18 +74,16 @@ def test_similarity(shape, dtype, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
-def test_losses_and_gradients(divergence, dtype, backend):
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_losses_and_gradients(loss, dtype, backend):
     # One loss value may be exact by luck, so losses are judged over all shapes and gradients shape by shape.
     errors, plain_errors = [], []
     for seed, (n, d) in enumerate(SHAPES):
         if n > MOST_SAMPLES or d < 16:
             continue  # cosines of a few features are ±1 or nearly: the loss is a rounding error itself
         student, teacher = features(n, d, dtype, seed), features(n, d + 5, dtype, seed + 100, shift=0.8)
-        (loss, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(
-            student, teacher, divergence, backend
-        )
-        errors.append(relative_error(loss, truth))
+        (value, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(student, teacher, loss, backend)
+        errors.append(relative_error(value, truth))
         plain_errors.append(relative_error(plain, truth))
         assert relative_error(gradient, true_gradient) <= bound(dtype, relative_error(plain_gradient, true_gradient)), (
             n,
@@ -100,20 +98,20 @@ def test_losses_and_gradients(divergence, dtype, backend):
 def test_bfloat16_gradients_of_samples_much_alike(shape, shift, backend):
     # The terms of the gradient cancel, and what is left must not be their rounding.
     student, teacher = (features(*shape, torch.bfloat16, seed, shift) for seed in (1, 2))
-    for divergence in DIVERGENCES[:2]:
-        (_, gradient), _, (_, truth) = measure(student, teacher, divergence, backend)
+    for loss in LOSSES[:2]:
+        (_, gradient), _, (_, truth) = measure(student, teacher, loss, backend)
         assert relative_error(gradient, truth) <= 2 * relative_error(truth.bfloat16(), truth)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e4, 1e12, 1e16])
-@pytest.mark.parametrize("divergence", DIVERGENCES[:2], ids=repr)
-def test_huge_and_tiny_norms(divergence, scale, backend):
+@pytest.mark.parametrize("loss", LOSSES[:2], ids=repr)
+def test_huge_and_tiny_norms(loss, scale, backend):
     # Every other row, so that rows of very different norms meet.
     factors = torch.tensor([1.0, scale]).repeat(6)[:, None]
     student, teacher = features(12, 65, torch.float32, 1) * factors, features(12, 70, torch.float32, 2) * factors
-    (loss, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(student, teacher, divergence, backend)
-    assert relative_error(loss, truth) <= bound(torch.float32, relative_error(plain, truth)) + 1e-6
+    (value, gradient), (plain, plain_gradient), (truth, true_gradient) = measure(student, teacher, loss, backend)
+    assert relative_error(value, truth) <= bound(torch.float32, relative_error(plain, truth)) + 1e-6
     for rows in (slice(0, None, 2), slice(1, None, 2)):
         error = relative_error(gradient[rows], true_gradient[rows])
         assert error <= bound(torch.float32, relative_error(plain_gradient[rows], true_gradient[rows])) + 1e-6
@@ -139,12 +137,12 @@ def test_layouts_are_as_their_contiguous_copies(layout, dtype, backend):
     teacher = features(9, 100, dtype, 4)
     x = LAYOUTS[layout](base)
     assert layout in ("channels_last", "unaligned") or not x.is_contiguous()
-    for divergence in ("mse", "kl"):
+    for loss in ("mse", "kl"):
         results = []
         for student in (x.detach(), x.detach().clone(memory_format=torch.contiguous_format)):
             student.requires_grad_()
-            loss = icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend)
-            results.append((loss, *torch.autograd.grad(loss, student)))
+            value = icsd.similarity_distillation_loss(student, teacher, loss, backend=backend)
+            results.append((value, *torch.autograd.grad(value, student)))
         torch.testing.assert_close(results[0], results[1], rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=1e-12)
 
 
@@ -173,38 +171,38 @@ def test_groups_are_independent(batch, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
 @pytest.mark.parametrize("shape", [(0, 5), (1, 5), (5, 0), (0, 0), (2, 0, 3), (0, 4, 3), (1, 1, 1), (5, 1)], ids=str)
-def test_degenerate_shapes(shape, divergence, backend):
+def test_degenerate_shapes(shape, loss, backend):
     student = torch.randn(shape, requires_grad=True)
     teacher = torch.randn(shape)
     assert icsd.cross_sample_similarity(student, backend=backend).shape == (*shape[:-1], shape[-2])
     for reduction in ("mean", "sum", "none"):
-        loss = icsd.similarity_distillation_loss(student, teacher, divergence, reduction=reduction, backend=backend)
-        assert loss.shape == (shape[:-2] if reduction == "none" else ())
-        (gradient,) = torch.autograd.grad(loss.sum(), student)
+        value = icsd.similarity_distillation_loss(student, teacher, loss, reduction=reduction, backend=backend)
+        assert value.shape == (shape[:-2] if reduction == "none" else ())
+        (gradient,) = torch.autograd.grad(value.sum(), student)
         assert gradient.shape == shape
-        assert loss.isfinite().all()
+        assert value.isfinite().all()
         assert gradient.isfinite().all()
         if 0 in shape or shape[-2] == 1:
-            assert loss.abs().sum() <= 1e-12
+            assert value.abs().sum() <= 1e-12
             assert gradient.abs().sum() <= 1e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
-def test_single_sample_without_its_diagonal(divergence, backend):
-    if divergence == "kl":
+@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
+def test_single_sample_without_its_diagonal(loss, backend):
+    if loss == "kl":
         x = torch.randn(1, 5, requires_grad=True)
-        loss = icsd.similarity_distillation_loss(x, torch.randn(1, 5), "kl", include_diagonal=False, backend=backend)
-        assert loss == 0
-        assert torch.autograd.grad(loss, x)[0].eq(0).all()
+        value = icsd.similarity_distillation_loss(x, torch.randn(1, 5), "kl", include_diagonal=False, backend=backend)
+        assert value == 0
+        assert torch.autograd.grad(value, x)[0].eq(0).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
+@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
 @pytest.mark.parametrize("n", [3, 16, 70])
-def test_zero_rows(n, divergence, backend):
+def test_zero_rows(n, loss, backend):
     student, teacher = features(n, 40, torch.float32, 5), features(n, 30, torch.float32, 6)
     student[1] = 0
     teacher[2] = 0
@@ -212,8 +210,8 @@ def test_zero_rows(n, divergence, backend):
     similarity = icsd.cross_sample_similarity(student, backend=backend)
     assert similarity[1].eq(0).all()
     assert similarity[:, 1].eq(0).all()
-    loss = icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend)
-    (gradient,) = torch.autograd.grad(loss, student)
+    value = icsd.similarity_distillation_loss(student, teacher, loss, backend=backend)
+    (gradient,) = torch.autograd.grad(value, student)
     assert gradient[1].eq(0).all()
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0

@@ -26,14 +26,14 @@ def stages_of(*widths, n=4, batch=(), dtype=torch.float64, requires_grad=True):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("batch", "detach_teacher"), [((), True), ((2,), False)], ids=str)
-@pytest.mark.parametrize(("divergence", "parameters"), CASES)
-def test_gradcheck_and_gradgradcheck(divergence, parameters, detach_teacher, batch, backend):
+@pytest.mark.parametrize(("loss", "parameters"), CASES)
+def test_gradcheck_and_gradgradcheck(loss, parameters, detach_teacher, batch, backend):
     stages = stages_of(3, 19, 2, batch=batch)
 
-    def loss(*stages):
+    def value(*stages):
         return icsd.interstage_distillation_loss(
             stages,
-            divergence,
+            loss,
             weights=[0.7, 1.3],
             detach_teacher=detach_teacher,
             backend=backend,
@@ -42,8 +42,8 @@ def test_gradcheck_and_gradgradcheck(divergence, parameters, detach_teacher, bat
         )
 
     inputs = stages if not detach_teacher else [*stages[:-1], stages[-1].detach()]
-    assert torch.autograd.gradcheck(loss, inputs)
-    assert torch.autograd.gradgradcheck(loss, inputs)
+    assert torch.autograd.gradcheck(value, inputs)
+    assert torch.autograd.gradgradcheck(value, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

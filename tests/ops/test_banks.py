@@ -31,9 +31,9 @@ def inputs(*batch, n=4, m=6, student=5, teacher=3, dtype=torch.float64):
     return [features(*batch, *shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
 
 
-def loss_of(student, teacher, student_bank, teacher_bank, divergence="mse", **options):
+def loss_of(student, teacher, student_bank, teacher_bank, loss="mse", **options):
     return similarity_distillation_loss(
-        student, teacher, divergence, student_bank=student_bank, teacher_bank=teacher_bank, **options
+        student, teacher, loss, student_bank=student_bank, teacher_bank=teacher_bank, **options
     )
 
 
@@ -102,7 +102,7 @@ def dist(s, t):
 
 @pytest.mark.parametrize("m", [6, 4])  # as many as there are samples, which are still others
 @pytest.mark.parametrize(
-    ("divergence", "parameters", "definition", "terms"),
+    ("loss", "parameters", "definition", "terms"),
     [
         ("mse", {}, lambda s, t: (s - t).square().mean(), lambda n, m: n * m),
         ("smooth_l1", {"beta": 0.2}, lambda s, t: F.smooth_l1_loss(s, t, beta=0.2), lambda n, m: n * m),
@@ -116,14 +116,14 @@ def dist(s, t):
         ("dist", {}, dist, lambda n, m: n),
     ],
 )
-def test_definitions(divergence, parameters, definition, terms, m):
+def test_definitions(loss, parameters, definition, terms, m):
     tensors = inputs(m=m)
     student, teacher, student_bank, teacher_bank = tensors
     s = F.cosine_similarity(student[:, None], student_bank[None], dim=-1)
     t = F.cosine_similarity(teacher[:, None], teacher_bank[None], dim=-1)
     expected = float(definition(s, t))
-    assert loss_of(*tensors, divergence, **parameters).item() == pytest.approx(expected, rel=1e-9)
-    total = loss_of(*tensors, divergence, reduction="sum", **parameters)
+    assert loss_of(*tensors, loss, **parameters).item() == pytest.approx(expected, rel=1e-9)
+    total = loss_of(*tensors, loss, reduction="sum", **parameters)
     assert total.item() == pytest.approx(terms(4, m) * expected, rel=1e-9)
 
 
@@ -134,16 +134,16 @@ def test_pkt_code_mode_averages_over_all_pairs():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
-@pytest.mark.parametrize(("divergence", "parameters"), CASES)
-def test_gradients_reach_all_that_want_one(divergence, parameters, batch, backend):
+@pytest.mark.parametrize(("loss", "parameters"), CASES)
+def test_gradients_reach_all_that_want_one(loss, parameters, batch, backend):
     tensors = [tensor.requires_grad_() for tensor in inputs(*batch)]
 
-    def loss(*tensors):
+    def value(*tensors):
         options = {"detach_teacher": False, "reduction": "none", "backend": backend, **parameters}
-        return loss_of(*tensors, divergence, **options)
+        return loss_of(*tensors, loss, **options)
 
-    assert torch.autograd.gradcheck(loss, tensors)
-    assert torch.autograd.gradgradcheck(loss, tensors)
+    assert torch.autograd.gradcheck(value, tensors)
+    assert torch.autograd.gradgradcheck(value, tensors)
 
 
 def test_teacher_and_its_bank_are_constant_by_default():

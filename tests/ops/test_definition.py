@@ -89,21 +89,21 @@ def test_interstage_is_the_weighted_sum_of_pairs(teacher, backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
-def test_laws(divergence, backend):
+@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
+def test_laws(loss, backend):
     torch.manual_seed(2)
     x, y = torch.randn(12, 40, dtype=torch.float64), torch.randn(12, 30, dtype=torch.float64)
 
-    def loss(student, teacher):
-        return icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend)
+    def value(student, teacher):
+        return icsd.similarity_distillation_loss(student, teacher, loss, backend=backend)
 
     similarity = icsd.cross_sample_similarity(x, backend=backend)
     torch.testing.assert_close(similarity, similarity.mT, rtol=0, atol=0)
     torch.testing.assert_close(similarity.diagonal(), torch.ones(12, dtype=torch.float64))
-    assert loss(x, x).abs() < 1e-14
+    assert value(x, x).abs() < 1e-14
     order = torch.randperm(12)
-    torch.testing.assert_close(loss(x[order], y[order]), loss(x, y))
+    torch.testing.assert_close(value(x[order], y[order]), value(x, y))
     scales = torch.rand(12, 1, dtype=torch.float64) * 100 + 0.01
-    torch.testing.assert_close(loss(x * scales, y), loss(x, y))
-    torch.testing.assert_close(loss(x[:, torch.randperm(40)], y), loss(x, y))
-    assert loss(x, y) > 0
+    torch.testing.assert_close(value(x * scales, y), value(x, y))
+    torch.testing.assert_close(value(x[:, torch.randperm(40)], y), value(x, y))
+    assert value(x, y) > 0

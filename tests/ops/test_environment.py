@@ -23,22 +23,22 @@ def features(n, d, seed=0, dtype=torch.float32):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def loss_and_gradient(student, teacher, divergence="kl", forward=nullcontext(), **options):  # noqa: B008
+def loss_and_gradient(student, teacher, loss="kl", forward=nullcontext(), **options):  # noqa: B008
     student = student.detach().requires_grad_()
     with forward:
-        loss = icsd.similarity_distillation_loss(student, teacher, divergence, **options)
-    return loss.detach(), torch.autograd.grad(loss, student)[0]
+        value = icsd.similarity_distillation_loss(student, teacher, loss, **options)
+    return value.detach(), torch.autograd.grad(value, student)[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("divergence", ["mse", "kl", "sp", "cka", "rkd_distance"])
-def test_autocast_changes_nothing(divergence, backend):
+@pytest.mark.parametrize("loss", ["mse", "kl", "sp", "cka", "rkd_distance"])
+def test_autocast_changes_nothing(loss, backend):
     student, teacher = features(9, 700), features(9, 300, seed=1)
-    expected = loss_and_gradient(student, teacher, divergence, backend=backend)
+    expected = loss_and_gradient(student, teacher, loss, backend=backend)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-    loss, gradient = loss_and_gradient(student, teacher, divergence, forward=autocast, backend=backend)
-    assert (loss.dtype, gradient.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close((loss, gradient), expected, rtol=0, atol=0)
+    value, gradient = loss_and_gradient(student, teacher, loss, forward=autocast, backend=backend)
+    assert (value.dtype, gradient.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close((value, gradient), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -55,14 +55,14 @@ def test_a_model_under_autocast_trains(backend):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("divergence", ["mse", "kl", "dist", "rkd_angle"])
-def test_repeats_are_the_same_bits(divergence, dtype, threads):
+@pytest.mark.parametrize("loss", ["mse", "kl", "dist", "rkd_angle"])
+def test_repeats_are_the_same_bits(loss, dtype, threads):
     student, teacher = features(24, 30000, dtype=dtype), features(24, 7001, seed=1, dtype=dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     try:
-        runs = [loss_and_gradient(student, teacher, divergence, backend="cpu") for _ in range(3)]
+        runs = [loss_and_gradient(student, teacher, loss, backend="cpu") for _ in range(3)]
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(before)

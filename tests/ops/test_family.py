@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import icsd
-from icsd.ops.divergences import DIVERGENCES, make_divergence, relations
+from icsd.losses import LOSSES, make_loss, relations
 
 
 def sp(x, y):
@@ -404,18 +404,18 @@ def test_compile_fullgraph(backend):
         ("cc", {"gamma": -1.0}, "cc: gamma must be a positive finite number, got -1.0"),
         ("cc", {"order": 0}, "cc: order must be a positive finite number, got 0"),
         ("cc", {"order": 1.5}, "cc: order must be a whole number, got 1.5"),
-        ("sp", {"mode": "code"}, "divergence 'sp' has no parameter 'mode'; it takes none"),
-        ("pkt", {"gamma": 1.0}, "divergence 'pkt' has no parameter 'gamma'; it takes mode"),
+        ("sp", {"mode": "code"}, "loss 'sp' has no parameter 'mode'; it takes none"),
+        ("pkt", {"gamma": 1.0}, "loss 'pkt' has no parameter 'gamma'; it takes mode"),
     ],
 )
 def test_bad_parameters(name, parameters, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        make_divergence(name, **parameters)
+        make_loss(name, **parameters)
 
 
 def test_documentation():
     text = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-    assert re.findall(r"^\| `\"(\w+)\"`", text, re.MULTILINE) == list(DIVERGENCES)
+    assert re.findall(r"^\| `\"(\w+)\"`", text, re.MULTILINE) == list(LOSSES)
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert examples
     namespace = {}

@@ -11,11 +11,11 @@ import icsd
 from icsd import _native
 
 X = torch.ones(4, 6)
-HOW = ([1.0], 0, [], 1e-8, False, "sample")  # weights, divergence, parameters, eps, teacher_gradient, regime
+HOW = ([1.0], 0, [], 1e-8, False, "sample")  # weights, loss, parameters, eps, teacher_gradient, regime
 
 
 def how(**changes):
-    names = ("weights", "divergence", "parameters", "eps", "teacher_gradient", "regime")
+    names = ("weights", "loss", "parameters", "eps", "teacher_gradient", "regime")
     return tuple((dict(zip(names, HOW, strict=True)) | changes).values())
 
 
@@ -55,14 +55,14 @@ def backward(grad=None, saved=None, stages=None, wanted=(True,), how=HOW):
         (ValueError, "no stage", lambda: _native.distill([], True, *how(weights=[]))),
         (ValueError, "one for each of 0 weights", lambda: _native.distill([X, X], True, *how(weights=[]))),
         (ValueError, "must agree", lambda: _native.distill([X, X[:3]], True, *HOW)),
-        (ValueError, "unknown divergence", lambda: _native.distill([X, X], True, *how(divergence=7))),
-        (ValueError, "unknown divergence", lambda: _native.distill([X, X], True, *how(divergence=-1))),
-        (ValueError, "takes 3 parameters, got 0", lambda: _native.distill([X, X], True, *how(divergence=1))),
+        (ValueError, "unknown loss", lambda: _native.distill([X, X], True, *how(loss=7))),
+        (ValueError, "unknown loss", lambda: _native.distill([X, X], True, *how(loss=-1))),
+        (ValueError, "takes 3 parameters, got 0", lambda: _native.distill([X, X], True, *how(loss=1))),
         (ValueError, "unknown regime", lambda: _native.distill([X, X], True, *how(regime="dense"))),
         (
             ValueError,
             "knows only mse",
-            lambda: _native.distill([X, X], True, *how(divergence=3, regime="feature")),
+            lambda: _native.distill([X, X], True, *how(loss=3, regime="feature")),
         ),
         (ValueError, "grad must have 1 elements, got 2", lambda: backward(grad=torch.ones(2))),
         (ValueError, "grad is not of the compute type", lambda: backward(grad=torch.ones((), dtype=torch.float16))),
@@ -201,8 +201,8 @@ def test_pytorch_copies_no_features():
 
 
 @pytest.mark.parametrize("samples", [5, 9, 20])
-@pytest.mark.parametrize("divergence", ["mse", "kl"])
-def test_the_same_bits_wherever_memory_happens_to_lie(divergence, samples):
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_the_same_bits_wherever_memory_happens_to_lie(loss, samples):
     """Loops that the compiler made for memory near other memory and for memory far from it rounded differently."""
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -210,8 +210,8 @@ def test_the_same_bits_wherever_memory_happens_to_lie(divergence, samples):
         found = set()
         for i in range(100):
             moved = [torch.empty(16 * k) for k in range(i % 7)]  # the next allocations lie elsewhere
-            loss = icsd.similarity_distillation_loss(x, y, divergence, backend="cpu")
-            (grad,) = torch.autograd.grad(loss, x)
-            found.add((loss.item(), grad.numpy().tobytes()))
+            value = icsd.similarity_distillation_loss(x, y, loss, backend="cpu")
+            (grad,) = torch.autograd.grad(value, x)
+            found.add((value.item(), grad.numpy().tobytes()))
             del moved
         assert len(found) == 1

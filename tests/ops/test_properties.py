@@ -6,10 +6,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import icsd
-from icsd.ops.divergences import DIVERGENCES
+from icsd.losses import LOSSES
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-LOSSES = sorted(DIVERGENCES)
+LOSSES = sorted(LOSSES)
 # Of the similarities alone, whatever the lengths of the samples.
 SCALE_INVARIANT = ["mse", "kl", "smooth_l1", "cc", "pkt", "dist"]
 BACKENDS = ["reference", "cpu"]
@@ -55,8 +55,8 @@ def batches(draw, dtypes=DTYPES, samples=(0, 9), widths=(0, 70)):
     return exact, given_, dtype
 
 
-def loss_of(student, teacher, divergence, backend="cpu", **options):
-    return icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend, **options)
+def loss_of(student, teacher, loss, backend="cpu", **options):
+    return icsd.similarity_distillation_loss(student, teacher, loss, backend=backend, **options)
 
 
 def tolerance(dtype):
@@ -65,16 +65,16 @@ def tolerance(dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
-@given(batch=batches(), divergence=st.sampled_from(["mse", "kl", "smooth_l1", "pkt", "dist"]))
-def test_values_and_gradients_are_those_of_float64(backend, batch, divergence):
+@given(batch=batches(), loss=st.sampled_from(["mse", "kl", "smooth_l1", "pkt", "dist"]))
+def test_values_and_gradients_are_those_of_float64(backend, batch, loss):
     exact, batch, dtype = batch
     results = []
     for (student, teacher), name in ((batch, backend), (exact, "reference")):
         student = student.detach().requires_grad_()
-        loss = loss_of(student, teacher, divergence, name)
-        results.append((loss.double(), torch.autograd.grad(loss, student)[0].double()))
-    (loss, gradient), (true_loss, true_gradient) = results
-    torch.testing.assert_close(loss, true_loss, **tolerance(dtype))
+        value = loss_of(student, teacher, loss, name)
+        results.append((value.double(), torch.autograd.grad(value, student)[0].double()))
+    (value, gradient), (true_loss, true_gradient) = results
+    torch.testing.assert_close(value, true_loss, **tolerance(dtype))
     relative = (gradient - true_gradient).norm() / true_gradient.norm().clamp(min=1e-3)
     bound = {torch.float64: 1e-8, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
     assert relative <= bound[dtype] or (gradient - true_gradient).abs().max() < 1e-6
@@ -100,18 +100,18 @@ FLOAT64 = [torch.float64]
 @few
 @given(
     batch=batches(FLOAT64, (2, 9), (2, 70)),
-    divergence=st.sampled_from(LOSSES),
+    loss=st.sampled_from(LOSSES),
     seed=st.integers(0, 99),
 )
-def test_the_order_of_samples_does_not_matter(backend, batch, divergence, seed):
+def test_the_order_of_samples_does_not_matter(backend, batch, loss, seed):
     student, teacher = batch[1]
     student = student.detach().requires_grad_()
     order = torch.randperm(student.shape[-2], generator=torch.Generator().manual_seed(seed))
-    loss = loss_of(student, teacher, divergence, backend)
-    permuted = loss_of(student[..., order, :], teacher[..., order, :], divergence, backend)
-    torch.testing.assert_close(permuted, loss, rtol=1e-7, atol=1e-10)
+    output = loss_of(student, teacher, loss, backend)
+    permuted = loss_of(student[..., order, :], teacher[..., order, :], loss, backend)
+    torch.testing.assert_close(permuted, output, rtol=1e-7, atol=1e-10)
     gradients = [
-        torch.autograd.grad(value, student)[0] for value in (loss, permuted)
+        torch.autograd.grad(value, student)[0] for value in (output, permuted)
     ]  # equivariance, undone by autograd
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
 
@@ -120,32 +120,32 @@ def test_the_order_of_samples_does_not_matter(backend, batch, divergence, seed):
 @few
 @given(
     batch=batches(FLOAT64, (1, 9), (2, 70)),
-    divergence=st.sampled_from(SCALE_INVARIANT),
+    loss=st.sampled_from(SCALE_INVARIANT),
     seed=st.integers(0, 99),
 )
-def test_the_length_of_samples_does_not_matter(backend, batch, divergence, seed):
+def test_the_length_of_samples_does_not_matter(backend, batch, loss, seed):
     student, teacher = batch[1]
     generator = torch.Generator().manual_seed(seed)
     scales = [torch.rand(*x.shape[:-1], 1, generator=generator).double() * 50 + 0.02 for x in (student, teacher)]
-    scaled = loss_of(student * scales[0], teacher * scales[1], divergence, backend)
-    torch.testing.assert_close(scaled, loss_of(student, teacher, divergence, backend), rtol=1e-7, atol=1e-10)
+    scaled = loss_of(student * scales[0], teacher * scales[1], loss, backend)
+    torch.testing.assert_close(scaled, loss_of(student, teacher, loss, backend), rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(
     batch=batches(FLOAT64, (1, 9), (1, 40)),
-    divergence=st.sampled_from(LOSSES),
+    loss=st.sampled_from(LOSSES),
     seed=st.integers(0, 99),
 )
-def test_rotations_do_not_matter(backend, batch, divergence, seed):
+def test_rotations_do_not_matter(backend, batch, loss, seed):
     student, teacher = batch[1]
     generator = torch.Generator().manual_seed(seed)
     d = student.shape[-1]
     rotation = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
     torch.testing.assert_close(
-        loss_of(student @ rotation, teacher, divergence, backend),
-        loss_of(student, teacher, divergence, backend),
+        loss_of(student @ rotation, teacher, loss, backend),
+        loss_of(student, teacher, loss, backend),
         rtol=1e-5,  # rkd_angle divides by small distances
         atol=1e-8,
     )
@@ -153,53 +153,53 @@ def test_rotations_do_not_matter(backend, batch, divergence, seed):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
-@given(batch=batches(), divergence=st.sampled_from(LOSSES))
-@example(batch=(None, [torch.zeros(3, 4)] * 2, torch.float32), divergence="dist")
-def test_a_batch_agrees_with_itself(backend, batch, divergence):
+@given(batch=batches(), loss=st.sampled_from(LOSSES))
+@example(batch=(None, [torch.zeros(3, 4)] * 2, torch.float32), loss="dist")
+def test_a_batch_agrees_with_itself(backend, batch, loss):
     student = batch[1][0].detach().requires_grad_()
-    loss = loss_of(student, student, divergence, backend)
-    (gradient,) = torch.autograd.grad(loss, student)
-    assert loss.abs() <= 1e-6
+    value = loss_of(student, student, loss, backend)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.abs() <= 1e-6
     assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
-@given(batch=batches(FLOAT64, (2, 9), (2, 70)), divergence=st.sampled_from(["mse", "smooth_l1"]))
-def test_what_is_symmetric_is_symmetric(backend, batch, divergence):
+@given(batch=batches(FLOAT64, (2, 9), (2, 70)), loss=st.sampled_from(["mse", "smooth_l1"]))
+def test_what_is_symmetric_is_symmetric(backend, batch, loss):
     student, teacher = batch[1]
-    there, back = loss_of(student, teacher, divergence, backend), loss_of(teacher, student, divergence, backend)
+    there, back = loss_of(student, teacher, loss, backend), loss_of(teacher, student, loss, backend)
     torch.testing.assert_close(there, back, rtol=1e-10, atol=1e-13)
     assert there >= 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
-@given(batch=batches(FLOAT64), divergence=st.sampled_from(LOSSES))
-def test_reductions_agree(backend, batch, divergence):
+@given(batch=batches(FLOAT64), loss=st.sampled_from(LOSSES))
+def test_reductions_agree(backend, batch, loss):
     student, teacher = batch[1]
     none, mean, total = (
-        loss_of(student, teacher, divergence, backend, reduction=reduction) for reduction in ("none", "mean", "sum")
+        loss_of(student, teacher, loss, backend, reduction=reduction) for reduction in ("none", "mean", "sum")
     )
     n = student.shape[-2]
     assert none.shape == student.shape[:-2]
     torch.testing.assert_close(mean, none.mean())
-    terms = DIVERGENCES[divergence]().terms(n, n)
+    terms = LOSSES[loss]().terms(n, n)
     torch.testing.assert_close(total, none.sum() * terms)
     for index in range(len(none) if none.dim() == 1 else 0):
-        torch.testing.assert_close(none[index], loss_of(student[index], teacher[index], divergence, backend))
+        torch.testing.assert_close(none[index], loss_of(student[index], teacher[index], loss, backend))
 
 
 @few
 @given(
     batch=batches(samples=(0, 7)),
     samples=st.integers(0, 9),
-    divergence=st.sampled_from(["mse", "kl", "smooth_l1", "pkt", "dist"]),
+    loss=st.sampled_from(["mse", "kl", "smooth_l1", "pkt", "dist"]),
 )
-def test_banks(batch, samples, divergence):
+def test_banks(batch, samples, loss):
     exact, batch, dtype = batch
     banks = [torch.randn(*x.shape[:-2], samples, x.shape[-1], dtype=torch.float64).to(x.dtype) for x in batch]
-    loss = loss_of(*batch, divergence, student_bank=banks[0], teacher_bank=banks[1])
+    value = loss_of(*batch, loss, student_bank=banks[0], teacher_bank=banks[1])
     banks = [bank.double() for bank in banks]
-    truth = loss_of(*exact, divergence, student_bank=banks[0], teacher_bank=banks[1])
-    torch.testing.assert_close(loss.double(), truth, **tolerance(dtype))
+    truth = loss_of(*exact, loss, student_bank=banks[0], teacher_bank=banks[1])
+    torch.testing.assert_close(value.double(), truth, **tolerance(dtype))

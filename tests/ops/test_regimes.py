@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import icsd
-from icsd.ops.divergences import KERNELS, make_divergence
+from icsd.losses import KERNELS, make_loss
 from icsd.ops.fused import Distillation, saved_dtype, saved_shape
 from icsd.ops.regimes import choose_regime, force_regime
 
-DIVERGENCES = {
+LOSSES = {
     "mse": {},
     "smooth_l1": {"beta": 0.1},
     "kl": {"student_temperature": 0.3, "teacher_temperature": 0.2},
@@ -23,7 +23,7 @@ DIVERGENCES = {
     "pkt": {},
     "dist": {},
 }
-CASES = [("feature", "mse"), *(("streamed", case) for case in DIVERGENCES)]
+CASES = [("feature", "mse"), *(("streamed", case) for case in LOSSES)]
 # One block and less, whole blocks, several blocks with a rest, several squares of blocks.
 SHAPES = [(5, 7, 3), (192, 16, 16), (600, 33, 50), (1400, 20, 10)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -45,7 +45,7 @@ def features(n, *widths, batch=(), dtype=torch.float64, seed=0):
 def loss_of(case, stages, regime, **options):
     with force_regime(regime):
         return icsd.interstage_distillation_loss(
-            stages, case.split("-")[0], **{"detach_teacher": False, "backend": "cpu"} | options, **DIVERGENCES[case]
+            stages, case.split("-")[0], **{"detach_teacher": False, "backend": "cpu"} | options, **LOSSES[case]
         )
 
 
@@ -64,7 +64,7 @@ def assert_close(results, expected, tolerance):
 
 
 def test_every_kernel_is_covered():
-    assert {case.split("-")[0] for case in DIVERGENCES} == set(KERNELS)
+    assert {case.split("-")[0] for case in LOSSES} == set(KERNELS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -238,14 +238,14 @@ def test_results_do_not_depend_on_threads(regime, case):
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
 def test_opcheck(regime, case, batch):
     stages = features(9, 6, 5, 7, batch=batch, dtype=torch.float32)
-    divergence = make_divergence(case, **DIVERGENCES[case])
-    how = Distillation([1.0, 0.5], case, divergence.kernel_parameters(), 1e-8, True, regime)
+    loss = make_loss(case, **LOSSES[case])
+    how = Distillation([1.0, 0.5], case, loss.kernel_parameters(), 1e-8, True, regime)
     for save in (True, False):
         torch.library.opcheck(torch.ops.icsd.distill.default, (stages, save, *how, "cpu"))
-    loss, saved = torch.ops.icsd.distill(stages, True, *how, "cpu")
+    value, saved = torch.ops.icsd.distill(stages, True, *how, "cpu")
     assert saved.shape == saved_shape(stages, how)
     assert saved.dtype == saved_dtype(stages, how)
-    arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, "cpu")
+    arguments = (torch.ones_like(value), saved, [stage.detach() for stage in stages], [True, False, True], *how, "cpu")
     torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
 
 
@@ -253,7 +253,7 @@ def test_opcheck(regime, case, batch):
 @pytest.mark.parametrize(("regime", "case"), [("feature", "mse"), ("streamed", "kl")])
 def test_compile_fullgraph(regime, case, dynamic):
     def step(*stages):
-        return icsd.interstage_distillation_loss(stages, case, detach_teacher=False, backend="cpu", **DIVERGENCES[case])
+        return icsd.interstage_distillation_loss(stages, case, detach_teacher=False, backend="cpu", **LOSSES[case])
 
     with force_regime(regime):
         compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -102,7 +102,7 @@ def test_status():
         (ValueError, "student is on cpu and teacher on meta", lambda x: pair(x, x.to("meta"))),
         (
             ValueError,
-            "divergence must be one of 'mse', .* or a function of .*, got 'mae'",
+            "loss must be one of 'mse', .* or a function of .*, got 'mae'",
             lambda x: pair(x, x, "mae"),
         ),
         (ValueError, "'mse' has no parameter 'beta'; it takes none", lambda x: pair(x, x, beta=1)),

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 import icsd
 from icsd.ops.cpu import CPUBackend
 
-DIVERGENCES = ["mse", "kl", "smooth_l1", "sp", "cc", "pkt", "cka", "dist", "rkd_distance", "rkd_angle"]
+LOSSES = ["mse", "kl", "smooth_l1", "sp", "cc", "pkt", "cka", "dist", "rkd_distance", "rkd_angle"]
 
 
 def features(*shape, seed=0):
@@ -17,8 +17,8 @@ def features(*shape, seed=0):
 STUDENT, TEACHER = features(3, 5, 7), features(3, 5, 4, seed=1)
 
 
-def loss_of(divergence, backend="cpu"):
-    return lambda student, teacher: icsd.similarity_distillation_loss(student, teacher, divergence, backend=backend)
+def loss_of(loss, backend="cpu"):
+    return lambda student, teacher: icsd.similarity_distillation_loss(student, teacher, loss, backend=backend)
 
 
 @pytest.fixture
@@ -36,35 +36,35 @@ def launches(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("in_dims", [(0, 0), (1, 2), (0, None), (None, -1)], ids=str)
-def test_vmap_is_one_launch_for_each_stage(divergence, in_dims, launches):
-    loss = loss_of(divergence)
+def test_vmap_is_one_launch_for_each_stage(loss, in_dims, launches):
+    value = loss_of(loss)
     moved = [
         features[0] if dim is None else features.movedim(0, dim)
         for features, dim in zip((STUDENT, TEACHER), in_dims, strict=True)
     ]
     expected = torch.stack(
-        [loss(STUDENT[i * (in_dims[0] is not None)], TEACHER[i * (in_dims[1] is not None)]) for i in range(3)]
+        [value(STUDENT[i * (in_dims[0] is not None)], TEACHER[i * (in_dims[1] is not None)]) for i in range(3)]
     )
     launches.clear()
-    torch.testing.assert_close(vmap(loss, in_dims=in_dims)(*moved), expected)
+    torch.testing.assert_close(vmap(value, in_dims=in_dims)(*moved), expected)
     assert launches == ["launch_gram"] * 2
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_vmapped_gradients(divergence, launches):
-    gradients = vmap(grad(loss_of(divergence)))(STUDENT, TEACHER)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_vmapped_gradients(loss, launches):
+    gradients = vmap(grad(loss_of(loss)))(STUDENT, TEACHER)
     assert launches == ["launch_gram"] * 2 + ["launch_combine"]
     for i in range(3):
         student = STUDENT[i].clone().requires_grad_()
-        (expected,) = torch.autograd.grad(loss_of(divergence)(student, TEACHER[i]), student)
+        (expected,) = torch.autograd.grad(loss_of(loss)(student, TEACHER[i]), student)
         torch.testing.assert_close(gradients[i], expected)
 
 
-@pytest.mark.parametrize("divergence", ["mse", "kl", "dist", "cka"])
-def test_higher_derivatives_and_both_modes(divergence):
-    ours, reference = (loss_of(divergence, backend) for backend in ("cpu", "reference"))
+@pytest.mark.parametrize("loss", ["mse", "kl", "dist", "cka"])
+def test_higher_derivatives_and_both_modes(loss):
+    ours, reference = (loss_of(loss, backend) for backend in ("cpu", "reference"))
     student, teacher = STUDENT[0, :, :3], TEACHER[0]
     for transform in (hessian, lambda f: jacrev(jacrev(f)), lambda f: grad(lambda x, y: grad(f)(x, y).square().sum())):
         torch.testing.assert_close(transform(ours)(student, teacher), transform(reference)(student, teacher))

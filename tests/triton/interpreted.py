@@ -45,21 +45,21 @@ CASES = [("mse", {}), ("kl", {"student_temperature": 0.3}), ("kl", {"include_dia
 def test_programs_keep_to_their_memory(shape, regime, trace, monkeypatch):
     monkeypatch.setattr(streamed, "PANEL_BYTES", 1)
     dtype = DTYPES[(SHAPES.index(shape) + REGIMES.index(regime)) % len(DTYPES)]
-    divergence, parameters = ("mse", {}) if regime == "feature" else CASES[SHAPES.index(shape) % len(CASES)]
+    loss, parameters = ("mse", {}) if regime == "feature" else CASES[SHAPES.index(shape) % len(CASES)]
     results = []
     for backend in ("triton", "reference"):
         stages = [canaries(*shape[:-1], shape[-1] + k, dtype=dtype, seed=k).requires_grad_() for k in range(3)]
         with force_regime(regime):
-            loss = icsd.interstage_distillation_loss(
+            value = icsd.interstage_distillation_loss(
                 stages,
-                divergence,
+                loss,
                 weights=[0.5, 2],
                 detach_teacher=False,
                 reduction="none",
                 backend=backend,
                 **parameters,
             )
-        results.append((loss, *torch.autograd.grad(loss.sum(), stages)))
+        results.append((value, *torch.autograd.grad(value.sum(), stages)))
     trace.check()
     half = dtype == torch.bfloat16
     torch.testing.assert_close(results[0], results[1], rtol=2e-2 if half else 1e-4, atol=1e-3 if half else 1e-6)
@@ -87,18 +87,18 @@ def test_only_a_triangle_of_tiles_is_multiplied(trace):
 
 
 @pytest.mark.parametrize(
-    ("divergence", "regime"), [("mse", "sample"), ("kl", "sample"), ("mse", "feature"), ("kl", "streamed")]
+    ("loss", "regime"), [("mse", "sample"), ("kl", "sample"), ("mse", "feature"), ("kl", "streamed")]
 )
-def test_gradcheck_and_gradgradcheck(divergence, regime):
+def test_gradcheck_and_gradgradcheck(loss, regime):
     """Along random directions: every evaluation is interpreted."""
     stages = [torch.randn(3, d, dtype=torch.float64, requires_grad=True) for d in (2, 4, 3)]
 
-    def loss(*stages):
+    def value(*stages):
         with force_regime(regime):
-            return icsd.interstage_distillation_loss(stages, divergence, detach_teacher=False, backend="triton")
+            return icsd.interstage_distillation_loss(stages, loss, detach_teacher=False, backend="triton")
 
-    assert torch.autograd.gradcheck(loss, stages, fast_mode=True)
-    assert torch.autograd.gradgradcheck(loss, stages, fast_mode=True)
+    assert torch.autograd.gradcheck(value, stages, fast_mode=True)
+    assert torch.autograd.gradgradcheck(value, stages, fast_mode=True)
 
 
 def test_a_planted_overrun_and_a_planted_race_are_found(trace):
@@ -125,15 +125,15 @@ def test_graphs_of_kernels_compute_what_the_kernels_do(tmp_path):
     codes, names, constants = pickle.loads(path.read_bytes())
     kernel_side_table.id_to_kernel = {number: getattr(kernels, name) for number, name in names.items()}
     kernel_side_table.constant_args = constants
-    for (shapes, divergence, parameters), code in zip(traced.CASES, codes, strict=True):
+    for (shapes, loss, parameters), code in zip(traced.CASES, codes, strict=True):
         stages = traced.inputs(shapes)
-        expected = traced.loss_of(stages, divergence, parameters, "reference")
+        expected = traced.loss_of(stages, loss, parameters, "reference")
         expected_gradients = torch.autograd.grad(expected, stages)
         forward, backward = map(function_of, code)
         with torch.no_grad():
-            loss, *saved = forward(None, *stages)
-            gradients = backward(None, *saved, torch.ones_like(loss))
-        torch.testing.assert_close(loss, expected.detach())
+            value, *saved = forward(None, *stages)
+            gradients = backward(None, *saved, torch.ones_like(value))
+        torch.testing.assert_close(value, expected.detach())
         torch.testing.assert_close(gradients, expected_gradients)
 
 

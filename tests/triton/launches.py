@@ -24,7 +24,7 @@ def count(case, trace):
     stages[0].requires_grad_()
     first = len(trace.kernels)
     with force_regime(case.regime):
-        loss = icsd.similarity_distillation_loss(*stages, case.divergence, backend="triton")
+        loss = icsd.similarity_distillation_loss(*stages, case.loss, backend="triton")
         middle = len(trace.kernels)
         (gradient,) = torch.autograd.grad(loss, stages[0])
     passes = range(first, middle), range(middle, len(trace.kernels))

@@ -54,19 +54,19 @@ def test_it_never_waits_for_the_device_and_runs_on_its_stream():
 
 
 @pytest.mark.parametrize("autotune", ["0", "1"])
-@pytest.mark.parametrize("divergence", ["mse", "kl", "smooth_l1"])
-def test_compiled_graphs_compute_what_the_kernels_do(divergence, autotune, monkeypatch):
+@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
+def test_compiled_graphs_compute_what_the_kernels_do(loss, autotune, monkeypatch):
     import icsd
 
     monkeypatch.setenv("ICSD_TRITON_AUTOTUNE", autotune)
     stages = [torch.randn(2, 24, d, device="cuda", requires_grad=True) for d in (3000, 200, 500)]
 
-    def loss(*stages):
+    def output(*stages):
         options = {"detach_teacher": False, "reduction": "sum", "backend": "triton"}
-        return icsd.interstage_distillation_loss([x * 2 for x in stages], divergence, **options)
+        return icsd.interstage_distillation_loss([x * 2 for x in stages], loss, **options)
 
     results = []
-    for call in (loss, torch.compile(loss, fullgraph=True, dynamic=False)):
+    for call in (output, torch.compile(output, fullgraph=True, dynamic=False)):
         value = call(*stages)
         results.append((value, *torch.autograd.grad(value, stages)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)

@@ -59,8 +59,8 @@ CASES = [
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("regime", "divergence", "parameters", "dtype"), CASES, ids=str)
-def test_everything_compiles(regime, divergence, parameters, dtype, monkeypatch):
+@pytest.mark.parametrize(("regime", "loss", "parameters", "dtype"), CASES, ids=str)
+def test_everything_compiles(regime, loss, parameters, dtype, monkeypatch):
     """What the interpreter runs is more than the compiler takes."""
 
     def compile_(kernel, out, grid, *arguments, **constants):
@@ -75,7 +75,7 @@ def test_everything_compiles(regime, divergence, parameters, dtype, monkeypatch)
         ]:
             x = torch.empty(2, 200, 300, dtype=student, device="meta")
             y = torch.empty(2, 200, 100, dtype=teacher, device="meta")
-            dry_run(regime, divergence, [x, y], parameters, teacher_gradient)
+            dry_run(regime, loss, [x, y], parameters, teacher_gradient)
 
 
 def test_what_adds_is_not_measured(monkeypatch):

@@ -19,7 +19,7 @@ import icsd
 from benchmarks.machine_code import TARGETS, without_gpu
 from icsd.ops.triton import TritonBackend
 
-# Shapes of the stages, divergence, its parameters.
+# Shapes of the stages, loss, its parameters.
 CASES = [
     ([(5, 700), (5, 900)], "kl", {"student_temperature": 0.3}),
     ([(2, 9, 40), (2, 9, 1300), (2, 9, 40)], "mse", {}),
@@ -49,10 +49,10 @@ def inputs(shapes):
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
-def loss_of(stages, divergence, parameters, backend):
+def loss_of(stages, loss, parameters, backend):
     """One loss for all groups."""
     options = {"detach_teacher": False, "reduction": "sum", "backend": backend}
-    return icsd.interstage_distillation_loss(stages, divergence, **options, **parameters)
+    return icsd.interstage_distillation_loss(stages, loss, **options, **parameters)
 
 
 def trace(function, *tensors, compiling=aot_function):
@@ -87,12 +87,12 @@ def main(path):
     """Write the code of the graphs, the names of the kernels in them and their constant arguments."""
     codes = []
     with traceable():
-        for shapes, divergence, parameters in CASES:
+        for shapes, loss, parameters in CASES:
 
-            def loss(*stages, divergence=divergence, parameters=parameters):
-                return loss_of(stages, divergence, parameters, "triton")
+            def value(*stages, loss=loss, parameters=parameters):
+                return loss_of(stages, loss, parameters, "triton")
 
-            codes.append([graph.code for graph in trace(loss, *inputs(shapes))])
+            codes.append([graph.code for graph in trace(value, *inputs(shapes))])
     names = {number: name_of(kernel) for number, kernel in kernel_side_table.id_to_kernel.items()}
     with open(path, "wb") as file:
         pickle.dump((codes, names, kernel_side_table.constant_args), file)

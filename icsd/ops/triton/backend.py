@@ -12,8 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from icsd.losses.gram import compute_dtype
 from icsd.ops.fused import Distillation, FusedBackend, saved_dtype, saved_shape
-from icsd.ops.gram import compute_dtype
 
 _installed = importlib.util.find_spec("triton") is not None
 _interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from icsd.losses.gram import compute_dtype
 from icsd.ops.fused import Distillation, saved_dtype, saved_shape
-from icsd.ops.gram import compute_dtype
 from icsd.ops.triton import launch
 from icsd.ops.triton.launch import Stage
 

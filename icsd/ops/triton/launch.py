@@ -15,8 +15,8 @@ import triton
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from icsd.losses.gram import compute_dtype
 from icsd.ops.fused import Distillation
-from icsd.ops.gram import compute_dtype
 from icsd.ops.triton import kernels
 
 
@@ -126,7 +126,7 @@ def measure(
         samples,
         *teacher.gram.stride()[:2],
         values.stride(0),
-        **_divergence(how),
+        **_kl(how),
         ROWS=rows,
         COLUMNS=columns,
     )
@@ -161,7 +161,7 @@ def differentiate(
         _bits(how.eps),
         samples,
         *teacher.gram.stride()[:2],
-        **_divergence(how),
+        **_kl(how),
         TEACHER=("first" if first else "next") if how.teacher_gradient else "constant",
         ROWS=rows,
         COLUMNS=columns,
@@ -217,7 +217,7 @@ def measure_streamed(
         student.norms.stride(0),
         values.stride(0),
         0 if statistics is None else statistics.stride(0),
-        **_divergence(how),
+        **_kl(how),
         SIDE=side,
         PRECISION=_precision(student.features),
     )
@@ -266,7 +266,7 @@ def differentiate_streamed(
         *teacher.features.stride()[:2],
         student.norms.stride(0),
         0 if statistics is None else statistics.stride(0),
-        **_divergence(how),
+        **_kl(how),
         TEACHER=of_teacher,
         ADD=add,
         SIDE=side,
@@ -353,14 +353,14 @@ def _bits(number: float) -> int:
 
 
 def _parameters(how: Distillation) -> tuple[int, int]:
-    """The first two parameters of the divergence."""
+    """The first two parameters of the loss."""
     first, second, *_ = [*how.parameters, 0.0, 0.0]
     return _bits(first), _bits(second)
 
 
-def _divergence(how: Distillation) -> dict[str, str | bool]:
-    """What kernels are compiled for: the divergence, and whether the diagonal takes part."""
-    return {"DIVERGENCE": how.divergence, "DIAGONAL": how.divergence != "kl" or how.parameters[2] != 0}
+def _kl(how: Distillation) -> dict[str, str | bool]:
+    """What kernels are compiled for: the loss, and whether the diagonal takes part."""
+    return {"LOSS": how.loss, "DIAGONAL": how.loss != "kl" or how.parameters[2] != 0}
 
 
 def _side(count: int, most: int) -> int:

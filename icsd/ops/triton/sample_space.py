@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from icsd.losses.gram import compute_dtype
 from icsd.ops.fused import Distillation
-from icsd.ops.gram import compute_dtype
 from icsd.ops.triton import launch
 from icsd.ops.triton.launch import Matrices
 
@@ -28,7 +28,7 @@ def distill(stages: Sequence[Tensor], how: Distillation, slots: Tensor | None) -
     target = empty(samples, samples)
     if slots is not None:
         slots = slots.view(len(stages), groups, samples, samples + 1)
-        statistics = empty(5, samples) if how.divergence == "kl" else None
+        statistics = empty(5, samples) if how.loss == "kl" else None
         if not how.teacher_gradient:
             target = slots[-1, :, :, :samples]
     teacher_matrices = Matrices(target, empty(samples, dtype=torch.float64))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from icsd.losses.gram import compute_dtype
 from icsd.ops.fused import MAX_STATISTICS, Distillation
-from icsd.ops.gram import compute_dtype
 from icsd.ops.triton import launch
 from icsd.ops.triton.launch import Stage
 
@@ -28,7 +28,7 @@ def distill(stages: Sequence[Tensor], how: Distillation, saved: Tensor | None) -
     *sides, teacher = [Stage(stage, norms[:, k]) for k, stage in enumerate(stages)]
     values = stages[-1].new_empty((groups, students, samples), dtype=dtype)
     for k, (student, weight) in enumerate(zip(sides, how.weights, strict=True)):
-        numbers = None if statistics is None or how.divergence != "kl" else statistics[:, k]
+        numbers = None if statistics is None or how.loss != "kl" else statistics[:, k]
         launch.measure_streamed(student, teacher, values[:, k], numbers, weight, how)
     return values.sum((-2, -1))
 
@@ -54,7 +54,7 @@ def distill_backward(
                 launch.differentiate_streamed(
                     students[number],
                     teacher,
-                    statistics[:, number] if how.divergence == "kl" else None,
+                    statistics[:, number] if how.loss == "kl" else None,
                     panel,
                     projections,
                     begin,

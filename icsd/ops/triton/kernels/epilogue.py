@@ -8,14 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from icsd.ops.triton.kernels.divergences import empty_rows, gradients, row_statistics, row_values, update_rows
+from icsd.ops.triton.kernels.losses import empty_rows, gradients, row_statistics, row_values, update_rows
 from icsd.ops.triton.kernels.norms import is_clamped, similarity
 from icsd.ops.triton.kernels.products import real
 
 
 @triton.jit
 def takes_part(i, j, samples, DIAGONAL: tl.constexpr):
-    """Which elements (i, j) of S and T the divergence takes."""
+    """Which elements (i, j) of S and T the loss takes."""
     mask = (i[:, None] < samples) & (j[None, :] < samples)
     if not DIAGONAL:
         mask = mask & (i[:, None] != j[None, :])
@@ -23,9 +23,9 @@ def takes_part(i, j, samples, DIAGONAL: tl.constexpr):
 
 
 @triton.jit
-def store_rows(rows, i, values, statistics, weight, samples, DIVERGENCE: tl.constexpr):
+def store_rows(rows, i, values, statistics, weight, samples, LOSS: tl.constexpr):
     """Writes what the rows `i` add to the loss and, if wanted, their statistics `(5, samples)`."""
-    tl.store(values + i, row_values(rows, samples, DIVERGENCE) * weight, mask=i < samples)
+    tl.store(values + i, row_values(rows, samples, LOSS) * weight, mask=i < samples)
     if statistics is not None:
         numbers = row_statistics(rows)
         for k in tl.static_range(5):
@@ -79,7 +79,7 @@ def measure(
     teacher_group_stride,
     teacher_row_stride,
     values_group_stride,
-    DIVERGENCE: tl.constexpr,
+    LOSS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -108,11 +108,11 @@ def measure(
         mask = takes_part(i, j, samples, DIAGONAL)
         s = similarity(tl.load(student + j[None, :], mask=mask, other=0.0), r_s, r_js)
         t = similarity(tl.load(teacher + j[None, :], mask=mask, other=0.0), r_t, r_jt)
-        rows = update_rows(rows, s, t, mask, first, second, DIVERGENCE)
+        rows = update_rows(rows, s, t, mask, first, second, LOSS)
     if statistics is not None:
         statistics += group * 5 * samples
     values += group * values_group_stride
-    store_rows(rows, i, values, statistics, real(weight, dtype), samples, DIVERGENCE)
+    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS)
 
 
 @triton.jit(do_not_specialize=["weight", "first", "second", "eps"])
@@ -131,7 +131,7 @@ def differentiate(
     samples,
     teacher_group_stride,
     teacher_row_stride,
-    DIVERGENCE: tl.constexpr,
+    LOSS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     TEACHER: tl.constexpr,
     ROWS: tl.constexpr,
@@ -172,7 +172,7 @@ def differentiate(
         s = similarity(tl.load(student[:, None] + j[None, :], mask=inside, other=0.0), r_s, r_js)
         t = similarity(tl.load(teacher[:, None] + j[None, :], mask=inside, other=0.0), r_t, r_jt)
         other = above(load_statistics(statistics, j, samples, dtype))
-        g_s, g_t = gradients(s, t, own, other, samples, first, second, DIVERGENCE, TEACHER != "constant")
+        g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, TEACHER != "constant")
         elsewhere = inside & (i[:, None] != j[None, :])
         g_s = tl.where(mask, g_s * weight, 0.0)
         projection_s += tl.sum(tl.where(elsewhere, g_s * s, 0.0), axis=1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from icsd.ops.triton.kernels.divergences import empty_rows, gradients, update_rows
 from icsd.ops.triton.kernels.epilogue import above, beside, load_statistics, store_rows, takes_part
+from icsd.ops.triton.kernels.losses import empty_rows, gradients, update_rows
 from icsd.ops.triton.kernels.norms import is_clamped, similarity
 from icsd.ops.triton.kernels.products import products, real
 from icsd.ops.triton.kernels.tuning import tuned
@@ -50,7 +50,7 @@ def measure_streamed(
     norms_group_stride,
     values_group_stride,
     statistics_group_stride,
-    DIVERGENCE: tl.constexpr,
+    LOSS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     SIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -75,11 +75,11 @@ def measure_streamed(
         t = _similarities(
             teacher, teacher_norms, i, j, samples, teacher_features, teacher_sample_stride, dtype, BLOCK, PRECISION
         )
-        rows = update_rows(rows, s, t, takes_part(i, j, samples, DIAGONAL), first, second, DIVERGENCE)
+        rows = update_rows(rows, s, t, takes_part(i, j, samples, DIAGONAL), first, second, LOSS)
     if statistics is not None:
         statistics += group * statistics_group_stride
     values += group * values_group_stride
-    store_rows(rows, i, values, statistics, real(weight, dtype), samples, DIVERGENCE)
+    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS)
 
 
 @tuned(("ADD", "SIDE", "student_features", "teacher_features"), _needs)
@@ -107,7 +107,7 @@ def differentiate_streamed(
     teacher_sample_stride,
     norms_group_stride,
     statistics_group_stride,
-    DIVERGENCE: tl.constexpr,
+    LOSS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     TEACHER: tl.constexpr,
     ADD: tl.constexpr,
@@ -143,7 +143,7 @@ def differentiate_streamed(
         statistics += group * statistics_group_stride
     own = beside(load_statistics(statistics, i, samples, dtype))
     other = above(load_statistics(statistics, j, samples, dtype))
-    g_s, g_t = gradients(s, t, own, other, samples, first, second, DIVERGENCE, TEACHER)
+    g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, TEACHER)
     if TEACHER:
         g, similarity, norms = g_t, t, teacher_norms
     else:

@@ -1,4 +1,4 @@
-"""Divergences that compare two matrices element by element."""
+"""Losses that compare two matrices element by element."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from icsd.ops.divergences.base import Divergence, SimilarityDivergence, require_choice, require_positive
-from icsd.ops.gram import similarity_from_gram
+from icsd.losses.base import Loss, SimilarityLoss, require_choice, require_positive
+from icsd.losses.gram import similarity_from_gram
 
 
 @dataclasses.dataclass(frozen=True)
-class MSE(SimilarityDivergence):
+class MSE(SimilarityLoss):
     """mean_ij (S_ij - T_ij)²."""
 
     name: ClassVar[str] = "mse"
@@ -31,7 +31,7 @@ class MSE(SimilarityDivergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class SmoothL1(SimilarityDivergence):
+class SmoothL1(SimilarityLoss):
     """mean_ij h(S_ij - T_ij) with h(x) = x²/(2β) where |x| < β, |x| - β/2 elsewhere.
 
     Attributes:
@@ -56,7 +56,7 @@ class SmoothL1(SimilarityDivergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class CC(Divergence):
+class CC(Loss):
     """Correlation congruence: mean_ij (κ(x_i, x_j) - κ(y_i, y_j))².
 
     Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.

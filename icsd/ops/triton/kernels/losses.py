@@ -1,7 +1,7 @@
-"""The divergences of csrc/core/divergence.h, on tiles of S and T.
+"""The losses of csrc/core/losses.h, on tiles of S and T.
 
 A row is five numbers: the maxima of its student's and teacher's similarities, the sums of exponentials below them, and
-Σ e^{t'} (t' - s') of what the exponents are; a divergence that only adds up uses the last one alone.
+Σ e^{t'} (t' - s') of what the exponents are; a loss that only adds up uses the last one alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def empty_rows(ROWS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def update_rows(rows, s, t, mask, first, second, DIVERGENCE: tl.constexpr):
-    """Takes columns of the rows; `first` and `second` are the divergence's parameters."""
+def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
+    """Takes columns of the rows; `first` and `second` are the loss's parameters."""
     max_s, sum_s, max_t, sum_t, total = rows
-    if DIVERGENCE == "mse":
+    if LOSS == "mse":
         return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, (s - t) * (s - t), 0.0), axis=1)
-    if DIVERGENCE == "smooth_l1":
+    if LOSS == "smooth_l1":
         x = tl.abs(s - t)
         x = tl.where(x < first, x * x * (0.5 / first), x - 0.5 * first)
         return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, x, 0.0), axis=1)
@@ -41,11 +41,11 @@ def update_rows(rows, s, t, mask, first, second, DIVERGENCE: tl.constexpr):
 
 
 @triton.jit
-def row_values(rows, samples, DIVERGENCE: tl.constexpr):
+def row_values(rows, samples, LOSS: tl.constexpr):
     """What whole rows add to the mean."""
     _, sum_s, _, sum_t, total = rows
     count = tl.cast(samples, total.dtype)  # a count of 1 is compiled in
-    if DIVERGENCE == "kl":
+    if LOSS == "kl":
         # The two terms nearly cancel. A single sample without its diagonal: nothing took part.
         wide_t = sum_t.to(tl.float64)
         value = total.to(tl.float64) / wide_t + tl.log(sum_s.to(tl.float64) / wide_t)
@@ -61,13 +61,13 @@ def row_statistics(rows):
 
 
 @triton.jit
-def gradients(s, t, own, other, samples, first, second, DIVERGENCE: tl.constexpr, TEACHER: tl.constexpr):
+def gradients(s, t, own, other, samples, first, second, LOSS: tl.constexpr, TEACHER: tl.constexpr):
     """dL/dS_ij + dL/dS_ji and, for a teacher, dL/dT_ij + dL/dT_ji, from the statistics of the rows i and j."""
     count = tl.cast(samples, s.dtype)
-    if DIVERGENCE == "mse":
+    if LOSS == "mse":
         student = (s - t) * (4 / (count * count))
         return student, -student
-    if DIVERGENCE == "smooth_l1":
+    if LOSS == "smooth_l1":
         x = s - t
         student = tl.where(x >= first, 1.0, tl.where(x <= -first, -1.0, x / first)) * (2 / (count * count))
         return student, -student

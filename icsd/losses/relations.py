@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: divergences of the distances and angles among the samples."""
+"""Relational knowledge distillation: losses of the distances and angles among the samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from icsd.ops.divergences.base import NOISE, Divergence, require_choice
+from icsd.losses.base import NOISE, Loss, require_choice
 
 # How many angles are held at once, unless those of a single vertex are more.
 _ANGLES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class RKDDistance(Divergence):
+class RKDDistance(Loss):
     """Huber distance of d_ij/μ among the students from that among the teachers, with d_ij = |x_i - x_j|, μ its mean.
 
     Park et al., "Relational Knowledge Distillation", CVPR 2019.
@@ -49,7 +49,7 @@ class RKDDistance(Divergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class RKDAngle(Divergence):
+class RKDAngle(Loss):
     """Huber distance of cos∠(x_i x_j x_k) among the students from that among the teachers, over all triplets.
 
     Park et al., "Relational Knowledge Distillation", CVPR 2019. Takes O(N³) time; for large batches memory is O(N²),

@@ -1,4 +1,4 @@
-"""What a divergence is: a frozen dataclass of its parameters with its definition in plain PyTorch."""
+"""What a loss is: a frozen dataclass of its parameters with its definition in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from icsd.ops.gram import similarity_from_gram
+from icsd.losses.gram import similarity_from_gram
 
 # Differences of equal entries of a Gram matrix, in units of rounding of the entries: nothing can be read from less.
 NOISE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Divergence(ABC):
+class Loss(ABC):
     """A function of two `(*B, N, N)` Gram matrices, one value for each of the `B` groups."""
 
     name: ClassVar[str]
 
     def kernel_parameters(self) -> list[float] | None:
-        """What `csrc/core/divergence.h` takes to make this one, or None if it holds no such divergence."""
+        """What `csrc/core/losses.h` takes to make this one, or None if it holds no such loss."""
         return None
 
     @classmethod
-    def from_kernel_parameters(cls, parameters: Sequence[float]) -> Divergence:
-        """The divergence whose `kernel_parameters` these are."""
+    def from_kernel_parameters(cls, parameters: Sequence[float]) -> Loss:
+        """The loss whose `kernel_parameters` these are."""
         return cls(*parameters)
 
     @abstractmethod
@@ -50,8 +50,8 @@ class Divergence(ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class SimilarityDivergence(Divergence):
-    """A divergence of the cosine similarities, of a batch to itself or to a bank."""
+class SimilarityLoss(Loss):
+    """A loss of the cosine similarities, of a batch to itself or to a bank."""
 
     @abstractmethod
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class SimilarityDivergence(Divergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class Custom(SimilarityDivergence):
+class CustomLoss(SimilarityLoss):
     """A user's own d(S, T).
 
     Attributes:
@@ -84,7 +84,7 @@ class Custom(SimilarityDivergence):
         loss = self.function(similarity, target)
         if loss.shape != similarity.shape[:-2]:
             raise ValueError(
-                f"divergence must map two {tuple(similarity.shape)} matrices to {tuple(similarity.shape[:-2])}, one "
+                f"loss must map two {tuple(similarity.shape)} matrices to {tuple(similarity.shape[:-2])}, one "
                 f"value for each group; it returned {tuple(loss.shape)}"
             )
         return loss

@@ -1,4 +1,4 @@
-"""Divergences that compare the rows of two matrices as distributions over the other samples."""
+"""Losses that compare the rows of two matrices as distributions over the other samples."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from icsd.ops.divergences.base import SimilarityDivergence, require_choice, require_positive
+from icsd.losses.base import SimilarityLoss, require_choice, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
-class KL(SimilarityDivergence):
+class KL(SimilarityLoss):
     """mean_i KL(softmax_j(T_ij / τ_t) || softmax_j(S_ij / τ_s)).
 
     The loss of CompRess (Koohpayegani et al., NeurIPS 2020), ISD (Tejankar et al., ICCV 2021) and SEED (Fang et al.,
@@ -58,7 +58,7 @@ class KL(SimilarityDivergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class PKT(SimilarityDivergence):
+class PKT(SimilarityLoss):
     """Probabilistic knowledge transfer: mean_i KL(q_i || p_i) with p_ij = k_ij / Σ_j k_ij, k_ij = (S_ij + 1) / 2.
 
     q is the teacher's p. Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV
@@ -83,13 +83,13 @@ class PKT(SimilarityDivergence):
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
         if self.mode == "paper":
-            return self._divergence(_off_diagonal(similarity), _off_diagonal(target))
-        return self._divergence(similarity, target)
+            return self._kl(_off_diagonal(similarity), _off_diagonal(target))
+        return self._kl(similarity, target)
 
     def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
-        return self._divergence(similarity, target)
+        return self._kl(similarity, target)
 
-    def _divergence(self, similarity: Tensor, target: Tensor) -> Tensor:
+    def _kl(self, similarity: Tensor, target: Tensor) -> Tensor:
         if self.mode == "paper":
             # Opposite samples have k = 0, of which there is no logarithm.
             p, q = (_normalize((k + 1).clamp(min=1e-7)) for k in (similarity, target))

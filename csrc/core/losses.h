@@ -1,6 +1,6 @@
-// The row-wise divergences of two matrices, one definition for the host, for its vectors and for the device.
+// The row-wise losses of two matrices, one definition for the host, for its vectors and for the device.
 //
-// A divergence of scalar type T is a struct, made of DivergenceArguments<T>, with
+// A loss of scalar type T is a struct, made of LossArguments<T>, with
 //   kParameters, kStatistics  how many numbers it takes, and how many of a row its gradients need
 //   similarities              whether s and t are cosine similarities S and T, or the products K of the samples
 //   diagonal                  whether the diagonal takes part
@@ -23,12 +23,12 @@
 
 namespace icsd {
 
-enum class DivergenceKind : int { mse = 0, kl = 1, smooth_l1 = 2, sp = 3, cc = 4, pkt = 5, dist = 6 };
-constexpr int kDivergences = 7;
+enum class LossKind : int { mse = 0, kl = 1, smooth_l1 = 2, sp = 3, cc = 4, pkt = 5, dist = 6 };
+constexpr int kLosses = 7;
 constexpr int kMaxStatistics = 5;
 
 template <class T>
-struct DivergenceArguments {
+struct LossArguments {
   const double* parameters;  // on the host
   T samples;
   T eps;  // least norm of a sample
@@ -40,7 +40,7 @@ struct Mse {
   static constexpr bool similarities = true, diagonal = true;
   T scale;  // 1 / N²
 
-  ICSD_HD explicit Mse(const DivergenceArguments<T>& of) : scale(1 / (of.samples * of.samples)) {}
+  ICSD_HD explicit Mse(const LossArguments<T>& of) : scale(1 / (of.samples * of.samples)) {}
 
   template <class V>
   struct Row {
@@ -69,7 +69,7 @@ struct SmoothL1 {
   static constexpr bool similarities = true, diagonal = true;
   T scale, beta;
 
-  ICSD_HD explicit SmoothL1(const DivergenceArguments<T>& of)
+  ICSD_HD explicit SmoothL1(const LossArguments<T>& of)
       : scale(1 / (of.samples * of.samples)), beta(static_cast<T>(of.parameters[0])) {}
 
   template <class V>
@@ -105,7 +105,7 @@ struct Kl {
   bool diagonal;
   T scale, inverse_student, inverse_teacher;
 
-  ICSD_HD explicit Kl(const DivergenceArguments<T>& of)
+  ICSD_HD explicit Kl(const LossArguments<T>& of)
       : diagonal(of.parameters[2] != 0),
         scale(1 / of.samples),
         inverse_student(static_cast<T>(1 / of.parameters[0])),
@@ -190,7 +190,7 @@ struct Sp {
   static constexpr bool similarities = false, diagonal = true;
   T scale, least_square;
 
-  ICSD_HD explicit Sp(const DivergenceArguments<T>& of)
+  ICSD_HD explicit Sp(const LossArguments<T>& of)
       : scale(1 / (of.samples * of.samples)), least_square(of.eps * of.eps * (of.eps * of.eps)) {}
 
   template <class V>
@@ -253,7 +253,7 @@ struct Cc {
   T scale, twice_gamma, factor;
   int order;
 
-  ICSD_HD explicit Cc(const DivergenceArguments<T>& of)
+  ICSD_HD explicit Cc(const LossArguments<T>& of)
       : similarities(of.parameters[0] != 0),
         scale(1 / (of.samples * of.samples)),
         twice_gamma(static_cast<T>(2 * of.parameters[1])),
@@ -306,7 +306,7 @@ struct Pkt {
   static constexpr T kLeast = T(0.5e-7);  // opposite samples have no affinity, of which there is no logarithm
   T scale;
 
-  ICSD_HD explicit Pkt(const DivergenceArguments<T>& of) : scale(1 / of.samples) {}
+  ICSD_HD explicit Pkt(const LossArguments<T>& of) : scale(1 / of.samples) {}
 
   template <class V>
   static ICSD_HD V affinity(V s) {
@@ -366,7 +366,7 @@ struct Dist {
   static constexpr bool similarities = true, diagonal = true;
   T scale;
 
-  ICSD_HD explicit Dist(const DivergenceArguments<T>& of) : scale(1 / of.samples) {}
+  ICSD_HD explicit Dist(const LossArguments<T>& of) : scale(1 / of.samples) {}
 
   template <class V>
   struct Row {
@@ -394,7 +394,7 @@ struct Dist {
     row.dd += other.dd + (from_s - from_t) * (from_s - from_t) * weight;
   }
   static ICSD_HD bool vanishes(T square, T mean, T count) {
-    constexpr T noise = 8 * std::numeric_limits<T>::epsilon();  // NOISE of icsd/ops/divergences/base.py
+    constexpr T noise = 8 * std::numeric_limits<T>::epsilon();  // NOISE of icsd/losses/base.py
     return square <= noise * noise * (square + count * mean * mean);
   }
   // 1 - ρ; 0 for two constant rows, 1 for one.
@@ -432,26 +432,26 @@ struct Dist {
   }
 };
 
-// Names a divergence to a generic function, which makes it with `typename decltype(tag)::template Of<T>`.
+// Names a loss to a generic function, which makes it with `typename decltype(tag)::template Of<T>`.
 template <template <class> class D>
-struct DivergenceTag {
+struct LossTag {
   template <class T>
   using Of = D<T>;
 };
 
-// call(DivergenceTag<D>) with the divergence of a number.
+// call(LossTag<D>) with the loss of a number.
 template <class Call>
-auto with_divergence(DivergenceKind kind, const Call& call) {
+auto with_loss(LossKind kind, const Call& call) {
   switch (kind) {
-    case DivergenceKind::mse: return call(DivergenceTag<Mse>{});
-    case DivergenceKind::kl: return call(DivergenceTag<Kl>{});
-    case DivergenceKind::smooth_l1: return call(DivergenceTag<SmoothL1>{});
-    case DivergenceKind::sp: return call(DivergenceTag<Sp>{});
-    case DivergenceKind::cc: return call(DivergenceTag<Cc>{});
-    case DivergenceKind::pkt: return call(DivergenceTag<Pkt>{});
-    case DivergenceKind::dist: return call(DivergenceTag<Dist>{});
+    case LossKind::mse: return call(LossTag<Mse>{});
+    case LossKind::kl: return call(LossTag<Kl>{});
+    case LossKind::smooth_l1: return call(LossTag<SmoothL1>{});
+    case LossKind::sp: return call(LossTag<Sp>{});
+    case LossKind::cc: return call(LossTag<Cc>{});
+    case LossKind::pkt: return call(LossTag<Pkt>{});
+    case LossKind::dist: return call(LossTag<Dist>{});
   }
-  throw std::invalid_argument("unknown divergence code");
+  throw std::invalid_argument("unknown loss code");
 }
 
 }  // namespace icsd

@@ -1,4 +1,4 @@
-"""Divergences that compare the directions of two matrices, row by row or as a whole."""
+"""Losses that compare the directions of two matrices, row by row or as a whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from icsd.ops.divergences.base import NOISE, Divergence, SimilarityDivergence
+from icsd.losses.base import NOISE, Loss, SimilarityLoss
 
 
 @dataclasses.dataclass(frozen=True)
-class SP(Divergence):
+class SP(Loss):
     """Similarity-preserving distillation: 1/N² Σ_i |k_i/|k_i| - l_i/|l_i||² of the rows k_i of K_s and l_i of K_t.
 
     Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. The row of a zero sample stays zero.
@@ -33,7 +33,7 @@ class SP(Divergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class DIST(SimilarityDivergence):
+class DIST(SimilarityLoss):
     """DIST's relation matching: mean_i (1 - ρ(S_i, T_i)), ρ being Pearson's correlation of rows.
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, whose inter-class term correlates rows
@@ -56,7 +56,7 @@ class DIST(SimilarityDivergence):
 
 
 @dataclasses.dataclass(frozen=True)
-class CKA(Divergence):
+class CKA(Loss):
     """1 - CKA, the linear centered kernel alignment <HK_sH, HK_tH> / (|HK_sH| |HK_tH|), H = I - 1/N.
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. Two constant batches have
