@@ -35,6 +35,6 @@ def run(options: Namespace) -> int:
     from icsd.sampling.export import export_generator
     from icsd.training import checkpoint
 
-    export_generator(Sampler.load(options.checkpoint or checkpoint.newest("runs")), options.out)
+    export_generator(Sampler.load(options.checkpoint or checkpoint.newest("runs").path), options.out)
     print(options.out)
     return 0

@@ -87,7 +87,7 @@ def run(options: Namespace) -> int:
     from icsd.training import checkpoint
 
     sentences = [*options.sentences, *_lines(options.file)]
-    sampler = Sampler.load(options.checkpoint or checkpoint.newest("runs"), options.device)
+    sampler = Sampler.load(options.checkpoint or checkpoint.newest("runs").path, options.device)
     unknown = dict.fromkeys(word for sentence in sentences for word in sampler.unknown(sentence))
     if unknown:
         print(f"icsd: this model does not know and skips: {', '.join(unknown)}", file=sys.stderr)

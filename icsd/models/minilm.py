@@ -7,12 +7,16 @@ that it takes: no transformers, no sentence-transformers, nothing imported befor
 import functools
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from icsd.errors import InputError
+
+BEGIN, UNKNOWN = "[CLS]", "[UNK]"
+"""Pieces that stand for the beginning of a caption, and for text that the tokenizer does not know."""
 
 _LAYERS, _HEADS, _WIDTH, _INNER, _EPS = 6, 12, 384, 1536, 1e-12
 
@@ -60,11 +64,24 @@ class MiniLM:
                 self._features[caption, max_words] = (words.clone(), sentence)
         return [self._features[caption, max_words] for caption in captions]
 
-    def pieces(self, caption: str, max_words: int) -> list[str]:
-        """The word pieces that the features of a caption stand for."""
-        self._tokenizer.enable_truncation(max_words + 2)
-        tokens = self._tokenizer.encode(caption).tokens
+    def pieces(self, caption: str, max_words: int | None = None) -> list[str]:
+        """Return the word pieces that the features of a caption stand for, all of them without ``max_words``."""
+        tokens = self._encode(caption, max_words).tokens
         return tokens[1:-1] if len(tokens) > 2 else tokens[:1]
+
+    def unknown(self, caption: str) -> list[str]:
+        """Return the parts of a caption that the tokenizer does not know, each once, in order of appearance."""
+        encoding = self._encode(caption, None)
+        parts = zip(encoding.tokens, encoding.offsets, strict=True)
+        return list(dict.fromkeys(caption[start:end] for token, (start, end) in parts if token == UNKNOWN))
+
+    def _encode(self, caption: str, max_words: int | None) -> Any:
+        """Tokenize a caption, with the marks of begin and end."""
+        if max_words is None:
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer.enable_truncation(max_words + 2)
+        return self._tokenizer.encode(caption)
 
 
 @functools.cache

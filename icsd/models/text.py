@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from icsd.data.captions import Vocabulary
 from icsd.errors import InputError
-from icsd.models.minilm import load_minilm
+from icsd.models.minilm import BEGIN, UNKNOWN, load_minilm
 
 
 @dataclass
@@ -88,6 +88,14 @@ class TextEncoder(nn.Module, ABC):
         """The words of a caption that its word features stand for, one each."""
 
     @abstractmethod
+    def beyond(self, caption: str) -> list[str]:
+        """Return the known words of a caption past `max_words`, which the encoder does not read in generation."""
+
+    @abstractmethod
+    def reads(self, caption: str) -> bool:
+        """Return whether the encoder knows a word of a caption; without one it would read the empty caption."""
+
+    @abstractmethod
     def description(self) -> dict[str, Any]:
         """What `restore_text_encoder` needs beside configuration and weights: JSON values."""
 
@@ -126,6 +134,14 @@ class BiLSTMEncoder(TextEncoder):
         """See `TextEncoder`; longer captions are cut as in generation."""
         tokens, _ = self.vocabulary.encode([caption], self.max_words)
         return [self.vocabulary.words[token - 1] if token else "" for token in tokens[0].tolist()]
+
+    def beyond(self, caption: str) -> list[str]:
+        """See `TextEncoder`."""
+        return [self.vocabulary.words[index - 1] for index in self.vocabulary.indices(caption)[self.max_words :]]
+
+    def reads(self, caption: str) -> bool:
+        """See `TextEncoder`."""
+        return bool(self.vocabulary.indices(caption))
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""
@@ -168,12 +184,20 @@ class SentenceEncoder(TextEncoder):
         return _features(projected, self.sentence(torch.stack(sentences).to(device)), lengths)
 
     def unknown(self, caption: str) -> list[str]:
-        """None: every word is made of known pieces."""
-        return []
+        """See `TextEncoder`; words are made of known pieces, but emoji and rare characters are unknown."""
+        return load_minilm().unknown(caption)
 
     def read(self, caption: str) -> list[str]:
         """See `TextEncoder`; pieces of words begin with ##."""
         return load_minilm().pieces(caption, self.max_words)
+
+    def beyond(self, caption: str) -> list[str]:
+        """See `TextEncoder`."""
+        return load_minilm().pieces(caption)[self.max_words :]
+
+    def reads(self, caption: str) -> bool:
+        """See `TextEncoder`."""
+        return not set(load_minilm().pieces(caption)) <= {UNKNOWN, BEGIN}
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""

@@ -52,8 +52,7 @@ class Sampler:
             InputError: There is no checkpoint, it cannot be used (see `icsd.training.checkpoint.load`), or there is no
                 such device.
         """
-        path = Path(path)
-        path = checkpoint.latest(path) if path.is_dir() else path
+        path = checkpoint.find(path, checkpoint.MODEL)
         state = checkpoint.load(path, ["config", "attribution", "text", "ema"])
         text_encoder = restore_text_encoder(TextConfig(**state["config"]["text"]), state["text"])
         model = TextToImage(text_encoder, GeneratorConfig(**state["config"]["generator"]))

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,35 @@ _HEADER = "icsd_checkpoint"
 _TENSOR = "$tensor"  # {"$tensor": name}: a tensor
 _PAIRS = "$pairs"  # {"$pairs": [[key, value], ...]}: a dict whose keys are not all strings
 _FILE_NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+class Kind(NamedTuple):
+    """A kind of checkpoint."""
+
+    entry: str
+    """The top-level entry that only checkpoints of this kind have."""
+    name: str
+    """The name in messages."""
+    command: str
+    """The command that writes them."""
+
+
+MODEL = Kind("ema", "a text-to-image model", "icsd train")
+ENCODERS = Kind("damsm", "DAMSM encoders", "icsd pretrain")
+KINDS = (MODEL, ENCODERS)
+_EXAMPLES = {
+    MODEL: "icsd train --config configs/emoji.yaml",
+    ENCODERS: "icsd pretrain --config configs/pretrain/emoji.yaml",
+}
+
+
+class Found(NamedTuple):
+    """The result of a search below a folder of runs."""
+
+    path: Path
+    """The newest checkpoint that can be used."""
+    skipped: list[str]
+    """Newer checkpoints that cannot be read: one message each."""
 
 
 def save(path: Path | str, state: dict[str, Any]) -> None:
@@ -75,22 +104,12 @@ def load(path: Path | str, entries: Collection[str] | None = None) -> dict[str, 
         InputError: The file is missing, truncated, not a checkpoint of icsd, of another format version, or lacks one
             of ``entries``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: give a .safetensors file written by `icsd train`")
-    try:
-        with safe_open(path, "pt") as file:
-            state = _read_header(path, file.metadata() or {})["state"]
-            missing = sorted(set(entries or ()) - state.keys())
-            if missing:
-                raise InputError(f"checkpoint {path} has no entry {', '.join(missing)}; it holds {', '.join(state)}")
-            chosen = {key: value for key, value in state.items() if entries is None or key in entries}
-            return _unflatten(chosen, file)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"checkpoint {path} is truncated or not a .safetensors file ({error}): give another one, "
-            "or remove it and its run falls back on an earlier one"
-        ) from error
+    with _open(Path(path)) as (file, state):
+        missing = sorted(set(entries or ()) - state.keys())
+        if missing:
+            raise InputError(f"checkpoint {path} has no entry {', '.join(missing)}; it holds {', '.join(state)}")
+        chosen = {key: value for key, value in state.items() if entries is None or key in entries}
+        return _unflatten(chosen, file)
 
 
 def check_config(path: Path | str, saved: dict[str, Any], wanted: dict[str, Any], free: Collection[str] = ()) -> None:
@@ -129,7 +148,7 @@ def best_path(folder: Path | str) -> Path:
 
 
 def latest(folder: Path | str) -> Path:
-    """Return the newest checkpoint of a run folder.
+    """Return the newest checkpoint of a run folder, or of the ``checkpoints`` folder in it.
 
     Raises:
         InputError: The folder is missing or holds no checkpoint.
@@ -137,22 +156,70 @@ def latest(folder: Path | str) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no run folder at {folder}: give the folder that `icsd train` made")
-    found = _steps(folder)
-    if not found:
-        raise InputError(f"run folder {folder} holds no checkpoint: its training ended before the first one")
-    return found[-1]
+    found = _steps(folder.parent if folder.name == "checkpoints" else folder)
+    if found:
+        return found[-1]
+    runs = sorted({path.parent.parent.name for path in folder.glob("*/checkpoints/step-*.safetensors")})
+    if runs:
+        raise InputError(f"{folder} holds run folders but is none: give one of them, {', '.join(runs)}")
+    raise InputError(f"run folder {folder} holds no checkpoint: its training ended before the first one")
 
 
-def newest(runs: Path | str) -> Path:
-    """Return the checkpoint written last in any run folder of ``runs``.
+def kind_of(path: Path) -> Kind | None:
+    """Return the kind of a checkpoint, or None for a kind of no command; see `load` for the errors."""
+    with _open(path) as (_, state):
+        return next((kind for kind in KINDS if kind.entry in state), None)
+
+
+def find(place: Path | str, kind: Kind) -> Path:
+    """Return the checkpoint that a user means by a path.
+
+    Args:
+        place: A checkpoint, or a run folder, which stands for its newest one.
+        kind: The kind of checkpoint that is needed.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no checkpoint, it cannot be read, or it is of another kind.
     """
-    found = list(Path(runs).glob("*/checkpoints/step-*.safetensors"))
-    if not found:
-        raise InputError(f"no checkpoint below {runs}: train first, as in `icsd train --config configs/emoji.yaml`")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    place = Path(place)
+    path = latest(place) if place.is_dir() else place
+    found = kind_of(path)
+    if found != kind:
+        what = "something else" if found is None else f"{found.name}, written by `{found.command}`"
+        raise InputError(
+            f"checkpoint {path} holds {what}, where {kind.name} is needed: "
+            f"give a checkpoint or a run folder of `{kind.command}`"
+        )
+    return path
+
+
+def newest(runs: Path | str, kind: Kind = MODEL) -> Found:
+    """Search all run folders of ``runs`` for the checkpoint of a kind that was written last.
+
+    Args:
+        runs: Folder that holds run folders.
+        kind: The kind of checkpoint that is needed; others are passed over.
+
+    Raises:
+        InputError: There is no readable checkpoint of this kind.
+    """
+    others, skipped = {}, []
+    candidates = Path(runs).glob("*/checkpoints/step-*.safetensors")
+    for path in sorted(candidates, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True):
+        try:
+            found = kind_of(path)
+        except InputError as error:
+            skipped.append(str(error))
+            continue
+        if found == kind:
+            return Found(path, skipped)
+        others[path.parent.parent] = found
+    what = "".join(f"; {folder} holds {found.name if found else 'something else'}" for folder, found in others.items())
+    what += "".join(f"; {message}" for message in skipped)
+    raise InputError(
+        f"there is no checkpoint of {kind.name} in a run folder below {runs}{what}: "
+        f"run `{kind.command}` first, as in `{_EXAMPLES[kind]}`, or give --checkpoint"
+    )
 
 
 def prune(folder: Path | str, keep: int) -> None:
@@ -165,6 +232,21 @@ def _steps(folder: Path) -> list[Path]:
     """Return the checkpoints of a run folder, oldest first."""
     found = [path for path in (folder / "checkpoints").glob("*") if _FILE_NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(_FILE_NAME.fullmatch(path.name)[1]))
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a checkpoint: yield the safetensors file and the state with references in the place of its tensors."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: give a .safetensors file or a run folder of `icsd train`")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file, _read_header(path, file.metadata() or {})["state"]
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"checkpoint {path} is truncated or not a .safetensors file ({error}): give another one, "
+            "or remove it, and its run falls back on an earlier one"
+        ) from error
 
 
 def _read_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

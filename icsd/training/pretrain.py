@@ -198,7 +198,7 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
         pretrainer = Pretrainer(config, DAMSM(text_encoder, image_encoder, config.damsm), steps_per_epoch)
         folder = run_folder.new_folder(config.out, f"damsm-{train_set.name}")
     else:
-        folder, path = resume, checkpoint.latest(resume)
+        folder, path = resume, checkpoint.find(resume, checkpoint.ENCODERS)
         state = checkpoint.load(path)
         checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
         if state["step"] >= config.steps:
@@ -209,18 +209,25 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
     return folder
 
 
-def load_damsm(path: Path) -> tuple[DAMSM, TextConfig]:
-    """The encoders of a pretraining run, frozen, and the configuration of its text encoder.
+def load_damsm(path: Path, resolution: int) -> tuple[DAMSM, TextConfig]:
+    """Return the encoders of a pretraining run, frozen, and the configuration of its text encoder.
 
     Args:
         path: Checkpoint, or run folder for its newest one.
+        resolution: Side of the images that the image encoder will see.
 
     Raises:
-        InputError: There is no checkpoint of `icsd pretrain` at ``path``.
+        InputError: There is no checkpoint of `icsd pretrain` at ``path``, or it takes images of another resolution.
     """
-    path = checkpoint.latest(path) if path.is_dir() else path
+    path = checkpoint.find(path, checkpoint.ENCODERS)
     state = checkpoint.load(path, ["config", "text", "damsm"])
     saved = state["config"]
+    if saved["image"]["encoder"] == "cnn" and saved["resolution"] != resolution:
+        raise InputError(
+            f"damsm.checkpoint is {path}, whose image encoder takes images of {saved['resolution']} pixels a side, but "
+            f"the last of generator.resolutions is {resolution}: give encoders of `icsd pretrain --resolution "
+            f"{resolution}`, or other generator.resolutions"
+        )
     config = PretrainConfig(
         text=TextConfig(**saved["text"]),
         image=ImageEncoderConfig(encoder=saved["image"]["encoder"], width=saved["image"]["width"]),

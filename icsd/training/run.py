@@ -164,7 +164,7 @@ def _build(config: TrainConfig, resume: Path | None) -> tuple[Trainer, Captioned
 
 def _guided(config: TrainConfig) -> Trainer:
     """A trainer whose text encoder is pretrained, and the image encoder beside it that judges."""
-    damsm, config.text = load_damsm(config.damsm.checkpoint)
+    damsm, config.text = load_damsm(config.damsm.checkpoint, config.generator.resolutions[-1])
     return Trainer(config, damsm.text_encoder, damsm)
 
 
@@ -418,7 +418,7 @@ def _backend(device: torch.device) -> str:
 
 def _restore(config: TrainConfig, folder: Path) -> Trainer:
     """Make the trainer that wrote the newest checkpoint of a run folder."""
-    path = checkpoint.latest(folder)
+    path = checkpoint.find(folder, checkpoint.MODEL)
     state = checkpoint.load(path)
     checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
     if state["step"] >= config.steps:

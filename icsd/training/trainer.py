@@ -45,9 +45,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
-        return torch.device(name)
+        device = torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device is {name!r}, which is not available here: give cpu, cuda or auto") from error
+    if device.type == "meta":
+        raise InputError("device is 'meta', which computes nothing: give cpu, cuda or auto")
+    return device
 
 
 def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> float:

@@ -109,3 +109,16 @@ def test_minilm_gives_what_transformers_gives():
 def test_bad_options_are_refused(options):
     with pytest.raises(InputError, match=rf"text\.{next(iter(options))}"):
         TextConfig(**options)
+
+
+def test_words_beyond_the_limit_are_named():
+    encoder = bilstm(max_words=3)
+    assert encoder.beyond("a woman with dark zebra skin") == ["dark", "skin"]
+    assert encoder.beyond("a zebra woman with") == []
+
+
+@pytest.mark.parametrize("caption", ["", "\N{DOG}", "!!!", "zebra", "\u200b"])
+def test_a_caption_without_a_known_word_is_not_read(caption):
+    encoder = bilstm()
+    assert not encoder.reads(caption)
+    assert encoder.reads(f"{caption} man")

@@ -159,3 +159,49 @@ def test_latest_and_prune_go_by_step(tmp_path):
     checkpoint.prune(tmp_path, keep=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["notes.txt", "step-00000020.safetensors", "step-100000000.safetensors"]
+
+
+def run_of(runs, name, entry, step=1):
+    """Write a run folder with one checkpoint that has an entry."""
+    checkpoint.save(checkpoint.step_path(runs / name, step), {entry: {}})
+    return runs / name
+
+
+def test_the_newest_checkpoint_that_can_be_used_is_found(tmp_path):
+    model = run_of(tmp_path, "emoji", "ema")
+    encoders = run_of(tmp_path, "damsm-emoji", "damsm")
+    for place in (model, encoders):
+        time = 1 if place == model else 2
+        os.utime(checkpoint.latest(place), (time, time))
+    assert checkpoint.newest(tmp_path) == (checkpoint.latest(model), [])
+    assert checkpoint.newest(tmp_path, checkpoint.ENCODERS).path == checkpoint.latest(encoders)
+    torn = checkpoint.step_path(tmp_path / "torn", 1)
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"torn")
+    found = checkpoint.newest(tmp_path)
+    assert found.path == checkpoint.latest(model)
+    assert "torn" in found.skipped[0]
+
+
+@pytest.mark.parametrize(("entry", "told"), [("damsm", "holds DAMSM encoders"), ("weights", "holds something else")])
+def test_without_a_usable_checkpoint_the_message_names_what_was_found(tmp_path, entry, told):
+    run_of(tmp_path, "one", entry)
+    with pytest.raises(InputError, match=rf"one {told}: run `icsd train` first"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_checkpoint_of_another_kind_is_named(tmp_path):
+    model, encoders = run_of(tmp_path, "emoji", "ema"), run_of(tmp_path, "damsm", "damsm")
+    with pytest.raises(InputError, match="holds DAMSM encoders, written by `icsd pretrain`"):
+        checkpoint.find(encoders, checkpoint.MODEL)
+    with pytest.raises(InputError, match="holds a text-to-image model, written by `icsd train`"):
+        checkpoint.find(checkpoint.latest(model), checkpoint.ENCODERS)
+
+
+def test_a_checkpoint_is_found_by_file_run_or_its_folder_of_checkpoints(tmp_path):
+    run = run_of(tmp_path, "emoji", "ema")
+    path = checkpoint.latest(run)
+    assert {checkpoint.find(place, checkpoint.MODEL) for place in (path, run, run / "checkpoints")} == {path}
+    run_of(tmp_path, "birds", "ema")
+    with pytest.raises(InputError, match="give one of them, birds, emoji"):
+        checkpoint.find(tmp_path, checkpoint.MODEL)

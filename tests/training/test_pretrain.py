@@ -42,7 +42,7 @@ def test_a_run_leaves_metrics_and_encoders(config, capsys):
     assert [line["step"] for line in lines if "r_precision" in line] == [3, 6]
     assert f"icsd train --damsm.checkpoint {folder}" in capsys.readouterr().out
 
-    damsm, text = load_damsm(folder)
+    damsm, text = load_damsm(folder, 16)
     assert text == config.text
     assert not damsm.training
     assert not damsm.text_encoder.train().training
@@ -111,8 +111,15 @@ def test_bad_configuration(config, change, message):
 
 def test_a_training_checkpoint_is_refused(tmp_path):
     checkpoint.save(tmp_path / "step-1.safetensors", {"config": {}, "text": {}})
-    with pytest.raises(InputError, match="has no entry damsm"):
-        load_damsm(tmp_path / "step-1.safetensors")
+    with pytest.raises(InputError, match="holds something else, where DAMSM encoders"):
+        load_damsm(tmp_path / "step-1.safetensors", 16)
+
+
+@pytest.mark.parametrize("resolution", [8, 32])
+def test_encoders_of_another_resolution_are_refused(config, resolution):
+    folder = pretrain(replace(config, steps=1))
+    with pytest.raises(InputError, match=rf"takes images of 16 pixels a side, but .* is {resolution}"):
+        load_damsm(folder, resolution)
 
 
 def test_training_is_guided_and_resumed(config, tmp_path):

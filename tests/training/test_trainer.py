@@ -175,9 +175,10 @@ def test_learns_the_colors_of_two_words():
     assert red_over_blue[[0, 2]].min() > red_over_blue[[1, 3]].max() + 1
 
 
-def test_unknown_device_is_refused():
-    with pytest.raises(InputError, match="device"):
-        trainer_of(dataclasses.replace(config_of(), device="abacus"))
+@pytest.mark.parametrize("name", ["abacus", "meta", "cuda:99", ""])
+def test_unusable_device_is_refused(name):
+    with pytest.raises(InputError, match=f"device is '{name}'"):
+        trainer_of(dataclasses.replace(config_of(), device=name))
 
 
 @pytest.mark.parametrize(
