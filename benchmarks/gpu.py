@@ -61,7 +61,7 @@ def main() -> int:
             floor = 4 * student.nbytes / bandwidth  # X twice, Y and dX once
             for loss in (MSE(), KL()):
                 losses = {
-                    "icsd": lambda x, y, name=loss.name: icsd.similarity_distillation_loss(x, y, name),
+                    "icsd": lambda x, y, loss=loss: icsd.similarity_distillation_loss(x, y, loss),
                     "plain": lambda x, y, loss=loss: plain_loss(x, y, loss),
                 }
                 losses["compile"] = torch.compile(losses["plain"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -31,9 +30,8 @@ def implementations(loss: Loss) -> dict[str, Implementation]:
     """
     ours = partial(
         icsd.similarity_distillation_loss,
-        loss=loss.name,
+        loss=loss,
         backend="cpu",
-        **dataclasses.asdict(loss),
     )
     if loss.name in TORCHDISTILL:
         return {"icsd": ours, "torchdistill": torchdistill_loss(loss.name)}

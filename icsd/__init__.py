@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from icsd import losses
 from icsd.modules import InterstageDistillationLoss, SimilarityDistillationLoss
 from icsd.ops import (
     BackendStatus,
@@ -23,6 +24,7 @@ __all__ = [
     "cross_sample_similarity",
     "flatten_samples",
     "interstage_distillation_loss",
+    "losses",
     "similarity_distillation_loss",
     "use_backend",
 ]

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from icsd import ops
+from icsd.losses import LossLike, as_loss
+from icsd.ops.functional import Reduction
 
 
-class _Loss(nn.Module):
-    def __init__(self, loss: str | Callable[[Tensor, Tensor], Tensor], options: dict[str, Any]) -> None:
+class _DistillationLoss(nn.Module):
+    """The options that both modules share."""
+
+    def __init__(
+        self, loss: LossLike, reduction: Reduction, detach_teacher: bool, eps: float, backend: str | None
+    ) -> None:
         super().__init__()
-        self.loss = loss
-        self.options = options
+        self.loss = as_loss(loss)
+        self.reduction = reduction
+        self.detach_teacher = detach_teacher
+        self.eps = eps
+        self.backend = backend
 
     def extra_repr(self) -> str:
-        return ", ".join([repr(self.loss), *(f"{key}={value!r}" for key, value in self.options.items())])
+        options = {name: value for name, value in vars(self).items() if name != "training" and name[0] != "_"}
+        return ", ".join([repr(options.pop("loss")), *(f"{name}={value!r}" for name, value in options.items())])
 
 
-class SimilarityDistillationLoss(_Loss):
-    """`icsd.similarity_distillation_loss` as a module.
+class SimilarityDistillationLoss(_DistillationLoss):
+    """A module that calls `icsd.similarity_distillation_loss`. Its arguments are keywords of the function."""
 
-    Args:
-        loss: As the function takes it.
-        **options: Any keyword of the function.
-    """
-
-    def __init__(self, loss: str | Callable[[Tensor, Tensor], Tensor] = "mse", **options: Any) -> None:
-        super().__init__(loss, options)
+    def __init__(
+        self,
+        loss: LossLike = "mse",
+        *,
+        reduction: Reduction = "mean",
+        detach_teacher: bool = True,
+        eps: float = 1e-8,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(loss, reduction, detach_teacher, eps, backend)
 
     def forward(
         self,
@@ -38,22 +50,53 @@ class SimilarityDistillationLoss(_Loss):
         student_bank: Tensor | None = None,
         teacher_bank: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a student `(*B, N, D_s)` and a teacher `(*B, N, D_t)`, of themselves or to banks."""
-        banks = {"student_bank": student_bank, "teacher_bank": teacher_bank}
-        return ops.similarity_distillation_loss(student, teacher, self.loss, **banks, **self.options)
+        """Return the loss of a student `(*B, N, D_s)` and a teacher `(*B, N, D_t)`, or of their similarities to banks.
+
+        The arguments, the result and the errors are those of `icsd.similarity_distillation_loss`.
+        """
+        return ops.similarity_distillation_loss(
+            student,
+            teacher,
+            self.loss,
+            student_bank=student_bank,
+            teacher_bank=teacher_bank,
+            reduction=self.reduction,
+            detach_teacher=self.detach_teacher,
+            eps=self.eps,
+            backend=self.backend,
+        )
 
 
-class InterstageDistillationLoss(_Loss):
-    """`icsd.interstage_distillation_loss` as a module.
+class InterstageDistillationLoss(_DistillationLoss):
+    """A module that calls `icsd.interstage_distillation_loss`. Its arguments are keywords of the function."""
 
-    Args:
-        loss: As the function takes it.
-        **options: Any keyword of the function.
-    """
-
-    def __init__(self, loss: str | Callable[[Tensor, Tensor], Tensor] = "mse", **options: Any) -> None:
-        super().__init__(loss, options)
+    def __init__(
+        self,
+        loss: LossLike = "mse",
+        *,
+        weights: Sequence[float] | None = None,
+        teacher: int = -1,
+        reduction: Reduction = "mean",
+        detach_teacher: bool = True,
+        eps: float = 1e-8,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(loss, reduction, detach_teacher, eps, backend)
+        self.weights = weights
+        self.teacher = teacher
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """The loss of stages `(*B, N, D_i)`, coarse to fine."""
-        return ops.interstage_distillation_loss(stages, self.loss, **self.options)
+        """Return the loss of stages `(*B, N, D_i)`, coarse to fine.
+
+        The arguments, the result and the errors are those of `icsd.interstage_distillation_loss`.
+        """
+        return ops.interstage_distillation_loss(
+            stages,
+            self.loss,
+            weights=self.weights,
+            teacher=self.teacher,
+            reduction=self.reduction,
+            detach_teacher=self.detach_teacher,
+            eps=self.eps,
+            backend=self.backend,
+        )

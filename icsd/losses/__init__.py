@@ -1,14 +1,15 @@
-"""Losses of a student's samples from a teacher's, as functions of their Gram matrices.
+"""The distillation losses, as functions of the Gram matrices of a student and a teacher.
 
-Each is a frozen dataclass of its parameters with its definition in plain PyTorch. A backend that has a kernel for one
-knows it by `name` and `kernel_parameters()` (`csrc/core/losses.h` holds the same mathematics); for the others it
-computes the Gram matrices and leaves the rest to the definition. `docs/losses.md` lists them all.
+Each loss is a frozen dataclass of its parameters with its definition in plain PyTorch. A backend that has a kernel for
+a loss finds it by `name` and `kernel_parameters()` (`csrc/core/losses.h` holds the same mathematics); for the other
+losses it computes the Gram matrices and leaves the rest to the definition. `docs/losses.md` lists all losses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,10 +33,12 @@ __all__ = [
     "SP",
     "CustomLoss",
     "Loss",
+    "LossLike",
     "RKDAngle",
     "RKDDistance",
     "SimilarityLoss",
     "SmoothL1",
+    "as_loss",
     "distill_grams",
     "make_loss",
 ]
@@ -45,27 +48,47 @@ LOSSES: dict[str, type[Loss]] = {
 }
 # Those of csrc/core/losses.h, by their LossKind.
 KERNELS = {"mse": 0, "kl": 1, "smooth_l1": 2, "sp": 3, "cc": 4, "pkt": 5, "dist": 6}
+_DEFAULTS = {name: cls() for name, cls in LOSSES.items()}
 _PARAMETERS = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in LOSSES.items()}
 
+LossLike: TypeAlias = str | Loss | Callable[[Tensor, Tensor], Tensor]
+"""A loss by its name, as an object, or as a function of the similarities S and T."""
 
-def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor], /, **parameters: float | str) -> Loss:
-    """The loss of this name with its parameters, or a user's own function.
+
+def as_loss(loss: LossLike) -> Loss:
+    """Return the loss object: the one given, the default one of a name, or the one that wraps a function.
 
     Raises:
-        ValueError: Unknown name, unknown parameter or a value out of range.
+        ValueError: The name is unknown, or `loss` is the class of a loss instead of an object.
     """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str) and loss in _DEFAULTS:
+        return _DEFAULTS[loss]
+    if isinstance(loss, type) and issubclass(loss, Loss):
+        raise ValueError(f"loss must be an object, got the class {loss.__name__}: write {loss.__name__}()")
     if callable(loss):
-        known, make, label = [], lambda: CustomLoss(loss), "a function"
-    elif loss in LOSSES:
-        known, make, label = _PARAMETERS[loss], LOSSES[loss], repr(loss)
-    else:
-        names = ", ".join(map(repr, LOSSES))
-        raise ValueError(f"loss must be one of {names} or a function of (S, T), got {loss!r}")
-    unknown = [parameter for parameter in parameters if parameter not in known]
-    if unknown:
-        takes = ", ".join(known) if known else "none"
-        raise ValueError(f"loss {label} has no parameter {unknown[0]!r}; it takes {takes}")
-    return make(**parameters)
+        return CustomLoss(loss)
+    names = ", ".join(map(repr, LOSSES))
+    raise ValueError(
+        f"loss must be one of {names}, a loss object such as icsd.losses.KL(), or a function of (S, T), got {loss!r}"
+    )
+
+
+def make_loss(name: str, /, **parameters: float | str) -> Loss:
+    """Make the loss of a name with its parameters, as configurations give them.
+
+    Raises:
+        ValueError: The name or a parameter is unknown, or a value is out of range.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {name!r}")
+    known = _PARAMETERS[name]
+    for parameter in parameters:
+        if parameter not in known:
+            takes = ", ".join(known) if known else "none"
+            raise ValueError(f"loss {name!r} has no parameter {parameter!r}; it takes {takes}")
+    return LOSSES[name](**parameters)
 
 
 def distill_grams(grams: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:

@@ -72,7 +72,7 @@ class InterstageDistillation(nn.Module):
         super().__init__()
         self.weight = config.weight
         teacher = -1 if config.direction == "refined-to-coarse" else 0
-        self.loss = InterstageDistillationLoss(config.loss, teacher=teacher, **config.parameters)
+        self.loss = InterstageDistillationLoss(make_loss(config.loss, **config.parameters), teacher=teacher)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """The weighted loss of the student stages; the teacher stage gets no gradient.

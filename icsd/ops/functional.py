@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from icsd.losses import SimilarityLoss, make_loss
+from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
 from icsd.losses.gram import similarity_from_gram
 from icsd.ops import registry
 
@@ -49,7 +49,7 @@ def cross_sample_similarity(
 def similarity_distillation_loss(
     student: Tensor,
     teacher: Tensor,
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+    loss: LossLike = "mse",
     *,
     student_bank: Tensor | None = None,
     teacher_bank: Tensor | None = None,
@@ -57,7 +57,6 @@ def similarity_distillation_loss(
     detach_teacher: bool = True,
     eps: float = 1e-8,
     backend: str | None = None,
-    **parameters: float | str,
 ) -> Tensor:
     """Loss of a student's cross-sample similarities from a teacher's.
 
@@ -67,33 +66,30 @@ def similarity_distillation_loss(
     Args:
         student: Features `(*B, N, D_s)`.
         teacher: Features `(*B, N, D_t)` of the same samples.
-        loss: `"mse"`; `"kl"`, of rows as softmax distributions; `"smooth_l1"`; one of the literature's, `"sp"`,
-            `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"` and `"rkd_angle"` (`docs/losses.md`); or a function of
-            your own that maps the similarities S and T, `(*B, N, N)` each, to `(*B)`: the passes over the features stay
-            fused. Banks are for those of them that compare cosine similarities: `"mse"`, `"kl"`, `"smooth_l1"`,
-            `"pkt"`, `"dist"` and functions.
+        loss: The loss as an object, such as `icsd.losses.KL(student_temperature=0.2)`, or by its name with default
+            parameters: `"mse"`, `"kl"`, `"smooth_l1"`, `"sp"`, `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"`
+            or `"rkd_angle"` (`docs/losses.md`). A function that maps the similarities S and T, `(*B, N, N)` each, to
+            `(*B)` is a loss, too; the passes over the features stay fused. Only losses of cosine similarities take
+            banks: `"mse"`, `"kl"`, `"smooth_l1"`, `"pkt"`, `"dist"` and functions.
         student_bank: Features `(*B, M, D_s)` of M other samples; a gradient flows to them if they require one.
         teacher_bank: Features `(*B, M, D_t)` of the same M samples, as constant as the teacher.
         reduction: `"mean"` over all that is summed, `"sum"`, or `"none"`: each group's mean.
         detach_teacher: Whether the teacher and its bank are constant.
         eps: Least norm, see `cross_sample_similarity`.
         backend: One of `icsd.backends()`; by default the best that applies.
-        **parameters: The loss's own: `student_temperature` (0.1), `teacher_temperature` (0.1) and
-            `include_diagonal` (True) of `"kl"`; `beta` (1.0) of `"smooth_l1"`; `kernel` ("rbf"), `gamma` (0.4) and
-            `order` (2) of `"cc"`; `mode` ("paper" or "code") of `"cc"`, `"pkt"` and the RKD ones.
 
     Returns:
         A scalar, or `(*B)` for `reduction="none"`; float64 if an input is, float32 otherwise. 0 for empty batches.
 
     Raises:
         TypeError: An input is not a floating-point tensor.
-        ValueError: Shapes, devices, loss or a parameter do not fit.
+        ValueError: Shapes, devices or the loss do not fit.
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     if student_bank is not None or teacher_bank is not None:
         return _distill_to_banks(
             {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank},
-            make_loss(loss, **parameters),
+            as_loss(loss),
             reduction,
             detach_teacher,
             eps,
@@ -103,8 +99,7 @@ def similarity_distillation_loss(
         ("student", "teacher"),
         [student, teacher],
         [1.0],
-        loss,
-        parameters,
+        as_loss(loss),
         reduction,
         detach_teacher,
         eps,
@@ -114,7 +109,7 @@ def similarity_distillation_loss(
 
 def interstage_distillation_loss(
     stages: Sequence[Tensor],
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+    loss: LossLike = "mse",
     *,
     weights: Sequence[float] | None = None,
     teacher: int = -1,
@@ -122,7 +117,6 @@ def interstage_distillation_loss(
     detach_teacher: bool = True,
     eps: float = 1e-8,
     backend: str | None = None,
-    **parameters: float | str,
 ) -> Tensor:
     """Interstage cross-sample similarity distillation: Σ_i w_i d(S(X_i), S(X_teacher)) over the other stages.
 
@@ -139,14 +133,13 @@ def interstage_distillation_loss(
         detach_teacher: Whether the teacher is constant.
         eps: Least norm, see `cross_sample_similarity`.
         backend: One of `icsd.backends()`; by default the best that applies.
-        **parameters: The loss's own, see `similarity_distillation_loss`.
 
     Returns:
         A scalar, or `(*B)` for `reduction="none"`.
 
     Raises:
         TypeError: A stage is not a floating-point tensor.
-        ValueError: Fewer than two stages, or shapes, devices, weights, loss or a parameter do not fit.
+        ValueError: Fewer than two stages, or shapes, devices, weights or the loss do not fit.
         RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
     """
     tensors = list(stages)
@@ -163,7 +156,7 @@ def interstage_distillation_loss(
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
         )
-    return _distill(names, tensors, list(weights), loss, parameters, reduction, detach_teacher, eps, backend)
+    return _distill(names, tensors, list(weights), as_loss(loss), reduction, detach_teacher, eps, backend)
 
 
 def flatten_samples(maps: Tensor) -> Tensor:
@@ -174,7 +167,7 @@ def flatten_samples(maps: Tensor) -> Tensor:
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
 
-def _distill(names, tensors, weights, loss, parameters, reduction, detach_teacher, eps, backend) -> Tensor:
+def _distill(names, tensors, weights, loss: Loss, reduction, detach_teacher, eps, backend) -> Tensor:
     """Checks everything, then runs a backend; the last of the tensors is the teacher."""
     _check_stages(names, tensors)
     for weight in weights:
@@ -182,7 +175,6 @@ def _distill(names, tensors, weights, loss, parameters, reduction, detach_teache
             raise ValueError(f"weights must be finite, got {weight}")
     _check_reduction(reduction)
     _check_eps(eps)
-    loss = make_loss(loss, **parameters)
     if detach_teacher:
         tensors[-1] = tensors[-1].detach()
     value = registry.select(backend, tensors).distill(tensors, weights, loss, eps)

@@ -3,6 +3,7 @@ import torch
 
 import icsd
 from icsd.errors import InputError
+from icsd.losses import make_loss
 from icsd.models import CSDConfig, InterstageDistillation, similarity_matrices
 
 
@@ -34,7 +35,7 @@ def test_is_the_weighted_public_function(loss, parameters):
     maps = stages()
     value = InterstageDistillation(CSDConfig(weight=3.0, loss=loss, parameters=parameters))(maps)
     flat = [stage.flatten(1) for stage in maps]
-    torch.testing.assert_close(value, 3 * icsd.interstage_distillation_loss(flat, loss, **parameters))
+    torch.testing.assert_close(value, 3 * icsd.interstage_distillation_loss(flat, make_loss(loss, **parameters)))
 
 
 def test_memory_format_does_not_matter():

@@ -1,7 +1,5 @@
 """No backend errs more than twice as much as plain PyTorch in the same dtype, against float64."""
 
-import dataclasses
-
 import pytest
 import torch
 from backends import BACKENDS, FUSED, MOST_SAMPLES
@@ -53,10 +51,7 @@ def loss_and_gradient(call, student):
 
 def measure(student, teacher, loss, backend):
     """(loss, gradient) of the backend, of plain PyTorch in the same dtype, and of plain PyTorch in float64."""
-    parameters = dataclasses.asdict(loss)
-    ours = loss_and_gradient(
-        lambda x: icsd.similarity_distillation_loss(x, teacher, loss.name, backend=backend, **parameters), student
-    )
+    ours = loss_and_gradient(lambda x: icsd.similarity_distillation_loss(x, teacher, loss, backend=backend), student)
     plain = loss_and_gradient(lambda x: plain_loss(x, teacher, loss), student)
     truth = loss_and_gradient(lambda x: plain_loss(x, teacher.double(), loss), student.double())
     return ours, plain, truth
@@ -194,7 +189,7 @@ def test_degenerate_shapes(shape, loss, backend):
 def test_single_sample_without_its_diagonal(loss, backend):
     if loss == "kl":
         x = torch.randn(1, 5, requires_grad=True)
-        value = icsd.similarity_distillation_loss(x, torch.randn(1, 5), "kl", include_diagonal=False, backend=backend)
+        value = icsd.similarity_distillation_loss(x, torch.randn(1, 5), KL(include_diagonal=False), backend=backend)
         assert value == 0
         assert torch.autograd.grad(value, x)[0].eq(0).all()
 

@@ -9,16 +9,17 @@ from torch.nn import functional as F
 
 import icsd
 from icsd import cross_sample_similarity, similarity_distillation_loss
+from icsd.losses import KL, PKT, SmoothL1
 
 BACKENDS = ["reference", "cpu"]
 CASES = [
-    ("mse", {}),
-    ("smooth_l1", {"beta": 0.2}),
-    ("kl", {"student_temperature": 0.3, "teacher_temperature": 0.2}),
-    ("pkt", {}),
-    ("pkt", {"mode": "code"}),
-    ("dist", {}),
-    (lambda s, t: ((s - t) ** 4).sum((-2, -1)), {}),
+    "mse",
+    SmoothL1(0.2),
+    KL(0.3, 0.2),
+    "pkt",
+    PKT(mode="code"),
+    "dist",
+    lambda s, t: ((s - t) ** 4).sum((-2, -1)),
 ]
 
 
@@ -102,44 +103,39 @@ def dist(s, t):
 
 @pytest.mark.parametrize("m", [6, 4])  # as many as there are samples, which are still others
 @pytest.mark.parametrize(
-    ("loss", "parameters", "definition", "terms"),
+    ("loss", "definition", "terms"),
     [
-        ("mse", {}, lambda s, t: (s - t).square().mean(), lambda n, m: n * m),
-        ("smooth_l1", {"beta": 0.2}, lambda s, t: F.smooth_l1_loss(s, t, beta=0.2), lambda n, m: n * m),
-        (
-            "kl",
-            {"student_temperature": 0.3, "teacher_temperature": 0.2},
-            lambda s, t: row_softmax_kl(s, t, 0.3, 0.2),
-            lambda n, m: n,
-        ),
-        ("pkt", {}, pkt, lambda n, m: n),
-        ("dist", {}, dist, lambda n, m: n),
+        ("mse", lambda s, t: (s - t).square().mean(), lambda n, m: n * m),
+        (SmoothL1(0.2), lambda s, t: F.smooth_l1_loss(s, t, beta=0.2), lambda n, m: n * m),
+        (KL(0.3, 0.2), lambda s, t: row_softmax_kl(s, t, 0.3, 0.2), lambda n, m: n),
+        ("pkt", pkt, lambda n, m: n),
+        ("dist", dist, lambda n, m: n),
     ],
 )
-def test_definitions(loss, parameters, definition, terms, m):
+def test_definitions(loss, definition, terms, m):
     tensors = inputs(m=m)
     student, teacher, student_bank, teacher_bank = tensors
     s = F.cosine_similarity(student[:, None], student_bank[None], dim=-1)
     t = F.cosine_similarity(teacher[:, None], teacher_bank[None], dim=-1)
     expected = float(definition(s, t))
-    assert loss_of(*tensors, loss, **parameters).item() == pytest.approx(expected, rel=1e-9)
-    total = loss_of(*tensors, loss, reduction="sum", **parameters)
+    assert loss_of(*tensors, loss).item() == pytest.approx(expected, rel=1e-9)
+    total = loss_of(*tensors, loss, reduction="sum")
     assert total.item() == pytest.approx(terms(4, m) * expected, rel=1e-9)
 
 
 def test_pkt_code_mode_averages_over_all_pairs():
     tensors = inputs()
-    assert loss_of(*tensors, "pkt", mode="code") == pytest.approx(loss_of(*tensors, "pkt").item() / 6, rel=1e-4)
+    assert loss_of(*tensors, PKT(mode="code")) == pytest.approx(loss_of(*tensors, "pkt").item() / 6, rel=1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
-@pytest.mark.parametrize(("loss", "parameters"), CASES)
-def test_gradients_reach_all_that_want_one(loss, parameters, batch, backend):
+@pytest.mark.parametrize("loss", CASES)
+def test_gradients_reach_all_that_want_one(loss, batch, backend):
     tensors = [tensor.requires_grad_() for tensor in inputs(*batch)]
 
     def value(*tensors):
-        options = {"detach_teacher": False, "reduction": "none", "backend": backend, **parameters}
+        options = {"detach_teacher": False, "reduction": "none", "backend": backend}
         return loss_of(*tensors, loss, **options)
 
     assert torch.autograd.gradcheck(value, tensors)
@@ -198,7 +194,7 @@ def test_module():
         ("student and teacher must agree", lambda s, t, a, b: loss_of(s[:3], t, a, b)),
         ("'rkd_angle' compares the samples of one batch", lambda s, t, a, b: loss_of(s, t, a, b, "rkd_angle")),
         ("'cka' compares the samples of one batch", lambda s, t, a, b: loss_of(s, t, a, b, "cka")),
-        ("include_diagonal must be True", lambda s, t, a, b: loss_of(s, t, a, b, "kl", include_diagonal=False)),
+        ("include_diagonal must be True", lambda s, t, a, b: loss_of(s, t, a, b, KL(include_diagonal=False))),
         ("reduction must be", lambda s, t, a, b: loss_of(s, t, a, b, reduction="max")),
         ("eps must be", lambda s, t, a, b: loss_of(s, t, a, b, eps=-1)),
         ("other and x must agree", lambda s, t, a, b: cross_sample_similarity(s, b)),

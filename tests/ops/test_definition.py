@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import icsd
+from icsd.losses import make_loss
 
 
 def cosine(x, i, j):
@@ -60,10 +61,11 @@ def test_definition(name, definition, parameters, backend):
     torch.manual_seed(0)
     student, teacher = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
     expected = definition(similarities(student), similarities(teacher), **parameters)
-    loss = icsd.similarity_distillation_loss(student, teacher, name, backend=backend, **parameters)
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss = make_loss(name, **parameters)
+    value = icsd.similarity_distillation_loss(student, teacher, loss, backend=backend)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
     terms = 6 if name == "kl" else 36
-    total = icsd.similarity_distillation_loss(student, teacher, name, backend=backend, reduction="sum", **parameters)
+    total = icsd.similarity_distillation_loss(student, teacher, loss, backend=backend, reduction="sum")
     assert total.item() == pytest.approx(terms * expected, rel=1e-12)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import icsd
+from icsd.losses import KL
 
 BACKENDS = ["reference", "cpu"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -132,7 +133,7 @@ class Distilled(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(20, 30)
-        self.criterion = icsd.SimilarityDistillationLoss("kl", student_temperature=0.2)
+        self.criterion = icsd.SimilarityDistillationLoss(KL(0.2))
 
     def forward(self, x, teacher):
         return self.criterion(self.layer(x), teacher)
@@ -154,7 +155,7 @@ def test_export_keeps_the_operator():
 )
 def test_modules_can_be_copied_and_pickled(duplicate):
     stages = [features(6, 20), features(6, 30, seed=1)]
-    loss = icsd.InterstageDistillationLoss("kl", weights=[0.5], include_diagonal=False)
+    loss = icsd.InterstageDistillationLoss(KL(include_diagonal=False), weights=[0.5])
     again = duplicate(loss)
     assert repr(again) == repr(loss)
     torch.testing.assert_close(again(stages), loss(stages), rtol=0, atol=0)

@@ -132,8 +132,12 @@ FAMILY = {name: parameters for name, (_, parameters, _) in CASES.items() if "ord
 NORMALIZED = [name for name in FAMILY if not name.startswith("cc-")]
 
 
+def loss_named(case):
+    return make_loss(case.split("-")[0], **CASES[case][1])
+
+
 def loss_of(case, x, y, **options):
-    return icsd.similarity_distillation_loss(x, y, case.split("-")[0], **CASES[case][1], **options)
+    return icsd.similarity_distillation_loss(x, y, loss_named(case), **options)
 
 
 def features(n=6, student=9, teacher=5, *batch, dtype=torch.float64, seed=0):
@@ -173,7 +177,7 @@ def test_groups_and_stages(case):
     torch.testing.assert_close(loss_of(case, x, y), each.mean())
     torch.testing.assert_close(loss_of(case, x, y, reduction="sum"), each.sum() * CASES[case][2])
     stages = [x[0, 0], x[1, 1, :, :4], y[0, 0]]
-    both = icsd.interstage_distillation_loss(stages, case.split("-")[0], weights=[0.5, 2.0], **FAMILY[case])
+    both = icsd.interstage_distillation_loss(stages, loss_named(case), weights=[0.5, 2.0])
     torch.testing.assert_close(both, 0.5 * loss_of(case, *stages[::2]) + 2 * loss_of(case, *stages[1:]))
 
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import icsd
-from icsd.losses import KERNELS, make_loss
+from icsd.losses import CC, DIST, KERNELS, KL, MSE, PKT, SP, SmoothL1
 from icsd.ops.fused import Distillation, saved_dtype, saved_shape
 from icsd.ops.regimes import choose_regime, force_regime
 
 LOSSES = {
-    "mse": {},
-    "smooth_l1": {"beta": 0.1},
-    "kl": {"student_temperature": 0.3, "teacher_temperature": 0.2},
-    "kl-others": {"include_diagonal": False},
-    "sp": {},
-    "cc": {"order": 4},
-    "cc-bilinear": {"kernel": "bilinear"},
-    "pkt": {},
-    "dist": {},
+    "mse": MSE(),
+    "smooth_l1": SmoothL1(0.1),
+    "kl": KL(0.3, 0.2),
+    "kl-others": KL(include_diagonal=False),
+    "sp": SP(),
+    "cc": CC(order=4),
+    "cc-bilinear": CC("bilinear"),
+    "pkt": PKT(),
+    "dist": DIST(),
 }
 CASES = [("feature", "mse"), *(("streamed", case) for case in LOSSES)]
 # One block and less, whole blocks, several blocks with a rest, several squares of blocks.
@@ -45,7 +45,7 @@ def features(n, *widths, batch=(), dtype=torch.float64, seed=0):
 def loss_of(case, stages, regime, **options):
     with force_regime(regime):
         return icsd.interstage_distillation_loss(
-            stages, case.split("-")[0], **{"detach_teacher": False, "backend": "cpu"} | options, **LOSSES[case]
+            stages, LOSSES[case], **{"detach_teacher": False, "backend": "cpu"} | options
         )
 
 
@@ -64,7 +64,7 @@ def assert_close(results, expected, tolerance):
 
 
 def test_every_kernel_is_covered():
-    assert {case.split("-")[0] for case in LOSSES} == set(KERNELS)
+    assert {loss.name for loss in LOSSES.values()} == set(KERNELS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -238,8 +238,8 @@ def test_results_do_not_depend_on_threads(regime, case):
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
 def test_opcheck(regime, case, batch):
     stages = features(9, 6, 5, 7, batch=batch, dtype=torch.float32)
-    loss = make_loss(case, **LOSSES[case])
-    how = Distillation([1.0, 0.5], case, loss.kernel_parameters(), 1e-8, True, regime)
+    loss = LOSSES[case]
+    how = Distillation([1.0, 0.5], loss.name, loss.kernel_parameters(), 1e-8, True, regime)
     for save in (True, False):
         torch.library.opcheck(torch.ops.icsd.distill.default, (stages, save, *how, "cpu"))
     value, saved = torch.ops.icsd.distill(stages, True, *how, "cpu")
@@ -253,7 +253,7 @@ def test_opcheck(regime, case, batch):
 @pytest.mark.parametrize(("regime", "case"), [("feature", "mse"), ("streamed", "kl")])
 def test_compile_fullgraph(regime, case, dynamic):
     def step(*stages):
-        return icsd.interstage_distillation_loss(stages, case, detach_teacher=False, backend="cpu", **LOSSES[case])
+        return icsd.interstage_distillation_loss(stages, LOSSES[case], detach_teacher=False, backend="cpu")
 
     with force_regime(regime):
         compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -12,6 +12,7 @@ import icsd
 from icsd import cross_sample_similarity as similarity
 from icsd import interstage_distillation_loss as interstage
 from icsd import similarity_distillation_loss as pair
+from icsd.losses import KL, SmoothL1
 from icsd.ops import cuda
 
 
@@ -102,19 +103,16 @@ def test_status():
         (ValueError, "student is on cpu and teacher on meta", lambda x: pair(x, x.to("meta"))),
         (
             ValueError,
-            "loss must be one of 'mse', .* or a function of .*, got 'mae'",
+            "loss must be one of 'mse', .*, a loss object .* or a function of .*, got 'mae'",
             lambda x: pair(x, x, "mae"),
         ),
-        (ValueError, "'mse' has no parameter 'beta'; it takes none", lambda x: pair(x, x, beta=1)),
-        (
-            ValueError,
-            "student_temperature must be a positive.*got -1",
-            lambda x: pair(x, x, "kl", student_temperature=-1),
-        ),
-        (ValueError, "teacher_temperature must be a positive", lambda x: pair(x, x, "kl", teacher_temperature=0)),
-        (ValueError, "beta must be a positive", lambda x: pair(x, x, "smooth_l1", beta=float("inf"))),
+        (ValueError, "loss must be one of .*, got None", lambda x: pair(x, x, None)),
+        (ValueError, r"loss must be an object, got the class KL: write KL\(\)", lambda x: pair(x, x, KL)),
+        (TypeError, "beta", lambda x: pair(x, x, beta=1)),
+        (ValueError, "student_temperature must be a positive.*got -1", lambda x: pair(x, x, KL(-1))),
+        (ValueError, "teacher_temperature must be a positive", lambda x: pair(x, x, KL(teacher_temperature=0))),
+        (ValueError, "beta must be a positive", lambda x: pair(x, x, SmoothL1(float("inf")))),
         (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'", lambda x: pair(x, x, reduction="max")),
-        (ValueError, "a function has no parameter 'beta'", lambda x: pair(x, x, torch.sub, beta=1)),
         (ValueError, r"one value for each group; it returned \(4, 4\)", lambda x: pair(x, x, torch.sub)),
         (ValueError, "at least two", lambda x: interstage([x])),
         (ValueError, "teacher must index one of the 2 stages, got 2", lambda x: interstage([x, x], teacher=2)),
@@ -130,11 +128,13 @@ def test_bad_input(error, match, call):
 
 def test_modules():
     stages = [torch.randn(4, 5), torch.randn(4, 6)]
-    loss = icsd.InterstageDistillationLoss("kl", student_temperature=0.3)
-    torch.testing.assert_close(loss(stages), icsd.interstage_distillation_loss(stages, "kl", student_temperature=0.3))
+    loss = icsd.InterstageDistillationLoss(KL(0.3))
+    torch.testing.assert_close(loss(stages), icsd.interstage_distillation_loss(stages, KL(0.3)))
     assert "student_temperature=0.3" in repr(loss)
     pair = icsd.SimilarityDistillationLoss(reduction="sum")
     torch.testing.assert_close(pair(*stages), icsd.similarity_distillation_loss(*stages, reduction="sum"))
+    with pytest.raises(ValueError, match="got 'mae'"):
+        icsd.SimilarityDistillationLoss("mae")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
 import icsd
 from benchmarks.kernels import CASES as OF_THE_TABLE
+from icsd.losses import KL
 from icsd.ops.regimes import force_regime
 from icsd.ops.triton import kernels, streamed
 
@@ -37,7 +38,7 @@ def canaries(*shape, dtype=torch.float32, seed=0):
 SHAPES = [(5, 7), (17, 600), (130, 20), (2, 3, 9, 40)]
 REGIMES = ["sample", "feature", "streamed"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-CASES = [("mse", {}), ("kl", {"student_temperature": 0.3}), ("kl", {"include_diagonal": False}), ("smooth_l1", {})]
+CASES = ["mse", KL(0.3), KL(include_diagonal=False), "smooth_l1"]
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -45,7 +46,7 @@ CASES = [("mse", {}), ("kl", {"student_temperature": 0.3}), ("kl", {"include_dia
 def test_programs_keep_to_their_memory(shape, regime, trace, monkeypatch):
     monkeypatch.setattr(streamed, "PANEL_BYTES", 1)
     dtype = DTYPES[(SHAPES.index(shape) + REGIMES.index(regime)) % len(DTYPES)]
-    loss, parameters = ("mse", {}) if regime == "feature" else CASES[SHAPES.index(shape) % len(CASES)]
+    loss = "mse" if regime == "feature" else CASES[SHAPES.index(shape) % len(CASES)]
     results = []
     for backend in ("triton", "reference"):
         stages = [canaries(*shape[:-1], shape[-1] + k, dtype=dtype, seed=k).requires_grad_() for k in range(3)]
@@ -57,7 +58,6 @@ def test_programs_keep_to_their_memory(shape, regime, trace, monkeypatch):
                 detach_teacher=False,
                 reduction="none",
                 backend=backend,
-                **parameters,
             )
         results.append((value, *torch.autograd.grad(value.sum(), stages)))
     trace.check()
@@ -125,9 +125,9 @@ def test_graphs_of_kernels_compute_what_the_kernels_do(tmp_path):
     codes, names, constants = pickle.loads(path.read_bytes())
     kernel_side_table.id_to_kernel = {number: getattr(kernels, name) for number, name in names.items()}
     kernel_side_table.constant_args = constants
-    for (shapes, loss, parameters), code in zip(traced.CASES, codes, strict=True):
+    for (shapes, loss), code in zip(traced.CASES, codes, strict=True):
         stages = traced.inputs(shapes)
-        expected = traced.loss_of(stages, loss, parameters, "reference")
+        expected = traced.loss_of(stages, loss, "reference")
         expected_gradients = torch.autograd.grad(expected, stages)
         forward, backward = map(function_of, code)
         with torch.no_grad():

@@ -22,7 +22,7 @@ def operators(graph):
 
 
 def loss(*stages, backend="triton"):
-    return loss_of(stages, "mse", {}, backend)
+    return loss_of(stages, "mse", backend)
 
 
 def test_sample_space_is_transparent():

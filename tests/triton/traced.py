@@ -17,13 +17,14 @@ from triton.runtime import Autotuner
 
 import icsd
 from benchmarks.machine_code import TARGETS, without_gpu
+from icsd.losses import KL
 from icsd.ops.triton import TritonBackend
 
-# Shapes of the stages, loss, its parameters.
+# Shapes of the stages and the loss.
 CASES = [
-    ([(5, 700), (5, 900)], "kl", {"student_temperature": 0.3}),
-    ([(2, 9, 40), (2, 9, 1300), (2, 9, 40)], "mse", {}),
-    ([(130, 20), (130, 24)], "smooth_l1", {}),
+    ([(5, 700), (5, 900)], KL(0.3)),
+    ([(2, 9, 40), (2, 9, 1300), (2, 9, 40)], "mse"),
+    ([(130, 20), (130, 24)], "smooth_l1"),
 ]
 
 
@@ -49,10 +50,10 @@ def inputs(shapes):
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
-def loss_of(stages, loss, parameters, backend):
+def loss_of(stages, loss, backend):
     """One loss for all groups."""
     options = {"detach_teacher": False, "reduction": "sum", "backend": backend}
-    return icsd.interstage_distillation_loss(stages, loss, **options, **parameters)
+    return icsd.interstage_distillation_loss(stages, loss, **options)
 
 
 def trace(function, *tensors, compiling=aot_function):
@@ -87,10 +88,10 @@ def main(path):
     """Write the code of the graphs, the names of the kernels in them and their constant arguments."""
     codes = []
     with traceable():
-        for shapes, loss, parameters in CASES:
+        for shapes, loss in CASES:
 
-            def value(*stages, loss=loss, parameters=parameters):
-                return loss_of(stages, loss, parameters, "triton")
+            def value(*stages, loss=loss):
+                return loss_of(stages, loss, "triton")
 
             codes.append([graph.code for graph in trace(value, *inputs(shapes))])
     names = {number: name_of(kernel) for number, kernel in kernel_side_table.id_to_kernel.items()}
