@@ -1,9 +1,9 @@
-"""The pickles of AttnGAN's data folders (Xu et al. 2018): read without running anything in them, and written.
+"""Reader and writer of the pickles in AttnGAN's data folders (Xu et al. 2018). No code in a pickle is ever run.
 
 * ``train|test/filenames.pickle``: list of image names without suffix, ``001.Black_footed_Albatross/..._0001_796111``;
 * ``train|test/class_info.pickle``: list of their class numbers;
-* ``captions.pickle``: [captions of train, captions of test, word of each index, index of each word], a caption being a
-  list of indices, ten captions a image. A released text encoder goes with the indices of its own file.
+* ``captions.pickle``: [captions of train, captions of test, word of each index, index of each word]. A caption is a
+  list of indices, and every image has ten. A released text encoder needs the indices of its own file.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _END = "<end>"
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, strings and numbers only."""
+    """An unpickler that builds only lists, dicts, strings and numbers."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only lists, dicts, strings and numbers are read")
+        raise pickle.UnpicklingError(f"it names {module}.{name}; only lists, dicts, strings and numbers are read")
 
 
 def read_pickle(file: File, data: bytes) -> Any:
     """Read a pickle of Python 2 or 3 that holds plain values; no code in it is run.
 
     Raises:
-        InputError: It holds anything else, or is broken.
+        InputError: The pickle holds anything else, or is broken.
     """
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
@@ -47,7 +47,7 @@ def read_filenames(file: File, data: bytes) -> list[str]:
     """Read a ``filenames.pickle``.
 
     Raises:
-        InputError: It is no list of names.
+        InputError: The pickle is not a list of names.
     """
     names = read_pickle(file, data)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -59,7 +59,7 @@ def read_vocabulary(file: File, data: bytes) -> Vocabulary:
     """Read the vocabulary of a ``captions.pickle``.
 
     Raises:
-        InputError: It is not of that form, or holds no word, as where AttnGAN was run with a wrong path.
+        InputError: The pickle has another form, or holds no word (AttnGAN writes such a file for a wrong path).
     """
     content = read_pickle(file, data)
     try:
@@ -72,18 +72,18 @@ def read_vocabulary(file: File, data: bytes) -> Vocabulary:
     raise InputError(f"{file} must hold [captions, captions, words, indices] with words; get or make it again")
 
 
-def pickles(records: dict[Split, Sequence[Record]], vocabulary: Vocabulary) -> dict[str, bytes]:
-    """The pickles of a set.
+def make_pickles(records: dict[Split, Sequence[Record]], vocabulary: Vocabulary) -> dict[str, bytes]:
+    """Return the pickles of a set.
 
-    Images with fewer than ten captions repeat theirs, and of more the first ten count: AttnGAN counts on ten. Words
-    that the vocabulary lacks are left out.
+    AttnGAN expects ten captions per image, so images with fewer repeat theirs, and only the first ten are kept of more.
+    Words that the vocabulary lacks are left out.
 
     Args:
         records: The images of both splits.
         vocabulary: The words of ``captions.pickle``.
 
     Returns:
-        Path to content.
+        The content of each file by its path.
     """
     classes = sorted({record.label for split in records.values() for record in split})
     number = {name: index for index, name in enumerate(classes, start=1)}

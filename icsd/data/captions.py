@@ -1,4 +1,4 @@
-"""Words of captions: tokenizing and the vocabulary."""
+"""Captions to words: the tokenizer and the vocabulary."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def with_article(text: str) -> str:
 
 
 class Vocabulary:
-    """The words an encoder knows. Index 0 is both the end of a caption and its padding; words count from 1.
+    """The words that a text encoder knows. Index 0 is both the end of a caption and its padding; words start at 1.
 
-    ``Vocabulary(vocabulary.words)`` restores a saved one: ``words`` is a plain list fit for JSON.
+    ``Vocabulary(vocabulary.words)`` restores a saved vocabulary: ``words`` is a plain list that JSON can hold.
 
     Args:
         words: Distinct words, in the order of their indices.
@@ -48,26 +48,26 @@ class Vocabulary:
         return cls(sorted({word for caption in captions for word in tokenize(caption)}))
 
     def __len__(self) -> int:
-        """Number of indices, the padding included: the rows of an embedding table."""
+        """Return the number of indices including the padding: the rows of an embedding table."""
         return len(self.words) + 1
 
     def unknown(self, caption: str) -> list[str]:
-        """Words of ``caption`` that `encode` will skip, each once, in order of appearance."""
+        """Return the words of ``caption`` that `encode` will skip, each once, in order of appearance."""
         return list(dict.fromkeys(word for word in tokenize(caption) if word not in self._index))
 
     def indices(self, caption: str) -> list[int]:
-        """Indices of the known words of ``caption``, in order."""
+        """Return the indices of the known words of ``caption``, in order."""
         return [self._index[word] for word in tokenize(caption) if word in self._index]
 
     def encode(self, captions: Sequence[str], max_words: int = 18, *, training: bool = False) -> tuple[Tensor, Tensor]:
         """Turn captions into padded indices.
 
-        Unknown words are skipped; ask `unknown` for them first and tell the user. A caption without one known word
-        becomes the end token alone, so that every length is at least 1 and no softmax over words is empty.
+        Unknown words are skipped; `unknown` returns them, so that a caller can report them. A caption without a known
+        word becomes the end token, so that every length is at least 1 and no softmax over words is empty.
 
         Args:
             captions: B sentences.
-            max_words: Longest caption kept.
+            max_words: The largest number of words kept.
             training: Cut longer captions to a random subset of their words, in order (torch's global generator);
                 otherwise to their first ``max_words`` words.
 

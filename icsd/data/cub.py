@@ -1,8 +1,8 @@
 """CUB-200-2011 (Wah et al. 2011) with the captions of Reed et al. 2016, as published.
 
 The images are ``CUB_200_2011/images/<class>/<image>.jpg`` beside ``images.txt`` (``<id> <class>/<image>.jpg``) and
-``bounding_boxes.txt`` (``<id> <left> <top> <width> <height>``). Captions, ``<class>/<image>.txt``, and the classes
-of the splits come from either public archive: AttnGAN's ``birds.zip``, whose vocabulary is kept for the released
+``bounding_boxes.txt`` (``<id> <left> <top> <width> <height>``). The captions, ``<class>/<image>.txt``, and the classes
+of each split come from one of two public archives: AttnGAN's ``birds.zip``, whose vocabulary is kept for the released
 encoders, or Reed's ``text_c10`` with ``trainvalclasses.txt`` and ``testclasses.txt``.
 """
 
@@ -20,14 +20,14 @@ from icsd.data.zero_shot import compare_counts, read_captions
 from icsd.errors import InputError
 
 KNOWN = {"train": (8855, 150), "test": (2933, 50)}
-"""Images and classes of each split."""
+"""The number of images and classes of each split."""
 
 
 def read_cub(files: Files) -> Listing:
-    """List the images, each with its bird's box; see `icsd.data.zero_shot.read_captions`.
+    """List the images, each with the box of its bird; see `icsd.data.zero_shot.read_captions`.
 
     Raises:
-        InputError: A part is missing altogether, there twice, broken, or contradicts itself.
+        InputError: A part of the set is missing, given twice, broken, or contradicts itself.
     """
     index = _only(files, "images.txt")
     boxes = _only(files, "bounding_boxes.txt")
@@ -71,24 +71,24 @@ def read_cub(files: Files) -> Listing:
 
 
 def _only(files: Files, name: str) -> File:
-    """The one file of this name."""
+    """Return the only file of this name."""
     found = [file for file in files.all if file.name == name]
     if not found:
         raise InputError(f"{' and '.join(files.sources)} hold no {name}; give CUB_200_2011.tgz, or its folder, as well")
     if len(found) > 1:
-        raise InputError(f"{found[0]} and {found[1]} are two of one kind; give one of the two")
+        raise InputError(f"{found[0]} and {found[1]} are the same kind of file; give one of the two")
     return found[0]
 
 
 def _rows(file: File, text: str, length: int) -> dict[str, list[str]]:
-    """Rows ``<id> <values>`` by id; empty lines do not count."""
+    """Return rows of ``<id> <values>`` by id; empty lines are skipped."""
     rows: dict[str, list[str]] = {}
     for line, row in enumerate(map(str.split, text.split("\n")), start=1):
         if not row:
             continue
         number, *values = row
         if len(values) != length:
-            raise InputError(f"{file}, line {line}, must hold an id and {length} more; get CUB_200_2011.tgz again")
+            raise InputError(f"{file}, line {line}, must hold {length + 1} values; get CUB_200_2011.tgz again")
         if number in rows:
             raise InputError(f"{file}, line {line}, holds the id {number} a second time; get CUB_200_2011.tgz again")
         rows[number] = values
@@ -101,5 +101,5 @@ def _box(file: File, number: str, row: list[str]) -> tuple[float, float, float, 
     except ValueError:
         width = height = math.nan
     if not (0 < width < math.inf and 0 < height < math.inf):
-        raise InputError(f"{file} holds no box of image {number} but {' '.join(row)}; get CUB_200_2011.tgz again")
+        raise InputError(f"{file} has {' '.join(row)!r} where image {number} needs a box; get CUB_200_2011.tgz again")
     return left, top, width, height

@@ -19,71 +19,72 @@ class DataConfig:
     """Which captioned images to use, and what is held out of training."""
 
     name: Literal["emoji", "procedural-flowers", "procedural-birds", "folder", "webdataset", "cub", "oxford"] = "emoji"
-    """Source: real emoji art, drawn flowers or birds, your own folder of images with captions, WebDataset shards, or
-    what `icsd data prepare` made of CUB-200-2011 or Oxford-102."""
+    """The source: emoji, drawn flowers or birds, your own folder of images with captions, WebDataset shards, or
+    CUB-200-2011 or Oxford-102 as `icsd data prepare` wrote them."""
 
     root: Path | None = None
-    """Folder with the images and captions, shards or prepared set; for folder, webdataset, cub and oxford."""
+    """The folder that holds the images and captions, the shards or the prepared set."""
 
     subset: Literal["busts", "people", "all"] = "busts"
     """Emoji: 828 head-and-shoulders images, all 1,368 people, or every named emoji (3,944)."""
 
     holdout: Literal["composition", "unseen-class"] = "composition"
-    """Test split of emoji and procedural sets: unseen combinations of attributes each seen, or unseen classes."""
+    """The test split of emoji and procedural sets: new combinations of attributes that were seen, or unseen classes."""
 
     test_fraction: float = 0.1
-    """Share of a folder's or shards' images that goes to the test split, chosen by a hash of the file name, where they
-    do not tell it themselves."""
+    """Fraction of the images of a folder or of shards that forms the test split, chosen by a hash of the file name. It
+    is not used for sets that define their own splits."""
 
     size: int = 2000
     """Number of images of a procedural set, both splits together."""
 
     seed: int = 0
-    """Seed of the images of a procedural set, and of a folder's split."""
+    """Seed of the images of a procedural set, and of the split of a folder."""
 
     flip: bool = False
-    """Mirror training images at random; not for captions that tell left from right."""
+    """Mirror training images at random. Do not use it with captions that say left or right."""
 
     margin: float = 0.0
-    """Share by which images are made larger than asked for, to cut a square from them: at random in training, in the
-    middle in the test split. AttnGAN cuts 64 pixels from 76, a margin of 0.1875; 0 always keeps the middle square."""
+    """Fraction by which images are made larger than the training resolution before a square is cut from them: at a
+    random place in training, in the middle in the test split. AttnGAN cuts 64 pixels from 76, a margin of 0.1875. With
+    0 the middle square is used."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
-            raise InputError(f"data.margin is {self.margin}: give a share from 0 to 1")
+            raise InputError(f"data.margin is {self.margin}: give a fraction from 0 to 1")
 
 
 class ImageList(Protocol):
-    """Images by index: a uint8 tensor (N, 3, H, W) held in memory, or an object that decodes on demand."""
+    """A sequence of images: a uint8 tensor (N, 3, H, W) in memory, or an object that decodes on demand."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image ``index``, uint8 (3, H, W)."""
+        """Return image ``index``, uint8 (3, H, W)."""
 
 
 @dataclass(eq=False, repr=False)
 class CaptionedImages(Dataset):
-    """Square images, several captions each, and attributes where they are known.
+    """A data set of square images with several captions each, and with attributes where they are known.
 
     An item is ``{"image": float32 (3, R, R) in [-1, 1], "caption": str, "class_id": int, "index": int}``. The train
-    split draws a caption at random (torch's generator, seeded per worker by the data loader); the test split gives the
-    first one.
+    split draws a caption at random (with torch's generator, which the data loader seeds in each worker); the test split
+    returns the first one.
 
     Attributes:
-        name: Source of the images.
+        name: The source of the images.
         split: "train" or "test".
         images: N images, uint8 (3, H, W) each, both sides at least R.
-        captions: Captions of each image, the plainest first.
-        class_ids: Class of each image; captions of one class are close in meaning.
-        attributes: Name to int64 (N,) values; empty where unknown.
-        attribute_names: Name to the names of its values.
-        attribution: Line owed by whoever shows the images, or None.
+        captions: Captions of each image. The first one is used where one caption stands for the image.
+        class_ids: The class of each image; captions of one class are similar in meaning.
+        attributes: The values of each attribute, int64 (N,), by name; empty where unknown.
+        attribute_names: The names of the values of each attribute, by name.
+        attribution: The credit line that must stand beside the images wherever they are shown, or None.
         flip: Mirror half of the training images at random.
-        resolution: Side R of the squares cut from the images, at random in the train split, else in the middle; None
-            where the images are such squares.
-        vocabulary: Words that a released text encoder of this set goes with, or None.
+        resolution: Side R of the squares cut from the images, at a random place in the train split and in the middle in
+            the test split; None if the images already are such squares.
+        vocabulary: The words of the released text encoder of this set, or None.
     """
 
     name: str
@@ -99,11 +100,11 @@ class CaptionedImages(Dataset):
     vocabulary: Vocabulary | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.captions)
 
     def __getitem__(self, index: int) -> dict:
-        """Item ``index``; see the class."""
+        """Return item ``index``; see the class."""
         image = self.images[index]
         sentences = self.captions[index]
         training = self.split == "train"

@@ -1,7 +1,7 @@
 """Emoji as captioned images: Twemoji's art, Unicode's names and a small grammar of captions.
 
-1,368 images of people form a complete grid of 76 roles x 3 genders x 6 skin tones, so their attributes are exact and
-combinations that were never seen can be asked for.
+1,368 images of people form a complete grid of 76 roles x 3 genders x 6 skin tones, so their attributes are exact, and
+images can be generated of combinations that training never saw.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ATTRIBUTION = (
 
 CAPTIONS_PER_IMAGE = 10
 
-# Synonyms; the first of each is the word of the plainest caption.
+# Synonyms. The first caption of each image uses the first word of each row.
 _TONES = {
     "yellow": ("yellow", "golden", "bright yellow"),
     "light": ("light", "fair", "pale"),
@@ -39,7 +39,7 @@ _TONES = {
 _GENDERS = {"person": ("person", "human"), "woman": ("woman", "lady", "female"), "man": ("man", "guy", "male")}
 _ADJECTIVES = {"person": "", "woman": "female", "man": "male"}
 
-# What a person is, has or does, by Unicode's name for the role.
+# Phrases for roles by their Unicode names: a person is, has or does something.
 _IS = {
     "artist": ("artist", "painter"),
     "astronaut": ("astronaut", "astronaut in a space suit"),
@@ -154,7 +154,7 @@ _GRAMMAR = (
     ),
 )
 
-# Heads and shoulders only: the same face at the same place, within reach of a very small GAN.
+# Busts show the same face at the same place, which a very small GAN can learn. These roles show more.
 _NOT_BUSTS = {
     *(role for role in _DOES if role.endswith(("biking", "wheelchair"))),
     *("bouncing_ball", "bowing", "cartwheeling", "climbing", "feeding_baby", "getting_haircut", "golfing"),
@@ -165,17 +165,17 @@ _NOT_BUSTS = {
 
 @dataclass(frozen=True)
 class _Emoji:
-    """One image: its file, its Unicode names, and the role, gender and tone that the first name spells."""
+    """An emoji image with its Unicode names, and the role, gender and tone given by the first name."""
 
     file: Path
     names: tuple[str, ...]
     role: str
     gender: str
-    tone: str | None  # None where two people have a tone each
+    tone: str | None  # None if the image shows two people with a tone each
 
     @property
     def family(self) -> str:
-        """The role without its direction: mirrored images belong on one side of a split."""
+        """The role without its direction. An image and its mirrored version belong to the same split."""
         return self.role.removesuffix(_RIGHT)
 
 
@@ -230,7 +230,7 @@ def _held_out(chosen: list[_Emoji], people: set[_Emoji], holdout: str) -> list[b
 
 
 def _sentences(one: _Emoji) -> list[str]:
-    """Ten captions of a person, the plainest first, the others drawn from the grammar by a fixed seed."""
+    """Write ten captions of a person: first the basic one, then others drawn from the grammar with a fixed seed."""
     phrases, *templates = next(rule for rule in _GRAMMAR if one.family in rule[0])
     direction = " facing right" if one.role.endswith(_RIGHT) else ""
     words = {"gender": _GENDERS[one.gender], "tone": _TONES[one.tone], "role": phrases[one.family]}
@@ -275,7 +275,7 @@ def _colors(file: Path) -> list[str]:
 
 
 def _names_and_colors(one: _Emoji) -> list[str]:
-    """Captions of any emoji: its names, alone and with the colors of its art."""
+    """Write captions of any emoji: its names, alone and with the colors of its image."""
     names = list(dict.fromkeys(re.sub(r"[_-]", " ", name).strip().lower() for name in one.names))
     colors = " and ".join(_colors(one.file))
     templates = ("{name}", "{name}, {colors}", "a {colors} picture of {name}", "{name} in {colors}", "{name} emoji")
@@ -290,7 +290,7 @@ def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedIm
     has none.
     """
     if config.flip and config.subset != "busts":
-        raise InputError('data.flip=true does not go with captions that say "facing right"; use data.subset=busts')
+        raise InputError('data.flip=true cannot be used with captions that say "facing right"; use data.subset=busts')
     found = _read_emoji()
     people = _people(found)
     if config.subset == "all":

@@ -1,4 +1,4 @@
-"""Files in folders and archives, read where they lie; and folders that are written whole or not at all."""
+"""Files in folders and archives, read in place; and new folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError
 
 
 class File(NamedTuple):
-    """One file; as text, where it lies: ``CUB_200_2011.tgz/CUB_200_2011/images.txt``."""
+    """A file in a folder or an archive. Its text form is its path: ``CUB_200_2011.tgz/CUB_200_2011/images.txt``."""
 
     source: str
     """The folder or archive that holds it."""
     path: str
-    """Its path in there, with forward slashes."""
+    """The path in that folder or archive, with forward slashes."""
 
     def __str__(self) -> str:
         return f"{self.source}/{self.path}"
@@ -45,12 +45,12 @@ class File(NamedTuple):
         return PurePosixPath(str(self)).parent.name
 
 
-class Place(NamedTuple):
-    """Where the bytes of a file begin and end on disk, so that it can be read at random."""
+class ByteRange(NamedTuple):
+    """A range of bytes of a file on disk, so that one file of an archive can be read alone."""
 
     path: str
     offset: int = 0
-    length: int | None = None  # to the end
+    length: int | None = None  # None: to the end
 
     def open(self) -> BinaryIO:
         """Open the bytes for reading."""
@@ -64,13 +64,13 @@ class Place(NamedTuple):
 class Files:
     """A read-only view of the files in folders and archives (.zip, .tar, .tar.gz, .tgz, ...); nothing is extracted.
 
-    An archive inside an archive counts as a folder. Hidden files and what a Mac adds to archives are left out.
+    An archive inside an archive counts as a folder. Hidden files and the ``__MACOSX`` folders of archives are left out.
 
     Args:
         paths: Folders and archives.
 
     Raises:
-        InputError: A path is neither, or an archive is broken or holds a path that leads out of it.
+        InputError: A path is neither a folder nor an archive, or an archive is broken or holds an unsafe path.
 
     Attributes:
         sources: The folders and archives as given.
@@ -91,7 +91,7 @@ class Files:
         self.all.sort()
 
     def read(self, files: Iterable[File]) -> Iterator[tuple[File, bytes]]:
-        """Read some of the files, in the order in which they are stored: compressed archives have no other.
+        """Read some of the files, in stored order: compressed archives can only be read in that order.
 
         Raises:
             InputError: A file cannot be read.
@@ -106,16 +106,18 @@ class Files:
             except _BROKEN as error:
                 raise _unreadable(source, error) from error
 
-    def place(self, file: File) -> Place:
-        """Where ``file`` can be read at random.
+    def byte_range(self, file: File) -> ByteRange:
+        """Return the place of ``file`` on disk, for reading in any order.
 
         Raises:
             InputError: It is in an archive that is compressed, or in another archive.
         """
-        place = self._sources[file.source].place(file.path)
-        if place is None:
-            raise InputError(f"{file.source} cannot be read at random; unpack it, or run `icsd data prepare` on it")
-        return place
+        found = self._sources[file.source].byte_range(file.path)
+        if found is None:
+            raise InputError(
+                f"{file.source} cannot be read in random order; unpack it, or run `icsd data prepare` on it"
+            )
+        return found
 
     def _add(self, name: str, source: _Folder | _Tar | _Zip) -> None:
         if name in self._sources:
@@ -157,7 +159,7 @@ def _partial(path: Path) -> Path:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Write a folder under the name ``path.partial``; it gets its own name when it is complete, or is removed.
+    """Write a folder under the name ``path.partial``. It is renamed when it is complete and removed after an error.
 
     Args:
         path: A missing or empty folder.
@@ -166,7 +168,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         The folder to write to.
 
     Raises:
-        InputError: There is something at ``path`` already, or a killed process left its partial folder.
+        InputError: ``path`` is not empty, or a killed process left its partial folder.
     """
     path = Path(path)
     check_new(path)
@@ -188,8 +190,8 @@ class _Folder:
     def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
         return ((path, (self.root / path).read_bytes()) for path in sorted(paths))
 
-    def place(self, path: str) -> Place:
-        return Place(str(self.root / path))
+    def byte_range(self, path: str) -> ByteRange:
+        return ByteRange(str(self.root / path))
 
 
 class _Tar:
@@ -211,10 +213,10 @@ class _Tar:
             for path in sorted(paths, key=lambda path: self.members[path].offset_data):
                 yield path, tar.extractfile(self.members[path]).read()
 
-    def place(self, path: str) -> Place | None:
+    def byte_range(self, path: str) -> ByteRange | None:
         member = self.members[path]
         if self.uncompressed and not member.issparse():
-            return Place(str(self.file), member.offset_data, member.size)
+            return ByteRange(str(self.file), member.offset_data, member.size)
         return None
 
     def _open(self) -> tarfile.TarFile:
@@ -237,12 +239,12 @@ class _Zip:
             for path in sorted(paths, key=lambda path: self.members[path].header_offset):
                 yield path, archive.read(self.members[path])
 
-    def place(self, path: str) -> None:
+    def byte_range(self, path: str) -> None:
         return None
 
 
 def _relative(path: str) -> str:
-    """The path without a leading ``./``."""
+    """Return the path without a leading ``./``."""
     return str(PurePosixPath(path))
 
 

@@ -1,4 +1,4 @@
-"""Any folder of images with captions: read and written."""
+"""Reader and writer of folders of images with captions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def read_folder(files: Files) -> Listing:
     """List the images of one folder or archive.
 
     Captions come from ``captions.csv`` (columns file, caption) or ``captions.jsonl`` (keys file, caption), where an
-    image may have several rows and a caption of JSONL be a list of them; class and split (train or test) may be told
-    as well. Without such a list, captions come from a ``.txt`` beside each image, one per line. Lines without a word do
-    not count, nor do hidden files.
+    image may have several rows, and in JSONL a caption may be a list of captions. Both may also hold the class and the
+    split (train or test). Without such a list, captions come from a ``.txt`` beside each image, one per line. Lines
+    without a word and hidden files are skipped.
 
     Raises:
-        InputError: There are no images, or the captions cannot be read or contradict themselves.
+        InputError: There are no images, or the captions cannot be read or contradict each other.
     """
     images = [file for file in files.all if file.name.lower().endswith(IMAGE_SUFFIXES)]
     if len(images) < 2 or len({file.source for file in files.all}) > 1:
@@ -58,11 +58,11 @@ def write_folder(dataset: CaptionedImages, path: Path) -> None:
 
     Args:
         dataset: Images to write, at their own resolution.
-        path: A new or empty folder. The attribution that the images ask for is written there too.
+        path: A new or empty folder. The attribution of the images is written there too.
 
     Raises:
-        InputError: ``path`` holds anything already.
-        OSError: The disk is full or the like; nothing is left behind.
+        InputError: ``path`` is not empty.
+        OSError: The disk is full, for example; nothing is left behind.
     """
     with new_folder(path) as folder:
         for index, captions in enumerate(dataset.captions):
@@ -74,21 +74,21 @@ def write_folder(dataset: CaptionedImages, path: Path) -> None:
 
 
 def _from_texts(files: Files, names: dict[str, File]) -> Listing:
-    """Records of images with a ``.txt`` beside each."""
+    """Make records of images with a ``.txt`` beside each."""
     paths = {file.path: file for file in files.all}
-    beside = {name: paths.get(str(PurePosixPath(file.path).with_suffix(".txt"))) for name, file in names.items()}
-    texts = read_text(files, {text for text in beside.values() if text})
-    captions = {name: clean(texts[text].split("\n")) if text else [] for name, text in beside.items()}
+    text_of = {name: paths.get(str(PurePosixPath(file.path).with_suffix(".txt"))) for name, file in names.items()}
+    texts = read_text(files, {text for text in text_of.values() if text})
+    captions = {name: clean(texts[text].split("\n")) if text else [] for name, text in text_of.items()}
     listing = Listing([Record(name, names[name], lines) for name, lines in captions.items() if lines])
     listing.problems += [f"{text} holds no caption; write one per line" for text in texts if not clean([texts[text]])]
-    bare = [name for name, text in beside.items() if not text]
-    if bare:
-        listing.problems.append(_bare(names, bare, f"{PurePosixPath(bare[0]).with_suffix('.txt')}"))
+    missing = [name for name, text in text_of.items() if not text]
+    if missing:
+        listing.problems.append(_without_caption(names, missing, f"{PurePosixPath(missing[0]).with_suffix('.txt')}"))
     return listing
 
 
 def _from_list(files: Files, names: dict[str, File], source: File) -> Listing:
-    """Records of images whose captions a list holds."""
+    """Make records of images whose captions are in a list."""
     ((_, text),) = read_text(files, [source]).items()
     captions: dict[str, list[str]] = {name: [] for name in names}
     classes: dict[str, str] = {}
@@ -98,22 +98,22 @@ def _from_list(files: Files, names: dict[str, File], source: File) -> Listing:
         if name not in captions:
             raise InputError(f"{place} names {row.file!r}, which is not an image in {files.sources[0]}; correct it")
         if row.split not in ("train", "test", None):
-            raise InputError(f"{place} tells the split {row.split!r}; it must be train or test")
+            raise InputError(f"{place} has the split {row.split!r}; it must be train or test")
         captions[name] += clean(row.captions)
         for known, value in ((classes, row.class_name), (splits, row.split)):
             if value is not None and known.setdefault(name, value) != value:
                 raise InputError(f"{place} puts {name} into {value!r}, an earlier row into {known[name]!r}; keep one")
-    told = [(name, lines, classes.get(name), splits.get(name)) for name, lines in captions.items()]
-    listing = Listing([Record(name, names[name], *rest) for name, *rest in told if rest[0]])
-    bare = [name for name, lines in captions.items() if not lines]
-    if bare:
-        listing.problems.append(_bare(names, bare, f"a row in {source.name}"))
+    rows = [(name, lines, classes.get(name), splits.get(name)) for name, lines in captions.items()]
+    listing = Listing([Record(name, names[name], *rest) for name, *rest in rows if rest[0]])
+    missing = [name for name, lines in captions.items() if not lines]
+    if missing:
+        listing.problems.append(_without_caption(names, missing, f"a row in {source.name}"))
     return listing
 
 
-def _bare(names: dict[str, File], bare: list[str], place: str) -> str:
-    more = f", nor have {len(bare) - 1} more" if len(bare) > 1 else ""
-    return f"{names[bare[0]]} has no caption{more}; write {place} or take the image out of the folder"
+def _without_caption(names: dict[str, File], missing: list[str], remedy: str) -> str:
+    more = f", nor have {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"{names[missing[0]]} has no caption{more}; write {remedy} or take the image out of the folder"
 
 
 class _Row(NamedTuple):
@@ -129,8 +129,8 @@ def _csv_rows(source: File, text: str) -> Iterator[tuple[str, _Row]]:
         if not {"file", "caption"} <= set(reader.fieldnames or ()):
             raise InputError(f"{source} has the columns {reader.fieldnames or []}; its first line must be file,caption")
         for row in reader:
-            told = (row.get(key) or None for key in ("class", "split"))
-            yield f"{source}, line {reader.line_num},", _Row(row["file"] or "", [row["caption"] or ""], *told)
+            optional = (row.get(key) or None for key in ("class", "split"))
+            yield f"{source}, line {reader.line_num},", _Row(row["file"] or "", [row["caption"] or ""], *optional)
     except csv.Error as error:
         raise InputError(f"{source} is not CSV after line {reader.line_num} ({error}); correct the file") from error
 
@@ -144,9 +144,9 @@ def _jsonl_rows(source: File, text: str) -> Iterator[tuple[str, _Row]]:
             row = json.loads(line)
             captions = [row["caption"]] if isinstance(row["caption"], str) else list(row["caption"])
             row = _Row(row["file"], captions, row.get("class"), row.get("split"))
-            told = [row.file, *row.captions, *(value for value in row[2:] if value is not None)]
+            values = [row.file, *row.captions, *(value for value in row[2:] if value is not None)]
         except (ValueError, TypeError, KeyError, AttributeError):
-            told = [None]
-        if not all(isinstance(value, str) for value in told):
+            values = [None]
+        if not all(isinstance(value, str) for value in values):
             raise InputError(f'{place} must read {{"file": "name.png", "caption": "a sentence"}}')
         yield place, row

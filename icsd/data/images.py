@@ -1,4 +1,4 @@
-"""Image files to images."""
+"""Decoding of image files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from icsd.errors import InputError
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on a file that is no image, or a broken one."""
+"""The exceptions that Pillow raises for a file that is broken or not an image."""
 
-_MEMORY = 256 * 2**20  # bytes of decoded images kept in memory; a larger split is decoded image by image
+_MEMORY = 256 * 2**20  # bytes of decoded images kept in memory; the images of a larger split are decoded on demand
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring any Pillow image to RGB: turned as its EXIF orientation says, transparency laid on white."""
+    """Convert any Pillow image to RGB, with its EXIF orientation applied and transparent parts on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits instead of scaling them
         image = image.point(lambda value: value * (1 / 256), "L")
@@ -39,12 +39,12 @@ def to_short_side(image: Image.Image, side: int) -> Image.Image:
 
 
 def image_to_tensor(image: Image.Image, side: int, square: bool = True) -> Tensor:
-    """Bring any Pillow image to a uint8 tensor.
+    """Convert any Pillow image to a uint8 tensor.
 
     Args:
         image: Any image; see `to_rgb`.
-        side: Its shorter side afterwards.
-        square: Keep the middle square only.
+        side: The shorter side of the result.
+        square: Keep only the middle square.
 
     Returns:
         uint8 (3, H, W).
@@ -55,19 +55,19 @@ def image_to_tensor(image: Image.Image, side: int, square: bool = True) -> Tenso
 
 
 def open_images(files: Files, sources: Sequence[File], side: int, square: bool) -> Tensor | LazyImages:
-    """Images of image files: decoded now where squares of a moderate number are wanted, else on demand.
+    """Open image files. A moderate number of squares is decoded now, anything else on demand.
 
     Args:
-        files: Where they are.
+        files: The files that hold them.
         sources: N image files.
         side: Shorter side of the images.
-        square: Keep middle squares only.
+        square: Keep only the middle squares.
 
     Returns:
-        uint8 (N, 3, side, side), or images of any H, W.
+        The images, uint8 (N, 3, side, side), or a sequence of uint8 (3, H, W).
 
     Raises:
-        InputError: A file cannot be read as an image. On demand, that is checked for the beginnings of the files.
+        InputError: A file cannot be read as an image. For images decoded on demand only the headers are checked.
     """
     images = LazyImages(files, sources, side, square)
     if square and len(sources) * 3 * side**2 <= _MEMORY:
@@ -80,35 +80,35 @@ _PROGRESS = {"desc": "reading images", "unit": "image", "leave": False, "delay":
 
 
 class LazyImages:
-    """Images decoded on demand, in any process; see `open_images`."""
+    """A sequence of images that are decoded on demand, in any process; see `open_images`."""
 
     def __init__(self, files: Files, sources: Sequence[File], side: int, square: bool) -> None:
-        self.places = [files.place(source) for source in sources]
+        self.ranges = [files.byte_range(source) for source in sources]
         self.names = [str(source) for source in sources]
         self.side = side
         self.square = square
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.ranges)
 
     def __getitem__(self, index: int) -> Tensor:
         try:
-            with self.places[index].open() as file, Image.open(file) as image:
+            with self.ranges[index].open() as file, Image.open(file) as image:
                 image.draft("RGB", (2 * self.side, 2 * self.side))  # a large JPEG is decoded smaller
                 return image_to_tensor(image, self.side, self.square)
         except UNREADABLE as error:
             raise unreadable(self.names[index], error) from error
 
     def check(self) -> None:
-        """Open every file, so that most unreadable ones are found now rather than in the middle of a run."""
+        """Read the header of every file, so that most unreadable files are found before a run starts."""
         for index in tqdm(range(len(self)), **_PROGRESS):
             try:
-                with self.places[index].open() as file:
+                with self.ranges[index].open() as file:
                     Image.open(file).close()
             except UNREADABLE as error:
                 raise unreadable(self.names[index], error) from error
 
 
 def unreadable(name: str, error: Exception) -> InputError:
-    """The error for a file that cannot be decoded."""
+    """Return the error for a file that cannot be decoded."""
     return InputError(f"{name} cannot be read as an image ({error}); replace it or take it out of the set")

@@ -1,7 +1,8 @@
 """Oxford-102 flowers (Nilsback and Zisserman 2008) with the captions of Reed et al. 2016, as published.
 
-The images are ``jpg/image_00001.jpg``, ...; the captions, ``text_c10/class_00001/image_06734.txt``, tell the classes
-too; ``trainvalclasses.txt`` and ``testclasses.txt`` beside them are the splits. There are no boxes.
+The images are ``jpg/image_00001.jpg``, ...; the folders of the captions, such as
+``text_c10/class_00001/image_06734.txt``, are the classes, and ``trainvalclasses.txt`` and ``testclasses.txt`` list the
+classes of each split. There are no boxes.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from icsd.data.zero_shot import compare_counts, read_captions
 from icsd.errors import InputError
 
 KNOWN = {"train": (7034, 82), "test": (1155, 20)}
-"""Images and classes of each split."""
+"""The number of images and classes of each split."""
 
 
 def read_oxford(files: Files) -> Listing:
     """List the images; see `icsd.data.zero_shot.read_captions`.
 
     Raises:
-        InputError: A part is missing altogether, there twice, broken, or contradicts itself.
+        InputError: A part of the set is missing, given twice, broken, or contradicts itself.
     """
     images: dict[str, File] = {}
     for file in files.all:

@@ -1,7 +1,7 @@
-"""Prepared sets: images cropped and reduced once, with everything that was said of them.
+"""Prepared sets: images that were cropped and reduced once, with their captions, classes and splits.
 
 A prepared set is a folder that `icsd.data.folder` reads: ``images/`` and a ``captions.jsonl`` with captions, classes
-and splits. Beside them lie ``set.json`` with what was found, and the pickles of `icsd.data.attngan`.
+and splits. ``set.json`` describes the set and lists its problems; the pickles of `icsd.data.attngan` are written too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from icsd.data.attngan import pickles
+from icsd.data.attngan import make_pickles
 from icsd.data.captions import Vocabulary
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
 from icsd.data.files import Files, new_folder
@@ -29,7 +29,7 @@ from icsd.errors import InputError
 
 FORMAT_VERSION = 1
 
-_QUALITY = 95  # of JPEG, with full color resolution: 304 pixels take about 45 KB
+_QUALITY = 95  # JPEG quality, with full color resolution: an image of 304 pixels takes about 45 KB
 
 
 def open_prepared(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
@@ -41,9 +41,11 @@ def open_prepared(config: DataConfig, split: Split, resolution: int) -> Captione
         found = (about["set"], about["format"])
         vocabulary = about["vocabulary"] and Vocabulary(about["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"data.root={config.root} is no prepared set ({error}); {remedy}") from error
+        raise InputError(f"data.root={config.root} is not a prepared set ({error}); {remedy}") from error
     if found != (config.name, FORMAT_VERSION):
-        raise InputError(f"{path} is of {found[0]}, format {found[1]}, not of data.name={config.name}; {remedy}")
+        raise InputError(
+            f"{path} is a prepared set of {found[0]}, format {found[1]}, but data.name={config.name}; {remedy}"
+        )
     dataset = open_folder(config, split, resolution)
     dataset.name = config.name
     dataset.vocabulary = vocabulary
@@ -56,20 +58,20 @@ def write_prepared(
     """Crop, reduce and write every image of a listing, with its captions, class and split.
 
     Args:
-        name: What ``data.name`` opens the set again.
+        name: The value of ``data.name`` that opens the set again.
         listing: The images, each with a split.
-        files: Where they are.
-        out: A new or empty folder, written whole or not at all.
-        size: Shorter side of the images at most, in pixels; smaller ones are not enlarged.
-        workers: Threads that decode; Pillow lets them run side by side.
-        partial: Leave out images that cannot be read, and say so in ``set.json``.
+        files: The files that hold them.
+        out: A new or empty folder. It is written completely or not at all.
+        size: The largest shorter side of the images, in pixels; smaller images are not enlarged.
+        workers: Number of threads that decode in parallel; 0 decodes in the calling thread.
+        partial: Leave out images that cannot be read, and list them in ``set.json``.
 
     Returns:
-        A line for each image that was left out.
+        One line for each image that was left out.
 
     Raises:
-        InputError: ``out`` holds anything already, two images have one name, or an image cannot be read.
-        OSError: The disk is full or the like; nothing is left behind.
+        InputError: ``out`` is not empty, two images have the same name, or an image cannot be read.
+        OSError: The disk is full, for example; nothing is left behind.
     """
     targets: dict[str, Record] = {}
     for record in listing.records:
@@ -105,7 +107,7 @@ def write_prepared(
 
 
 def describe(listing: Listing) -> dict[str, dict[str, int]]:
-    """Numbers of images, classes (where all images tell theirs) and captions of each split."""
+    """Count the images, classes (where every image has one) and captions of each split."""
     about = {}
     for split in ("train", "test"):
         records = [record for record in listing.records if record.split == split]
@@ -119,7 +121,7 @@ def describe(listing: Listing) -> dict[str, dict[str, int]]:
 
 
 def crop_to_box(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """Cut a square around a box, its side 1.5 times the box's longer one, as far as the image goes (StackGAN, AttnGAN).
+    """Cut a square around a box, with 1.5 times the box's longer side, limited to the image (StackGAN, AttnGAN).
 
     Raises:
         ValueError: The box lies outside of the image.
@@ -152,7 +154,7 @@ def _encode(data: bytes, record: Record, size: int) -> bytes:
 
 
 def _write_texts(folder: Path, name: str, listing: Listing, size: int) -> None:
-    """Write all that is no image."""
+    """Write the captions, the description of the set and the pickles."""
     rows = [
         {"file": _target(record), "caption": record.captions, "class": record.class_name, "split": record.split}
         for record in listing.records
@@ -173,16 +175,16 @@ def _write_texts(folder: Path, name: str, listing: Listing, size: int) -> None:
         caption for record in listing.records for caption in record.captions
     )
     splits = {split: [record for record in listing.records if record.split == split] for split in ("train", "test")}
-    for path, data in pickles(splits, vocabulary).items():
+    for path, data in make_pickles(splits, vocabulary).items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_bytes(data)
 
 
 class _Pool:
-    """Threads with a short queue, so that what is read does not pile up; the first error ends it."""
+    """A pool of threads with a short queue, so that few images are in memory; the first error ends it."""
 
     def __init__(self, workers: int) -> None:
-        self.executor = ThreadPoolExecutor(workers)
+        self.executor = ThreadPoolExecutor(max(workers, 1))
         self.pending: deque[Future] = deque()
         self.most = 4 * workers
 

@@ -1,7 +1,7 @@
-"""Flowers and birds drawn by program, in the manner of Oxford-102 and CUB captions.
+"""Flowers and birds drawn by a program, with captions like those of Oxford-102 and CUB.
 
 Every attribute is known exactly, which suits tests and controlled experiments. These are not photographs: results on
-them say nothing of Oxford-102 or CUB.
+them say nothing about Oxford-102 or CUB.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _SUPERSAMPLING = 4
 
 
 class _Canvas:
-    """A square drawing surface in unit coordinates, drawn large and reduced in the end."""
+    """A square drawing surface in unit coordinates, larger than the final image."""
 
     def __init__(self, resolution: int, ground: tuple[int, int, int]):
         self.side = _SUPERSAMPLING * resolution
@@ -97,7 +97,7 @@ class _Canvas:
         self._draw.line(ends, fill=fill, width=max(1, round(width * self.side)))
 
     def ellipse(self, x: float, y: float, width: float, height: float, turn: float, fill: tuple[int, int, int]) -> None:
-        """Ellipse around (x, y) with half axes ``width`` along the angle ``turn`` and ``height`` across it."""
+        """Draw an ellipse around (x, y) with half axes ``width`` along the angle ``turn`` and ``height`` across it."""
         circle = [2 * math.pi * step / 48 for step in range(48)]
         self.polygon(_place([(width * math.cos(t), height * math.sin(t)) for t in circle], x, y, turn), fill)
 
@@ -119,7 +119,7 @@ def _darker(color: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _outline(shape: str, length: float, breadth: float) -> list[tuple[float, float]]:
-    """A petal from the origin along the x axis."""
+    """Return the outline of a petal from the origin along the x axis."""
     steps = [step / 16 for step in range(17)]
     profile: Callable[[float], float] = {
         "round": lambda t: 1.15 * math.sqrt(max(0.0, 1 - (2 * t - 1) ** 2)),
@@ -212,7 +212,7 @@ def _draw_bird(values: dict[str, str], draw: random.Random, resolution: int) -> 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One procedural set."""
+    """A procedural set."""
 
     values: dict[str, tuple[str, ...]]
     captions: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the files of a set say of its images, before any is decoded."""
+"""Records of captioned images, read from the files of a set before any image is decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icsd.errors import InputError
 
 @dataclass(frozen=True)
 class Record:
-    """One captioned image."""
+    """A captioned image."""
 
     name: str
     """Unique in its set: a path with suffix, such as ``001.Black_footed_Albatross/Black_Footed_Albatross_0001.jpg``."""
@@ -24,11 +24,11 @@ class Record:
     class_name: str | None = None
     split: Split | None = None
     box: tuple[float, float, float, float] | None = None
-    """Left, top, width and height of what the image shows, in pixels."""
+    """Left, top, width and height of the object in the image, in pixels."""
 
     @property
     def label(self) -> str:
-        """The class; a image that tells none is a class of its own."""
+        """The class. An image without one is a class of its own."""
         return self.class_name or self.name
 
 
@@ -38,18 +38,18 @@ class Listing:
 
     records: list[Record]
     problems: list[str] = field(default_factory=list)
-    """What is missing, each with its remedy; the images concerned are not among the records."""
+    """Lines about images that are missing or broken, each with a remedy; these images are not among the records."""
     notes: list[str] = field(default_factory=list)
-    """What is unusual, and kept."""
+    """Lines about anything unusual that is kept."""
     vocabulary: Vocabulary | None = None
-    """The words that a released text encoder of this set goes with."""
+    """The words of the released text encoder of this set."""
 
 
 def read_text(files: Files, wanted: Iterable[File]) -> dict[File, str]:
     """Read text files.
 
     Raises:
-        InputError: One is not UTF-8.
+        InputError: A file is not UTF-8.
     """
     texts = {}
     for file, data in files.read(wanted):
@@ -61,17 +61,17 @@ def read_text(files: Files, wanted: Iterable[File]) -> dict[File, str]:
 
 
 def clean(lines: Iterable[str]) -> list[str]:
-    """The captions among lines of text: those with a word, their white space made even."""
+    """Return the captions among lines of text: the lines with a word, with single spaces."""
     return [" ".join(line.split()) for line in lines if tokenize(line)]
 
 
 def with_splits(records: Sequence[Record], test_fraction: float, seed: int) -> list[Record]:
-    """The records, each in a split: the one it tells or, where none does, one drawn by a hash of seed and name.
+    """Return the records with a split each. Where no record has one, it is drawn by a hash of the seed and the name.
 
-    The smallest hashes form the test split, so a new image moves few others.
+    The smallest hashes form the test split, so a new image changes the split of few others.
 
     Raises:
-        InputError: Some records tell their split and others do not, or a split is empty.
+        InputError: Some records have a split and others do not, or a split is empty.
     """
     if not 0 < test_fraction < 1:
         raise InputError(f"data.test_fraction={test_fraction} must lie between 0 and 1")
@@ -95,10 +95,10 @@ def open_records(
     """Open one split of a listing.
 
     Raises:
-        InputError: Something is missing, or an image cannot be read.
+        InputError: The listing has problems, or an image cannot be read.
     """
     if listing.problems:
-        more = f" (and {len(listing.problems) - 1} problems more)" if len(listing.problems) > 1 else ""
+        more = f" (and {len(listing.problems) - 1} more problems)" if len(listing.problems) > 1 else ""
         raise InputError(listing.problems[0] + more)
     classes = sorted({record.label for record in listing.records})
     number = {name: index for index, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Which module opens or lists which images."""
+"""Table of the sources: the functions that open and list each of them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SOURCES = {
 }
 
 STORED = ("folder", "webdataset", "cub", "oxford")
-"""The sources that lie in a folder of the user's."""
+"""The sources that are read from ``data.root``."""
 
 
 READERS = {"cub": read_cub, "oxford": read_oxford, "folder": read_folder, "webdataset": read_webdataset}
-"""What can be prepared."""
+"""The functions that list a set for `icsd data prepare`."""
 
 
 def list_set(name: str, paths: Sequence[Path]) -> tuple[Files, Listing]:
-    """List the captioned images of a set as it was published, or of your own.
+    """List the captioned images of a published set or of your own images.
 
     Args:
         name: One of `READERS`.
@@ -56,19 +56,19 @@ def open_dataset(config: DataConfig, split: Split, resolution: int) -> Captioned
     """Open one split of the configured images.
 
     Args:
-        config: Which images.
+        config: The configured images.
         split: "train" or "test"; no image is in both.
         resolution: Side R of the images, in pixels.
 
     Returns:
-        The images, deterministic in ``config`` and ``resolution``.
+        The images. The same ``config`` and ``resolution`` give the same images.
 
     Raises:
         InputError: If the configuration, a file or a needed package cannot be used; the message says what to do.
     """
     if (config.root is None) == (config.name in STORED):
         remedy = "give its folder" if config.root is None else f"leave it out or set data.name to one of {STORED}"
-        raise InputError(f"data.root={config.root} does not go with data.name={config.name}; {remedy}")
+        raise InputError(f"data.root={config.root} cannot be used with data.name={config.name}; {remedy}")
     dataset = SOURCES[config.name](config, split, round(resolution * (1 + config.margin)))
     dataset.resolution = resolution
     return dataset

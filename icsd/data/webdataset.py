@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files in which the members of one sample share their name up to the first dot.
+"""WebDataset shards: tar files in which the members of one sample have the same name up to the first dot.
 
-A sample is an image, and its captions in ``<key>.txt``, one per line, or in ``<key>.json``, ``{"caption": ...}``, a
-sentence or a list of them; its class may be told by ``"class"`` there or by ``<key>.cls``.
+A sample is an image with its captions in ``<key>.txt``, one per line, or in ``<key>.json`` as ``{"caption": ...}``, a
+sentence or a list of sentences. Its class is the ``"class"`` of the ``.json`` or the content of ``<key>.cls``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from icsd.data.images import IMAGE_SUFFIXES
 from icsd.data.records import Listing, Record, clean, open_records, read_text
 from icsd.errors import InputError
 
-_TOLD = (".txt", ".json", ".cls")
+_TEXTS = (".txt", ".json", ".cls")
 
 
 def open_webdataset(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
@@ -27,13 +27,13 @@ def open_webdataset(config: DataConfig, split: Split, resolution: int) -> Captio
 
 
 def shards(paths: Sequence[Path | str]) -> Files:
-    """The members of shards.
+    """Open the members of shards.
 
     Args:
         paths: Shards, or folders of them.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no shards.
     """
     found = []
     for path in map(Path, paths):
@@ -48,39 +48,43 @@ def read_webdataset(files: Files) -> Listing:
     """List the samples. Where shards are named ``test...``, these are the test split and all others the train split.
 
     Raises:
-        InputError: Two members of one sample contradict each other, or cannot be read.
+        InputError: Two members of one sample contradict each other, or a member cannot be read.
     """
     members: dict[tuple[str, str], dict[str, File]] = defaultdict(dict)
     for file in files.all:
         name, dot, suffix = file.name.partition(".")
         members[file.source, str(PurePosixPath(file.path).with_name(name))][dot + suffix.lower()] = file
     held_out = {source for source, _ in members if Path(source).name.startswith("test")}
-    told = [file for sample in members.values() for suffix, file in sample.items() if suffix in _TOLD]
-    texts = read_text(files, told)
+    texts_wanted = [file for sample in members.values() for suffix, file in sample.items() if suffix in _TEXTS]
+    texts = read_text(files, texts_wanted)
 
     listing = Listing([])
-    bare = []
+    without_caption = []
     for (source, _), sample in members.items():
         images = [file for suffix, file in sample.items() if suffix.endswith(IMAGE_SUFFIXES)]
         if len(images) != 1:
             if images:
                 raise InputError(f"{images[0]} and {images[1]} belong to one sample; it can have one image")
             continue
-        captions, class_name = _told({suffix: sample[suffix] for suffix in _TOLD if suffix in sample}, texts)
+        captions, class_name = _captions_and_class(
+            {suffix: sample[suffix] for suffix in _TEXTS if suffix in sample}, texts
+        )
         if not captions:
-            bare.append(images[0])
+            without_caption.append(images[0])
             continue
         split = None if not held_out else "test" if source in held_out else "train"
         name = f"{Path(source).name.partition('.')[0]}/{images[0].path}"
         listing.records.append(Record(name, images[0], captions, class_name, split))
-    if bare:
-        more = f", nor have {len(bare) - 1} more" if len(bare) > 1 else ""
-        listing.problems.append(f"{bare[0]} has no caption{more}; add a .txt or .json of the same name to the shard")
+    if without_caption:
+        more = f", nor have {len(without_caption) - 1} more" if len(without_caption) > 1 else ""
+        listing.problems.append(
+            f"{without_caption[0]} has no caption{more}; add a .txt or .json of the same name to the shard"
+        )
     return listing
 
 
-def _told(members: dict[str, File], texts: dict[File, str]) -> tuple[list[str], str | None]:
-    """Captions and class of a sample."""
+def _captions_and_class(members: dict[str, File], texts: dict[File, str]) -> tuple[list[str], str | None]:
+    """Return the captions and the class of a sample."""
     captions, class_name = [], None
     if ".txt" in members:
         captions += clean(texts[members[".txt"]].split("\n"))

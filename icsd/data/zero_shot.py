@@ -1,4 +1,4 @@
-"""What CUB-200-2011 and Oxford-102 share as sets of text-to-image synthesis: test classes that training never sees."""
+"""Captions and splits of CUB-200-2011 and Oxford-102, whose test classes are never seen in training."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _LISTS: dict[str, Split] = {
 
 
 def class_splits(files: Files) -> dict[str, Split]:
-    """Split of each class, as AttnGAN's ``train|test/filenames.pickle`` or the lists of the caption archives tell it.
+    """Read the split of each class from AttnGAN's ``train|test/filenames.pickle`` or the lists beside the captions.
 
     Returns:
-        Split by `class_key`.
+        The split of each `class_key`.
 
     Raises:
-        InputError: Neither is there, one side is missing, or a class is on both.
+        InputError: Both are missing, one split is missing, or a class is in both splits.
     """
     pickles = [file for file in files.all if file.name == "filenames.pickle" and file.folder in ("train", "test")]
     lists = [file for file in files.all if file.name in _LISTS]
-    told = []
+    listed = []
     if pickles:
         for file, data in files.read(pickles):
-            told += [(file, name.partition("/")[0], file.folder) for name in read_filenames(file, data)]
+            listed += [(file, name.partition("/")[0], file.folder) for name in read_filenames(file, data)]
     else:
         for file, text in read_text(files, lists).items():
-            told += [(file, name, _LISTS[file.name]) for name in text.split()]
+            listed += [(file, name, _LISTS[file.name]) for name in text.split()]
     splits: dict[str, Split] = {}
-    for file, class_name, split in told:
+    for file, class_name, split in listed:
         key = class_key(class_name)
         if splits.setdefault(key, split) != split:
             raise InputError(f"{file} puts {class_name} into {split}, another list into {splits[key]}; keep one")
     if set(splits.values()) != {"train", "test"}:
         raise InputError(
-            f"{' and '.join(files.sources)} do not tell both train and test classes; give the archive that holds "
+            f"{' and '.join(files.sources)} do not list both train and test classes; give the archive that holds "
             "trainvalclasses.txt and testclasses.txt, or train/filenames.pickle and test/filenames.pickle"
         )
     return splits
 
 
 def class_key(class_name: str) -> str:
-    """What tells a class: ``009`` of ``009.Brewer_Blackbird``, which Reed's lists spell ``009.Brewers_Blackbird``."""
+    """Return the number of a class: ``009`` of ``009.Brewer_Blackbird`` (``009.Brewers_Blackbird`` in Reed's lists)."""
     return class_name.partition(".")[0]
 
 
@@ -59,14 +59,14 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
     """List images with the captions of ``<class>/<image>.txt``, one per line, and the splits of their classes.
 
     Args:
-        files: Everything that was given.
+        files: All files of the set.
         wanted: Image files by class and name without suffix.
 
     Returns:
         The images that have captions and a split, in order.
 
     Raises:
-        InputError: The captions of a image are there twice; or see `class_splits`.
+        InputError: The captions of an image are given twice; see also `class_splits`.
     """
     splits = class_splits(files)
     keys = {(class_key(class_name), name) for class_name, name in wanted}
@@ -81,20 +81,20 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
     captions = {key: clean(_decode(data[file]).split("\n")) for key, file in texts.items()}
 
     listing = Listing([])
-    bare = []
+    without_captions = []
     strays: dict[str, int] = defaultdict(int)
     for (class_name, name), image in wanted.items():
         lines = captions.get((class_key(class_name), name))
         if not lines:
-            bare.append(f"{class_name}/{name}.txt")
+            without_captions.append(f"{class_name}/{name}.txt")
         elif class_key(class_name) not in splits:
             strays[class_name] += 1
         else:
             split = splits[class_key(class_name)]
             listing.records.append(Record(f"{class_name}/{image.name}", image, lines, class_name, split))
-    if bare:
+    if without_captions:
         listing.problems.append(
-            f"{len(bare)} of {len(wanted)} images have no captions, such as {bare[0]}; "
+            f"{len(without_captions)} of {len(wanted)} images have no captions, such as {without_captions[0]}; "
             "give the caption archive too (AttnGAN's text.zip, or text_c10)"
         )
     listing.problems += [f"class {name} ({count} images) is in no split" for name, count in strays.items()]
@@ -105,11 +105,11 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
 
 
 def compare_counts(listing: Listing, known: dict[Split, tuple[int, int]]) -> None:
-    """Add a problem for each split whose images or classes are not as many as the set is known for.
+    """Add a problem for each split with another number of images or classes than the set is known for.
 
     Args:
-        listing: The set as found.
-        known: Numbers of images and classes.
+        listing: The listed set.
+        known: The numbers of images and classes of each split.
     """
     for split, expected in known.items():
         found = counts(listing.records, split)
@@ -121,11 +121,11 @@ def compare_counts(listing: Listing, known: dict[Split, tuple[int, int]]) -> Non
 
 
 def counts(records: Iterable[Record], split: Split) -> tuple[int, int]:
-    """Numbers of images and classes of a split."""
+    """Return the numbers of images and classes of a split."""
     classes = [record.class_name for record in records if record.split == split]
     return len(classes), len(set(classes))
 
 
 def _decode(data: bytes) -> str:
-    """The text of a caption file; what is no UTF-8 in it becomes white space, as AttnGAN has it."""
+    """Decode a caption file. Bytes that are not UTF-8 become white space, as in AttnGAN."""
     return data.decode("utf-8-sig", errors="replace").replace("\N{REPLACEMENT CHARACTER}", " ")

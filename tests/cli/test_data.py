@@ -47,7 +47,7 @@ def test_prepare(icsd, download):
 
 
 @pytest.mark.parametrize(("name", "config"), [("cub", "birds.yaml"), ("oxford", "flowers.yaml")])
-def test_the_configurations_train_on_what_was_prepared(icsd, published, workplace, name, config):
+def test_the_configurations_train_on_prepared_sets(icsd, published, workplace, name, config):
     root, names = published
     paths = {"cub": [CUB, "birds"], "oxford": ["jpg", "cvpr2016_flowers"]}[name]
     sources = [str(root / name / path) for path in paths]
@@ -83,12 +83,12 @@ def test_a_dry_run_writes_nothing(icsd, download, options, code):
 def test_an_incomplete_set_is_refused(fails, download):
     before = everything()
     message = fails("data", *download)
-    assert "give --partial to go on" in message
+    assert "give --partial to leave it out" in message
     assert message.count("the set is known for") == 2
     assert everything() == before
 
 
-def test_images_without_captions_are_left_out_if_asked(icsd, fails, workplace):
+def test_partial_leaves_out_images_without_captions(icsd, fails, workplace):
     assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0
     Path("flowers/train_000003.txt").unlink()
     assert "train_000003.png has no caption" in fails("data", "prepare", "folder", "flowers", "out")
@@ -99,10 +99,10 @@ def test_images_without_captions_are_left_out_if_asked(icsd, fails, workplace):
 
 
 @pytest.mark.parametrize("name", ["folder", "webdataset"])
-def test_prepare_what_is_ones_own(icsd, workplace, name):
+def test_prepare_own_images(icsd, workplace, name):
     assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0
     source = "flowers" if name == "folder" else str(pack(Path("flowers"), Path("flowers.tar"), base=""))
-    code, out, _ = icsd("data", "prepare", name, source, "data/flowers", "--test_fraction", "0.25")
+    code, out, _ = icsd("data", "prepare", name, source, "data/flowers", "--test-fraction", "0.25")
     assert code == 0
     assert "test         4 images, 40 captions\n" in out
     assert out.endswith("try next     icsd train --config configs/folder.yaml --data.root data/flowers\n")
@@ -113,20 +113,20 @@ def test_prepare_what_is_ones_own(icsd, workplace, name):
     ("arguments", "message"),
     [
         (["prepare", "coco", "in", "out"], '"set"'),
-        (["prepare", "cub", "out"], "out"),
+        (["prepare", "cub", "out"], "output"),
         (["prepare", "cub", "absent.tgz", "out"], "absent.tgz does not exist"),
         (["prepare", "cub", "full", "out"], "hold no images.txt"),
         (["prepare", "folder", "full", "out"], "full holds 0 images"),
         (["prepare", "webdataset", "full", "out"], "full holds no .tar"),
         (["prepare", "folder", "full", "full"], "full is not an empty folder"),
-        (["prepare", "folder", "full", "out", "--size", "0"], "size is 0"),
-        (["prepare", "folder", "full", "out", "--workers", "0"], "workers is 0"),
-        (["preview", "--resolution", "0"], "resolution is 0"),
-        (["preview", "--count", "0"], "count is 0"),
-        (["preview", "--out", "sheet"], "out is sheet"),
+        (["prepare", "folder", "full", "out", "--size", "0"], "--size is 0"),
+        (["prepare", "folder", "full", "out", "--workers", "-1"], "--workers is -1"),
+        (["preview", "--resolution", "0"], "--resolution is 0"),
+        (["preview", "--count", "0"], "--count is 0"),
+        (["preview", "--output", "sheet"], "is sheet"),
         (["preview", "--split", "all"], '"split"'),
         (["preview", "--data.name", "folder", "--data.root", "absent"], "data.root=absent"),
-        (["export"], "folder"),
+        (["export"], "output"),
         (["export", "full", *FLOWERS], "full is not an empty folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Drawn sets in the very layouts in which the real ones are published, at a hundredth of their size."""
+"""Drawn sets in the layouts of the published ones, at a hundredth of their size."""
 
 import io
 import random
@@ -15,7 +15,7 @@ CUB = "CUB_200_2011"
 
 
 def drawn(name, size, seed=0):
-    """Class number from 1, image and captions of each image, by split; no class is in both."""
+    """Return (class number from 1, image, captions) of each image by split; no class is in both."""
     config = DataConfig(name=name, size=size, holdout="unseen-class", seed=seed)
     sets = {split: open_dataset(config, split, 48) for split in ("train", "test")}
     order = sorted({number for dataset in sets.values() for number in dataset.class_ids})
@@ -58,7 +58,7 @@ def write_cub(root, size=40):
         "classes.txt": [
             f"{number} {name}" for number, name in sorted({(row[0], row[1].split("/")[0]) for row in rows})
         ],
-        "README": ["The official split of train_test_split.txt is not the one of text-to-image synthesis."],
+        "README": ["Text-to-image synthesis does not use the split of train_test_split.txt."],
         "attributes/certainties.txt": ["1 not visible", "2 guessing", "3 probably", "4 definitely"],
         "parts/parts.txt": ["1 back", "2 beak"],
     }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from layouts import python2_pickle
 
 from icsd.data import Vocabulary
-from icsd.data.attngan import pickles, read_filenames, read_pickle, read_vocabulary
+from icsd.data.attngan import make_pickles, read_filenames, read_pickle, read_vocabulary
 from icsd.data.files import File
 from icsd.data.records import Record
 from icsd.errors import InputError
@@ -18,7 +18,7 @@ CONTENT = [[[1, 2]], [[2]], {0: "<end>", 1: "red", 2: "bird"}, {"<end>": 0, "red
 
 
 class Runs:
-    """Runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -51,7 +51,7 @@ def test_pickles_of_python_2():
 def test_no_code_of_a_pickle_is_run(tmp_path, protocol, harm):
     data = pickle.dumps(harm(str(tmp_path / "harm")), protocol)
     for read in (read_pickle, read_filenames, read_vocabulary):
-        with pytest.raises(InputError, match=r"birds\.zip/birds/captions\.pickle cannot be read .*it asks for"):
+        with pytest.raises(InputError, match=r"birds\.zip/birds/captions\.pickle cannot be read .*it names"):
             read(FILE, data)
     assert not (tmp_path / "harm").exists()
 
@@ -76,7 +76,7 @@ def test_broken_pickles_are_named(data):
 
 
 def plain(value, depth=0):
-    """Whether nothing but plain values is in there; damage may make a list that holds itself."""
+    """Return True if the value holds only plain values; damage may make a list that holds itself."""
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set | frozenset):
@@ -133,7 +133,7 @@ def test_written_pickles_read_back():
         "train": [record("002.B/b_1.x.jpg", ["red red bird", "a bird"], "train"), record("001.A/a.jpg", many, "train")],
         "test": [record("003.C/c.png", ["bird"], "test")],
     }
-    written = {path: pickle.loads(data) for path, data in pickles(records, Vocabulary(["red", "bird"])).items()}
+    written = {path: pickle.loads(data) for path, data in make_pickles(records, Vocabulary(["red", "bird"])).items()}
     captions = written.pop("captions.pickle")
     assert written == {
         "train/filenames.pickle": ["002.B/b_1.x", "001.A/a"],

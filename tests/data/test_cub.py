@@ -9,7 +9,7 @@ from icsd.errors import InputError
 
 @pytest.fixture(autouse=True)
 def known(published, monkeypatch):
-    """The counts of the drawn set in place of the real one's."""
+    """Replace the counts of the real set by those of the drawn set."""
     names = published[1]["cub"]
     counts = {split: (len(names[split]), len({name.split("/")[0] for name in names[split]})) for split in names}
     monkeypatch.setattr(module, "KNOWN", counts)
@@ -45,7 +45,7 @@ def test_archives_and_folders(cub, tmp_path, known, captions, suffix):
     assert (listing.vocabulary is None) == (captions != "birds")
 
 
-def test_one_folder_as_attngan_has_it(cub, known):
+def test_the_folder_of_attngan(cub, known):
     (cub / CUB).rename(cub / "birds" / CUB)
     listing = read(cub / "birds")
     assert not listing.problems
@@ -103,7 +103,7 @@ def test_missing_captions_are_counted(cub, known, text):
     assert known["train"][0] not in names(listing, "train")
 
 
-def test_counts_are_those_of_the_set(cub, monkeypatch):
+def test_counts_of_the_real_set_are_checked(cub, monkeypatch):
     monkeypatch.undo()
     listing = read(cub / CUB, cub / "birds")
     assert [problem.partition(", ")[2] for problem in listing.problems] == [
@@ -127,12 +127,12 @@ def test_missing_images_and_boxes(cub, known):
     [
         ("images.txt", lambda lines: [*lines, lines[0]], "holds the id 1 a second time"),
         ("images.txt", lambda lines: [*lines, f"999 {lines[0].split()[1]}"], "2 times"),
-        ("images.txt", lambda lines: [*lines, "999"], "must hold an id and 1 more"),
-        ("images.txt", lambda lines: [lines[0] + " more", *lines[1:]], "line 1, must hold an id and 1 more"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 9"], "line 1, must hold an id and 4 more"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 x"], "no box of image 1 but 0 0 9 x"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 0.0"], "no box of image 1"),
-        ("bounding_boxes.txt", lambda lines: ["1 0 0 nan inf"], "no box of image 1"),
+        ("images.txt", lambda lines: [*lines, "999"], "must hold 2 values"),
+        ("images.txt", lambda lines: [lines[0] + " more", *lines[1:]], "line 1, must hold 2 values"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 9"], "line 1, must hold 5 values"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 x"], "has .0 0 9 x. where image 1 needs a box"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 9 0.0"], "where image 1 needs a box"),
+        ("bounding_boxes.txt", lambda lines: ["1 0 0 nan inf"], "where image 1 needs a box"),
         ("bounding_boxes.txt", lambda lines: [*lines[:-2], lines[0]], "holds the id 1 a second time"),
     ],
 )
@@ -151,27 +151,27 @@ def test_paths_that_lead_out_of_the_folder_are_not_followed(cub, tmp_path):
     assert not any("secret" in record.name for record in listing.records)
 
 
-def test_empty_lines_in_tables_do_not_count(cub):
+def test_empty_lines_in_tables_are_skipped(cub):
     for file in ("images.txt", "bounding_boxes.txt"):
         edit(cub / CUB / file, lambda lines: ["", *lines, "", " "])
     assert not read(cub / CUB, cub / "birds").problems
 
 
 @pytest.mark.parametrize("given", [["birds"], ["cvpr2016_cub"]])
-def test_images_are_asked_for(cub, given):
+def test_missing_image_archive_is_named(cub, given):
     with pytest.raises(InputError, match=r"hold no images\.txt; give CUB_200_2011\.tgz"):
         read(*(cub / name for name in given))
 
 
-def test_splits_are_asked_for(cub):
-    with pytest.raises(InputError, match="do not tell both train and test classes"):
+def test_missing_splits_are_named(cub):
+    with pytest.raises(InputError, match="do not list both train and test classes"):
         read(cub / CUB, cub / "birds" / "text")
     (cub / "cvpr2016_cub" / "testclasses.txt").write_text("\n")
-    with pytest.raises(InputError, match="do not tell both train and test classes"):
+    with pytest.raises(InputError, match="do not list both train and test classes"):
         read(cub / CUB, cub / "cvpr2016_cub")
 
 
-def test_train_and_validation_classes_may_come_apart(cub, known):
+def test_train_and_validation_classes_may_be_two_lists(cub, known):
     root = cub / "cvpr2016_cub"
     classes = (root / "trainvalclasses.txt").read_text().split()
     (root / "trainvalclasses.txt").unlink()
@@ -181,8 +181,8 @@ def test_train_and_validation_classes_may_come_apart(cub, known):
 
 
 @pytest.mark.parametrize("part", ["lists", "text_c10"])
-def test_classes_go_by_their_number(cub, known, part):
-    """Reed's archive spells some of them otherwise, 009.Brewers_Blackbird for 009.Brewer_Blackbird."""
+def test_classes_are_matched_by_number(cub, known, part):
+    """Reed's archive has other names for some classes: 009.Brewers_Blackbird for 009.Brewer_Blackbird."""
     root = cub / "cvpr2016_cub"
     if part == "lists":
         for file in root.glob("*classes.txt"):
@@ -215,8 +215,8 @@ def test_classes_of_no_split_are_left_out(cub, known):
     assert len(names(listing, "train")) < len(known["train"])
 
 
-def test_nothing_is_taken_twice(cub, tmp_path):
+def test_files_given_twice_are_refused(cub, tmp_path):
     with pytest.raises(InputError, match="captions of the same image; give one of the two"):
         read(cub / CUB, cub / "birds", cub / "cvpr2016_cub")
-    with pytest.raises(InputError, match="are two of one kind"):
+    with pytest.raises(InputError, match="are the same kind of file"):
         read(cub / CUB, cub / "birds", pack(cub / CUB, tmp_path / "again.zip"))

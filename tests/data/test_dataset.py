@@ -52,13 +52,13 @@ def test_loader_is_deterministic_under_torch_seeds(workers):
     "config",
     [DataConfig(root="somewhere"), *(DataConfig(name=name) for name in ("folder", "webdataset", "cub", "oxford"))],
 )
-def test_root_goes_with_stored_sets_only(config):
+def test_root_is_required_for_stored_sets_only(config):
     with pytest.raises(InputError, match=r"data\.root"):
         open_dataset(config, "train", 8)
 
 
 def coordinates(height, width):
-    """A image whose first two channels tell each pixel's row and column."""
+    """Make an image whose first two channels are each pixel's row and column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([rows, columns, columns]).byte()
 

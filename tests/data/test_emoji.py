@@ -85,7 +85,7 @@ def test_captions(busts, people):
                 assert not any(known.unknown(sentence) for sentence in sentences), "held-out captions use seen words"
 
 
-def test_plain_captions_tell_the_attributes(people):
+def test_first_captions_contain_the_attributes(people):
     train, test = people
     said = {}
     for dataset in (train, test):
@@ -144,7 +144,7 @@ def test_images_lie_on_white(busts):
     assert (corners > 250).float().mean() > 0.5
 
 
-def test_flip_is_refused_where_captions_tell_left_from_right():
+def test_flip_is_refused_with_captions_that_say_left_or_right():
     assert both(subset="busts", flip=True)[0].flip
     with pytest.raises(InputError, match=r"data\.flip"):
         both(subset="people", flip=True)

@@ -38,14 +38,14 @@ def contents(*paths):
     return {str(file): data for file, data in files.read(files.all)}
 
 
-def test_folders_and_archives_hold_the_same(folder, tmp_path):
+def test_folders_and_archives_have_equal_contents(folder, tmp_path):
     sources = [folder, *(pack(folder, tmp_path / f"set{suffix}", base="") for suffix in (".zip", ".tar", ".tgz"))]
     for source in sources:
         assert contents(source) == {f"{source}/{name}": data for name, data in TREE.items()}
     assert len(contents(*sources)) == 4 * len(TREE)
 
 
-def test_some_files_are_read_in_their_order(folder, tmp_path):
+def test_files_are_read_in_stored_order(folder, tmp_path):
     for archive in (pack(folder, tmp_path / "set.tgz"), pack(folder, tmp_path / "set.zip")):
         files = Files([archive])
         wanted = [file for file in files.all if file.name != "b.txt"]
@@ -63,16 +63,16 @@ def test_archives_in_archives(folder, tmp_path):
     }
 
 
-def test_places(folder, tmp_path):
+def test_byte_ranges(folder, tmp_path):
     for source in (folder, pack(folder, tmp_path / "set.tar", base="")):
         files = Files([source])
         for file in files.all:
-            with files.place(file).open() as opened:
+            with files.byte_range(file).open() as opened:
                 assert opened.read() == TREE[file.path]
     for source in (pack(folder, tmp_path / "set.tgz"), pack(folder, tmp_path / "set.zip")):
         files = Files([source])
-        with pytest.raises(InputError, match="at random; unpack it"):
-            files.place(files.all[0])
+        with pytest.raises(InputError, match="in random order; unpack it"):
+            files.byte_range(files.all[0])
 
 
 def test_archives_are_not_kept_open(folder, tmp_path):
@@ -115,7 +115,7 @@ def test_paths_that_lead_out_are_refused(tmp_path, name, suffix):
         Files([tmp_path / f"a{suffix}"])
 
 
-def test_links_in_archives_are_no_files(tmp_path):
+def test_links_in_archives_are_skipped(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as out:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
             member = tarfile.TarInfo(f"link{kind.decode()}")
@@ -124,7 +124,7 @@ def test_links_in_archives_are_no_files(tmp_path):
     assert contents(tmp_path / "a.tar") == {}
 
 
-def test_other_paths(folder, tmp_path):
+def test_missing_broken_and_repeated_paths(folder, tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         Files([tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"a\.txt is truncated or broken"):
@@ -135,7 +135,7 @@ def test_other_paths(folder, tmp_path):
         Files([tar(tmp_path / "a.tar", ("a.txt", b"one"), ("./a.txt", b"two"))])
 
 
-def test_a_new_folder_is_whole_or_not_there(tmp_path):
+def test_a_new_folder_is_complete_or_missing(tmp_path):
     out = tmp_path / "new" / "set"
 
     def interrupted():
@@ -156,7 +156,7 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
         pass
 
 
-def test_what_a_killed_process_left_is_not_touched(tmp_path):
+def test_the_partial_folder_of_a_killed_process_is_kept(tmp_path):
     (tmp_path / "set.partial").mkdir()
     (tmp_path / "set.partial" / "a").write_text("half")
     with pytest.raises(InputError, match=r"set\.partial was left by an interrupted run"), new_folder(tmp_path / "set"):

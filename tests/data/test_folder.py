@@ -115,7 +115,7 @@ def test_jsonl(root):
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_lists_tell_classes_and_splits(root, form):
+def test_lists_may_hold_classes_and_splits(root, form):
     names = ["a.png", "b.jpg", "deep/c.JPG", "d.jpeg", "e.png", "f.gif"]
     rows = [(name, f"caption {name}", "xyyzzz"[i], "test" if i in (1, 4) else "train") for i, name in enumerate(names)]
     if form == "csv":
@@ -182,7 +182,7 @@ def test_caption_file_without_captions(root, text):
     assert f"{root / 'd.txt'} holds no caption" in error(root)
 
 
-def test_captions_in_another_encoding(root):
+def test_captions_in_another_encoding_are_named(root):
     (root / "d.txt").write_bytes("süß".encode("latin-1"))
     assert f"{root / 'd.txt'} cannot be read as UTF-8" in error(root)
 
@@ -204,7 +204,7 @@ def test_captions_in_another_encoding(root):
         ("captions.jsonl", '{"file": "z.png", "caption": "x"}', "line 1, names 'z.png'"),
         ("captions.jsonl", '{"file": "a.png", "caption": ["x", 3]}', "line 1, must read"),
         ("captions.jsonl", '{"file": "a.png", "caption": "x", "class": 3}', "line 1, must read"),
-        ("captions.jsonl", '{"file": "a.png", "caption": "x", "split": "val"}', "line 1, tells the split 'val'"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "x", "split": "val"}', "line 1, has the split 'val'"),
         ("captions.csv", "file,caption,class\na.png,x,1\na.png,y,2", "puts a.png into '2', an earlier row into '1'"),
         ("captions.csv", "file,caption,split\na.png,x,test\na.png,y,train", "puts a.png into 'train'"),
     ],

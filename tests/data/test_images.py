@@ -30,7 +30,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "PA", "P"])
-def test_transparency_lies_on_white(mode):
+def test_transparent_parts_become_white(mode):
     image = Image.new("RGBA", (6, 6), (200, 0, 0, 0))
     image.putpixel((3, 3), (200, 0, 0, 255))
     if mode == "P":
@@ -60,7 +60,7 @@ def test_the_whole_image_on_demand():
 
 @pytest.fixture
 def shard(tmp_path):
-    """Two images in a tar file and the same two beside it."""
+    """Write two images to a tar file and to its folder."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for place, name in enumerate(("b.png", "c.jpg")):
             Image.new("RGB", (300, 200), (200 * place, 40, 0)).save(tmp_path / name)
@@ -68,7 +68,7 @@ def shard(tmp_path):
     return tmp_path
 
 
-def test_images_in_a_tar_are_those_beside_it(shard):
+def test_images_in_a_tar_equal_loose_files(shard):
     found = {}
     for source in (shard, shard / "a.tar"):
         files = Files([source])

@@ -9,7 +9,7 @@ from icsd.errors import InputError
 
 @pytest.fixture(autouse=True)
 def known(published, monkeypatch):
-    """The counts of the drawn set in place of the real one's."""
+    """Replace the counts of the real set by those of the drawn set."""
     names = published[1]["oxford"]
     counts = {split: (len(names[split]), len({name.split("/")[0] for name in names[split]})) for split in names}
     monkeypatch.setattr(module, "KNOWN", counts)
@@ -55,7 +55,7 @@ def test_missing_images_and_captions(oxford, known):
     assert f"1 of 39 images have no image, such as {first.split('/')[1]}" in problems
 
 
-def test_a_image_has_one_class(oxford, known):
+def test_an_image_in_two_classes_is_refused(oxford, known):
     name = known["train"][0].split("/")[1]
     other = oxford / "cvpr2016_flowers" / "text_c10" / "class_00001" / f"{name}.txt"
     if known["train"][0].startswith("class_00001"):
@@ -66,11 +66,11 @@ def test_a_image_has_one_class(oxford, known):
         read(oxford)
 
 
-def test_nothing_is_taken_twice(oxford, tmp_path):
+def test_files_given_twice_are_refused(oxford, tmp_path):
     with pytest.raises(InputError, match="are the same image; give one of the two"):
         read(oxford, pack(oxford / "jpg", tmp_path / "102flowers.tgz"))
 
 
-def test_images_are_asked_for(oxford):
+def test_missing_image_archive_is_named(oxford):
     with pytest.raises(InputError, match=r"hold no image_00001\.jpg; give 102flowers\.tgz"):
         read(oxford / "cvpr2016_flowers")

@@ -54,7 +54,7 @@ def test_nothing_is_lost(birds, published):
     assert len(written(root)) == sum(map(len, names.values())) + 7
 
 
-def test_the_pickles_are_those_of_attngan(birds, cub):
+def test_pickles_equal_those_of_attngan(birds, cub):
     root, _ = birds
     theirs, ours = (pickle.loads((path / "captions.pickle").read_bytes()) for path in (cub / "birds", root))
     assert ours[2:] == theirs[2:]
@@ -140,7 +140,7 @@ def test_unreadable_images(cub, tmp_path, published, partial):
     )
 
 
-def test_the_order_of_threads_does_not_show(cub, tmp_path):
+def test_the_number_of_workers_changes_nothing(cub, tmp_path):
     for workers in (1, 4):
         prepare("cub", [cub / CUB, cub / "birds"], tmp_path / f"out{workers}", workers=workers)
     one, four = (
@@ -178,7 +178,7 @@ def test_nothing_is_overwritten(birds):
     assert written(root) == before
 
 
-def test_two_images_of_one_name(tmp_path):
+def test_two_images_with_the_same_name(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("a\n")
@@ -188,7 +188,7 @@ def test_two_images_of_one_name(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_folder_of_ones_own(tmp_path, packed):
+def test_a_prepared_folder_of_own_images(tmp_path, packed):
     photos = tmp_path / "photos"
     photos.mkdir()
     for place in range(4):

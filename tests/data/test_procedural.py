@@ -24,8 +24,8 @@ def test_images_and_captions(name):
         for index, sentences in enumerate(dataset.captions):
             assert len(set(sentences)) == 10
             assert max(len(tokenize(sentence)) for sentence in sentences) <= 18
-            told = {key: dataset.attribute_names[key][values[index]] for key, values in dataset.attributes.items()}
-            assert all(value in " ".join(sentences) for value in told.values())
+            values = {key: dataset.attribute_names[key][values[index]] for key, values in dataset.attributes.items()}
+            assert all(value in " ".join(sentences) for value in values.values())
 
 
 @pytest.mark.parametrize(("name", "first", "second"), [(NAMES[0], "petal", "center"), (NAMES[1], "body", "wing")])
@@ -66,6 +66,6 @@ def test_colors_are_where_the_captions_say():
         assert (nearest == train.attributes[key]).float().mean() > 0.85
 
 
-def test_too_small_a_set_says_so():
+def test_a_set_without_test_images_is_refused():
     with pytest.raises(InputError, match=r"data\.size=1 "):
         both("procedural-birds", size=1)

@@ -17,7 +17,7 @@ from icsd.errors import InputError
 
 @pytest.fixture(scope="module")
 def images():
-    """(image, captions, class) of drawn flowers."""
+    """Draw flowers: (image, captions, class)."""
     return [(image, captions, number) for number, image, captions in drawn("procedural-flowers", 30)["train"]]
 
 
@@ -69,7 +69,7 @@ def test_shards_named_test_are_the_test_split(images, tmp_path):
     assert test.captions[0] == images[12][1]
 
 
-def test_json_tells_captions_and_class(tmp_path):
+def test_json_holds_captions_and_class(tmp_path):
     members = {
         "a/one.png": png(),
         "a/one.json": json.dumps({"caption": ["a red square", " ", "süß"], "class": 7, "other": 1}, ensure_ascii=False),
@@ -112,5 +112,5 @@ def test_no_shards_and_compressed_ones(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             out.addfile(member, io.BytesIO(data))
-    with pytest.raises(InputError, match=r"a\.tar\.gz cannot be read at random"):
+    with pytest.raises(InputError, match=r"a\.tar\.gz cannot be read in random order"):
         both(tmp_path)
