@@ -39,7 +39,6 @@ if X86:
 
 # Compute capabilities with machine code.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
-CUDA_SOURCES = ["apply", "epilogue", "feature", "gram", "operator", "streamed"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2", "-compress-mode=size"]
 
 
@@ -163,9 +162,9 @@ class NinjaBuild(build_ext):
         for isa, isa_flags in CPU_ISAS.items():
             for source in ["kernels", "rows", "tiles", *(["amx"] if isa == "amx" else [])]:
                 compile_source(f"cpu/{source}.cpp", f"{source}_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
-        for source in CUDA_SOURCES if nvcc else []:
-            ninja_file.build(f"{source}_cuda.o", "compile_cuda", str(ROOT / "csrc" / "cuda" / f"{source}.cu"))
-            objects.append(f"{source}_cuda.o")
+        for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")) if nvcc else []:
+            ninja_file.build(f"{source.stem}_cuda.o", "compile_cuda", str(source))
+            objects.append(f"{source.stem}_cuda.o")
         ninja_file.build(str(target), "link", objects)
         ninja_file.default(str(target))
 

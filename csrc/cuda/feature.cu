@@ -1,15 +1,15 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/device.cuh"
-#include "cuda/gradients.cuh"
+#include "cuda/runtime/device.cuh"
+#include "cuda/kernels/feature_backward.cuh"
 #include "cuda/operator.h"
 
 namespace icsd::cuda {
 namespace {
 
-MomentMatrices matrices_of(const std::vector<Features>& stages) {
-  MomentMatrices matrices{};
+CovarianceMatrices matrices_of(const std::vector<Features>& stages) {
+  CovarianceMatrices matrices{};
   for (const Moment& moment : moments_of(stages)) {
     matrices.of[matrices.count++] = {static_cast<int>(moment.left),
                                      static_cast<int>(moment.right),
@@ -20,7 +20,7 @@ MomentMatrices matrices_of(const std::vector<Features>& stages) {
     const std::int64_t rows = divide_up(moment.rows, kTileColumns), columns = divide_up(moment.columns, kTileColumns);
     matrices.tiles += static_cast<int>(moment.left == moment.right ? rows * (rows + 1) / 2 : rows * columns);
   }
-  matrices.numbers = feature_moments(stages);
+  matrices.elements = feature_moments(stages);
   return matrices;
 }
 
@@ -28,7 +28,7 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // How the samples are shared out among blocks, and the workspace of the forward pass.
 struct Plan {
-  MomentMatrices matrices;
+  CovarianceMatrices matrices;
   std::int64_t share, splits;  // samples of a split; none if there are no samples
   std::size_t inverse_norms, partials, squares, close_squares, moments, bytes = 0;
 
@@ -38,7 +38,7 @@ struct Plan {
     const std::int64_t wanted = std::min(divide_up(2 * multiprocessors(), tiles), divide_up(shape.samples, kShortSum));
     share = divide_up(divide_up(shape.samples, std::max<std::int64_t>(1, wanted)), kShortSum) * kShortSum;
     splits = share ? divide_up(shape.samples, share) : 0;
-    const std::size_t numbers = shape.groups * matrices.numbers, parts = shape.groups * matrices.count * kParts;
+    const std::size_t numbers = shape.groups * matrices.elements, parts = shape.groups * matrices.count * kSquareSplits;
     inverse_norms = take(stages.size() * shape.groups * shape.samples);
     partials = take(splits * numbers);
     squares = take(parts);
@@ -73,21 +73,21 @@ void launch_tiles(Kernel* kernel, std::int64_t grid, int threads, std::size_t sh
 
 // The moments from products of type C, where `arguments` say.
 template <class T, class C>
-void launch_moments(MomentArguments<T> arguments, double* squares, double* moments, cudaStream_t stream) {
+void launch_covariance(CovarianceArguments<T> arguments, double* squares, double* moments, cudaStream_t stream) {
   const std::int64_t grid = arguments.groups * arguments.splits * arguments.matrices.tiles;
   const auto run = [&](auto kernel, auto tile) {
     using Tile = decltype(tile);
-    launch_tiles(kernel, grid, Tile::kThreads, MomentTiles<T, Tile>::kBytes, stream, arguments);
+    launch_tiles(kernel, grid, Tile::kThreads, CovarianceTiles<T, Tile>::kBytes, stream, arguments);
   };
   bool tensor_cores = false;
   if constexpr (std::is_same_v<C, float>) {
     tensor_cores = has_tensor_cores();
-    if (tensor_cores) run(moments_tensor<T>, MomentTensorShape{});
+    if (tensor_cores) run(covariance_tensor<T>, CovarianceTensorShape{});
   }
-  if (!tensor_cores) run(moments_fma<T, C>, FmaTile<C, false>{});
-  const MomentSums<C> sums{arguments.matrices, static_cast<const C*>(arguments.partials), arguments.splits, arguments.squares,
+  if (!tensor_cores) run(covariance_fma<T, C>, FmaTile<C, false>{});
+  const CovarianceSums<C> sums{arguments.matrices, static_cast<const C*>(arguments.partials), arguments.splits, arguments.squares,
                            squares, moments};
-  launch(sum_moments<C>, blocks(arguments.groups * arguments.matrices.count * kParts), kRowThreads, 0, stream, sums);
+  launch(sum_covariances<C>, blocks(arguments.groups * arguments.matrices.count * kSquareSplits), kRowThreads, 0, stream, sums);
 }
 
 std::int64_t widest(const std::vector<Features>& stages) {
@@ -98,27 +98,27 @@ std::int64_t widest(const std::vector<Features>& stages) {
 
 // The blocks of a backward pass by tiles of that shape, and the scratch of all.
 template <class T, class Tile>
-struct GradientPlan {
+struct FeatureBackwardPlan {
   std::int64_t items, blocks;
   std::size_t scratch;
 
-  GradientPlan(const std::vector<Features>& stages, Shape shape, std::int64_t targets)
+  FeatureBackwardPlan(const std::vector<Features>& stages, Shape shape, std::int64_t targets)
       : items(targets * shape.groups * divide_up(shape.samples, Tile::kRows)),
         blocks(std::min<std::int64_t>(items, 2 * multiprocessors())),
-        scratch(GradientTiles<T, Tile>::scratch(static_cast<std::int64_t>(stages.size()), widest(stages))) {}
+        scratch(FeatureBackwardTiles<T, Tile>::workspace(static_cast<std::int64_t>(stages.size()), widest(stages))) {}
 };
 
 // call(kernel, tile) for those of type T that products of type C take.
 template <class T, class C, class Call>
-void with_gradients(const Call& call) {
+void with_backward_kernel(const Call& call) {
   if constexpr (std::is_same_v<C, float>) {
-    if (has_tensor_cores()) return call(gradients_tensor<T>, GradientTensorShape{});
+    if (has_tensor_cores()) return call(feature_backward_tensor<T>, FeatureBackwardTensorShape{});
   }
-  call(gradients_fma<T, C>, FmaTile<C, true>{});
+  call(feature_backward_fma<T, C>, FmaTile<C, true>{});
 }
 
 std::size_t squares_bytes(const std::vector<Features>& stages, Shape shape) {
-  return aligned(shape.groups * matrices_of(stages).count * kParts * sizeof(double));
+  return aligned(shape.groups * matrices_of(stages).count * kSquareSplits * sizeof(double));
 }
 
 }  // namespace
@@ -139,11 +139,11 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Dis
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<Compute<T>, C>) {
-      MomentArguments<T> arguments{};
+      CovarianceArguments<T> arguments{};
       describe(stages, arguments.stages);
       arguments.matrices = plan.matrices;
       arguments.samples = static_cast<int>(shape.samples);
-      arguments.share = static_cast<int>(plan.share);
+      arguments.split_samples = static_cast<int>(plan.share);
       arguments.splits = static_cast<int>(plan.splits);
       arguments.groups = shape.groups;
       arguments.inverse_norms = at(plan.inverse_norms);
@@ -151,35 +151,35 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Dis
       arguments.partials = at(plan.partials);
       const int count = static_cast<int>(stages.size());
       const std::int64_t rows = count * shape.groups * shape.samples;
-      if (rows) launch(find_inverse_norms<T>, blocks(divide_up(rows, kRowThreads / 32)), kRowThreads, 0, on, arguments, count);
-      launch_moments<T, C>(arguments, squares, moments, on);
+      if (rows) launch(compute_inverse_norms<T>, blocks(divide_up(rows, kRowThreads / 32)), kRowThreads, 0, on, arguments, count);
+      launch_covariance<T, C>(arguments, squares, moments, on);
       if constexpr (!std::is_same_v<C, double>) {
         arguments.squares = squares;
         close_squares = at(plan.close_squares);
-        launch_moments<T, double>(arguments, close_squares, moments, on);
+        launch_covariance<T, double>(arguments, close_squares, moments, on);
       }
     }
   });
-  RemainderArguments<C> arguments{};
+  FeatureLossArguments<C> arguments{};
   arguments.students = static_cast<int>(stages.size()) - 1;
   const double pairs = std::max(1.0, static_cast<double>(shape.samples) * shape.samples);
   for (int k = 0; k < arguments.students; ++k) arguments.weights[k] = how.weights[k] / pairs;
   arguments.squares = squares;
   arguments.close = close_squares;
   arguments.loss = loss;
-  launch(add_up_remainders<C>, blocks(shape.groups), 32, 0, on, arguments);
+  launch(feature_loss<C>, blocks(shape.groups), 32, 0, on, arguments);
 }
 
 std::size_t feature_backward_workspace(const std::vector<Features>& stages, Shape shape) {
   std::size_t most = 0;
   const auto plan = [&](auto, auto tile, auto element) {
-    const GradientPlan<decltype(element), decltype(tile)> plan(stages, shape, static_cast<std::int64_t>(stages.size()));
+    const FeatureBackwardPlan<decltype(element), decltype(tile)> plan(stages, shape, static_cast<std::int64_t>(stages.size()));
     most = std::max(most, plan.blocks * plan.scratch);
   };
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
-    with_gradients<T, Compute<T>>([&](auto kernel, auto tile) { plan(kernel, tile, element); });
-    with_gradients<T, double>([&](auto kernel, auto tile) { plan(kernel, tile, element); });
+    with_backward_kernel<T, Compute<T>>([&](auto kernel, auto tile) { plan(kernel, tile, element); });
+    with_backward_kernel<T, double>([&](auto kernel, auto tile) { plan(kernel, tile, element); });
   });
   return squares_bytes(stages, shape) + most;
 }
@@ -194,7 +194,7 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<Compute<T>, C>) {
-      GradientArguments<T> arguments{};
+      FeatureBackwardArguments<T> arguments{};
       describe(stages, arguments.stages);
       for (std::size_t k = 0; k < stages.size(); ++k) {
         if (!outs[k].data || !outs[k].features) continue;
@@ -208,24 +208,24 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
       }
       arguments.samples = static_cast<int>(shape.samples);
       arguments.groups = shape.groups;
-      arguments.moments = moments;
+      arguments.covariances = moments;
       arguments.group_scale = grad;
       arguments.eps = how.eps;
-      arguments.scratch = static_cast<unsigned char*>(workspace) + squares_bytes(stages, shape);
+      arguments.workspace = static_cast<unsigned char*>(workspace) + squares_bytes(stages, shape);
       const auto run = [&](auto kernel, auto tile) {
         using Tile = decltype(tile);
-        const GradientPlan<T, Tile> plan(stages, shape, arguments.target_count);
+        const FeatureBackwardPlan<T, Tile> plan(stages, shape, arguments.target_count);
         arguments.items = plan.items;
-        arguments.scratch_bytes = static_cast<std::int64_t>(plan.scratch);
-        launch_tiles(kernel, plan.blocks, Tile::kThreads, GradientTiles<T, Tile>::kBytes, on, arguments);
+        arguments.workspace_bytes = static_cast<std::int64_t>(plan.scratch);
+        launch_tiles(kernel, plan.blocks, Tile::kThreads, FeatureBackwardTiles<T, Tile>::kBytes, on, arguments);
       };
       if constexpr (!std::is_same_v<C, double>) {
         arguments.squares = squares;
-        const MomentSums<double> sums{arguments.matrices, moments, 1, nullptr, squares, nullptr};
-        launch(sum_moments<double>, blocks(shape.groups * arguments.matrices.count * kParts), kRowThreads, 0, on, sums);
-        with_gradients<T, C>(run);
+        const CovarianceSums<double> sums{arguments.matrices, moments, 1, nullptr, squares, nullptr};
+        launch(sum_covariances<double>, blocks(shape.groups * arguments.matrices.count * kSquareSplits), kRowThreads, 0, on, sums);
+        with_backward_kernel<T, C>(run);
       }
-      with_gradients<T, double>(run);
+      with_backward_kernel<T, double>(run);
     }
   });
 }

@@ -1,10 +1,10 @@
-#include "cuda/gram.cuh"
+#include "cuda/kernels/gram.cuh"
 
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/device.cuh"
-#include "cuda/launchers.h"
+#include "cuda/runtime/device.cuh"
+#include "cuda/kernels/launchers.h"
 
 namespace icsd::cuda {
 namespace {
@@ -23,25 +23,25 @@ template <class T>
 void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, bool two, unsigned grid,
                    cudaStream_t stream) {
   arguments.samples = static_cast<int>(shape.samples);
-  arguments.side = plan.side;
-  arguments.sides = plan.sides;
-  const std::size_t tile = static_cast<std::size_t>(two ? 2 : 1) * plan.side * kPitchBytes;
-  arguments.depth = static_cast<int>(std::clamp<std::size_t>(kRingBytes / tile, 2, kMaxDepth));
-  const std::size_t shared = arguments.depth * tile;
+  arguments.tile = plan.tile;
+  arguments.tiles = plan.tiles;
+  const std::size_t tile = static_cast<std::size_t>(two ? 2 : 1) * plan.tile * kPitchBytes;
+  arguments.buffers = static_cast<int>(std::clamp<std::size_t>(kRingBytes / tile, 2, kMaxDepth));
+  const std::size_t shared = arguments.buffers * tile;
   const auto run = [&](auto kernel, int threads) {
     allow_shared(kernel, shared);
     launch(kernel, grid, threads, shared, stream, arguments);
   };
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.tensor_cores) {
-      const int tiles = plan.side == kTile ? 1 : 2, per_side = plan.side / (tiles * kTile);
+      const int tiles = plan.tile == kTile ? 1 : 2, per_side = plan.tile / (tiles * kTile);
       const int parts = two ? per_side * per_side : per_side * (per_side + 1) / 2;
-      arguments.ways = two ? 1 : std::max(1, kSharingWarps / parts);
-      return run(tiles == 1 ? gram_tensor<T, 1> : gram_tensor<T, 2>, 32 * parts * arguments.ways);
+      arguments.warp_splits = two ? 1 : std::max(1, kSharingWarps / parts);
+      return run(tiles == 1 ? gram_tensor<T, 1> : gram_tensor<T, 2>, 32 * parts * arguments.warp_splits);
     }
   }
   if constexpr (sizeof(T) > 2) {
-    if (plan.side == 64) return run(gram_fma<T, 4>, kFmaThreads);
+    if (plan.tile == 64) return run(gram_fma<T, 4>, kFmaThreads);
   }
   run(gram_fma<T, 2>, kFmaThreads);
 }
@@ -61,10 +61,10 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
       side = samples <= kMaxSide ? samples : divide_up(samples, divide_up(samples, kMaxSideOfTwo));
       side = side <= kTile ? kTile : divide_up(side, 2 * kTile) * 2 * kTile;
     }
-    plan.side = static_cast<int>(side);
-    plan.sides = static_cast<int>(divide_up(samples, side));
+    plan.tile = static_cast<int>(side);
+    plan.tiles = static_cast<int>(divide_up(samples, side));
     plans.stages.push_back(plan);
-    tiles += shape.groups * plan.sides * (plan.sides + 1) / 2 * divide_up(stage.features, line_of(stage.dtype));
+    tiles += shape.groups * plan.tiles * (plan.tiles + 1) / 2 * divide_up(stage.features, line_of(stage.dtype));
   }
   // As many blocks as fill the chip twice, but none so short that its part of the partial matrix is more than a fraction of
   // what it reads.
@@ -72,10 +72,10 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
   for (std::size_t k = 0; k < stages.size(); ++k) {
     GramPlan& plan = plans.stages[k];
     const std::int64_t line = line_of(stages[k].dtype), lines = std::max<std::int64_t>(1, divide_up(stages[k].features, line));
-    const std::int64_t worthwhile = divide_up(kBytesForEach * plan.side, kLineBytes);
+    const std::int64_t worthwhile = divide_up(kBytesForEach * plan.tile, kLineBytes);
     const std::int64_t wanted = std::min(lines, std::max<std::int64_t>(filling, worthwhile));
     plan.splits = static_cast<int>(divide_up(lines, wanted));
-    plan.share = divide_up(lines, plan.splits) * line;
+    plan.split_dim = divide_up(lines, plan.splits) * line;
     const std::int64_t elements = shape.groups * plan.splits * packed_size(shape.samples);
     plan.offset = plans.bytes;
     plans.bytes += divide_up(elements * (stages[k].dtype == DType::float64 ? 8 : 4), 256) * 256;
@@ -105,13 +105,13 @@ void launch_types(const std::vector<Features>& stages, Shape shape, const GramPl
                                                x.group_stride,
                                                x.sample_stride,
                                                static_cast<Compute<T>*>(place(k)),
-                                               plan->share,
+                                               plan->split_dim,
                                                plan->splits,
                                                blocks(grid),
                                                copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T))};
         grid += shape.groups * plan->splits * prepare(arguments, *plan);
       }
-      if (plan) launch_stages(arguments, shape, *plan, plan->sides > 1 || arguments.band_sides, blocks(grid), stream);
+      if (plan) launch_stages(arguments, shape, *plan, plan->tiles > 1 || arguments.row_block_tiles, blocks(grid), stream);
     });
   }
 }
@@ -123,33 +123,33 @@ void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPl
   launch_types(
       stages, shape, plans,
       [](auto&, const GramPlan& plan) {
-        return static_cast<std::int64_t>(plan.sides) * (plan.sides + 1) / 2;
+        return static_cast<std::int64_t>(plan.tiles) * (plan.tiles + 1) / 2;
       },
       [&](std::size_t k) -> void* { return workspace + plans.stages[k].offset; }, stream);
 }
 
 template <class C>
-void launch_band(const std::vector<Features>& stages, Shape shape, std::int64_t first, std::int64_t rows,
+void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, std::int64_t first, std::int64_t rows,
                  std::int64_t pitch, C* bands, cudaStream_t stream) {
   GramPlans plans = plan_grams(stages, shape);
   for (std::size_t k = 0; k < stages.size(); ++k) {
     plans.stages[k].splits = 1;
-    plans.stages[k].share = stages[k].features;
+    plans.stages[k].split_dim = stages[k].features;
   }
   launch_types(
       stages, shape, plans,
       [&](auto& arguments, const GramPlan& plan) {
         arguments.pitch = static_cast<int>(pitch);
-        arguments.first_side = static_cast<int>(first / plan.side);
-        arguments.band_sides = static_cast<int>(rows / plan.side);
-        return static_cast<std::int64_t>(arguments.band_sides) * plan.sides;
+        arguments.first_tile = static_cast<int>(first / plan.tile);
+        arguments.row_block_tiles = static_cast<int>(rows / plan.tile);
+        return static_cast<std::int64_t>(arguments.row_block_tiles) * plan.tiles;
       },
       [&](std::size_t k) -> void* { return bands + static_cast<std::int64_t>(k) * shape.groups * rows * pitch; }, stream);
 }
 
-template void launch_band<float>(const std::vector<Features>&, Shape, std::int64_t, std::int64_t, std::int64_t, float*,
+template void launch_gram_row_block<float>(const std::vector<Features>&, Shape, std::int64_t, std::int64_t, std::int64_t, float*,
                                  cudaStream_t);
-template void launch_band<double>(const std::vector<Features>&, Shape, std::int64_t, std::int64_t, std::int64_t, double*,
+template void launch_gram_row_block<double>(const std::vector<Features>&, Shape, std::int64_t, std::int64_t, std::int64_t, double*,
                                   cudaStream_t);
 
 std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const char* workspace) {

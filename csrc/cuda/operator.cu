@@ -1,7 +1,7 @@
 #include "cuda/operator.h"
 
-#include "cuda/launch.cuh"
-#include "cuda/launchers.h"
+#include "cuda/runtime/launch.cuh"
+#include "cuda/kernels/launchers.h"
 
 namespace icsd::cuda {
 namespace {
@@ -45,7 +45,7 @@ void gram(const Features& x, Shape shape, C* out, void* workspace, Stream stream
 
 template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape, Stream stream) {
-  launch_apply({{matrix, outputs * shape.samples, nullptr, 0, x, out}}, shape, outputs, shape.samples, 0, sizeof(C) == 8, nullptr,
+  launch_combine({{matrix, outputs * shape.samples, nullptr, 0, x, out}}, shape, outputs, shape.samples, 0, sizeof(C) == 8, nullptr,
                static_cast<cudaStream_t>(stream));
 }
 
@@ -65,7 +65,7 @@ void distill(const std::vector<Features>& stages, Shape shape, const Distillatio
   const auto at = [&](std::size_t offset) { return reinterpret_cast<C*>(bytes + offset); };
 
   if (shape.samples) launch_grams(stages, shape, plans, bytes, on);
-  EpilogueArguments<C> arguments{};
+  RowsArguments<C> arguments{};
   const std::vector<Partials> partials = partials_of(stages, plans, bytes);
   for (std::size_t k = 0; k < stages.size(); ++k) {
     arguments.partials[k] = partials[k];
@@ -74,14 +74,14 @@ void distill(const std::vector<Features>& stages, Shape shape, const Distillatio
   arguments.students = static_cast<int>(stages.size()) - 1;
   arguments.samples = static_cast<int>(shape.samples);
   arguments.groups = shape.groups;
-  arguments.slots = slots ? slots : at(arrays.slots);
+  arguments.saved = slots ? slots : at(arrays.slots);
   arguments.inverse_norms = at(arrays.inverse_norms);
   arguments.values = at(arrays.values);
   arguments.statistics = at(arrays.statistics);
   arguments.loss = loss;
   arguments.eps = static_cast<C>(how.eps);
   arguments.teacher_gradient = how.teacher_gradient;
-  launch_epilogue<C>(arguments, how.loss, {how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
+  launch_rows<C>(arguments, how.loss, {how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
                      slots, on);
 }
 
@@ -94,7 +94,7 @@ void distill_backward(const C* grad, const C* slots, const std::vector<Features>
     const C* matrix = slots + static_cast<std::int64_t>(k) * shape.groups * slot;
     if (outs[k].data) products.push_back({matrix, slot, matrix + n, slot, stages[k], outs[k]});
   }
-  launch_apply(products, shape, n, n + 1, n + 1, sizeof(C) == 8, grad, static_cast<cudaStream_t>(stream));
+  launch_combine(products, shape, n, n + 1, n + 1, sizeof(C) == 8, grad, static_cast<cudaStream_t>(stream));
 }
 
 std::uint64_t launches() { return launched; }

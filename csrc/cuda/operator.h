@@ -46,19 +46,19 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
                               const std::vector<Features>& outs, Shape shape, const Distillation& how, void* workspace,
                               Stream stream);
 
-// With bands of rows of the N x N matrices instead of the whole, in as many launches as it takes: of `band_bytes` or, if that
+// With bands of rows of the N x N matrices instead of the whole, in as many launches as it takes: of `row_block_bytes` or, if that
 // is not more, a tile's rows. Stages are of one compute type; `saved` is that of cpu/streamed.h.
 template <class C>
 std::size_t streamed_workspace(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save,
-                               std::int64_t band_bytes);
+                               std::int64_t row_block_bytes);
 template <class C>
 void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved,
-                      std::int64_t band_bytes, void* workspace, Stream stream);
+                      std::int64_t row_block_bytes, void* workspace, Stream stream);
 // The workspace is that of `save`, with the teacher's gradient if it is wanted.
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                                const std::vector<Features>& outs, Shape shape, const Distillation& how,
-                               std::int64_t band_bytes, void* workspace, Stream stream);
+                               std::int64_t row_block_bytes, void* workspace, Stream stream);
 
 // Kernels launched by this process so far.
 std::uint64_t launches();

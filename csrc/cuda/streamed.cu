@@ -1,9 +1,9 @@
-#include "cuda/streamed.cuh"
+#include "cuda/kernels/streamed_rows.cuh"
 
 #include <algorithm>
 
-#include "cuda/device.cuh"
-#include "cuda/launchers.h"
+#include "cuda/runtime/device.cuh"
+#include "cuda/kernels/launchers.h"
 
 namespace icsd::cuda {
 namespace {
@@ -14,16 +14,16 @@ struct Plan {
   std::int64_t rows, pitch;  // of a band; whole ranges of samples of every stage
   std::size_t bands, for_teacher, inverse_norms, values, saved, bytes;
 
-  Plan(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save, std::int64_t band_bytes)
+  Plan(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save, std::int64_t row_block_bytes)
       : rows(0), pitch(0), bytes(0) {
     std::int64_t unit = 1;
     for (const GramPlan& plan : plan_grams(stages, shape).stages) {
-      unit = std::max<std::int64_t>(unit, plan.side);
+      unit = std::max<std::int64_t>(unit, plan.tile);
       pitch = std::max<std::int64_t>(pitch, plan.padded());
     }
     const std::int64_t matrices = static_cast<std::int64_t>(stages.size()) + teacher_gradient;
     const std::int64_t row = std::max<std::int64_t>(1, matrices * shape.groups * pitch * sizeof(C));
-    rows = std::clamp<std::int64_t>(band_bytes / row / unit, 1, divide_up(pitch, unit)) * unit;
+    rows = std::clamp<std::int64_t>(row_block_bytes / row / unit, 1, divide_up(pitch, unit)) * unit;
     const std::int64_t band = shape.groups * rows * pitch, samples = shape.groups * shape.samples;
     const std::int64_t count = static_cast<std::int64_t>(stages.size());
     bands = take(count * band);
@@ -43,7 +43,7 @@ struct Plan {
 
 // Both passes: the norms, then `call(arguments)` for every band with its Gram matrices.
 template <class C, class Call>
-void for_each_band(const std::vector<Features>& stages, Shape shape, const Distillation& how, const Plan<C>& plan,
+void for_each_row_block(const std::vector<Features>& stages, Shape shape, const Distillation& how, const Plan<C>& plan,
                    C* saved, bool known, bool teacher_gradient, void* workspace, cudaStream_t stream, const Call& call) {
   char* const bytes = static_cast<char*>(workspace);
   const auto at = [&](std::size_t offset) { return reinterpret_cast<C*>(bytes + offset); };
@@ -55,7 +55,7 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
   arguments.rows = static_cast<int>(plan.rows);
   arguments.pitch = static_cast<int>(plan.pitch);
   arguments.groups = shape.groups;
-  arguments.bands = at(plan.bands);
+  arguments.row_blocks = at(plan.bands);
   arguments.for_teacher = teacher_gradient ? at(plan.for_teacher) : nullptr;
   arguments.saved = saved ? saved : at(plan.saved);
   arguments.inverse_norms = at(plan.inverse_norms);
@@ -71,7 +71,7 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
         const unsigned grid = blocks(divide_up(shape.groups * shape.samples, kNormThreads / 32));
         if (!grid) return;
         if constexpr (sizeof(Compute<T>) <= sizeof(C)) {
-          launch(find_norms<T, C>, grid, kNormThreads, 0, stream, arguments, static_cast<const T*>(stages[k].data),
+          launch(compute_norms<T, C>, grid, kNormThreads, 0, stream, arguments, static_cast<const T*>(stages[k].data),
                  stages[k].features, stages[k].group_stride, stages[k].sample_stride, k,
                  static_cast<bool>(loss.similarities), known);
         }
@@ -79,7 +79,7 @@ void for_each_band(const std::vector<Features>& stages, Shape shape, const Disti
     }
     for (std::int64_t first = 0; first < shape.samples; first += plan.rows) {
       arguments.first = static_cast<int>(first);
-      launch_band(stages, shape, first, plan.rows, plan.pitch, arguments.bands, stream);
+      launch_gram_row_block(stages, shape, first, plan.rows, plan.pitch, arguments.row_blocks, stream);
       const std::int64_t rows = std::min(plan.rows, shape.samples - first);
       call(arguments, loss, rows);
     }
@@ -95,11 +95,11 @@ struct Measure {
 
   template <class D>
   void operator()(const StreamedArguments<C>& arguments, const D& loss, std::int64_t rows) const {
-    launch(measure_band<C, D>, blocks(arguments.groups * rows), kDifferentiateThreads, 0, stream, arguments, loss);
+    launch(row_block_forward<C, D>, blocks(arguments.groups * rows), kBackwardThreads, 0, stream, arguments, loss);
   }
   void finish(StreamedArguments<C> arguments) const {
     arguments.loss = loss;
-    launch(add_up_losses<C>, blocks(arguments.groups), kDifferentiateThreads, 0, stream, arguments);
+    launch(sum_losses<C>, blocks(arguments.groups), kBackwardThreads, 0, stream, arguments);
   }
 };
 
@@ -113,18 +113,18 @@ struct Differentiate {
 
   template <class D>
   void operator()(const StreamedArguments<C>& arguments, const D& loss, std::int64_t rows) const {
-    launch(differentiate_band<C, D>, blocks(arguments.groups * rows), kDifferentiateThreads, 0, stream, arguments, loss);
+    launch(row_block_backward<C, D>, blocks(arguments.groups * rows), kBackwardThreads, 0, stream, arguments, loss);
     std::vector<Product> products;
     const std::int64_t matrix = static_cast<std::int64_t>(arguments.rows) * arguments.pitch;
     for (std::size_t k = 0; k < stages.size(); ++k) {
       if (!outs[k].data) continue;
       Features out = outs[k];
       out.data = static_cast<char*>(out.data) + arguments.first * out.sample_stride * size_of(out.dtype);
-      products.push_back({arguments.bands + static_cast<std::int64_t>(k) * shape.groups * matrix, matrix,
+      products.push_back({arguments.row_blocks + static_cast<std::int64_t>(k) * shape.groups * matrix, matrix,
                           arguments.inverse_norms + static_cast<std::int64_t>(k) * shape.groups * shape.samples + arguments.first,
                           shape.samples, stages[k], out});
     }
-    launch_apply(products, shape, rows, arguments.pitch, 1, sizeof(C) == 8, grad, stream);
+    launch_combine(products, shape, rows, arguments.pitch, 1, sizeof(C) == 8, grad, stream);
   }
   void finish(const StreamedArguments<C>&) const {}
 };
@@ -133,28 +133,28 @@ struct Differentiate {
 
 template <class C>
 std::size_t streamed_workspace(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save,
-                               std::int64_t band_bytes) {
-  return Plan<C>(stages, shape, teacher_gradient, save, band_bytes).bytes;
+                               std::int64_t row_block_bytes) {
+  return Plan<C>(stages, shape, teacher_gradient, save, row_block_bytes).bytes;
 }
 
 template <class C>
 void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved,
-                      std::int64_t band_bytes, void* workspace, Stream stream) {
+                      std::int64_t row_block_bytes, void* workspace, Stream stream) {
   if (shape.groups == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
-  const Plan<C> plan(stages, shape, false, saved, band_bytes);
-  for_each_band<C>(stages, shape, how, plan, saved, false, false, workspace, on, Measure<C>{loss, on});
+  const Plan<C> plan(stages, shape, false, saved, row_block_bytes);
+  for_each_row_block<C>(stages, shape, how, plan, saved, false, false, workspace, on, Measure<C>{loss, on});
 }
 
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                                const std::vector<Features>& outs, Shape shape, const Distillation& how,
-                               std::int64_t band_bytes, void* workspace, Stream stream) {
+                               std::int64_t row_block_bytes, void* workspace, Stream stream) {
   if (shape.groups * shape.samples == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
   const bool teacher_gradient = outs.back().data;
-  const Plan<C> plan(stages, shape, teacher_gradient, true, band_bytes);
-  for_each_band<C>(stages, shape, how, plan, const_cast<C*>(saved), true, teacher_gradient, workspace, on,
+  const Plan<C> plan(stages, shape, teacher_gradient, true, row_block_bytes);
+  for_each_row_block<C>(stages, shape, how, plan, const_cast<C*>(saved), true, teacher_gradient, workspace, on,
                    Differentiate<C>{stages, outs, shape, grad, on});
 }
 

@@ -112,7 +112,7 @@ def build_native(mode: str = "plain", arch: int = 80) -> Path:
     binding = compile_object(ROOT / "csrc" / "binding" / "module.cpp", ["-O1", "-w", *python, *definitions])
     memory = compile_object(ROOT / "csrc" / "cpu" / "memory.cpp", ["-O1"])
     # Apart, since the binding has thread-local storage of its own, and that of the kernels is their shared memory.
-    kernels = link_library("kernels", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), mode, arch)
+    kernels = link_library("kernels", sorted((ROOT / "csrc" / "cuda").rglob("*.cu")), mode, arch)
     return link("_native.so", [binding, memory, kernels], ["-shared", "-Wl,-z,lazy", *LINK_FLAGS[mode]])
 
 

@@ -46,10 +46,10 @@ def test_nothing_takes_more_than_the_table_says(found):
 
 
 def test_every_block_finds_its_registers(found):
-    """A block of `apply_tensor` has up to 16 warps, one of `gram_tensor` up to 10, all others up to 8."""
+    """A block of `combine_tensor` has up to 16 warps, one of `gram_tensor` up to 10, all others up to 8."""
     for (kernel, architecture), of in found.items():
         if architecture in ARCHITECTURES:
-            warps = {"apply_tensor": 16, "gram_tensor": 10}.get(kernel[: kernel.index("<")], 8)
+            warps = {"combine_tensor": 16, "gram_tensor": 10}.get(kernel[: kernel.index("<")], 8)
             assert occupancy(int(architecture), of.registers, of.shared, warps), kernel
 
 
@@ -63,15 +63,15 @@ def test_promised_instructions(architecture):
             assert re.search(product, kernel)
             assert re.search(r"LDGSTS\S*\.128", kernel), "asynchronous copies of 16 bytes"
     for element, product in {"float": tf32, "bfloat16": bfloat16, "half": tf32}.items():
-        kernel = code[f"apply_tensor<{element}>"]
+        kernel = code[f"combine_tensor<{element}>"]
         assert re.search(product, kernel)
         assert re.search(r"STG\S*\.128", kernel), "results in 16 bytes"
         if element != "half":  # which is converted on its way
             assert re.search(r"LDGSTS\S*\.128", kernel)
-        for kernel in ("moments_tensor", "gradients_tensor"):
+        for kernel in ("covariance_tensor", "feature_backward_tensor"):
             assert re.search(tf32, code[f"{kernel}<{element}>"])
             assert re.search(r"LDGSTS\S*\.128", code[f"{kernel}<{element}>"])
-        assert re.search(r"DFMA", code[f"moments_fma<{element}, double>"])
+        assert re.search(r"DFMA", code[f"covariance_fma<{element}, double>"])
     for kernel, text in code.items():
         assert not re.search(r"\b(LDL|STL)\b", text), f"{kernel} uses local memory"
         assert not re.search(r"\b(ATOM|RED)", text), f"{kernel} has atomics"

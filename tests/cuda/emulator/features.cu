@@ -4,7 +4,7 @@
 #include <cuda_pipeline.h>
 #include <mma.h>
 
-#include "cuda/launch.cuh"
+#include "cuda/runtime/launch.cuh"
 
 using icsd::cuda::launch;
 namespace wmma = nvcuda::wmma;

@@ -2,7 +2,7 @@
 // true and is right where it is not, and run<planted>(), whether the result is right.
 #pragma once
 
-#include "cuda/launch.cuh"
+#include "cuda/runtime/launch.cuh"
 
 using icsd::cuda::launch;
 

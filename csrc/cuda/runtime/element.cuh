@@ -1,4 +1,4 @@
-// Element types on the device, and what they are computed in.
+// Element types on the device and conversions to and from their compute types.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -30,14 +30,14 @@ struct Narrow<__half> {
   static __device__ __half from(float x) { return __float2half_rn(x); }
 };
 
-// The 16 bytes that one instruction moves.
+// 16 bytes of elements, which one instruction loads or stores.
 template <class T>
 struct alignas(16) Vector {
   static constexpr int kSize = 16 / sizeof(T);
   T x[kSize];
 };
 
-// call(T{}) with the element type of a dtype.
+// Calls call(T{}), where T is the element type of `dtype`.
 template <class Call>
 void with_element(DType dtype, const Call& call) {
   switch (dtype) {

@@ -1,14 +1,14 @@
-// Tiles of kRows x 64 elements of a product, of operands in shared memory: by fused multiply-adds or by tensor cores, alike
-// to whoever uses them. Operands come in chunks, `left` (kRows, kDepth), either way round, and `right` (kDepth, 64).
+// Tiles of kRows x 64 elements of a product of operands in shared memory, computed by fused multiply-adds or by tensor
+// cores behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its transpose, `right` (kDepth, 64).
 #pragma once
 
-#include "cuda/tensor.cuh"
+#include "cuda/kernels/tensor_cores.cuh"
 
 namespace icsd::cuda {
 
 constexpr int kTileColumns = 64;
 
-// Each thread has 4 x 4 elements, 16 apart. A chunk is summed on its own before it is added.
+// Each thread computes 4 x 4 elements, 16 apart. The sum of a chunk is made separately and then added.
 template <class C_, bool kLeftByRows>
 struct FmaTile {
   using C = C_;
@@ -39,7 +39,7 @@ struct FmaTile {
     }
   }
 
-  // Moves the sums so far, this thread's, to where they are added up.
+  // Adds this thread's sums to `totals` and clears them.
   template <class Sum>
   __device__ void drain(Sum (&totals)[kElements]) {
 #pragma unroll
@@ -71,7 +71,7 @@ struct TensorShape {
 
 #if __CUDA_ARCH__ >= 800
 
-// Each warp has 32 x 32 elements. What tf32 holds exactly need not be split: elements of 16 bits.
+// Each warp computes 32 x 32 elements. 16-bit elements need no split: tf32 represents them exactly.
 template <int kRows, bool kLeftByRows, bool kSplitLeft>
 struct TensorTile : TensorShape<kRows> {
   using Shape = TensorShape<kRows>;
@@ -87,7 +87,7 @@ struct TensorTile : TensorShape<kRows> {
     for (int k = 0; k < kDepth; k += Operand<float>::kStep) {
       product.multiply(left + (kLeftByRows ? row() * left_pitch + k : k * left_pitch + row()), left_pitch,
                        right + k * right_pitch + column(), right_pitch);
-      product.add_up();
+      product.flush();
     }
   }
 
@@ -107,7 +107,8 @@ struct TensorTile : TensorShape<kRows> {
     for (int t = 0; t < 4; ++t) {
 #pragma unroll
       for (int k = 0; k < 8; ++k) tile.x[k] = static_cast<float>(totals[8 * t + k]);
-      wmma::store_matrix_sync(to + (row() + t / 2 * kTile) * pitch + column() + t % 2 * kTile, tile, pitch, wmma::mem_row_major);
+      float* const corner = to + (row() + t / 2 * kTile) * pitch + column() + t % 2 * kTile;
+      wmma::store_matrix_sync(corner, tile, pitch, wmma::mem_row_major);
     }
   }
 };

@@ -1,5 +1,5 @@
-// The two things of a kernel that are spelled differently where it runs elsewhere than on a GPU: its dynamic shared
-// memory and its launch. No other file says `extern __shared__` or `<<<>>>`.
+// Dynamic shared memory and kernel launches. Both are spelled differently in the emulator (tests/cuda/emulator), so no
+// other file uses `extern __shared__` or `<<<>>>`.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-// Declares `name`, a pointer to the block's dynamic shared memory. All declarations in a kernel name the same bytes.
+// Declares `name`, a pointer to the block's dynamic shared memory. All declarations in a kernel point to the same bytes.
 #ifndef ICSD_DYNAMIC_SHARED
 #define ICSD_DYNAMIC_SHARED(type, name)                         \
   extern __shared__ __align__(128) unsigned char icsd_shared[]; \
@@ -25,9 +25,9 @@ inline void check(cudaError_t status) {
   }
 }
 
-inline std::atomic<std::uint64_t> launched{0};  // kernels, by this process
+inline std::atomic<std::uint64_t> launched{0};  // number of kernels this process has launched
 
-// Starts `kernel` with `shared` bytes of dynamic shared memory on `stream`; throws if it cannot be started.
+// Launches `kernel` with `shared` bytes of dynamic shared memory on `stream`; throws if the launch is refused.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
             Arguments&&... arguments) {

@@ -1,15 +1,15 @@
-// Norms of samples, on the device.
+// Norms of samples.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
-#include "cuda/element.cuh"
+#include "cuda/runtime/element.cuh"
 
 namespace icsd::cuda {
 
-// 1 / max(sqrt(K_ii), eps); 0 for a zero row; NaN where the squared norm is beyond the `largest`.
+// Returns 1 / max(sqrt(square), eps): 0 for a zero row, NaN if the squared norm exceeds `largest`.
 template <class C>
 __device__ C inverse_norm(C square, C eps, C largest = std::numeric_limits<C>::max()) {
   constexpr C nan = std::numeric_limits<C>::quiet_NaN();
@@ -19,11 +19,11 @@ __device__ C inverse_norm(C square, C eps, C largest = std::numeric_limits<C>::m
   return 1 / (norm > eps ? norm : eps);
 }
 
-// Of one sample, summed in float64 by the lanes of a warp; the first lane has it.
+// Returns the squared norm of a sample in the first lane of the calling warp. The sum is made in float64.
 template <class T>
-__device__ double squared_norm(const T* sample, std::int64_t features) {
+__device__ double squared_norm(const T* sample, std::int64_t dim) {
   double sum = 0;
-  for (std::int64_t k = threadIdx.x % 32; k < features; k += 32) {
+  for (std::int64_t k = threadIdx.x % 32; k < dim; k += 32) {
     const double element = widen(sample[k]);
     sum += element * element;
   }

@@ -1,22 +1,22 @@
-// Products by tensor cores, as accurate as fused multiply-adds in float32: a warp's tiles of 16 x 16.
+// Tensor-core products of 16 x 16 tiles of a warp, as accurate as fused multiply-adds in float32.
 //
-// A float32 number is split into two of tf32, high + low, and the product of two low ones left out, 2^-22 of the whole.
-// Tensor cores truncate as they add, so only short sums are left to them; those are added up outside.
+// A float32 number is split into two tf32 numbers, high + low. The product of two low numbers, 2^-22 of the whole, is left
+// out. Tensor cores truncate as they add, so they sum only a few products; these sums are then added in float32.
 #pragma once
 
 #include <mma.h>
 
-#include "cuda/element.cuh"
+#include "cuda/runtime/element.cuh"
 
 namespace icsd::cuda {
 
-constexpr int kTile = 16;  // side of what tensor cores multiply
+constexpr int kTile = 16;  // rows and columns of a tensor-core tile
 
 #if __CUDA_ARCH__ >= 800
 
 namespace wmma = nvcuda::wmma;
 
-// How elements in shared memory are multiplied: as what, and how many products at once.
+// The type in which elements of shared memory are multiplied, and the depth of one product.
 template <class S>
 struct Operand {
   using type = S;
@@ -28,7 +28,7 @@ struct Operand<float> {
   static constexpr int kStep = 8;
 };
 
-// A tile of an operand: of float32 the part that tf32 holds and, if split, the rest.
+// A tile of an operand. For float32, `high` has the part that tf32 can represent and, if split, `low` has the rest.
 template <class Use, class S, class Layout, bool kSplit>
 struct OperandTile {
   wmma::fragment<Use, kTile, kTile, Operand<S>::kStep, typename Operand<S>::type, Layout> high, low;
@@ -46,7 +46,7 @@ struct OperandTile {
   }
 };
 
-// Sums of kRows x kColumns tiles; a is (rows, k) in LayoutA, b (k, columns) in Layout.
+// Sums of kRows x kColumns tiles of a b. The layout of a (rows, k) is LayoutA, that of b (k, columns) is Layout.
 template <class S, int kRows, int kColumns, class Layout, bool kSplitA, bool kSplitB, class LayoutA = wmma::row_major>
 struct TileSums {
   using Sum = wmma::fragment<wmma::accumulator, kTile, kTile, Operand<S>::kStep, float>;
@@ -65,7 +65,7 @@ struct TileSums {
     }
   }
 
-  // Adds the products of one step of k.
+  // Adds the products of one step along k to the short sums.
   __device__ void multiply(const S* a, int a_pitch, const S* b, int b_pitch) {
     constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>, a_by_rows = std::is_same_v<LayoutA, wmma::row_major>;
     OperandTile<wmma::matrix_b, S, Layout, kSplitB> columns[kColumns];
@@ -85,8 +85,8 @@ struct TileSums {
     }
   }
 
-  // Ends the short sums.
-  __device__ void add_up() {
+  // Adds the short sums to the sums and clears them.
+  __device__ void flush() {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
 #pragma unroll

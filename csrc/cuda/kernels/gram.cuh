@@ -1,0 +1,179 @@
+// Partial Gram matrices of all stages and groups. A block computes one tile of K, the products of two ranges of samples,
+// over one split of the features. K is symmetric, so only tiles on or below the diagonal are computed. Alternatively, the
+// launch computes all tiles of a row block: some rows of K.
+#pragma once
+
+#include "cuda/kernels/matrices.cuh"
+#include "cuda/kernels/tensor_cores.cuh"
+#include "cuda/operator.h"
+#include "cuda/runtime/async_tiles.cuh"
+#include "cuda/runtime/launch.cuh"
+
+namespace icsd::cuda {
+
+template <class T>
+struct GramStage {
+  const T* x;
+  std::int64_t dim, group_stride, sample_stride;
+  Compute<T>* partials;    // (groups, splits, packed_size), or row blocks (groups, rows, pitch)
+  std::int64_t split_dim;  // features of a split, a multiple of a line
+  int splits;
+  unsigned first_block;
+  int copy_bytes;
+};
+
+template <class T>
+struct GramArguments {
+  GramStage<T> stages[kMaxStages];
+  int count;
+  int samples, tile, tiles;       // samples; rows of a tile; tiles along K
+  int first_tile, row_block_tiles;  // rows of a row block, in tiles; 0 and 0 for the whole matrix
+  int pitch;                      // from row to row of a row block
+  int buffers;                    // in the ring of input tiles
+  int warp_splits;                // warps that split a line's features among them (tensor cores only)
+};
+
+// The work of one block.
+template <class T>
+struct GramItem {
+  AsyncTiles<T> inputs;
+  std::int64_t begin, end;  // features
+  Compute<T>* matrix;       // partial matrix or row block
+  int row, column;          // of the matrix, at the corner of the tile
+  bool diagonal;            // both ranges are the same
+
+  __device__ explicit GramItem(const GramArguments<T>& a) {
+    int k = a.count - 1;
+    while (blockIdx.x < a.stages[k].first_block) --k;
+    const GramStage<T>& stage = a.stages[k];
+    const bool row_block = a.row_block_tiles > 0;
+    const unsigned tiles = row_block ? a.row_block_tiles * a.tiles : a.tiles * (a.tiles + 1) / 2;
+    const unsigned item = blockIdx.x - stage.first_block, partial = item / tiles;
+    int tile_row = 0, tile_column = static_cast<int>(item % tiles);
+    if (row_block) {
+      tile_row = tile_column / a.tiles;
+      tile_column %= a.tiles;
+    } else {
+      for (; tile_column > tile_row; ++tile_row) tile_column -= tile_row + 1;
+    }
+    row = tile_row * a.tile;
+    column = tile_column * a.tile;
+    const std::int64_t group = partial / stage.splits;
+    begin = partial % stage.splits * stage.split_dim;
+    end = min(begin + stage.split_dim, stage.dim);
+    diagonal = !row_block && tile_row == tile_column;
+    const T* const x = stage.x + group * stage.group_stride;
+    const int first = a.first_tile * a.tile + row;
+    inputs = {x + first * stage.sample_stride,
+              x + column * stage.sample_stride,
+              max(0, min(a.tile, a.samples - first)),
+              min(a.tile, a.samples - column),
+              !diagonal,
+              a.tile,
+              stage.sample_stride,
+              stage.copy_bytes};
+    const std::int64_t rows = static_cast<std::int64_t>(a.row_block_tiles) * a.tile;
+    matrix = stage.partials + partial * (row_block ? rows * a.pitch : packed_size(a.samples));
+  }
+
+  // Writes element (i, j) of the tile.
+  __device__ void put(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
+    const int p = row + i, q = column + j;
+    if (a.row_block_tiles) {
+      matrix[static_cast<std::int64_t>(p) * a.pitch + q] = value;
+    } else if (p < a.samples && q <= p) {
+      matrix[packed(p, q)] = value;
+      if (p == q) matrix[packed(a.samples, q)] = value;
+    }
+  }
+};
+
+// The Gram kernel without tensor cores, for any type and device. Each thread computes kMicro x kMicro elements, 16 apart.
+// The sum of a line is made separately and then added, so that the error grows with the number of lines only.
+constexpr int kFmaThreads = 256;
+
+template <class T, int kMicro>
+__global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
+  using C = Compute<T>;
+  ICSD_DYNAMIC_SHARED(T, ring);
+  const GramItem<T> item(a);
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  C sums[kMicro][kMicro] = {};
+  item.inputs.for_each_line(ring, a.buffers, item.begin, item.end, [&](const T* rows) {
+    const T* const columns = item.diagonal ? rows : rows + a.tile * kPitch<T>;
+    C line[kMicro][kMicro] = {};
+    for (int k = 0; k < kLine<T>; k += Vector<T>::kSize) {
+      Vector<T> u[kMicro], v[kMicro];
+#pragma unroll
+      for (int m = 0; m < kMicro; ++m) {
+        u[m] = *reinterpret_cast<const Vector<T>*>(rows + (ty + 16 * m) * kPitch<T> + k);
+        v[m] = *reinterpret_cast<const Vector<T>*>(columns + (tx + 16 * m) * kPitch<T> + k);
+      }
+#pragma unroll
+      for (int e = 0; e < Vector<T>::kSize; ++e) {
+#pragma unroll
+        for (int m = 0; m < kMicro; ++m) {
+#pragma unroll
+          for (int n = 0; n < kMicro; ++n) line[m][n] += widen(u[m].x[e]) * widen(v[n].x[e]);
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kMicro; ++m) {
+#pragma unroll
+      for (int n = 0; n < kMicro; ++n) sums[m][n] += line[m][n];
+    }
+  });
+#pragma unroll
+  for (int m = 0; m < kMicro; ++m) {
+#pragma unroll
+    for (int n = 0; n < kMicro; ++n) item.put(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
+  }
+}
+
+// The Gram kernel with tensor cores, from sm_80 on. A warp computes kTiles x kTiles tensor-core tiles; the warps of a block
+// on the diagonal cover its lower triangle. If there are more warps than that needs, warp_splits of them split the
+// features of each line.
+template <int kTiles>
+constexpr int kMaxTensorThreads = kTiles == 1 ? 128 : 320;
+
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(GramArguments<T> a) {
+#if __CUDA_ARCH__ >= 800
+  constexpr int kWarpTile = kTiles * kTile, kStep = Operand<T>::kStep, kSteps = kLine<T> / kStep;
+  constexpr bool kSplit = std::is_same_v<T, float>;
+  ICSD_DYNAMIC_SHARED(T, ring);
+  const GramItem<T> item(a);
+  const int along = a.tile / kWarpTile, warp_tiles = item.diagonal ? along * (along + 1) / 2 : along * along;
+  const int warp = threadIdx.x / 32, split = warp / warp_tiles;
+  int row = 0, column = warp % warp_tiles;
+  for (const int least = item.diagonal ? 0 : along - 1; column > max(row, least); ++row) column -= max(row, least) + 1;
+
+  TileSums<T, kTiles, kTiles, wmma::col_major, kSplit, kSplit> product;
+  item.inputs.for_each_line(ring, a.buffers, item.begin, item.end, [&](const T* tile) {
+    const T* const rows = tile + row * kWarpTile * kPitch<T>;
+    const T* const columns = tile + ((item.diagonal ? 0 : a.tile) + column * kWarpTile) * kPitch<T>;
+    if (split < a.warp_splits) {
+      for (int step = split; step < kSteps; step += a.warp_splits) {
+        product.multiply(rows + step * kStep, kPitch<T>, columns + step * kStep, kPitch<T>);
+      }
+      product.flush();
+    }
+  });
+
+  // The ring is free. The warps of a tile exchange their sums there, and each adds some of the elements.
+  float* const all = reinterpret_cast<float*>(ring);
+  if (split < a.warp_splits) product.store(all + warp * kWarpTile * kWarpTile, kWarpTile);
+  __syncthreads();
+  if (split >= a.warp_splits) return;
+  for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += a.warp_splits * 32) {
+    float sum = 0;
+    for (int other = 0; other < a.warp_splits; ++other) {
+      sum += all[(other * warp_tiles + warp % warp_tiles) * kWarpTile * kWarpTile + e];
+    }
+    item.put(a, row * kWarpTile + e / kWarpTile, column * kWarpTile + e % kWarpTile, sum);
+  }
+#endif
+}
+
+}  // namespace icsd::cuda

@@ -1,0 +1,239 @@
+// The loss on the rows of the N x N matrices. `rows_forward` sums partial Gram matrices to rows of K and computes each row's
+// loss and statistics. `rows_backward` replaces each row of K by a row of [A | r] and sums the loss.
+#pragma once
+
+#include <cmath>
+
+#include "core/losses.h"
+#include "cuda/runtime/launch.cuh"
+#include "cuda/kernels/matrices.cuh"
+#include "cuda/kernels/norms.cuh"
+
+namespace icsd::cuda {
+
+constexpr int kForwardThreads = 256, kBackwardThreads = 128;
+constexpr int kMaxBlockRows = 8;  // rows of K that a block of `rows_forward` takes
+
+// Returns `sum` plus an element of every step-th split from `first` on; splits are `size` elements apart.
+template <class S, class C>
+__device__ C sum_splits(const Partials& partials, std::int64_t size, std::int64_t element, int first, int step) {
+  C sum = 0;
+  const S* const from = static_cast<const S*>(partials.data) + element;
+#pragma unroll 4
+  for (int split = first; split < partials.splits; split += step) sum += static_cast<C>(from[split * size]);
+  return sum;
+}
+
+// Calls put(row, j, K_ij), i = first + row, for all columns j of `rows` rows and, if `diagonal`, put(-1, j, K_jj) for all j.
+// Up to 8 threads add the splits of one element; their sums meet in `sums`.
+template <class C, class Put>
+__device__ void sum_rows(const Partials& partials, std::int64_t group, int samples, int first, int rows, bool diagonal,
+                         C (&sums)[kForwardThreads * kMaxBlockRows], const Put& put) {
+  int threads = 1;  // that add the splits of one element
+  while (threads < 8 && 2 * threads <= partials.splits) threads *= 2;
+  const int width = kForwardThreads / threads, number = threadIdx.x / width;
+  const int all = rows * samples + (diagonal ? samples : 0);
+  const std::int64_t size = packed_size(samples);
+  for (int base = 0; base < all; base += kForwardThreads) {
+    for (int e = threadIdx.x % width; e < kForwardThreads && base + e < all; e += width) {
+      const int row = (base + e) / samples, j = (base + e) % samples, i = row < rows ? first + row : samples;
+      const std::int64_t element = group * partials.splits * size + (j <= i ? packed(i, j) : packed(j, i));
+      sums[number * kForwardThreads + e] = partials.is_double
+                                               ? sum_splits<double, C>(partials, size, element, number, threads)
+                                               : sum_splits<float, C>(partials, size, element, number, threads);
+    }
+    __syncthreads();
+    const int e = threadIdx.x;
+    if (base + e < all) {
+      C sum = sums[e];
+      for (int other = 1; other < threads; ++other) sum += sums[other * kForwardThreads + e];
+      const int row = (base + e) / samples;
+      put(row < rows ? row : -1, (base + e) % samples, sum);
+    }
+    __syncthreads();
+  }
+}
+
+// Writes K of one stage, (groups, samples, samples). A block takes `block_rows` rows of a group.
+template <class C>
+__global__ void __launch_bounds__(kForwardThreads) sum_gram(Partials partials, int samples, int block_rows, C* out) {
+  __shared__ C sums[kForwardThreads * kMaxBlockRows];
+  const int row_blocks = (samples + block_rows - 1) / block_rows;
+  const int first = static_cast<int>(blockIdx.x % row_blocks) * block_rows;
+  const std::int64_t group = blockIdx.x / row_blocks;
+  sum_rows(partials, group, samples, first, min(block_rows, samples - first), false, sums, [&](int row, int j, C sum) {
+    out[(group * samples + first + row) * samples + j] = sum;
+  });
+}
+
+// Shuffles any struct of numbers down by `lanes` lanes of the warp.
+template <class R>
+__device__ R shuffle_down(const R& row, int lanes) {
+  constexpr int kWords = sizeof(R) / sizeof(int);
+  union {
+    int words[kWords];
+    R row;
+  } from{}, to{};
+  from.row = row;
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) to.words[k] = __shfl_down_sync(0xffffffffu, from.words[k], lanes);
+  return to.row;
+}
+
+// Returns what thread `thread` of the `threads` of a row accumulates over its columns of row i. `s` and `t` are the rows of
+// the student's K and of the teacher's.
+template <class C, class D>
+__device__ typename D::template Row<C> reduce_columns(const D& loss, const C* s, const C* t, const C* norms_s,
+                                                    const C* norms_t, int i, int samples, int thread, int threads) {
+  typename D::template Row<C> row{};
+  for (int j = thread; j < samples; j += threads) {
+    if (j == i && !loss.diagonal) continue;
+    loss.update(row, norms_s[i] * norms_s[j] * s[j], norms_t[i] * norms_t[j] * t[j]);
+  }
+  return row;
+}
+
+// Merges the rows of a warp's lanes; the first lane has the result.
+template <class R, class D>
+__device__ R merge_lanes(const D& loss, R row) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) loss.merge(row, shuffle_down(row, lanes));
+  return row;
+}
+
+template <class C, class D>
+__global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments<C> a, D loss) {
+  __shared__ C sums[kForwardThreads * kMaxBlockRows];
+  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the teacher's samples, then of a student's
+  const int n = a.samples, row_blocks = (n + a.block_rows - 1) / a.block_rows;
+  const int first = static_cast<int>(blockIdx.x % row_blocks) * a.block_rows;
+  const int rows = min(a.block_rows, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const std::int64_t group = blockIdx.x / row_blocks;
+  C* const norms_t = norms;
+  C* const norms_s = norms + n;
+
+  const auto make_rows = [&](int stage, C* inverse_norms) {
+    sum_rows(a.partials[stage], group, n, first, rows, true, sums, [&](int row, int j, C sum) {
+      if (row < 0) {
+        inverse_norms[j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);
+      } else {
+        a.row(stage, group, first + row)[j] = sum;
+      }
+    });
+    for (int row = threadIdx.x; row < rows; row += kForwardThreads) {
+      a.inverse_norms[a.index(stage, group, first + row)] = inverse_norms[first + row];
+    }
+  };
+  make_rows(a.students, norms_t);
+  for (int student = 0; student < a.students; ++student) {
+    make_rows(student, norms_s);
+    for (int k = warp; k < rows; k += kForwardThreads / 32) {
+      const int i = first + k;
+      const auto lane_row = reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n,
+                                     lane, 32);
+      __syncwarp();
+      const auto row = merge_lanes(loss, lane_row);
+      if (lane == 0) {
+        const std::int64_t index = a.index(student, group, i);
+        a.values[index] = loss.value(row);
+        C statistics[kMaxStatistics];
+        loss.statistics(row, statistics);
+        for (int m = 0; m < D::kStatistics; ++m) a.statistics[m * a.rows() + index] = statistics[m];
+      }
+    }
+    __syncthreads();  // no thread still reads the norms of this student
+  }
+}
+
+// Returns the sum of `x` over the threads of the block to each of them. The order of the sum is fixed.
+template <class V>
+__device__ V block_sum(V x, V (&sums)[kBackwardThreads / 32]) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_down_sync(0xffffffffu, x, lanes);
+  __syncthreads();  // no thread still reads the sums of the previous call
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  V sum = sums[0];
+  for (int warp = 1; warp < kBackwardThreads / 32; ++warp) sum += sums[warp];
+  return sum;
+}
+
+// Writes the loss of a group: the weighted sum of the rows' values.
+template <class Arguments>
+__device__ void sum_loss(const Arguments& a, std::int64_t group, double (&sums)[kBackwardThreads / 32]) {
+  double loss = 0;
+  for (int student = 0; student < a.students; ++student) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < a.samples; i += kBackwardThreads) sum += a.values[a.index(student, group, i)];
+    loss += a.weights[student] * block_sum(sum, sums);
+  }
+  if (threadIdx.x == 0) a.loss[group] = loss;
+}
+
+// The gradients of row i of the matrices, computed by the threads of one block.
+template <class C, class D>
+struct RowGradients {
+  const D& loss;
+  int samples, i;
+  C eps;
+  C (&sums)[kBackwardThreads / 32];
+
+  // Replaces row i of K by row i of A, from g_of(j, S_ij) = dL/dS_ij + dL/dS_ji: A_ij = g_j r_j. The diagonal gets the
+  // projection on x_i unless eps replaced the norm of x_i. Each thread writes its own columns.
+  template <class G>
+  __device__ void write(C* row, const C* norms, const G& g_of) const {
+    const bool owner = i % kBackwardThreads == threadIdx.x;
+    const C own = norms[i], square = owner ? row[i] : C(0);
+    C projection = 0;
+    for (int j = threadIdx.x; j < samples; j += kBackwardThreads) {
+      const C s = own * norms[j] * row[j], g = j == i && !loss.diagonal ? C(0) : g_of(j, s);
+      if (j != i) projection += g * s;
+      row[j] = g * norms[j];
+    }
+    projection = block_sum(projection, sums);
+    if (owner && loss.similarities && !(std::sqrt(square) < eps)) row[i] = -projection * own;
+  }
+
+  // Writes a student's row and adds to the g_j of the teacher, `for_teacher`, unless that is null. `statistics` are those
+  // of all rows; one statistic is `stride` elements after the other.
+  __device__ void write_student(C* row, const C* norms, const C* t_row, const C* norms_t, const C* statistics,
+                                std::int64_t stride, C weight, C* for_teacher) const {
+    C own[kMaxStatistics];
+    for (int m = 0; m < D::kStatistics; ++m) own[m] = statistics[m * stride + i];
+    write(row, norms, [&](int j, C s) {
+      const C t = norms_t[i] * norms_t[j] * t_row[j];
+      C other[kMaxStatistics];
+      for (int m = 0; m < D::kStatistics; ++m) other[m] = statistics[m * stride + j];
+      if (for_teacher) for_teacher[j] += weight * loss.teacher(s, t, own, other);
+      return weight * loss.student(s, t, own, other);
+    });
+  }
+
+  __device__ void clear(C* row) const {
+    for (int j = threadIdx.x; j < samples; j += kBackwardThreads) row[j] = 0;
+  }
+};
+
+// One block sums the loss of each group. If gradients are wanted, the blocks after those take one row each.
+template <class C, class D>
+__global__ void __launch_bounds__(kBackwardThreads, 1) rows_backward(RowsArguments<C> a, D loss) {
+  __shared__ double loss_sums[kBackwardThreads / 32];
+  __shared__ C sums[kBackwardThreads / 32];
+  ICSD_DYNAMIC_SHARED(C, for_teacher);  // g_j of the teacher, if it has a gradient
+  if (blockIdx.x < a.groups) return sum_loss(a, blockIdx.x, loss_sums);
+  const int n = a.samples, i = static_cast<int>((blockIdx.x - a.groups) % n);
+  const std::int64_t group = (blockIdx.x - a.groups) / n;
+  const RowGradients<C, D> gradients{loss, n, i, a.eps, sums};
+  const auto norms = [&](int stage) { return a.inverse_norms + a.index(stage, group, 0); };
+  C* const t_row = a.row(a.students, group, i);
+  if (a.teacher_gradient) gradients.clear(for_teacher);
+  for (int student = 0; student < a.students; ++student) {
+    gradients.write_student(a.row(student, group, i), norms(student), t_row, norms(a.students),
+                            a.statistics + a.index(student, group, 0), a.rows(), a.weights[student],
+                            a.teacher_gradient ? for_teacher : nullptr);
+  }
+  if (a.teacher_gradient) gradients.write(t_row, norms(a.students), [&](int j, C) { return for_teacher[j]; });
+  for (int stage = threadIdx.x; stage <= a.students; stage += kBackwardThreads) {
+    a.row(stage, group, i)[n] = norms(stage)[i];
+  }
+}
+
+}  // namespace icsd::cuda
