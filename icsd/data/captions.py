@@ -6,17 +6,47 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+import regex
 import torch
 from torch import Tensor
 
 from icsd.errors import InputError
 
-_WORD = re.compile(r"\w+")
+# Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Khmer, Burmese and others. Unicode says that
+# their words can only be found with a dictionary (Line_Break=SA, and UAX 29 for the ideographs).
+_UNSPACED = r"[\p{Line_Break=SA}\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}]"
+_WORD = regex.compile(
+    rf"(?=[{_UNSPACED}&&\w])\X"  # a character with its marks
+    rf"|[\w--{_UNSPACED}--\p{{M}}--\p{{Join_Control}}][\w--{_UNSPACED}]*",
+    regex.V1,
+)
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+_UNSPACED_WORD = regex.compile(rf"[{_UNSPACED}&&\w]", regex.V1)
+_INVISIBLE = regex.compile(r"[\p{Cf}--\p{Join_Control}--\u200b]", regex.V1)  # a soft hyphen does not end a word
 
 
 def tokenize(caption: str) -> list[str]:
-    r"""Split a caption into lower-case ``\w+`` words, after Unicode composition (NFC) so that accents stay in words."""
-    return _WORD.findall(unicodedata.normalize("NFC", caption).lower())
+    r"""Split a caption into lower-case words.
+
+    A word is a run of letters, marks, digits and ``_``, the ``\w+`` of Unicode. Words of English are those of AttnGAN.
+    In scripts without spaces between words, every character is a word. Unicode composition (NFC) comes first, so that
+    the two forms of an accented letter are equal.
+    """
+    if caption.isascii():
+        return _ASCII_WORD.findall(caption.lower())  # the same words, four times as fast
+    return _WORD.findall(_INVISIBLE.sub("", unicodedata.normalize("NFC", caption)).lower())
+
+
+def unspaced_note(captions: Sequence[str]) -> list[str]:
+    """Return a line about captions in scripts without spaces between words, if there are any."""
+    found = [caption for caption in captions if _UNSPACED_WORD.search(caption)]
+    if not found:
+        return []
+    longest = max(map(len, map(tokenize, found)))
+    return [
+        f"{len(found)} of {len(captions)} captions are in a script without spaces between words, such as {found[0]!r}; "
+        f"each character counts as a word, so text.max_words should be {longest} to read the longest of them"
+    ]
 
 
 def with_article(text: str) -> str:

@@ -1,10 +1,14 @@
 import json
+import re
+import unicodedata
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import characters, text
 
 from icsd.data import Vocabulary, tokenize
-from icsd.data.captions import with_article
+from icsd.data.captions import unspaced_note, with_article
 from icsd.errors import InputError
 
 CAPTIONS = ["A bird, with RED wings!", "a red-bellied bird", "der Vogel hat rote Flügel"]
@@ -22,6 +26,59 @@ def test_tokenize_takes_words_in_lower_case():
 
 def test_tokenize_composes_accents():
     assert tokenize("Flu\u0308gel") == tokenize("Flügel") == ["flügel"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("एक भूरा कुत्ता", ["एक", "भूरा", "कुत्ता"]),  # Hindi
+        ("நாய் பூனை", ["நாய்", "பூனை"]),  # Tamil
+        ("كَلْبٌ بُنِّيٌّ", ["كَلْبٌ", "بُنِّيٌّ"]),  # vocalized Arabic
+        ("כֶּלֶב חוּם", ["כֶּלֶב", "חוּם"]),  # pointed Hebrew
+        ("কুকুর বাদামী", ["কুকুর", "বাদামী"]),  # Bengali
+        ("q\u0308z", ["q\u0308z"]),  # no composed form exists
+        ("İstanbul", ["i\u0307stanbul"]),
+        ("soft\u00adhyphen \ufeffmark", ["softhyphen", "mark"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),  # Persian, with a non-joiner
+        ("한국어 개", ["한국어", "개"]),
+        ("Ελληνικά ΣΚΎΛΟΣ", ["ελληνικά", "σκύλος"]),
+    ],
+)
+def test_marks_stay_in_their_words(text, words):
+    assert tokenize(text) == [unicodedata.normalize("NFC", word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("一只棕色的狗", list("一只棕色的狗")),
+        ("茶色い犬がカー2台", ["茶", "色", "い", "犬", "が", "カ", "ー", "2", "台"]),
+        ("สุนัขสีน้ำตาล", ["สุ", "นั", "ข", "สี", "น้ำ", "ต", "า", "ล"]),
+        ("a red 狗!", ["a", "red", "狗"]),
+        ("កុក្កុរ", None),
+        ("ခွေး", None),
+    ],
+)
+def test_scripts_without_spaces_are_split_into_characters(text, words):
+    assert len(tokenize(text)) > 1
+    assert words is None or tokenize(text) == words
+    assert unspaced_note(["a red dog", text])[0].startswith("1 of 2 captions are in a script without spaces")
+
+
+@pytest.mark.parametrize("text", ["🐕", "👩🏽\u200d🚒 🏳\ufe0f\u200d🌈", "\u0301", "\u200b\u200e", "。、"])
+def test_emoji_and_lone_marks_are_not_words(text):
+    assert tokenize(text) == []
+
+
+@given(text(alphabet=characters(max_codepoint=127)))
+def test_words_of_ascii_are_those_of_attngan(caption):
+    words = re.findall(r"\w+", caption.lower())
+    assert tokenize(caption) == words
+    assert tokenize(f"{caption} é") == [*words, "é"]
+
+
+def test_captions_with_spaces_need_no_note():
+    assert unspaced_note(CAPTIONS) == unspaced_note([]) == []
 
 
 def test_with_article():
