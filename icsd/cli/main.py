@@ -64,6 +64,7 @@ def _run(arguments: list[str]) -> int:
         if arguments[:1] == [name]:  # the others stay unimported, and with them what they need
             chosen = importlib.import_module(f"icsd.cli.{name}")
             chosen.configure(command, arguments[1:])
+    parser.use_dashes()
     if not arguments:
         parser.print_help()
         return 0

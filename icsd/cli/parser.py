@@ -1,9 +1,8 @@
-"""What the commands share: the argument parser, the defaults of a resumed run and the check of an output file."""
+"""What the commands share: the argument parser and the check of an output file."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,14 +15,14 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description."""
+    """A help formatter that keeps the lines of the description."""
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, raising InputError instead of printing its usage and leaving."""
+    """jsonargparse's parser with dashes in its options, which raises InputError instead of printing its usage."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, print_config="--print-config", **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the problem as one line that names the key and the help page."""
@@ -31,16 +30,23 @@ class Parser(ArgumentParser):
         program = parser.prog.replace(" [options]", "")
         raise InputError(f"{' '.join(message.split())} (see `{program} --help`)") from ex
 
+    def use_dashes(self) -> None:
+        """Show the options of this parser and of its subcommands with dashes, and let booleans stand alone.
 
-def resumed_defaults(arguments: Sequence[str]) -> list[Path]:
-    """The configuration of the run that ``--resume`` names, to take the place of the defaults."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--resume", type=Path, nargs="?")
-    resume = early.parse_known_args(arguments)[0].resume
-    return [resume / "config.yaml"] if resume else []
+        jsonargparse names the option of a configuration key as the key, with underscores. The spelling with
+        underscores stays accepted, so that it is not an error to type a key as the configuration file spells it.
+        """
+        for action in self._actions:
+            action.option_strings = [option.replace("_", "-") for option in action.option_strings]
+            self._option_string_actions.update(dict.fromkeys(action.option_strings, action))
+            if getattr(action, "_typehint", None) is bool:
+                action.nargs, action.const = "?", True
+            if isinstance(action, argparse._SubParsersAction):
+                for subparser in action.choices.values():
+                    subparser.use_dashes()
 
 
 def check_image_file(path: Path) -> None:
-    """Raise unless a path to write names an image format by its suffix."""
+    """Raise unless the suffix of a path names an image format that can be written."""
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InputError(f"out is {path}: give an image file, such as image.png")
+        raise InputError(f"output is {path}: give an image file, such as image.png")

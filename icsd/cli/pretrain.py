@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jsonargparse import Namespace
 
-from icsd.cli.parser import Parser, resumed_defaults
+from icsd.cli.configuration import add_configuration
+from icsd.cli.parser import Parser
 from icsd.training.pretrain import PretrainConfig
 
 DESCRIPTION = """Pretrain a text and an image encoder (DAMSM): each image should find its sentence among a batch's,
@@ -29,13 +29,10 @@ Every key of the configuration is an option below; the command line outranks the
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
-    """Add the options; a resumed run's own configuration takes the place of the defaults."""
-    parser.default_config_files = resumed_defaults(arguments)
+    """Add the options."""
     parser.usage = "icsd pretrain [--config FILE] [--resume RUN] [--KEY VALUE ...]"
     parser.description = DESCRIPTION
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
-    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
-    parser.add_class_arguments(PretrainConfig)
+    add_configuration(parser, arguments, PretrainConfig)
 
 
 def run(options: Namespace) -> int:

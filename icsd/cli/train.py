@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jsonargparse import Namespace
 
-from icsd.cli.parser import Parser, resumed_defaults
+from icsd.cli.configuration import add_configuration
+from icsd.cli.parser import Parser
 from icsd.training.config import TrainConfig
 
 DESCRIPTION = """Train a model: its run folder gets the resolved configuration, checkpoints, image grids, metrics and
@@ -33,23 +33,20 @@ Examples:
   icsd train --config configs/flowers.yaml --config configs/ablations/none.yaml
       several files, each over those before it
 
-  icsd train --config configs/emoji.yaml --batch_size 16 --print_config > mine.yaml
+  icsd train --config configs/emoji.yaml --batch-size 16 --print-config > mine.yaml
       write a configuration of your own
 
 Every key of the configuration is an option below; the command line outranks the file, and the file the defaults."""
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
-    """Add the options; a resumed run's own configuration takes the place of the defaults."""
-    parser.default_config_files = resumed_defaults(arguments)
+    """Add the options."""
     parser.usage = "icsd train [--config FILE] [--resume RUN] [--KEY VALUE ...]"
     parser.description = DESCRIPTION
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
-    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, take two steps, say what a run takes; write nothing"
     )
-    parser.add_class_arguments(TrainConfig)
+    add_configuration(parser, arguments, TrainConfig)
 
 
 def run(options: Namespace) -> int:

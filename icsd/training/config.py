@@ -91,7 +91,7 @@ class TrainConfig:
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
-    out: Path = Path("runs")
+    output: Path = Path("runs")
     """Folder that gets the run's folder."""
 
     seed: int = 0

@@ -32,7 +32,7 @@ from icsd.training.trainer import choose_device
 
 CHECKPOINTS_KEPT = 2
 FREE_ON_RESUME = (
-    *("steps", "out", "data.root", "image.weights", "device", "threads", "workers", "log_every", "evaluate_every"),
+    *("steps", "output", "data.root", "image.weights", "device", "threads", "workers", "log_every", "evaluate_every"),
     *("lr", "clip"),  # the remedies for loss
 )
 
@@ -46,7 +46,7 @@ class PretrainConfig:
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     damsm: DAMSMConfig = field(default_factory=DAMSMConfig)
 
-    out: Path = Path("runs")
+    output: Path = Path("runs")
     """Folder that gets the run's folder."""
 
     seed: int = 0
@@ -176,7 +176,7 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
 
     Args:
         config: The configuration.
-        resume: Run folder to continue from its newest checkpoint; a new one below ``config.out`` by default.
+        resume: Run folder to continue from its newest checkpoint; a new one below ``config.output`` by default.
 
     Returns:
         The run folder.
@@ -196,7 +196,7 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
         text_encoder = build_text_encoder(config.text, captions, train_set.vocabulary)
         image_encoder = build_image_encoder(config.image, config.text.dim, config.resolution)
         pretrainer = Pretrainer(config, DAMSM(text_encoder, image_encoder, config.damsm), steps_per_epoch)
-        folder = run_folder.new_folder(config.out, f"damsm-{train_set.name}")
+        folder = run_folder.new_folder(config.output, f"damsm-{train_set.name}")
     else:
         folder, path = resume, checkpoint.find(resume, checkpoint.ENCODERS)
         state = checkpoint.load(path)

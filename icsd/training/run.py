@@ -57,7 +57,7 @@ CAPTIONS_PER_R_PRECISION = 64
 FREE_ON_RESUME = (
     *(
         "steps",
-        "out",
+        "output",
         "data.root",
         "damsm.checkpoint",
         "device",
@@ -80,7 +80,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
 
     Args:
         config: The configuration.
-        resume: Run folder to continue from its newest checkpoint; a new one below ``config.out`` by default.
+        resume: Run folder to continue from its newest checkpoint; a new one below ``config.output`` by default.
 
     Returns:
         The run folder.
@@ -91,7 +91,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     """
     trainer, train_set, test_set = _build(config, resume)
     backend = _backend(trainer.device)
-    folder = resume or run_folder.new_folder(config.out, train_set.name)
+    folder = resume or run_folder.new_folder(config.output, train_set.name)
     print(f"run          {folder}")
     _announce(trainer, train_set, test_set, backend)
     run = Run(folder, config, trainer, train_set, test_set)
@@ -402,8 +402,8 @@ class Run:
             return
         options = self.config.optimizer
         advice = self._last_good(
-            f"--optimizer.generator_lr {options.generator_lr / 2:g}",
-            f"--optimizer.discriminator_lr {options.discriminator_lr / 2:g}",
+            f"--optimizer.generator-lr {options.generator_lr / 2:g}",
+            f"--optimizer.discriminator-lr {options.discriminator_lr / 2:g}",
         )
         raise InputError(f"training diverged by step {self.trainer.step_count}, {bad} is not finite: {advice}")
 

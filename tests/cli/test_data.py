@@ -123,7 +123,7 @@ def test_prepare_own_images(icsd, workplace, name):
         (["prepare", "folder", "full", "out", "--workers", "-1"], "--workers is -1"),
         (["preview", "--resolution", "0"], "--resolution is 0"),
         (["preview", "--count", "0"], "--count is 0"),
-        (["preview", "--output", "sheet"], "is sheet"),
+        (["preview", "--output", "sheet"], "output is sheet"),
         (["preview", "--split", "all"], '"split"'),
         (["preview", "--data.name", "folder", "--data.root", "absent"], "data.root=absent"),
         (["export"], "output"),

@@ -7,7 +7,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "pretrain").glob("*.ya
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_valid(icsd, path):
-    code, _, err = icsd("pretrain", "--config", str(path), "--print_config")
+    code, _, err = icsd("pretrain", "--config", str(path), "--print-config")
     assert code == 0, err
 
 
@@ -19,7 +19,7 @@ def test_help_explains_every_key(icsd):
 
 
 def test_missing_weights_are_named(icsd, tmp_path):
-    options = ["--data.name", "procedural-birds", "--data.size", "10", "--out", str(tmp_path)]
+    options = ["--data.name", "procedural-birds", "--data.size", "10", "--output", str(tmp_path)]
     code, _, err = icsd("pretrain", *options, "--resolution", "16")
     assert code == 2
     assert "image.weights is missing" in err

@@ -50,7 +50,7 @@ def test_unknown_words_are_named_and_the_rest_is_generated(icsd, run):
         ([SENTENCE, "--count", "0"], "count is 0"),
         ([SENTENCE, "--seed", "-1"], "seed is -1"),
         ([SENTENCE, "--seed", "x"], '"seed"'),
-        ([SENTENCE, "--out", "image.doc"], "out is image.doc"),
+        ([SENTENCE, "--out", "image.doc"], "output is image.doc"),
         ([SENTENCE, "--checkpoint", "absent"], "no checkpoint at absent"),
         ([SENTENCE, "--checkpoint", "tiny.yaml"], "checkpoint tiny.yaml is truncated or not a .safetensors file"),
         ([SENTENCE, "--checkpoint", "foreign.safetensors"], "not a checkpoint of icsd"),

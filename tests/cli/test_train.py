@@ -1,4 +1,6 @@
+import itertools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -28,16 +30,16 @@ def test_a_configuration_trains_and_resumes_with_its_own_values(icsd, workplace)
 
 
 def test_print_config_gives_a_file_that_gives_the_same(icsd, workplace):
-    code, out, _ = icsd("train", "--config", "tiny.yaml", "--batch_size", "5", "--print_config")
+    code, out, _ = icsd("train", "--config", "tiny.yaml", "--batch-size", "5", "--print-config")
     assert code == 0
     assert yaml.safe_load(out)["batch_size"] == 5
     Path("mine.yaml").write_text(out)
-    assert icsd("train", "--config", "mine.yaml", "--print_config")[1] == out
+    assert icsd("train", "--config", "mine.yaml", "--print-config")[1] == out
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_valid(icsd, path):
-    code, _, err = icsd("train", "--config", str(path), "--print_config")
+    code, _, err = icsd("train", "--config", str(path), "--print-config")
     assert code == 0, err
 
 
@@ -45,8 +47,8 @@ def test_the_configurations_of_the_repository_are_valid(icsd, path):
 @pytest.mark.parametrize("base", ["emoji", "birds"])
 def test_an_ablation_overrides_what_it_is_about_and_nothing_else(icsd, base, path):
     files = ["--config", str(CONFIGS[0].with_name(f"{base}.yaml"))]
-    before = yaml.safe_load(icsd("train", *files, "--print_config")[1])
-    code, out, err = icsd("train", *files, "--config", str(path), "--print_config")
+    before = yaml.safe_load(icsd("train", *files, "--print-config")[1])
+    code, out, err = icsd("train", *files, "--config", str(path), "--print-config")
     assert code == 0, err
     after, asked = yaml.safe_load(out), yaml.safe_load(path.read_text())
     assert after == _merged(before, asked)
@@ -68,8 +70,8 @@ def test_an_ablation_trains(icsd, workplace, path):
 
 
 def test_the_demo_is_the_default(icsd):
-    demo = icsd("train", "--config", str(CONFIGS[0].with_name("emoji.yaml")), "--print_config")[1]
-    assert demo == icsd("train", "--print_config")[1]
+    demo = icsd("train", "--config", str(CONFIGS[0].with_name("emoji.yaml")), "--print-config")[1]
+    assert demo == icsd("train", "--print-config")[1]
 
 
 @pytest.mark.parametrize(
@@ -85,18 +87,55 @@ def test_the_demo_is_the_default(icsd):
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--config", "typo.yaml"], "data.nam"),
         (["--config", "broken.yaml"], "config"),
-        (["--resume", "absent"], "no run folder at absent"),
+        (["--resume", "absent"], "no checkpoint at absent"),
         (["--data.name", "folder"], "data.root"),
         (["--data.name", "folder", "--data.root", "absent"], "data.root=absent"),
+        (["--config", "list.yaml"], "list.yaml is not a list of `key: value`"),
+        (["--config", "binary.yaml"], "binary.yaml is not YAML"),
+        (["--config", "bomb.yaml"], "bomb.yaml holds more than 100,000 values"),
+        (["--config", "deep.yaml"], "deep.yaml is nested too deeply"),
+        (["--config", "itself.yaml"], "itself.yaml is nested too deeply, or contains itself"),
+        (["--config", "large.yaml"], "large.yaml is larger than 1,048,576 bytes"),
+        (["--config", "old.yaml"], "old.yaml has configuration keys of an earlier version: out is now output; discrim"),
+        (["--out", "here"], "the command line has configuration keys of an earlier version: out is now output"),
     ],
 )
 def test_errors_name_the_key_and_leave_nothing_behind(fails, workplace, arguments, message):
     Path("typo.yaml").write_text("data: {nam: emoji}")
     Path("broken.yaml").write_text("steps: [1")
+    Path("list.yaml").write_text("- steps")
+    Path("binary.yaml").write_bytes(bytes(range(255)))
+    Path("bomb.yaml").write_text("a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(_tenfold("abcdefghij")))
+    Path("deep.yaml").write_text("[" * 100_000)
+    Path("itself.yaml").write_text("a: &a [*a]")
+    Path("large.yaml").write_text("# " + "x" * (1 << 20))
+    Path("old.yaml").write_text("out: here\ndiscriminator: {normalisation: none}")
     before = sorted(Path().iterdir())
     config = [] if "--config" in arguments else ["--config", "tiny.yaml"]
     assert message in fails("train", *config, *arguments)
     assert sorted(Path().iterdir()) == before
+
+
+def _tenfold(names):
+    """Yield lines that each repeat the line before it ten times by its alias."""
+    return (f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise(names))
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--batch_size", "--generator.residual-blocks=5", "--data.flip"])
+def test_options_are_spelled_with_dashes_and_underscores_are_accepted(icsd, option):
+    value = [] if "=" in option or "flip" in option else ["5"]
+    code, out, err = icsd("train", option, *value, "--print-config")
+    assert code == 0, err
+    config = yaml.safe_load(out)
+    assert 5 in (config["batch_size"], config["generator"]["residual_blocks"]) or config["data"]["flip"] is True
+
+
+@pytest.mark.parametrize("command", [["train"], ["pretrain"], ["profile"], ["sample"], ["data", "preview"]])
+def test_help_shows_dashes_only(icsd, command):
+    shown = icsd(*command, "--help")[1]
+    options = re.findall(r"(?<![\w`])--[\w.+-]+", shown)
+    assert "--help" in options
+    assert not [option for option in options if "_" in option]
 
 
 def test_an_unknown_backend_lists_the_known_ones(program, workplace):

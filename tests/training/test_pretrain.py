@@ -25,7 +25,7 @@ def config(tmp_path):
         text=TextConfig(dim=8, embedding_dim=8),
         image=ImageEncoderConfig("cnn", width=4),
         damsm=DAMSMConfig(same_class_is_wrong=True),
-        out=tmp_path / "runs",
+        output=tmp_path / "runs",
         resolution=16,
         steps=6,
         batch_size=8,
@@ -86,7 +86,7 @@ def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
             InputError, match=r"(?s)by step 6, .* is not finite: .*step-00000003.* --lr 0\.001"
         ) as raised:
             pretrain(replace(config, log_every=100, steps=9))
-    folder = config.out / "damsm-procedural-flowers"
+    folder = config.output / "damsm-procedural-flowers"
     assert str(folder) in str(raised.value)
     pretrain(replace(config, lr=config.lr / 2), resume=folder)
 
@@ -129,7 +129,7 @@ def test_training_is_guided_and_resumed(config, tmp_path):
         generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
         discriminator=DiscriminatorConfig(width=4),
         damsm=GuidanceConfig(encoders),
-        out=tmp_path / "runs",
+        output=tmp_path / "runs",
         steps=4,
         batch_size=4,
         log_every=2,

@@ -28,7 +28,7 @@ def config(tmp_path):
         text=TextConfig(dim=8, embedding_dim=8),
         generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
         discriminator=DiscriminatorConfig(width=4),
-        out=tmp_path / "runs",
+        output=tmp_path / "runs",
         steps=6,
         batch_size=4,
         threads=1,
@@ -77,7 +77,7 @@ def test_batches_may_be_larger_than_the_set():
 
 def test_a_run_leaves_its_folder_and_says_where(config, capsys):
     folder = run.train(config)
-    assert folder == config.out / "procedural-flowers"
+    assert folder == config.output / "procedural-flowers"
     assert run.train(replace(config, steps=1)).name == "procedural-flowers-2"
 
     saved = yaml.safe_load((folder / "config.yaml").read_text())
@@ -125,7 +125,7 @@ def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
         after_step(patch, stop, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match=f"step {stop} of 6"):
             run.train(config)
-    part = config.out / "procedural-flowers-2"
+    part = config.output / "procedural-flowers-2"
     run.train(config, resume=part)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(part).read_bytes()
 
@@ -151,7 +151,7 @@ def save_half_and_die(tensors, path, metadata):
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save_file = save_half_and_die
-sys.exit(main(["train", "--config", sys.argv[1], "--checkpoint_every", "2"]))
+sys.exit(main(["train", "--config", sys.argv[1], "--checkpoint-every", "2"]))
 """
 
 FULL = """
@@ -159,12 +159,12 @@ import resource, sys
 from icsd.cli.main import main
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-sys.exit(main(["train", "--config", sys.argv[1], "--checkpoint_every", "2"]))
+sys.exit(main(["train", "--config", sys.argv[1], "--checkpoint-every", "2"]))
 """
 
 
 def in_a_process(program, config, *arguments):
-    path = config.out.parent / "config.yaml"
+    path = config.output.parent / "config.yaml"
     path.write_text(yaml.safe_dump(run_folder.plain(config)))
     command = [sys.executable, "-c", program, str(path), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -173,7 +173,7 @@ def in_a_process(program, config, *arguments):
 def test_a_run_killed_while_it_writes_goes_on_to_the_same_weights(config):
     ended = in_a_process(KILLED, config)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    folder = config.out / "procedural-flowers"
+    folder = config.output / "procedural-flowers"
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names[0].startswith(".step-00000004")  # the half-written file
     assert names[1:] == ["step-00000002.safetensors"]
@@ -190,7 +190,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(co
     ended = in_a_process(FULL, config, size // 2)
     assert ended.returncode == 2
     assert "there is no checkpoint yet" in ended.stderr
-    folder = config.out / "procedural-flowers-3"
+    folder = config.output / "procedural-flowers-3"
     run.train(replace(config, steps=2))
     ended = in_a_process(FULL.replace('"train"', f'"train", "--resume", {str(folder)!r}'), config, size // 2)
     assert ended.returncode == 2
@@ -251,7 +251,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_that_resumes(config, monkeypatch
         with pytest.raises(KeyboardInterrupt, match=r"step 3 of 6.*\n.*icsd train --resume .*procedural-flowers-2"):
             run.train(config)
     assert signal.getsignal(signal.SIGINT) is handler
-    folder = config.out / "procedural-flowers-2"
+    folder = config.output / "procedural-flowers-2"
     assert final_state(folder)["step"] == 3
     run.train(config, resume=folder)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
@@ -291,7 +291,7 @@ def test_divergence_keeps_the_last_good_checkpoint(config, monkeypatch):
     after_step(monkeypatch, 4, spoil)
     with pytest.raises(InputError, match=r"diverged by step 4, generator\..* is not finite(.|\n)*--resume"):
         run.train(replace(config, checkpoint_every=2))
-    folder = config.out / "procedural-flowers"
+    folder = config.output / "procedural-flowers"
     assert final_state(folder)["step"] == 2
     assert all(value.isfinite().all() for value in final_state(folder)["model"].values())
 
@@ -306,14 +306,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, monkeypatch):
     after_step(monkeypatch, 3, fill)
     with pytest.raises(OSError, match="No space left on device"):
         run.train(replace(config, checkpoint_every=2))
-    folder = config.out / "procedural-flowers"
+    folder = config.output / "procedural-flowers"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
 
 
 def test_bad_data_leaves_no_run_folder(config, tmp_path):
     with pytest.raises(InputError, match=r"data\.root"):
         run.train(replace(config, data=DataConfig(name="folder", root=tmp_path / "absent")))
-    assert not config.out.exists()
+    assert not config.output.exists()
 
 
 def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):

@@ -1,0 +1,90 @@
+"""The options that the training commands share: configuration files, and a run to resume."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from icsd.cli.parser import Parser
+from icsd.errors import InputError
+from icsd.training.renamed import check_keys, leaves
+
+LARGEST_FILE = 1 << 20
+"""Bytes of a configuration file at most."""
+LARGEST_CONTENT = 100_000
+"""Values of a configuration file at most, after its aliases are resolved."""
+
+
+def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *, resume: bool = True) -> None:
+    """Add ``--config`` and ``--resume`` and an option for each key of a configuration.
+
+    The configuration of a resumed run takes the place of the defaults.
+
+    Args:
+        parser: Parser of the command.
+        arguments: Arguments of the command line, read early to find the files.
+        config: Dataclass of the configuration.
+        resume: Add ``--resume``.
+
+    Raises:
+        InputError: A configuration file cannot be read, or a key or option has another name now.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", action="append", default=[], nargs="?", type=Path)
+    early.add_argument("--resume", nargs="?", type=Path)
+    given, others = early.parse_known_args(arguments)
+    options = [option.removeprefix("--").split("=")[0] for option in others if option.startswith("--")]
+    check_keys([option.replace("-", "_") for option in options], "the command line")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
+    resumed = [given.resume / "config.yaml"] if resume and given.resume else []
+    if resume:
+        parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
+        parser.default_config_files = [glob.escape(str(path)) for path in resumed]
+    for path in [*given.config, *resumed]:
+        if path is not None and path.is_file():
+            check_keys([key for key, _ in leaves(read_configuration(path))], str(path))
+    parser.add_class_arguments(config)
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Read a configuration file within bounds of size.
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        Its nested keys and values.
+
+    Raises:
+        InputError: The file is too large, not UTF-8, not YAML, or not a mapping of keys to values.
+    """
+    data = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else None
+    if data is None:
+        raise InputError(f"configuration {path} is larger than {LARGEST_FILE:,} bytes: give a YAML file of keys")
+    try:
+        node = yaml.compose(data.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+        if _count(node, {}) > LARGEST_CONTENT:
+            raise InputError(f"configuration {path} holds more than {LARGEST_CONTENT:,} values through its aliases")
+        content = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"configuration {path} is nested too deeply, or contains itself") from error
+    if not isinstance(content or {}, dict):
+        raise InputError(f"configuration {path} is not a list of `key: value`: see configs/emoji.yaml")
+    return content or {}
+
+
+def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Count the values below a node as if its aliases were written out; an alias shares the node that it names."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in node.value for each in pair]
+        known[id(node)] = 1 + sum(_count(each, known) for each in below)
+    return known[id(node)]
