@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": "pretrain the encoders that judge how well an image matches its sentence (DAMSM)",
     "profile": "say where the time of a training step goes, and how much memory it takes",
     "sample": "generate sentences with a trained model",
+    "evaluate": "measure the images of a trained model, stage by stage",
     "export": "write the generator of a trained model for other runtimes",
     "doctor": "say what is installed, what was built, and what runs here",
     "data": "prepare a captioned image set for training, look at one, or export it to a folder",

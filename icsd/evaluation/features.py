@@ -1,0 +1,172 @@
+"""Features of real and of generated images, kept in files so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from icsd.data import CaptionedImages
+from icsd.errors import InputError
+
+BATCH = 64
+
+Probe = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
+"""Maps uint8 images `(B, 3, r, r)` and the numbers of their captions to features by name, one row for each image."""
+
+Generate = Callable[[list[str], list[int]], list[Tensor]]
+"""Maps B captions and B seeds to one batch `(B, 3, r, r)` in [-1, 1] for every stage, coarse to fine."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images that an evaluation generates: image k has caption k, counted round, and the seed `seed + k`.
+
+    Attributes:
+        captions: The captions.
+        count: Number of images.
+        seed: Seed of the first image.
+    """
+
+    captions: list[str]
+    count: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.captions:
+            raise InputError("there is no caption to evaluate: the test split is empty")
+        if self.count < 2:
+            raise InputError(f"--count is {self.count}: give at least 2 images to evaluate")
+
+    def batches(self) -> Iterator[range]:
+        """Yield the numbers of the images of each batch."""
+        return (range(start, min(start + BATCH, self.count)) for start in range(0, self.count, BATCH))
+
+    def caption_of(self, image: int) -> int:
+        """Return the number of the caption of an image."""
+        return image % len(self.captions)
+
+
+def generated_features(
+    generate: Generate, plan: Plan, resolutions: Sequence[int], probes: dict[str, Probe], folder: Path
+) -> dict[int, dict[str, Tensor]]:
+    """Generate the images of a plan and return what the probes find in them.
+
+    Every batch becomes a file in `folder`; a batch whose file is complete is not generated again.
+
+    Args:
+        generate: The model.
+        plan: Captions, seeds and number of images.
+        resolutions: Resolution of each stage that `generate` returns.
+        probes: Probes by name.
+        folder: Folder of the files, which belong to one model, one plan and one set of probes.
+
+    Returns:
+        Features `(count, ...)` by `probe/layer`, for each resolution.
+
+    Raises:
+        InputError: An image is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = []
+    progress = tqdm(plan.batches(), total=-(-plan.count // BATCH), desc="generated images", unit="batch", leave=False)
+    for images in progress:
+        path = folder / f"images-{images.start:08d}.safetensors"
+        batches.append(_kept(path) or _keep(path, _probe_batch(generate, plan, images, resolutions, probes)))
+    return {
+        resolution: {
+            name.removeprefix(f"{resolution}/"): torch.cat([batch[name] for batch in batches])
+            for name in batches[0]
+            if name.startswith(f"{resolution}/")
+        }
+        for resolution in resolutions
+    }
+
+
+def _probe_batch(
+    generate: Generate, plan: Plan, images: range, resolutions: Sequence[int], probes: dict[str, Probe]
+) -> dict[str, Tensor]:
+    captions = [plan.caption_of(image) for image in images]
+    stages = generate([plan.captions[caption] for caption in captions], [plan.seed + image for image in images])
+    found = {}
+    for resolution, stage in zip(resolutions, stages, strict=True):
+        if not stage.isfinite().all():
+            raise InputError(
+                f"the model generates images that are not finite at {resolution} px: use an earlier checkpoint"
+            )
+        pixels = to_uint8(stage)
+        for name, probe in probes.items():
+            layers = probe(pixels, captions)
+            found |= {f"{resolution}/{name}/{layer}": rows.contiguous() for layer, rows in layers.items()}
+    return found
+
+
+def real_features(images: Tensor, probe: Callable[[Tensor], dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """Return what an extractor finds in real images, from the file `path` if it is complete.
+
+    Args:
+        images: uint8 `(P, 3, r, r)`.
+        probe: The extractor.
+        path: File for these images and this extractor.
+    """
+    kept = _kept(path)
+    if kept is None:
+        batches = tqdm(images.split(BATCH), desc="real images", unit="batch", leave=False)
+        found = [probe(batch) for batch in batches]
+        kept = _keep(path, {name: torch.cat([batch[name] for batch in found]) for name in found[0]})
+    return kept
+
+
+def real_images(dataset: CaptionedImages, resolution: int) -> Tensor:
+    """Return the images of a split as uint8 `(P, 3, resolution, resolution)`, reduced by area averaging."""
+    reduced = [
+        torch.nn.functional.adaptive_avg_pool2d(dataset[index]["image"], resolution) for index in range(len(dataset))
+    ]
+    return to_uint8(torch.stack(reduced))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images in [-1, 1] as uint8."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def hash_of_images(images: Tensor) -> str:
+    """Return the SHA-256 of the pixels."""
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder for features of real images: `ICSD_CACHE`, or `icsd` in the user's cache folder."""
+    given = os.environ.get("ICSD_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icsd"
+
+
+def _kept(path: Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a complete file, or None."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _keep(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write tensors to a file that is either complete or absent, and return them.
+
+    A folder that cannot be written costs time in a later run, not this result.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+    return tensors

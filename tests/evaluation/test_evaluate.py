@@ -1,0 +1,195 @@
+import pytest
+import torch
+
+from icsd.data import CaptionedImages
+from icsd.errors import InputError
+from icsd.evaluation import report
+from icsd.evaluation.attributes import AttributeClassifier
+from icsd.evaluation.evaluate import Encoder, evaluate
+from icsd.evaluation.extractors import Extractor, inception
+from icsd.evaluation.features import Plan, real_images
+
+RESOLUTIONS = [8, 16]
+
+
+def colors(images):
+    """Return the mean color of every quarter of the images."""
+    return {"features": torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)}
+
+
+EXTRACTOR = Extractor("colors", "e" * 64, "none", colors)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICSD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def test_set():
+    images = torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    bright = torch.arange(30) % 2
+    images = (images // 2 + 127 * bright.view(-1, 1, 1, 1)).to(torch.uint8)
+    captions = [[f"image {k}"] for k in range(30)]
+    names = {"light": ["dark", "bright"]}
+    return CaptionedImages("made", "test", images, captions, [0] * 30, {"light": bright}, names)
+
+
+class Generator:
+    """Returns the real image that a caption names, with noise, and counts its calls."""
+
+    def __init__(self, test_set, noise=0.0):
+        self.images, self.noise, self.calls = test_set.images / 127.5 - 1, noise, 0
+
+    def __call__(self, captions, seeds):
+        self.calls += 1
+        chosen = self.images[[int(caption.split()[1]) for caption in captions]]
+        noise = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        images = (chosen + self.noise * noise).clamp(-1, 1)
+        return [torch.nn.functional.adaptive_avg_pool2d(images, resolution) for resolution in RESOLUTIONS]
+
+
+def plan_of(test_set, count=90):
+    return Plan([captions[0] for captions in test_set.captions], count, 0)
+
+
+def test_perfect_images_have_no_distance_and_are_consistent(test_set, tmp_path):
+    results = evaluate(Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path)
+    for resolution, result in results.items():
+        assert result.protocol.resolution == resolution
+        assert result.protocol.generated_images == 90
+        assert abs(result.figures["kernel_distance"].value) < 0.02
+        assert result.figures["diversity_within_caption"].value == 0
+        assert result.figures["diversity_between_captions"].value > 0.1
+    assert results[8].figures["inconsistency"].value < 1e-6
+    assert "inconsistency" not in results[16].figures
+
+
+def test_noise_is_seen_in_distance_and_diversity(test_set, tmp_path):
+    clean, noisy = (
+        evaluate(Generator(test_set, noise), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path / str(noise))
+        for noise in (0.0, 2.0)
+    )
+    for name in ("kernel_distance", "diversity_within_caption"):
+        assert noisy[16].figures[name].value > clean[16].figures[name].value + 0.01
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(test_set, tmp_path):
+    generator = Generator(test_set, 0.5)
+    arguments = (plan_of(test_set, 200), test_set, RESOLUTIONS, EXTRACTOR)
+    whole = evaluate(generator, *arguments, tmp_path / "whole")
+
+    def interrupted(captions, seeds):
+        if seeds[0] >= 128:
+            raise KeyboardInterrupt
+        return generator(captions, seeds)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(interrupted, *arguments, tmp_path / "part")
+    generator.calls = 0
+    resumed = evaluate(generator, *arguments, tmp_path / "part")
+    assert generator.calls == 2
+    assert resumed == whole
+
+
+def test_a_torn_file_of_features_is_made_again(test_set, tmp_path):
+    arguments = (Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path)
+    whole = evaluate(*arguments)
+    file = next(tmp_path.glob("images-*"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert evaluate(*arguments) == whole
+
+
+def test_real_features_are_kept_by_content(test_set, tmp_path):
+    calls = []
+    extractor = Extractor("colors", "e" * 64, "none", lambda images: calls.append(len(images)) or colors(images))
+    arguments = (Generator(test_set), plan_of(test_set, 64), test_set, RESOLUTIONS, extractor)
+    evaluate(*arguments, tmp_path / "a")
+    before = len(calls)
+    evaluate(*arguments, tmp_path / "b")
+    assert len(calls) - before == len(RESOLUTIONS)  # the generated images alone
+    test_set.images = 255 - test_set.images
+    evaluate(*arguments, tmp_path / "c")
+    assert len(calls) - before == 4 * len(RESOLUTIONS) - len(RESOLUTIONS)
+
+
+def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set, tmp_path):
+    target = torch.eye(30)
+    positions = {caption: k for k, caption in enumerate(plan_of(test_set).captions)}
+    real = real_images(test_set, 16).flatten(1).float()
+
+    def knowing(images):
+        return (
+            target[torch.cdist(images.flatten(1).float(), real).argmin(1)]
+            if images.shape[-1] == 16
+            else target[:1].expand(len(images), -1)
+        )
+
+    encoders = [
+        Encoder("knowing", knowing, lambda captions: target[[positions[caption] for caption in captions]]),
+        Encoder(
+            "blind",
+            lambda images: torch.ones(len(images), 30),
+            lambda captions: target[[positions[c] for c in captions]],
+        ),
+    ]
+    results = evaluate(
+        Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path, encoders=encoders
+    )
+    assert results[16].figures["r_precision (knowing)"].value == 1
+    assert results[16].figures["r_precision (blind)"].value == 0
+
+
+def test_attributes_are_read_at_the_resolution_of_the_classifier(test_set, tmp_path):
+    class Brightness(AttributeClassifier):
+        def read(self, images, batch_size=64):
+            return {"light": (images.mean((1, 2, 3)) > 0).long()}
+
+    classifiers = {16: Brightness({"light": 2})}
+    results = evaluate(
+        Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path, classifiers=classifiers
+    )
+    assert results[16].figures["accuracy of light"].value == 1
+    assert results[16].figures["accuracy of light (real images)"].value == 1
+    assert "accuracy of light" not in results[8].figures
+
+
+def test_images_that_are_not_finite_are_refused(test_set, tmp_path):
+    def broken(captions, seeds):
+        return [torch.full((len(seeds), 3, resolution, resolution), torch.nan) for resolution in RESOLUTIONS]
+
+    with pytest.raises(InputError, match="images that are not finite at 8 px: use an earlier checkpoint"):
+        evaluate(broken, plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_are_refused(test_set, count):
+    with pytest.raises(InputError, match=f"--count is {count}: give at least 2"):
+        plan_of(test_set, count)
+
+
+def test_weights_of_another_hash_are_refused(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"has the SHA-256 .*, not 6726825d"):
+        inception(tmp_path / "weights.pth", torch.device("cpu"))
+    with pytest.raises(InputError, match="cannot be read"):
+        inception(tmp_path / "missing.pth", torch.device("cpu"))
+
+
+def test_results_are_read_back_and_compared_under_one_protocol_only(test_set, tmp_path):
+    clean, noisy, fewer = (
+        evaluate(
+            Generator(test_set, noise), plan_of(test_set, count), test_set, RESOLUTIONS, EXTRACTOR, tmp_path / name
+        )
+        for name, noise, count in (("clean", 0.0, 90), ("noisy", 2.0, 90), ("fewer", 0.0, 60))
+    )
+    path = tmp_path / "results.json"
+    path.write_text(report.to_json("checkpoint", 7, clean))
+    assert report.read(path) == clean
+    assert "protocol" in report.table(clean)
+    assert "kernel_distance" in report.comparison(noisy, report.read(path))
+    with pytest.raises(InputError, match="cannot be compared: generated_images is 60 and 90"):
+        report.comparison(fewer, report.read(path))
+    path.write_text('{"stages": {"8": {}}}')
+    with pytest.raises(InputError, match="holds no results of `icsd evaluate`"):
+        report.read(path)
