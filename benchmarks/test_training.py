@@ -32,7 +32,7 @@ class Training:
         images = torch.rand(config.batch_size, 3, side, side).mul_(2).sub_(1)
         class_ids = torch.arange(config.batch_size)
         self.batch = {"image": images, "caption": [CAPTION] * config.batch_size, "class_id": class_ids}
-        self.blocks = [self.trainer.distil_generator, self.trainer.distil_discriminators]
+        self.blocks = [self.trainer.generator_distillation, self.trainer.discriminator_distillation]
         self.stages = {}
         hooks = [block.register_forward_pre_hook(self._keep) for block in self.blocks]
         self.step()

@@ -18,7 +18,7 @@ Examples:
   icsd train --config configs/emoji.yaml
       the demo: emoji generated from sentences it has never seen
 
-  icsd train --config configs/emoji.yaml --distillation.enabled false
+  icsd train --config configs/emoji.yaml --config configs/ablations/none.yaml
       the same without distillation between the stages
 
   icsd train --data.name folder --data.root photos --generator.resolutions [32,64]

@@ -2,10 +2,10 @@
 
 from icsd.models.discriminator import Discriminator, DiscriminatorConfig, build_discriminators
 from icsd.models.distillation import (
-    CSDConfig,
     DistillationConfig,
-    GeneratorCSDConfig,
+    GeneratorDistillationConfig,
     InterstageDistillation,
+    SideDistillationConfig,
     similarity_matrices,
 )
 from icsd.models.generator import Generator, GeneratorConfig, GeneratorOutput, image_pyramid
@@ -14,16 +14,16 @@ from icsd.models.text import TextConfig, TextEncoder, TextFeatures, build_text_e
 from icsd.models.text_to_image import TextToImage
 
 __all__ = [
-    "CSDConfig",
     "Discriminator",
     "DiscriminatorConfig",
     "DistillationConfig",
     "Generator",
-    "GeneratorCSDConfig",
     "GeneratorConfig",
+    "GeneratorDistillationConfig",
     "GeneratorOutput",
     "InterstageDistillation",
     "MatchingHead",
+    "SideDistillationConfig",
     "TextConfig",
     "TextEncoder",
     "TextFeatures",

@@ -14,14 +14,11 @@ from icsd.ops import cross_sample_similarity, flatten_samples
 
 
 @dataclass
-class CSDConfig:
-    """One side's distillation between the stages."""
-
-    weight: float = 1.0
-    """Weight of the loss; 0 leaves this side out."""
+class SideDistillationConfig:
+    """Distillation between the stages of one side."""
 
     loss: str = "mse"
-    """Distance of the similarity matrices: mse, kl, smooth_l1 or any other of docs/losses.md."""
+    """Loss between the similarity matrices: mse, kl, smooth_l1 or any other of docs/losses.md."""
 
     parameters: dict[str, float | str] = field(default_factory=dict)
     """Parameters of the loss by name, such as {"student_temperature": 0.1} for kl."""
@@ -29,9 +26,11 @@ class CSDConfig:
     direction: Literal["refined-to-coarse", "coarse-to-refined"] = "refined-to-coarse"
     """refined-to-coarse has the last stage teach all others, coarse-to-refined the first one."""
 
+    stage_weights: list[float] | None = None
+    """Weights of the stages that are taught, from coarse to fine, beside the weight of the side in losses; 1 each by
+    default."""
+
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise InputError(f"distillation.*.weight is {self.weight}: give 0 or more")
         try:
             make_loss(self.loss, **self.parameters)
         except ValueError as error:
@@ -39,7 +38,7 @@ class CSDConfig:
 
 
 @dataclass
-class GeneratorCSDConfig(CSDConfig):
+class GeneratorDistillationConfig(SideDistillationConfig):
     """Distillation between the stages of the generator."""
 
     source: Literal["rgb", "hidden", "discriminator"] = "discriminator"
@@ -49,33 +48,32 @@ class GeneratorCSDConfig(CSDConfig):
 
 @dataclass
 class DistillationConfig:
-    """Interstage cross-sample similarity distillation."""
+    """Interstage cross-sample similarity distillation; see losses for its weights."""
 
-    enabled: bool = True
-    """Whether there is any."""
+    generator: GeneratorDistillationConfig = field(default_factory=GeneratorDistillationConfig)
+    """Distillation between the stages of the generator, on the generated images."""
 
-    generator: GeneratorCSDConfig = field(default_factory=GeneratorCSDConfig)
-    """Between the stages of the generator, on the generated images."""
-
-    discriminator: CSDConfig = field(default_factory=CSDConfig)
-    """Between the stages' discriminators, on their features of the real images."""
+    discriminator: SideDistillationConfig = field(default_factory=SideDistillationConfig)
+    """Distillation between the discriminators of the stages, on their features of the real images."""
 
 
 class InterstageDistillation(nn.Module):
-    """The CSD block of one side: what the samples of a batch are to each other should agree between the stages.
+    """The distillation block of one side: similarities between the samples of a batch should agree between the stages.
 
     Args:
-        config: Weight, loss and direction.
+        config: Loss, direction and weights of the stages.
     """
 
-    def __init__(self, config: CSDConfig) -> None:
+    def __init__(self, config: SideDistillationConfig) -> None:
         super().__init__()
-        self.weight = config.weight
-        teacher = -1 if config.direction == "refined-to-coarse" else 0
-        self.loss = InterstageDistillationLoss(make_loss(config.loss, **config.parameters), teacher=teacher)
+        self.loss = InterstageDistillationLoss(
+            make_loss(config.loss, **config.parameters),
+            weights=config.stage_weights,
+            teacher=-1 if config.direction == "refined-to-coarse" else 0,
+        )
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """The weighted loss of the student stages; the teacher stage gets no gradient.
+        """Return the loss of the student stages; the teacher stage gets no gradient.
 
         Args:
             stages: Maps `(N, C, H, W)` of the same N samples, coarse to fine.
@@ -83,12 +81,12 @@ class InterstageDistillation(nn.Module):
         Returns:
             A scalar.
         """
-        return self.weight * self.loss([flatten_samples(stage) for stage in stages])
+        return self.loss([flatten_samples(stage) for stage in stages])
 
 
 @torch.no_grad()
 def similarity_matrices(stages: Sequence[Tensor]) -> list[Tensor]:
-    """What the blocks compare, for looking at.
+    """Return the similarities between the samples of a batch at each stage.
 
     Args:
         stages: Maps `(N, C, H, W)` of the same N samples, coarse to fine.

@@ -1,4 +1,4 @@
-"""GAN losses on logits, and the penalties on discriminators: what discriminators and generator minimize.
+"""GAN losses on logits, and the penalties on discriminators: which discriminators and generator minimize.
 
 A matching-aware discriminator tells three kinds of pairs from the real one: a generated image with its caption, and a
 real image with the caption of another (Reed et al. 2016). Terms are weighted as in AttnGAN (Xu et al. 2018).
@@ -14,50 +14,37 @@ from torch.nn import functional as F
 
 from icsd.errors import InputError
 from icsd.models import Discriminator
+from icsd.training.losses import DiscriminatorLosses
 
 
 @dataclass
 class AdversarialConfig:
-    """the adversarial loss of generator and discriminators."""
+    """The adversarial loss of generator and discriminators."""
 
     loss: Literal["bce", "hinge"] = "hinge"
     """Binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
 
-    matching_penalty: float = 0.0
-    """Weight k of the matching-aware gradient penalty (DF-GAN: 2); 0 leaves it out."""
-
     matching_penalty_power: float = 6.0
-    """Its power p (DF-GAN: 6)."""
-
-    r1: float = 0.0
-    """Weight gamma of the R1 penalty (Mescheder et al. 2018), half of which multiplies the squared gradient."""
+    """Power p of the matching-aware gradient penalty (DF-GAN: 6); see losses.discriminator.matching_penalty."""
 
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
-    """Changes made to real and generated images alike before they are judged (DiffAugment, Zhao et al. 2020), for small
-    data sets."""
+    """Changes made to real and generated images alike before the discriminators see them (DiffAugment, Zhao et al.
+    2020), for small data sets."""
 
     def __post_init__(self) -> None:
-        for key in ("matching_penalty", "r1"):
-            if not getattr(self, key) >= 0:
-                raise InputError(f"adversarial.{key} is {getattr(self, key)}: give 0 or more")
         if not self.matching_penalty_power >= 2:
             raise InputError(f"adversarial.matching_penalty_power is {self.matching_penalty_power}: give at least 2")
 
-    @property
-    def penalized(self) -> bool:
-        """Whether gradients of the discriminators are themselves part of the loss."""
-        return self.matching_penalty > 0 or self.r1 > 0
-
 
 class AdversarialLoss(NamedTuple):
-    """A recipe: three means over logits `(B,)`."""
+    """An adversarial loss: three means over logits `(B,)`."""
 
     real: Callable[[Tensor], Tensor]
-    """For the discriminator, on what it should accept."""
+    """The discriminator's loss of pairs that it should accept."""
     fake: Callable[[Tensor], Tensor]
-    """For the discriminator, on what it should reject."""
+    """The discriminator's loss of pairs that it should reject."""
     fool: Callable[[Tensor], Tensor]
-    """For the generator, on what should be accepted."""
+    """The generator's loss of pairs that the discriminator should accept."""
 
 
 ADVERSARIAL = {
@@ -77,10 +64,10 @@ ADVERSARIAL = {
 def discriminator_loss(
     loss: AdversarialLoss, discriminator: Discriminator, real: Tensor, fake: Tensor, sentence: Tensor
 ) -> Tensor:
-    """One stage's discriminator loss.
+    """Return the adversarial loss of one stage's discriminator.
 
     Args:
-        loss: The recipe.
+        loss: The adversarial loss.
         discriminator: The stage's discriminator.
         real: Its features of real images, `(B, C, 4, 4)`.
         fake: Its features of generated images, `(B, C, 4, 4)`.
@@ -98,10 +85,10 @@ def discriminator_loss(
 
 
 def generator_loss(loss: AdversarialLoss, discriminator: Discriminator, fake: Tensor, sentence: Tensor) -> Tensor:
-    """One stage's generator loss.
+    """Return the adversarial loss of the generator at one stage.
 
     Args:
-        loss: The recipe.
+        loss: The adversarial loss.
         discriminator: The stage's discriminator.
         fake: Its features of generated images, `(B, C, 4, 4)`.
         sentence: Their captions, `(B, E)`.
@@ -112,32 +99,35 @@ def generator_loss(loss: AdversarialLoss, discriminator: Discriminator, fake: Te
     return loss.fool(discriminator.unconditional(fake)) + loss.fool(discriminator.conditional(fake, sentence))
 
 
-def gradient_penalty(config: AdversarialConfig, discriminator: Discriminator, real: Tensor, sentence: Tensor) -> Tensor:
-    """One stage's penalties on the discriminator's slope at real images with their sentences.
+def gradient_penalties(
+    weights: DiscriminatorLosses, power: float, discriminator: Discriminator, real: Tensor, sentence: Tensor
+) -> dict[str, Tensor]:
+    """Return the weighted penalties on a discriminator's gradient at real images with their captions.
 
     The matching-aware penalty is k E[|dD/d(x, e)|^p] over image x and sentence e of the conditional logits, with
     the norm over both together that DF-GAN trains with (Tao et al. 2022, whose paper writes the sum of two norms). R1
     is gamma/2 E[|dD/dx|^2] of both logits (Mescheder et al. 2018).
 
     Args:
-        config: Weights and power.
+        weights: The weights k and gamma.
+        power: The power p.
         discriminator: The stage's discriminator.
         real: Real images, `(B, 3, r, r)`.
         sentence: Their captions, `(B, E)`.
 
     Returns:
-        A scalar that can be differentiated by the discriminator's weights.
+        By name, scalars that can be differentiated by the discriminator's weights; penalties of weight 0 are left out.
     """
     real, sentence = real.detach().requires_grad_(), sentence.detach().requires_grad_()
     features = discriminator.features(real)
     matching = discriminator.conditional(features, sentence)
-    penalty = real.new_zeros(())
-    if config.matching_penalty:
+    penalties = {}
+    if weights.matching_penalty:
         gradients = torch.autograd.grad(matching.sum(), (real, sentence), create_graph=True)
         squared_norm = sum(gradient.flatten(1).square().sum(1) for gradient in gradients)
-        penalty = penalty + config.matching_penalty * squared_norm.pow(config.matching_penalty_power / 2).mean()
-    if config.r1:
+        penalties["matching_penalty"] = weights.matching_penalty * squared_norm.pow(power / 2).mean()
+    if weights.r1:
         logits = (matching + discriminator.unconditional(features)).sum()
         (gradient,) = torch.autograd.grad(logits, real, create_graph=True)
-        penalty = penalty + config.r1 / 2 * gradient.flatten(1).square().sum(1).mean()
-    return penalty
+        penalties["r1"] = weights.r1 / 2 * gradient.flatten(1).square().sum(1).mean()
+    return penalties

@@ -8,11 +8,12 @@ from icsd.data import DataConfig
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig
 from icsd.training.adversarial import AdversarialConfig
+from icsd.training.losses import LossesConfig
 
 
 @dataclass
 class OptimizerConfig:
-    """Optimizers, and the weights of the losses beside the adversarial one."""
+    """The optimizers."""
 
     generator_lr: float = 1e-3
     """Adam's learning rate of the generator."""
@@ -33,13 +34,6 @@ class OptimizerConfig:
     clip: float | None = None
     """Largest norm of the generator's gradient, and of the discriminators'; null leaves gradients as they are."""
 
-    matching_weight: float = 15.0
-    """Weight of the loss by which each generated image should find its sentence among the batch's, as the matching
-    heads see it; without damsm.checkpoint."""
-
-    kl_weight: float = 1.0
-    """Weight of the condition's loss from a standard normal."""
-
     ema_decay: float = 0.99
     """Share of the old average kept at each step in the averaged model, from which all images are made."""
 
@@ -54,28 +48,18 @@ class OptimizerConfig:
             raise InputError(f"optimizer.warmup is {self.warmup}: give 0 or more")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"optimizer.clip is {self.clip}: give a positive number, or leave it out")
-        for key in ("matching_weight", "kl_weight"):
-            if not getattr(self, key) >= 0:
-                raise InputError(f"optimizer.{key} is {getattr(self, key)}: give 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"optimizer.ema_decay is {self.ema_decay}: give a number in [0, 1)")
 
 
 @dataclass
 class GuidanceConfig:
-    """Pretrained encoders that judge how well each generated image matches its sentence and its words (DAMSM)."""
+    """Pretrained encoders that score how well each generated image matches its sentence and its words (DAMSM)."""
 
     checkpoint: Path | None = None
     """Run folder or checkpoint of `icsd pretrain`. Its text encoder is used as it is, in the place of text.*, and its
     image encoder in the place of the discriminators' matching heads. None: the text encoder learns with the
     discriminators."""
-
-    weight: float = 5.0
-    """Weight of the loss on the finest images (lambda)."""
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise InputError(f"damsm.weight is {self.weight}: give 0 or more")
 
 
 @dataclass
@@ -89,6 +73,7 @@ class TrainConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     damsm: GuidanceConfig = field(default_factory=GuidanceConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     output: Path = Path("runs")
@@ -143,8 +128,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two images")
-        if self.compile and self.adversarial.penalized:
-            raise InputError("compile goes with no gradient penalty, a second derivative: leave one of them out")
+        for side in (self.distillation.generator, self.distillation.discriminator):
+            taught = len(self.generator.resolutions) - 1
+            if side.stage_weights is not None and len(side.stage_weights) != taught:
+                raise InputError(f"distillation.*.stage_weights is {side.stage_weights}: give {taught} weights")
+        if self.compile and self.losses.discriminator.penalized:
+            raise InputError(
+                "compile does not work with a gradient penalty, which needs a second derivative: leave one of them out"
+            )
         for key in ("steps", "accumulate", "log_every", "sample_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")

@@ -41,13 +41,13 @@ class TrainingMonitor:
         """Warnings after another line of losses, which are named as `Trainer.step` names them."""
         warnings = []
         for side in self._won:
-            won = losses[f"discriminator/{side}"] < NO_CONTEST
+            won = losses.get(f"discriminator/adversarial/{side}", NO_CONTEST) < NO_CONTEST
             self._won[side] = self._won[side] + 1 if won else 0
             if self._won[side] == NO_CONTEST_LINES:
                 warnings.append(
                     f"the discriminator of {side} pixels has had a loss below {NO_CONTEST} for {NO_CONTEST_LINES} log "
                     "lines, and the generator learns little from it: lower optimizer.discriminator_lr, set "
-                    "adversarial.augment, or use adversarial.r1"
+                    "adversarial.augment, or use losses.discriminator.r1"
                 )
         return warnings
 

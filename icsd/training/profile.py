@@ -82,7 +82,7 @@ def _parts(trainer: Trainer) -> list[tuple[str, Any, str]]:
         parts += [
             (f"discriminator {side}", discriminator, method) for method in ("features", "conditional", "unconditional")
         ]
-    blocks = (trainer.distil_generator, trainer.distil_discriminators)
+    blocks = (trainer.generator_distillation, trainer.discriminator_distillation)
     parts += [("distillation", block, "forward") for block in blocks if block]
     parts += [("matching", trainer, "_matching")] if trainer.damsm is None else [("DAMSM", trainer.damsm, "forward")]
     parts += [("average", trainer.ema, "update_parameters")]

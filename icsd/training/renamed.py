@@ -11,6 +11,14 @@ RENAMED = {
     "out": "output",
     "optimiser": "optimizer",
     "discriminator.normalisation": "discriminator.normalization",
+    "adversarial.matching_penalty": "losses.discriminator.matching_penalty",
+    "adversarial.r1": "losses.discriminator.r1",
+    "damsm.weight": "losses.generator.damsm",
+    "distillation.enabled": "losses.generator.distillation and losses.discriminator.distillation, 0 for off",
+    "distillation.generator.weight": "losses.generator.distillation",
+    "distillation.discriminator.weight": "losses.discriminator.distillation",
+    "optimizer.kl_weight": "losses.generator.condition_kl",
+    "optimizer.matching_weight": "losses.generator.matching",
 }
 """Old key -> new key; a key stands for everything below it."""
 
@@ -37,7 +45,8 @@ def new_key(key: str) -> str | None:
     for length in range(len(parts), 0, -1):
         new = RENAMED.get(".".join(parts[:length]))
         if new is not None:
-            return ".".join([new, *parts[length:]])
+            renamed = ".".join([new, *parts[length:]])
+            return new_key(renamed) or renamed
     return None
 
 

@@ -432,10 +432,10 @@ def _restore(config: TrainConfig, folder: Path) -> Trainer:
 
 
 def _summary(losses: dict[str, float]) -> dict[str, str]:
-    """Losses for the progress bar: the discriminators', the generator's and the distillation's."""
-    groups = {"D": 0.0, "G": 0.0, "CSD": 0.0}
+    """Return the losses for the progress bar: those of the discriminators, the generator and the distillation."""
+    groups = {"D": 0.0, "G": 0.0, "distillation": 0.0}
     for name, value in losses.items():
-        groups["CSD" if name.endswith("/csd") else name[0].upper()] += value
+        groups["distillation" if name.endswith("/distillation") else name[0].upper()] += value
     return {name: f"{value:.3f}" for name, value in groups.items()}
 
 

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from icsd.errors import InputError
 from icsd.models import (
-    CSDConfig,
     GeneratorOutput,
     InterstageDistillation,
     MatchingHead,
+    SideDistillationConfig,
     TextEncoder,
     TextFeatures,
     TextToImage,
@@ -27,7 +27,7 @@ from icsd.models import (
 )
 from icsd.models.conditioning import kl_to_standard_normal
 from icsd.models.damsm import DAMSM
-from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss, gradient_penalty
+from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss, gradient_penalties
 from icsd.training.augment import augment
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.randomness import random_state, restore_random_state
@@ -100,8 +100,9 @@ class Trainer:
         average = get_ema_multi_avg_fn(config.optimizer.ema_decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
-        self.distil_generator = self._distillation(config.distillation.generator)
-        self.distil_discriminators = self._distillation(config.distillation.discriminator)
+        weights, sides = config.losses, config.distillation
+        self.generator_distillation = self._distillation(weights.generator.distillation, sides.generator)
+        self.discriminator_distillation = self._distillation(weights.discriminator.distillation, sides.discriminator)
         networks = nn.ModuleList([self.discriminators, self.matching, *([] if text_encoder.frozen else [text_encoder])])
         self.generator_optimizer = self._optimizer(self.model.generator, config.optimizer.generator_lr)
         self.discriminator_optimizer = self._optimizer(networks, config.optimizer.discriminator_lr)
@@ -124,10 +125,9 @@ class Trainer:
         optimizers = (self.generator_optimizer, self.discriminator_optimizer)
         return [LambdaLR(optimizer, course, last_step) for optimizer in optimizers]
 
-    def _distillation(self, side: CSDConfig) -> InterstageDistillation | None:
-        """The block of one side, or None where it would do nothing."""
-        active = self.config.distillation.enabled and side.weight > 0 and len(self.resolutions) > 1
-        return InterstageDistillation(side) if active else None
+    def _distillation(self, weight: float, side: SideDistillationConfig) -> InterstageDistillation | None:
+        """Return the distillation block of one side, or None where it would do nothing."""
+        return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
 
     def step(self, batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Updates the discriminators and the text encoder, then the generator, then the average.
@@ -147,7 +147,7 @@ class Trainer:
                 generated = self._generate(text)
             with self._autocast():
                 terms = self._discriminator_losses(real, generated.images, text.sentence)
-            losses.update(self._backward(terms))
+            losses.update(self._backward("discriminator", terms))
         self._update(self.discriminator_optimizer)
 
         self._freeze_discriminators(True)
@@ -155,7 +155,7 @@ class Trainer:
             with self._autocast():
                 generated = generated if generate_once else self._generate(text)
                 terms = self._generator_losses(generated, text.detach(), class_ids)
-            losses.update(self._backward(terms))
+            losses.update(self._backward("generator", terms))
         self._update(self.generator_optimizer)
         self._freeze_discriminators(False)
 
@@ -177,49 +177,61 @@ class Trainer:
         return self.model.generator(z, text.detach())
 
     def _discriminator_losses(self, real: list[Tensor], generated: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
+        """Return the weighted losses of the discriminators by name."""
+        weights = self.config.losses.discriminator
         kinds = self.config.adversarial.augment
         real, generated = augment(real, kinds), augment([image.detach() for image in generated], kinds)
         pairs = [
             discriminator.features(torch.cat((image, other.to(image.dtype))), parts=2).chunk(2)
             for discriminator, image, other in zip(self.discriminators, real, generated, strict=True)
         ]
-        losses = {
-            f"discriminator/{side}": discriminator_loss(self.adversarial, discriminator, *pair, sentence)
-            for side, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True)
-        }
+        losses = {}
+        if weights.adversarial:
+            for side, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True):
+                loss = discriminator_loss(self.adversarial, discriminator, *pair, sentence)
+                losses[f"adversarial/{side}"] = weights.adversarial * loss
         seen = [features for features, _ in pairs]
-        if self.damsm is None:
-            losses["discriminator/matching"] = self._matching(seen, sentence)
-        if self.distil_discriminators:
-            losses["discriminator/csd"] = self.distil_discriminators(seen)
-        if self.config.adversarial.penalized:
-            with torch.autocast(self.device.type, enabled=False):
-                losses["discriminator/penalty"] = sum(
-                    gradient_penalty(self.config.adversarial, discriminator, image, sentence)
-                    for discriminator, image in zip(self.discriminators, real, strict=True)
-                )
+        if self.damsm is None and weights.matching:
+            losses["matching"] = weights.matching * self._matching(seen, sentence)
+        if self.discriminator_distillation:
+            losses["distillation"] = weights.distillation * self.discriminator_distillation(seen)
+        if weights.penalized:
+            losses |= self._penalties(real, sentence)
         return losses
 
+    def _penalties(self, real: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
+        """Return the weighted penalties of all discriminators by name, computed in float32."""
+        weights, power = self.config.losses.discriminator, self.config.adversarial.matching_penalty_power
+        total = Counter()
+        with torch.autocast(self.device.type, enabled=False):
+            for discriminator, images in zip(self.discriminators, real, strict=True):
+                total.update(gradient_penalties(weights, power, discriminator, images, sentence))
+        return total
+
     def _generator_losses(self, generated: GeneratorOutput, text: TextFeatures, class_ids: Tensor) -> dict[str, Tensor]:
+        """Return the weighted losses of the generator by name."""
+        weights = self.config.losses.generator
         augmented = augment(generated.images, self.config.adversarial.augment)
         fake = [d.features(image) for d, image in zip(self.discriminators, augmented, strict=True)]
-        losses = {
-            f"generator/{side}": generator_loss(self.adversarial, *stage, text.sentence)
-            for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True)
-        }
-        if self.damsm is None:
-            losses["generator/matching"] = self.config.optimizer.matching_weight * self._matching(fake, text.sentence)
-        else:
-            mismatch = sum(self.damsm(generated.images[-1].float(), text, class_ids))
-            losses["generator/damsm"] = self.config.damsm.weight * mismatch
-        losses["generator/kl"] = self.config.optimizer.kl_weight * kl_to_standard_normal(generated.mu, generated.logvar)
-        if self.distil_generator:
+        losses = {}
+        if weights.adversarial:
+            for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True):
+                loss = generator_loss(self.adversarial, *stage, text.sentence)
+                losses[f"adversarial/{side}"] = weights.adversarial * loss
+        if self.damsm is None and weights.matching:
+            losses["matching"] = weights.matching * self._matching(fake, text.sentence)
+        if self.damsm is not None and weights.damsm:
+            losses["damsm"] = weights.damsm * sum(self.damsm(generated.images[-1].float(), text, class_ids))
+        if weights.condition_kl:
+            losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(generated.mu, generated.logvar)
+        if self.generator_distillation:
             sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
-            losses["generator/csd"] = self.distil_generator(sources[self.config.distillation.generator.source])
+            stages = sources[self.config.distillation.generator.source]
+            losses["distillation"] = weights.distillation * self.generator_distillation(stages)
         return losses
 
     def _matching(self, features: list[Tensor], sentence: Tensor) -> Tensor:
-        """The stages' matching losses together."""
+        """Return the sum of the stages' matching losses."""
         return sum(matching_loss(head(stage), sentence) for head, stage in zip(self.matching, features, strict=True))
 
     def _freeze_discriminators(self, frozen: bool) -> None:
@@ -230,16 +242,21 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, PRECISIONS[self.config.precision], self.config.precision != "fp32")
 
-    def _backward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds this batch's share of the gradient; returns its share of the losses."""
-        shares = {name: loss / self.config.accumulate for name, loss in losses.items()}
-        self.scaler.scale(sum(shares.values())).backward()
-        return {name: share.detach() for name, share in shares.items()}
+    def _backward(self, side: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accumulate the gradient of a micro-batch's losses; return the losses, named by their side, without graph."""
+        scaled = {f"{side}/{name}": loss / self.config.accumulate for name, loss in losses.items()}
+        if scaled:
+            self.scaler.scale(sum(scaled.values())).backward()
+        return {name: loss.detach() for name, loss in scaled.items()}
 
     def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take a step of an optimizer; without any loss there is no gradient, and the weights stay as they are."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if all(weight.grad is None for weight in weights):
+            optimizer.step()
+            return
         if self.config.optimizer.clip is not None:
             self.scaler.unscale_(optimizer)
-            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip)
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)

@@ -64,8 +64,8 @@ def test_an_ablation_trains(icsd, workplace, path):
     assert code == 0, err
     sides = {"none": (), "generator": ("generator",), "discriminator": ("discriminator",)}
     for side in ("generator", "discriminator"):
-        assert (f"{side}/csd" in out) == (side in sides.get(path.stem, ("generator", "discriminator")))
-    assert ("discriminator/penalty" in out) == (path.stem == "hinge")
+        assert (f"{side}/distillation" in out) == (side in sides.get(path.stem, ("generator", "discriminator")))
+    assert ("discriminator/matching_penalty" in out) == (path.stem == "hinge")
     assert not Path("runs").exists()
 
 
@@ -83,6 +83,9 @@ def test_the_demo_is_the_default(icsd):
         (["--generator.depth", "3"], "--generator.depth"),
         (["--generator.resolutions", "[16,48]"], "generator.resolutions is [16, 48]"),
         (["--distillation.generator.loss", "l1"], "distillation.*.loss"),
+        (["--losses.generator.matching", "-1"], "losses.generator.matching is -1"),
+        (["--optimizer.kl-weight", "0.5"], "optimizer.kl_weight is now losses.generator.condition_kl"),
+        (["--distillation.enabled=false"], "distillation.enabled is now losses.generator.distillation and losses"),
         (["--device", "tpu"], "device is 'tpu'"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--config", "typo.yaml"], "data.nam"),

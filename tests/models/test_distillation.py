@@ -4,7 +4,7 @@ import torch
 import icsd
 from icsd.errors import InputError
 from icsd.losses import make_loss
-from icsd.models import CSDConfig, InterstageDistillation, similarity_matrices
+from icsd.models import InterstageDistillation, SideDistillationConfig, similarity_matrices
 
 
 def stages(memory_format=torch.contiguous_format):
@@ -15,7 +15,7 @@ def stages(memory_format=torch.contiguous_format):
 
 def test_refined_stage_teaches_and_gets_no_gradient():
     coarse, middle, refined = stages()
-    InterstageDistillation(CSDConfig())([coarse, middle, refined]).backward()
+    InterstageDistillation(SideDistillationConfig())([coarse, middle, refined]).backward()
     assert coarse.grad.abs().sum() > 0
     assert middle.grad.abs().sum() > 0
     assert refined.grad is None
@@ -23,7 +23,7 @@ def test_refined_stage_teaches_and_gets_no_gradient():
 
 def test_coarse_stage_teaches_when_asked():
     coarse, middle, refined = stages()
-    InterstageDistillation(CSDConfig(direction="coarse-to-refined"))([coarse, middle, refined]).backward()
+    InterstageDistillation(SideDistillationConfig(direction="coarse-to-refined"))([coarse, middle, refined]).backward()
     assert coarse.grad is None
     assert refined.grad.abs().sum() > 0
 
@@ -33,13 +33,17 @@ def test_coarse_stage_teaches_when_asked():
 )
 def test_is_the_weighted_public_function(loss, parameters):
     maps = stages()
-    value = InterstageDistillation(CSDConfig(weight=3.0, loss=loss, parameters=parameters))(maps)
+    value = InterstageDistillation(SideDistillationConfig(loss=loss, parameters=parameters, stage_weights=[0.5, 2.0]))(
+        maps
+    )
     flat = [stage.flatten(1) for stage in maps]
-    torch.testing.assert_close(value, 3 * icsd.interstage_distillation_loss(flat, make_loss(loss, **parameters)))
+    torch.testing.assert_close(
+        value, icsd.interstage_distillation_loss(flat, make_loss(loss, **parameters), weights=[0.5, 2.0])
+    )
 
 
 def test_memory_format_does_not_matter():
-    block = InterstageDistillation(CSDConfig())
+    block = InterstageDistillation(SideDistillationConfig())
     torch.testing.assert_close(block(stages()), block(stages(torch.channels_last)))
 
 
@@ -54,8 +58,6 @@ def test_similarity_matrices_are_cosines():
 @pytest.mark.parametrize(
     "options",
     [
-        {"weight": -1.0},
-        {"weight": float("nan")},
         {"loss": "kl", "parameters": {"student_temperature": -1.0}},
         {"parameters": {"beta": 1.0}},
         {"loss": "cosine"},
@@ -63,4 +65,4 @@ def test_similarity_matrices_are_cosines():
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(InputError, match="distillation"):
-        CSDConfig(**options)
+        SideDistillationConfig(**options)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,12 +10,13 @@ from icsd.training.adversarial import (
     AdversarialConfig,
     discriminator_loss,
     generator_loss,
-    gradient_penalty,
+    gradient_penalties,
 )
+from icsd.training.losses import DiscriminatorLosses
 
 
 class Stub:
-    """Judges by the first feature, and with the sentence by their product."""
+    """A discriminator whose logits are the first feature, and with the sentence their product."""
 
     def unconditional(self, features):
         return features[:, 0]
@@ -45,7 +48,7 @@ def test_hinge_is_satisfied_beyond_the_margin():
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_discriminator_weighs_five_judgements(name):
+def test_discriminator_loss_weighs_five_logits(name):
     loss = ADVERSARIAL[name]
     wrong = torch.tensor([[0.5], [1.0], [-2.0]])
     expected = (loss.real(REAL[:, 0]) + loss.real((REAL * SENTENCE)[:, 0])) / 2
@@ -54,7 +57,7 @@ def test_discriminator_weighs_five_judgements(name):
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_generator_is_judged_with_and_without_the_sentence(name):
+def test_generator_loss_adds_conditional_and_unconditional_logits(name):
     loss = ADVERSARIAL[name]
     expected = loss.fool(FAKE[:, 0]) + loss.fool((FAKE * SENTENCE)[:, 0])
     torch.testing.assert_close(generator_loss(loss, Stub(), FAKE, SENTENCE), expected)
@@ -79,24 +82,28 @@ class Plane:
 def test_penalties_are_powers_of_the_slopes():
     images, sentences = torch.randn(5, 3, 2, 2), torch.randn(5, 4)
     both = 2**2 * (12 + 4)  # squared slope of the conditional logits by image and sentence
-    matching = gradient_penalty(AdversarialConfig(matching_penalty=2.0), Plane(), images, sentences)
-    assert matching.item() == pytest.approx(2 * both**3)
-    r1 = gradient_penalty(AdversarialConfig(r1=10.0), Plane(), images, sentences)
-    assert r1.item() == pytest.approx(10 / 2 * 12 * (2 + 4) ** 2)
-    config = AdversarialConfig(matching_penalty=2.0, r1=10.0)
-    assert gradient_penalty(config, Plane(), images, sentences).item() == pytest.approx(matching.item() + r1.item())
+    weights = DiscriminatorLosses(matching_penalty=2.0, r1=10.0)
+    expected = {"matching_penalty": 2 * both**3, "r1": 10 / 2 * 12 * (2 + 4) ** 2}
+    for given, names in (
+        (weights, ("matching_penalty", "r1")),
+        (replace(weights, r1=0.0), ("matching_penalty",)),
+        (replace(weights, matching_penalty=0.0), ("r1",)),
+    ):
+        penalties = gradient_penalties(given, 6.0, Plane(), images, sentences)
+        assert {name: value.item() for name, value in penalties.items()} == pytest.approx(
+            {name: expected[name] for name in names}
+        )
 
 
 def test_penalties_reach_the_weights():
     plane = Plane()
-    config = AdversarialConfig(matching_penalty=1.0, matching_penalty_power=2.0)
-    gradient_penalty(config, plane, torch.randn(5, 3, 2, 2), torch.randn(5, 4)).backward()
+    penalties = gradient_penalties(
+        DiscriminatorLosses(matching_penalty=1.0), 2.0, plane, torch.randn(5, 3, 2, 2), torch.randn(5, 4)
+    )
+    penalties["matching_penalty"].backward()
     assert plane.scale.grad.item() == pytest.approx(2 * 2 * 16)  # d/ds of 16 s^2 at s = 2
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("matching_penalty", -1.0), ("r1", float("nan")), ("matching_penalty_power", 1.0)]
-)
-def test_values_out_of_range_are_refused(key, value):
-    with pytest.raises(InputError, match=rf"adversarial\.{key}"):
-        AdversarialConfig(**{key: value})
+def test_a_power_below_2_is_refused():
+    with pytest.raises(InputError, match=r"adversarial\.matching_penalty_power"):
+        AdversarialConfig(matching_penalty_power=1.0)

@@ -5,7 +5,7 @@ from icsd.training.monitor import ALIKE, NO_CONTEST, NO_CONTEST_LINES, TrainingM
 
 
 def losses(coarse, fine):
-    return {"discriminator/8": coarse, "discriminator/16": fine, "generator/8": 0.0}
+    return {"discriminator/adversarial/8": coarse, "discriminator/adversarial/16": fine, "generator/8": 0.0}
 
 
 def test_a_discriminator_that_has_long_won_is_named_once():

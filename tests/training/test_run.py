@@ -18,6 +18,7 @@ from icsd.training import checkpoint, run, run_folder
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.batches import batch_indices
 from icsd.training.config import OptimizerConfig, TrainConfig
+from icsd.training.losses import DiscriminatorLosses, LossesConfig
 from icsd.training.trainer import Trainer
 
 
@@ -85,9 +86,14 @@ def test_a_run_leaves_its_folder_and_says_where(config, capsys):
     assert saved == final_state(folder)["config"]
 
     lines = lines_of(folder)
-    assert [line["step"] for line in lines if "generator/csd" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "generator/distillation" in line] == [2, 4, 6]
     assert [line["step"] for line in lines if "diversity" in line] == [4, 6]
-    assert {"images_per_second", "generator/16", "discriminator/8", "generator/csd"} <= lines[0].keys()
+    assert {
+        "images_per_second",
+        "generator/adversarial/16",
+        "discriminator/adversarial/8",
+        "generator/distillation",
+    } <= lines[0].keys()
 
     images = sorted(path.name for path in (folder / "images").iterdir())
     assert images == ["step-00000004.png", "step-00000006.png"]
@@ -114,7 +120,8 @@ def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
     config = replace(
         config,
         optimizer=OptimizerConfig(schedule="cosine", warmup=3, clip=1.0),
-        adversarial=AdversarialConfig(loss="bce", r1=1.0, augment=["color", "translation", "cutout"]),
+        adversarial=AdversarialConfig(loss="bce", augment=["color", "translation", "cutout"]),
+        losses=LossesConfig(discriminator=DiscriminatorLosses(r1=1.0)),
         discriminator=DiscriminatorConfig(width=4, normalization="spectral"),
         accumulate=2,
         precision=precision,
@@ -255,14 +262,14 @@ def test_an_interrupted_run_leaves_a_checkpoint_that_resumes(config, monkeypatch
     assert final_state(folder)["step"] == 3
     run.train(config, resume=folder)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
-    assert [line["step"] for line in lines_of(folder) if "generator/csd" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines_of(folder) if "generator/distillation" in line] == [2, 4, 6]
 
 
 def test_resuming_drops_the_metrics_past_the_checkpoint(config):
     folder = run.train(replace(config, checkpoint_every=2))
     checkpoint.latest(folder).unlink()
     run.train(config, resume=folder)
-    assert [line["step"] for line in lines_of(folder) if "generator/csd" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines_of(folder) if "generator/distillation" in line] == [2, 4, 6]
 
 
 def test_only_the_newest_checkpoints_stay(config):

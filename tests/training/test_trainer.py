@@ -11,7 +11,7 @@ from icsd.models import (
     DiscriminatorConfig,
     DistillationConfig,
     GeneratorConfig,
-    GeneratorCSDConfig,
+    GeneratorDistillationConfig,
     TextConfig,
     build_text_encoder,
     restore_text_encoder,
@@ -19,7 +19,8 @@ from icsd.models import (
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import CNNEncoder
 from icsd.training.adversarial import AdversarialConfig
-from icsd.training.config import GuidanceConfig, OptimizerConfig, TrainConfig
+from icsd.training.config import OptimizerConfig, TrainConfig
+from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
 from icsd.training.trainer import Trainer, learning_rate_factor
 
 CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
@@ -73,31 +74,68 @@ def test_frozen_encoders_judge_and_stay_as_they_are():
     assert all(torch.equal(before[name], value) for name, value in trainer.damsm.state_dict().items())
     assert not all(torch.equal(generator[name], value) for name, value in trainer.model.generator.state_dict().items())
     assert 0 <= trainer.r_precision(CAPTIONS) <= 1
-    weightless = guided_trainer(config_of(damsm=GuidanceConfig(weight=0)))
-    assert weightless.step([batch_of()])["generator/damsm"] == 0
 
 
 def test_losses_have_names_and_no_graph():
     losses = trainer_of(config_of()).step([batch_of()])
     assert losses.keys() == {
-        *("discriminator/8", "discriminator/16", "discriminator/matching", "discriminator/csd"),
-        *("generator/8", "generator/16", "generator/matching", "generator/kl", "generator/csd"),
+        *("discriminator/adversarial/8", "discriminator/adversarial/16"),
+        *("discriminator/matching", "discriminator/distillation"),
+        *("generator/adversarial/8", "generator/adversarial/16"),
+        *("generator/matching", "generator/condition_kl", "generator/distillation"),
     }
     assert all(loss.isfinite() and loss.dim() == 0 and not loss.requires_grad for loss in losses.values())
 
 
-def test_one_flag_leaves_distillation_out():
-    losses = trainer_of(config_of(distillation=DistillationConfig(enabled=False))).step([batch_of()])
-    assert not any("csd" in name for name in losses)
+@pytest.mark.parametrize(
+    ("side", "name", "terms"),
+    [
+        ("generator", "adversarial", ("generator/adversarial/8", "generator/adversarial/16")),
+        ("generator", "matching", ("generator/matching",)),
+        ("generator", "condition_kl", ("generator/condition_kl",)),
+        ("generator", "distillation", ("generator/distillation",)),
+        ("discriminator", "adversarial", ("discriminator/adversarial/8", "discriminator/adversarial/16")),
+        ("discriminator", "matching", ("discriminator/matching",)),
+        ("discriminator", "distillation", ("discriminator/distillation",)),
+        ("discriminator", "matching_penalty", ("discriminator/matching_penalty",)),
+        ("discriminator", "r1", ("discriminator/r1",)),
+    ],
+)
+def test_a_weight_scales_its_losses_and_0_leaves_them_out(side, name, terms):
+    def losses_of(weight):
+        losses = LossesConfig()
+        setattr(getattr(losses, side), name, weight)
+        return trainer_of(config_of(losses=losses)).step([batch_of()])
+
+    single, threefold, off = losses_of(1.0), losses_of(3.0), losses_of(0.0)
+    assert set(terms) <= single.keys()
+    assert off.keys() == single.keys() - set(terms)
+    if side == "discriminator":  # the generator's losses of the same step depend on the discriminators' update
+        assert all(threefold[term].item() == pytest.approx(3 * single[term].item(), rel=1e-6) for term in terms)
+    else:
+        assert all(threefold[term].item() == pytest.approx(3 * single[term].item(), rel=1e-5) for term in terms)
+
+
+def test_a_weight_of_0_leaves_damsm_out():
+    losses = guided_trainer(config_of(losses=LossesConfig(GeneratorLosses(damsm=0.0)))).step([batch_of()])
+    assert not any("damsm" in name or "matching" in name for name in losses)
+
+
+def test_no_loss_at_all_leaves_the_weights_as_they_are():
+    losses = LossesConfig(GeneratorLosses(0, 0, 0, 0, 0), DiscriminatorLosses(0, 0, 0))
+    trainer = trainer_of(config_of(losses=losses))
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    assert trainer.step([batch_of()]) == {}
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("source", ["rgb", "hidden", "discriminator"])
 def test_distillation_reaches_the_coarse_stage_alone(source):
-    config = config_of(distillation=DistillationConfig(generator=GeneratorCSDConfig(source=source)))
+    config = config_of(distillation=DistillationConfig(generator=GeneratorDistillationConfig(source=source)))
     trainer = trainer_of(config)
     text = trainer.model.text_encoder(CAPTIONS)
     generated = trainer.model.generator(torch.randn(4, 4), text.detach())
-    trainer._generator_losses(generated, text.detach(), torch.arange(4))["generator/csd"].backward()
+    trainer._generator_losses(generated, text.detach(), torch.arange(4))["distillation"].backward()
     generator = trainer.model.generator
     assert generator.initial.project[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in generator.refine.parameters())
@@ -167,7 +205,9 @@ def _copied(value):
 
 
 def test_learns_the_colors_of_two_words():
-    trainer = trainer_of(config_of(optimizer=OptimizerConfig(ema_decay=0.9, matching_weight=1.0)))
+    trainer = trainer_of(
+        config_of(optimizer=OptimizerConfig(ema_decay=0.9), losses=LossesConfig(GeneratorLosses(matching=1.0)))
+    )
     for _ in range(200):
         trainer.step([batch_of(8)])
     refined = trainer.generate(CAPTIONS, seed=1)[-1]
@@ -194,13 +234,20 @@ def test_unusable_device_is_refused(name):
         (lambda: OptimizerConfig(warmup=-1), "optimizer.warmup"),
         (lambda: OptimizerConfig(clip=0.0), "optimizer.clip"),
         (lambda: OptimizerConfig(ema_decay=1.0), "optimizer.ema_decay"),
-        (lambda: OptimizerConfig(kl_weight=-1.0), "optimizer.kl_weight"),
-        (lambda: OptimizerConfig(matching_weight=-1.0), "optimizer.matching_weight"),
+        (lambda: LossesConfig(GeneratorLosses(condition_kl=-1.0)), "losses.generator.condition_kl"),
+        (lambda: LossesConfig(GeneratorLosses(matching=float("nan"))), "losses.generator.matching"),
+        (lambda: LossesConfig(discriminator=DiscriminatorLosses(r1=float("inf"))), "losses.discriminator.r1"),
+        (lambda: stage_weights([1.0, 1.0]), "distillation.*.stage_weights"),
+        (lambda: stage_weights([]), "distillation.*.stage_weights"),
     ],
 )
 def test_values_out_of_range_are_refused(make, key):
     with pytest.raises(InputError, match=key):
         make()
+
+
+def stage_weights(weights):
+    return TrainConfig(distillation=DistillationConfig(GeneratorDistillationConfig(stage_weights=weights)))
 
 
 def weights_after(steps, batches=None, **options):
@@ -236,7 +283,7 @@ def test_accumulated_batches_weigh_alike():
         {id(p): p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
     )
     losses = trainer.step([batch_of(), batch_of()])
-    assert losses["generator/16"].isfinite()
+    assert losses["generator/adversarial/16"].isfinite()
     assert {id(p) for p in trainer.model.generator.parameters()} <= seen.keys()
     for name, parameter in trainer.discriminators.named_parameters():
         assert id(parameter) in seen, name
@@ -245,7 +292,7 @@ def test_accumulated_batches_weigh_alike():
 def test_relations_stay_within_a_batch_of_an_accumulated_step():
     trainer = trainer_of(config_of(accumulate=3))
     sizes = []
-    for block in (trainer.distil_generator, trainer.distil_discriminators):
+    for block in (trainer.generator_distillation, trainer.discriminator_distillation):
         block.register_forward_pre_hook(lambda block, stages: sizes.append(len(stages[0][0])))
     trainer.step([batch_of(4)] * 3)
     assert sizes == [4] * 6
@@ -303,13 +350,15 @@ def test_moments_of_a_restored_optimizer_lie_as_its_weights_do():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_penalties_and_augmentation_train(normalization, precision):
     config = config_of(
-        adversarial=AdversarialConfig(matching_penalty=2.0, r1=1.0, augment=["color", "translation", "cutout"]),
+        adversarial=AdversarialConfig(augment=["color", "translation", "cutout"]),
+        losses=LossesConfig(discriminator=DiscriminatorLosses(matching_penalty=2.0, r1=1.0)),
         precision=precision,
     )
     config = dataclasses.replace(config, discriminator=DiscriminatorConfig(4, normalization))
     trainer = trainer_of(config)
     losses = trainer.step([batch_of()])
-    assert losses["discriminator/penalty"] > 0
+    assert losses["discriminator/matching_penalty"] > 0
+    assert losses["discriminator/r1"] > 0
     assert all(loss.isfinite() for loss in trainer.step([batch_of()]).values())
 
 
@@ -334,4 +383,4 @@ def batch_of_side(side):
 
 def test_compiling_and_penalties_exclude_each_other():
     with pytest.raises(InputError, match="compile"):
-        TrainConfig(compile=True, adversarial=AdversarialConfig(r1=1.0))
+        TrainConfig(compile=True, losses=LossesConfig(discriminator=DiscriminatorLosses(r1=1.0)))
