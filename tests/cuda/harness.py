@@ -136,6 +136,7 @@ def open_library(path: Path, seed: int) -> ctypes.CDLL:
     ):
         if hasattr(library, name):
             getattr(library, name).restype = ctypes.c_uint64
+    library.emulator_require_stream.argtypes = [ctypes.c_void_p]
     library.emulator_seed.argtypes = [ctypes.c_uint64]
     library.emulator_seed(seed)
     if hasattr(library, "emulator_watch"):

@@ -244,6 +244,45 @@ def test_launches_are_counted_and_refused(features):
     assert features.emulator_launches() == before + 3
 
 
+def test_static_shared_memory_counts(features):
+    kib, fixed, invalid = 1 << 10, (16 << 10) + 16, 1
+    launch = features.emulate_static_shared
+    assert features.emulate_static_shared_bytes() == fixed
+    assert launch(48 * kib - fixed, -1, None) == 0
+    assert launch(48 * kib - fixed + 1, -1, None) == invalid
+    assert b"beside 16400 static" in features.emulator_failure()
+    assert launch(0, 163 * kib - fixed + 1, None) == invalid
+    assert launch(163 * kib - fixed, 163 * kib - fixed, None) == 0
+    assert launch(20 * kib, 10 * kib, None) == invalid
+    assert launch(0, 48 * kib - fixed, None) == 0  # the limit before any attribute is set
+    features.emulator_dry_run(1)
+    before = features.emulator_launches()
+    assert launch(0, -1, None) == 0
+    features.emulator_dry_run(0)
+    assert features.emulator_launches() == before + 1
+
+
+def test_launches_on_another_stream_are_refused(features):
+    stream, other, handle = ctypes.c_void_p(0x100), ctypes.c_void_p(0x200), 400  # cudaErrorInvalidResourceHandle
+    features.emulator_require_stream(stream)
+    assert features.emulate_static_shared(0, -1, stream) == 0
+    assert features.emulate_static_shared(0, -1, other) == handle
+    assert features.emulate_static_shared(0, -1, None) == handle
+    assert features.emulator_failure() == b"stream 0 is used, the current one is 256"
+    features.emulator_require_stream(None)
+    assert features.emulate_static_shared(0, -1, None) == 0
+
+
+def test_a_capture_refuses_what_waits_or_allocates(features):
+    assert features.emulate_waits() == 0
+    features.emulator_capture(1)
+    assert features.emulate_waits() == 6
+    assert features.emulate_static_shared(0, -1, None) == 906  # cudaErrorStreamCaptureImplicit
+    assert features.emulate_static_shared(0, -1, ctypes.c_void_p(0x100)) == 0
+    features.emulator_capture(0)
+    assert features.emulate_static_shared(0, -1, None) == 0
+
+
 @pytest.mark.parametrize(("arch", "shared"), [(75, 64), (80, 163), (90, 227)])
 def test_architecture(arch, shared):
     runtime = ctypes.CDLL(build_runtime("plain", arch))

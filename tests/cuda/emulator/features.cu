@@ -94,6 +94,16 @@ __global__ void zero_filled(const float* x, float* out) {
 
 __global__ void nothing() {}
 
+// Has 16 KiB of static shared memory and 4 more bytes, which take 16.
+__global__ void static_shared(float* out) {
+  __shared__ float values[4096];
+  __shared__ int count;
+  values[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x == 0) count = blockDim.x;
+  __syncthreads();
+  if (out) out[threadIdx.x] = values[count - 1 - threadIdx.x];
+}
+
 }  // namespace
 
 extern "C" {
@@ -128,6 +138,33 @@ int emulate_launch(int blocks, int threads, int shared, int allowed) {
   }
   const cudaLaunchConfig_t config = {blocks, threads, std::size_t(shared), nullptr, nullptr, 0};
   return cudaLaunchKernelEx(&config, nothing);
+}
+// Launches a kernel with static shared memory after `allowed` bytes of dynamic shared memory were allowed, unless negative.
+int emulate_static_shared(int shared, int allowed, cudaStream_t stream) {
+  if (allowed >= 0) {
+    const cudaError_t refused = cudaFuncSetAttribute(static_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+    if (refused != cudaSuccess) return refused;
+  }
+  const cudaLaunchConfig_t config = {1, 32, std::size_t(shared), stream, nullptr, 0};
+  return cudaLaunchKernelEx(&config, static_shared, nullptr);
+}
+int emulate_static_shared_bytes() {
+  cudaFuncAttributes attributes;
+  cudaFuncGetAttributes(&attributes, static_shared);
+  return static_cast<int>(attributes.sharedSizeBytes);
+}
+// Calls the functions that may not be called while a graph is captured; returns how many of them were refused.
+int emulate_waits() {
+  void* memory = nullptr;
+  cudaEvent_t event;
+  cudaEventCreate(&event);
+  int refused = 0;
+  for (const cudaError_t error : {cudaMalloc(&memory, 8), cudaFree(memory), cudaDeviceSynchronize(), cudaEventSynchronize(event),
+                                  cudaStreamSynchronize(nullptr), cudaMemcpy(&memory, &memory, 8, cudaMemcpyDefault)}) {
+    refused += error == cudaErrorStreamCaptureUnsupported;
+  }
+  cudaEventDestroy(event);
+  return refused;
 }
 int emulate_attribute(int attribute) {
   int value = -1;

@@ -13,6 +13,7 @@
 
 #include "cuda_runtime_api.h"
 #include "multiprocessor.h"
+#include "static_shared.h"
 
 struct CUstream_st {};
 struct CUevent_st {
@@ -39,9 +40,14 @@ struct Device {
   std::uint64_t seed = 0;
   bool concurrent_blocks = false;
   int multiprocessors = 4;
+  bool dry = false;        // launches are checked, but nothing runs
+  bool capturing = false;  // as if a graph was captured
+  cudaStream_t stream{};   // the only one that launches may be on, unless null
   std::vector<Launched> launches;
   std::map<const void*, int> shared_limits;
-  std::string failure;
+  std::uint64_t attributes_set = 0;
+  cudaError_t failed = cudaSuccess;
+  std::string failure;  // describes `failed`
 };
 
 Device& device() {
@@ -56,6 +62,28 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
+cudaError_t refuse(cudaError_t error, const std::string& why) {
+  device().failed = error;
+  device().failure = why;
+  return result(error);
+}
+
+// Fails while a graph is captured: for functions that wait, or that a graph cannot repeat.
+cudaError_t check_capture(const char* function) {
+  if (!device().capturing) return cudaSuccess;
+  return refuse(cudaErrorStreamCaptureUnsupported, std::string(function) + " is not allowed while a graph is captured");
+}
+
+cudaError_t check_stream(cudaStream_t stream) {
+  const auto number = [](cudaStream_t of) { return std::to_string(reinterpret_cast<std::uintptr_t>(of)); };
+  if (device().capturing && !stream) {
+    return refuse(cudaErrorStreamCaptureImplicit, "the default stream is used while a graph is captured");
+  }
+  if (!device().stream || stream == device().stream) return cudaSuccess;
+  return refuse(cudaErrorInvalidResourceHandle,
+                "stream " + number(stream) + " is used, the current one is " + number(device().stream));
+}
+
 Dl_info where(std::uint64_t launch) {
   Dl_info info{};
   dladdr(device().launches[launch].kernel, &info);
@@ -65,6 +93,13 @@ Dl_info where(std::uint64_t launch) {
 int shared_opt_in() {
   const int kib = __CUDA_ARCH__ >= 1200 ? 99 : __CUDA_ARCH__ >= 900 ? 227 : __CUDA_ARCH__ > 800 ? 99 : __CUDA_ARCH__ == 800 ? 163 : 64;
   return kib << 10;
+}
+
+// Returns how much dynamic shared memory a launch may ask for. Without an attribute set, the default includes static shared
+// memory.
+std::size_t most_dynamic(const void* kernel, std::size_t fixed) {
+  const auto limit = device().shared_limits.find(kernel);
+  return limit == device().shared_limits.end() ? kSharedByDefault - fixed : limit->second;
 }
 
 void run(Launch& launch) {
@@ -98,25 +133,33 @@ cudaError_t start(const void* kernel, const std::function<void()>& body, const c
     return result(cudaErrorInvalidConfiguration);
   }
   const std::lock_guard lock(device().mutex);
-  const auto limit = device().shared_limits.find(kernel);
-  if (config.dynamicSmemBytes > std::size_t(limit == device().shared_limits.end() ? kSharedByDefault : limit->second)) {
-    return result(cudaErrorInvalidValue);
+  if (const cudaError_t error = check_stream(config.stream)) return error;
+  const std::size_t fixed = static_shared(kernel), most = most_dynamic(kernel, fixed);
+  if (config.dynamicSmemBytes > most) {
+    return refuse(cudaErrorInvalidValue, std::to_string(config.dynamicSmemBytes) + " bytes of dynamic shared memory beside " +
+                                             std::to_string(fixed) + " static ones, but at most " + std::to_string(most));
   }
   device().launches.push_back({kernel, static_cast<unsigned>(threads), config.dynamicSmemBytes});
   Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed,
                 device().concurrent_blocks};
-  run(launch);
+  if (!device().dry) run(launch);
   if (emulator_launch_ended) emulator_launch_ended();
-  if (!launch.failed) return cudaSuccess;
-  device().failure = launch.failure;
-  return result(cudaErrorLaunchFailure);
+  return launch.failed ? refuse(cudaErrorLaunchFailure, launch.failure) : cudaSuccess;
 }
 
-cudaError_t allow_shared(const void* kernel, cudaFuncAttribute attribute, int value) {
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || value > shared_opt_in()) return result(cudaErrorInvalidValue);
+cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const std::lock_guard lock(device().mutex);
+  ++device().attributes_set;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value < 0 || value + static_shared(kernel) > std::size_t(shared_opt_in())) return result(cudaErrorInvalidValue);
   device().shared_limits[kernel] = value;
+  return cudaSuccess;
+}
+
+cudaError_t get_attributes(const void* kernel, cudaFuncAttributes* attributes) {
+  const std::lock_guard lock(device().mutex);
+  const std::size_t fixed = static_shared(kernel);
+  *attributes = {fixed, static_cast<int>(most_dynamic(kernel, fixed))};
   return cudaSuccess;
 }
 
@@ -132,6 +175,14 @@ void emulator_seed(std::uint64_t seed) { device().seed = seed; }
 // Whether each block has an OS thread of its own, for races between blocks.
 void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
 void emulator_multiprocessors(int count) { device().multiprocessors = count; }
+// Whether launches are only checked and counted.
+void emulator_dry_run(int yes) { device().dry = yes; }
+// Whether calls are refused that must not be made while a graph is captured.
+void emulator_capture(int yes) { device().capturing = yes; }
+// The stream that every launch must be on; null for any.
+void emulator_require_stream(void* stream) { device().stream = static_cast<cudaStream_t>(stream); }
+// How often an attribute of a kernel was set.
+std::uint64_t emulator_attributes_set() { return device().attributes_set; }
 std::uint64_t emulator_launches() { return device().launches.size(); }
 // Of a launch, counted from 0: where its kernel stands in which library, threads and dynamic shared memory of a block.
 const char* emulator_launch_library(std::uint64_t launch) { return where(launch).dli_fname; }
@@ -146,33 +197,50 @@ const char* emulator_failure() { return device().failure.c_str(); }
 
 }  // namespace emulator
 
+using emulator::check_capture;
+using emulator::check_stream;
 using emulator::result;
 
-cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t) {
   *pointer = nullptr;
   if (!bytes) return cudaSuccess;
   if (posix_memalign(pointer, 256, bytes)) return result(cudaErrorMemoryAllocation);
   std::memset(*pointer, 0xff, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaFree(void* pointer) {
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) {
   std::free(pointer);
   return cudaSuccess;
 }
-cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t) { return cudaMalloc(pointer, bytes); }
-cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cudaFree(pointer); }
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+  *pointer = nullptr;
+  if (const cudaError_t error = check_capture("cudaMalloc")) return error;
+  return cudaMallocAsync(pointer, bytes, nullptr);
+}
+cudaError_t cudaFree(void* pointer) {
+  if (const cudaError_t error = check_capture("cudaFree")) return error;
+  return cudaFreeAsync(pointer, nullptr);
+}
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  if (const cudaError_t error = check_capture("cudaMemcpy")) return error;
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  if (const cudaError_t error = check_stream(stream)) return error;
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
 }
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
+  if (const cudaError_t error = check_capture("cudaMemset")) return error;
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t error = check_stream(stream)) return error;
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   *stream = new CUstream_st;
@@ -183,7 +251,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return check_capture("cudaStreamSynchronize"); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new CUevent_st{};
@@ -198,7 +266,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   event->time = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return check_capture("cudaEventSynchronize"); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   *milliseconds = std::chrono::duration<float, std::milli>(to->time - from->time).count();
   return cudaSuccess;
@@ -213,7 +281,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : result(cudaErrorInvalidDevice); }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return check_capture("cudaDeviceSynchronize"); }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return result(cudaErrorInvalidDevice);
   switch (attribute) {
@@ -274,13 +342,17 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle:
+      return "cudaErrorInvalidResourceHandle";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
     case cudaErrorStreamCaptureUnsupported:
       return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureImplicit:
+      return "cudaErrorStreamCaptureImplicit";
   }
   return "unrecognized error code";
 }
 const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorLaunchFailure ? emulator::emulator_failure() : cudaGetErrorName(error);
+  return error == emulator::device().failed ? emulator::emulator_failure() : cudaGetErrorName(error);
 }
