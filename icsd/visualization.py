@@ -1,22 +1,26 @@
-"""Images to look at: grids of every stage with captions underneath, attention, matrices."""
+"""Images to look at: grids of every stage with captions underneath, and animations."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate
+from pathlib import Path
 
-import torch
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional as F
+
+from icsd.errors import InputError
 
 _PAPER, _FRAME, _INK, _PALE = "#f7f7f5", "#d8d8d4", "#222222", "#77776f"
 _MARGIN, _GAP, _PADDING = 24, 20, 4
 _TEXT, _SMALL, _TITLE = 14, 12, 20
-_MOST_LINES = 4
+_MOST_LINES = 6
 
 
 def caption_grid(
@@ -80,44 +84,71 @@ def caption_grid(
 
 
 def tensor_to_image(image: Tensor) -> Image.Image:
-    """Turn a image (3, H, W) in [-1, 1] into a Pillow image; NaN is grey."""
+    """Turn an image (3, H, W) in [-1, 1] into a Pillow image; NaN becomes gray."""
     pixels = image.detach().float().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def attention_images(image: Tensor, attention: Tensor) -> Tensor:
-    """Show where each word looks: the image, dark where the word does not attend.
+def stack_pages(pages: Sequence[Image.Image]) -> Image.Image:
+    """Put pages below each other."""
+    stacked = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), _PAPER)
+    for page, top in zip(pages, accumulate((page.height for page in pages), initial=0), strict=False):
+        stacked.paste(page, (0, top))
+    return stacked
+
+
+def check_animation(path: Path) -> None:
+    """Check that an animation can be written.
 
     Args:
-        image: (3, R, R) in [-1, 1].
-        attention: (r, r, T), what each pixel of the stage before takes of each word.
+        path: `.gif`, or `.mp4`, which needs the extra "icsd[video]".
 
-    Returns:
-        (T, 3, R, R) in [-1, 1].
+    Raises:
+        InputError: The path has another suffix, or the package is missing.
     """
-    light = attention.permute(2, 0, 1)[:, None]
-    light = light / light.amax((2, 3), keepdim=True).clamp(min=1e-12)
-    light = F.interpolate(light, image.shape[-2:], mode="bilinear", align_corners=False)
-    return (image + 1) * (0.15 + 0.85 * light) - 1
+    suffix = path.suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise InputError(f"output is {path}: give a .gif or .mp4 file")
+    if suffix == ".mp4" and find_spec("av") is None:
+        raise InputError('av is not installed; for MP4: pip install "icsd[video]"')
 
 
-def matrix_image(matrix: Tensor) -> Tensor:
-    """Color a matrix of similarities: red towards 1, white at 0, blue towards -1.
+def save_animation(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
+    """Write an animation that repeats without end (GIF) or a video (MP4).
 
     Args:
-        matrix: (N, N) in [-1, 1].
+        frames: Images of one size.
+        path: `.gif` or `.mp4`.
+        fps: Frames per second.
 
-    Returns:
-        A image (3, N, N) in [-1, 1].
+    Raises:
+        InputError: See `check_animation`.
+        OSError: The file cannot be written.
     """
-    strength = matrix.clamp(-1, 1)[None]
-    ends = torch.tensor([[0.70, 0.09, 0.17], [0.13, 0.40, 0.67]]).view(2, 3, 1, 1)
-    return 1 - 2 * strength.abs() * (1 - torch.where(strength >= 0, ends[0], ends[1]))
+    check_animation(path)
+    if path.suffix.lower() == ".gif":
+        duration = round(1000 / fps)  # of a frame, in milliseconds
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        return
+    import av
+
+    width, height = (side + side % 2 for side in frames[0].size)  # H.264 stores colors for 2 x 2 pixels
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            page = Image.new("RGB", (width, height), _PAPER)
+            page.paste(frame)
+            container.mux(stream.encode(av.VideoFrame.from_image(page)))
+        container.mux(stream.encode())
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+def _font(size: int, plain: bool) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font for plain letters, and one of more alphabets for all others."""
+    if plain:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 0.9 * size)
 
 
 def _line(size: int) -> int:
@@ -126,18 +157,15 @@ def _line(size: int) -> int:
 
 def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, size: int, color: str) -> None:
     for place, line in enumerate(lines):
-        draw.text((left, top + place * _line(size)), line, fill=color, font=_font(size))
+        draw.text((left, top + place * _line(size)), line, fill=color, font=_font(size, line.isascii()))
 
 
 def _wrap(text: str, size: int, width: int) -> list[str]:
-    """Break ``text`` into lines no wider than ``width`` pixels; more than `_MOST_LINES` end in an ellipsis.
-
-    Accents are dropped: Pillow's built-in font has the plain letters only.
-    """
-    font = _font(size)
-    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    """Break ``text`` into lines no wider than ``width`` pixels; more than `_MOST_LINES` end in an ellipsis."""
+    text = unicodedata.normalize("NFC", text.encode(errors="replace").decode())  # without lone surrogates
+    font = _font(size, text.isascii())
     lines = [""]
-    for word in plain.split():
+    for word in text.split():
         candidate = f"{lines[-1]} {word}".strip()
         if font.getlength(candidate) <= width:
             lines[-1] = candidate

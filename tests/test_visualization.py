@@ -1,7 +1,9 @@
 import pytest
 import torch
+from PIL import Image
 
-from icsd.visualization import caption_grid
+from icsd.errors import InputError
+from icsd.visualization import caption_grid, save_animation, stack_pages
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -55,7 +57,7 @@ def test_captions_wrap_within_a_limit():
     assert heights[0] < heights[1] < heights[2] < heights[3] == heights[4]
 
 
-@pytest.mark.parametrize("caption", ["süß, été", "漢字", "‘–…’ 🙂", "two\nlines\tand a tab"])
+@pytest.mark.parametrize("caption", ["süß, été", "漢字", "‘–…’ 🙂", "two\nlines\tand a tab", "\udce9"])
 def test_any_caption_can_be_drawn(caption):
     assert caption_grid([plain(RED, 1, 16)], [caption], title=caption, footer=caption).width > 100
 
@@ -74,3 +76,36 @@ def test_half_precision_and_gradients_are_accepted():
 
 def test_nothing_to_draw():
     assert caption_grid([torch.zeros(0, 3, 16, 16)], []).height > 0
+
+
+def test_pages_are_stacked():
+    red, blue = Image.new("RGB", (20, 10), "#ff0000"), Image.new("RGB", (30, 5), "#0000ff")
+    page = stack_pages([red, blue])
+    assert page.size == (30, 15)
+    assert width_of(page, RED) == 20
+    assert width_of(page, BLUE) == 30
+
+
+@pytest.mark.parametrize(("fps", "duration"), [(8, 120), (20, 50)])
+def test_an_animation_keeps_frames_and_time(tmp_path, fps, duration):
+    frames = [Image.new("RGB", (21, 11), color) for color in ("#ff0000", "#00ff00", "#0000ff")]
+    save_animation(frames, tmp_path / "a.gif", fps)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.n_frames, image.size) == (3, (21, 11))
+        assert image.info["duration"] == duration
+        image.seek(2)
+        assert image.convert("RGB").getpixel((5, 5)) == BLUE
+
+
+def test_a_video_keeps_frames_of_odd_sizes(tmp_path):
+    av = pytest.importorskip("av")
+    save_animation([Image.new("RGB", (21, 11), "#ff0000")] * 3, tmp_path / "a.mp4", 10)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 3
+    assert (frames[0].width, frames[0].height) == (22, 12)
+
+
+def test_other_animations_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"give a \.gif or \.mp4 file"):
+        save_animation([Image.new("RGB", (4, 4))], tmp_path / "a.avi", 8)
