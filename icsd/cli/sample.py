@@ -3,194 +3,296 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
+from PIL import Image
 
-from icsd.cli.parser import Parser, check_image_file
+from icsd.cli.parser import Parser
 from icsd.errors import InputError
+from icsd.outputs import check_output, replacing
 
 if TYPE_CHECKING:
-    from icsd.sampling import Sampler
+    from icsd.sampling import Plan, Request, Sampler
 
-DESCRIPTION = """Generate sentences with a trained model and write one PNG with the sentences underneath; or, with
---folder, any number of images, a file each.
+DESCRIPTION = """Generate images from sentences with a trained model: one page with the sentences underneath, an
+animation, or a folder of any number of images.
 
 Examples:
 
   icsd sample "a woman with dark skin, firefighter"
-      with the newest checkpoint below runs/
+      writes sample.png, with the newest model below runs/
 
-  icsd sample "a man with a beard and pale skin" "a lady with red hair" --count 4 --stages
+  icsd sample "a man with a beard and pale skin" "a lady with red hair" --per-sentence 4 --stages
       four images of each sentence, from seeds 0 to 3, all stages side by side
 
-  icsd sample "a bald person" --checkpoint runs/emoji-busts --seed 7 --truncation 1 --out bald.png
-      from the newest checkpoint of one run, without unusual noise
+  icsd sample "a bald person" --checkpoint runs/emoji-busts --seed 7 --truncation 1 --output bald.png
+      the newest checkpoint of one run, without unusual noise
 
   icsd sample "a man with dark skin, cook" "a woman with light skin, cook" --interpolate sentences
-      the way from one to the other; `--interpolate noise` goes from seed to seed
+      from one sentence to the other; `--interpolate noise` goes from one seed to the next
+
+  icsd sample "a bald person" --interpolate noise --output bald.gif
+      an animation; .mp4 needs pip install "icsd[video]"
 
   icsd sample "a woman with dark skin, firefighter" --show attention
-      where each word looks; `--show similarity` draws what the samples of all images are to each other
+      heat maps of the attention that each pixel pays to each word, at every stage after the first
 
-  head -100 captions.txt | icsd sample --file - --folder generated --count 30000
-      30,000 images, going round the captions; the same command goes on after Ctrl-C
+  icsd sample "a cook" "a pilot" --count 8 --show similarity
+      how similar the images are to each other at each stage: the matrices that distillation compares
 
-The same checkpoint, sentence and seed give the same image. Words that the model has never seen are named and
-skipped."""
+  head -100 captions.txt | icsd sample --file - --output generated --count 30000
+      a folder of 30,000 images, going round the sentences; the same command continues after Ctrl-C
+
+The same checkpoint, sentence and seed give the same image. Words that the model does not know, and words past the
+longest sentence that it reads, are reported and left out."""
+
+IMAGES_ON_A_PAGE = 1000
+LARGEST_FILE = 64 << 20
+
+# The options that have an effect on each kind of output, beside those of all kinds.
+_USED = {
+    "a page of images": {"count", "per_sentence", "stages"},
+    "--interpolate": {"interpolate", "frames", "stages"},
+    "an animation": {"interpolate", "frames", "stages", "fps"},
+    "--show attention": {"show", "count", "per_sentence"},
+    "--show similarity": {"show", "count", "per_sentence"},
+    "a folder": {"count", "per_sentence", "batch_size"},
+}
+_ANIMATIONS = (".gif", ".mp4")
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
     """Add the options."""
     parser.usage = 'icsd sample "SENTENCE" ["SENTENCE" ...] [options]'
     parser.description = DESCRIPTION
-    parser.add_argument("sentences", type=str, nargs="*", metavar="SENTENCE", help="what to generate")
-    parser.add_argument("--file", type=str | None, metavar="FILE", help="more sentences, one a line; - reads the input")
-    parser.add_argument("--checkpoint", type=Path | None, metavar="PATH", help="or run folder; the newest in runs/")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ... or auto")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image of each sentence")
-    parser.add_argument(
-        "--count",
-        type=int,
-        default=1,
-        help="images of each sentence, from as many seeds; with --folder of all together",
+    add = parser.add_argument
+    add("sentences", type=str, nargs="*", metavar="SENTENCE", help="description of an image")
+    add("--file", type=str | None, metavar="FILE", help="read more sentences from a file, one a line; - for stdin")
+    add(
+        "--checkpoint",
+        type=Path | None,
+        metavar="PATH",
+        help="checkpoint, or run folder for its newest one; the newest model below runs/ by default",
     )
-    parser.add_argument(
-        "--truncation", type=float | None, metavar="T", help="draw noise beyond T again: less variety, fewer failures"
+    add(
+        "--output",
+        type=Path,
+        default=Path("sample.png"),
+        metavar="PATH",
+        help="image to write; a .gif or .mp4 of an interpolation; or, without a suffix, a folder of images",
     )
-    parser.add_argument("--stages", action="store_true", help="show the coarse stages beside the finest")
-    parser.add_argument(
+    add("--device", type=str, default="cpu", help="device that generates: cpu, cuda, cuda:1, ... or auto")
+    add("--seed", type=int, default=0, help="seed of the first image; the next images take the seeds after it")
+    add(
+        "--per-sentence",
+        type=int | None,
+        metavar="N",
+        help="images of each sentence, the same seeds for all sentences (default: 1)",
+    )
+    add("--count", type=int | None, metavar="N", help="images in all instead, going round the sentences, a seed each")
+    add(
+        "--truncation",
+        type=float | None,
+        metavar="T",
+        help="draw noise beyond T again: fewer failures, less variety; 1 is a good start",
+    )
+    add("--stages", action="store_true", help="show the images of every stage, not only those of the last one")
+    add(
         "--interpolate",
         type=Literal["noise", "sentences"] | None,
-        help="generate the way from the seed to the next one, or from the first sentence to the second",
+        help="generate the images between a seed and the next one (noise), or between two sentences",
     )
-    parser.add_argument("--frames", type=int, default=8, help="images of an interpolation")
-    parser.add_argument(
+    add("--frames", type=int | None, metavar="N", help="images of an interpolation (default: 8; in an animation 32)")
+    add("--fps", type=float | None, metavar="RATE", help="frames per second of an animation (default: 8)")
+    add(
         "--show",
         type=Literal["images", "attention", "similarity"],
         default="images",
-        help="images; where each word of the first sentence looks; or the similarities of all images at each stage",
+        help="draw the images, their attention to each word, or their similarities at each stage",
     )
-    parser.add_argument("--folder", type=Path | None, help="write into this folder, a PNG file each, and go on in it")
-    parser.add_argument("--batch_size", type=int, default=16, help="images generated at once into a folder")
-    parser.add_argument("--out", type=Path, default=Path("sample.png"), help="image to write")
+    add("--batch-size", type=int | None, metavar="N", help="images generated at once into a folder (default: 16)")
 
 
 def run(options: Namespace) -> int:
     """Generate."""
-    check_image_file(options.out)
-    if options.interpolate and options.show != "images":
-        raise InputError(f"interpolate and show={options.show} do not go together: leave one of them out")
-    from icsd.sampling import Sampler
-    from icsd.training import checkpoint
-
+    kind = _kind_of_output(options)
+    _check_options(options, kind)
     sentences = [*options.sentences, *_lines(options.file)]
-    sampler = Sampler.load(options.checkpoint or checkpoint.newest("runs").path, options.device)
-    unknown = dict.fromkeys(word for sentence in sentences for word in sampler.unknown(sentence))
-    if unknown:
-        print(f"icsd: this model does not know and skips: {', '.join(unknown)}", file=sys.stderr)
-    if options.folder:
-        return _generate_folder(sampler, sentences, options)
-    draw = {"images": _draw_images, "attention": _draw_attention, "similarity": _draw_similarity}[options.show]
-    (_draw_interpolation if options.interpolate else draw)(sampler, sentences, options).save(options.out)
-    print(options.out)
+    plan = _plan(sentences, options, kind)
+    sampler = load_sampler(options.checkpoint, options.device)
+    _report_words(sampler, sentences)
+    if kind == "a folder":
+        _write_folder(sampler, plan, options)
+    elif kind == "an animation":
+        _write_animation(sampler, plan, options)
+    else:
+        _write_page(sampler, plan, options, kind)
+    print(options.output)
     return 0
 
 
+def load_sampler(place: Path | None, device: str = "cpu") -> Sampler:
+    """Load the model that ``--checkpoint`` names, or else the newest one below runs/."""
+    from icsd.sampling import Sampler
+    from icsd.training import checkpoint
+
+    if place is None:
+        place, skipped = checkpoint.newest("runs")
+        for message in skipped:
+            print(f"icsd: skipped: {message}", file=sys.stderr)
+    return Sampler.load(place, device)
+
+
+def _kind_of_output(options: Namespace) -> str:
+    """Return a key of `_USED`, after a check of the path."""
+    path, suffix = options.output, options.output.suffix.lower()
+    if suffix in _ANIMATIONS:
+        if options.interpolate is None:
+            raise InputError(f"output is {path}, an animation: give --interpolate as well, or an image such as x.png")
+        from icsd.visualization import check_animation
+
+        check_animation(path)
+        kind = "an animation"
+    elif suffix == "" or (path.is_dir() and suffix not in Image.registered_extensions()):
+        return "a folder"
+    elif Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise InputError(
+            f"output is {path}: give an image such as image.png, a .gif or .mp4 with --interpolate, "
+            "or a folder, whose name has no suffix"
+        )
+    else:
+        showing = options.show != "images"
+        kind = f"--show {options.show}" if showing else "--interpolate" if options.interpolate else "a page of images"
+    check_output(path)
+    return kind
+
+
+def _check_options(options: Namespace, kind: str) -> None:
+    """Refuse the options that would have no effect."""
+    given = {
+        "show": options.show != "images",
+        "stages": options.stages,
+        **{
+            name: options[name] is not None
+            for name in ("interpolate", "count", "per_sentence", "frames", "fps", "batch_size")
+        },
+    }
+    unused = [f"--{name.replace('_', '-')}" for name, there in given.items() if there and name not in _USED[kind]]
+    if unused:
+        raise InputError(f"{' and '.join(unused)} and {kind} do not go together: leave one of them out")
+    for name in ("count", "per_sentence", "batch_size"):
+        if options[name] is not None and options[name] < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {options[name]}: give at least 1")
+    if options.count is not None and options.per_sentence is not None:
+        raise InputError("--count and --per-sentence do not go together: leave one of them out")
+    if options.frames is not None and not 2 <= options.frames <= IMAGES_ON_A_PAGE:
+        raise InputError(f"--frames is {options.frames}: give a number from 2 to {IMAGES_ON_A_PAGE}")
+    if options.fps is not None and not 0.1 <= options.fps <= 100:
+        raise InputError(f"--fps is {options.fps}: give a number from 0.1 to 100")
+
+
+def _plan(sentences: list[str], options: Namespace, kind: str) -> Plan:
+    """Return the images to generate; for an interpolation they are its ends."""
+    from icsd.sampling import Plan
+
+    plan = Plan(tuple(sentences), options.seed, options.per_sentence, options.count)
+    if kind != "a folder" and len(plan) > IMAGES_ON_A_PAGE:
+        raise InputError(f"{len(plan)} images do not fit on a page: give at most {IMAGES_ON_A_PAGE}, or a folder")
+    if options.interpolate:
+        wanted = 2 if options.interpolate == "sentences" else 1
+        if len(sentences) != wanted:
+            raise InputError(f"--interpolate is {options.interpolate}: give {wanted} sentence(s), got {len(sentences)}")
+    return plan
+
+
 def _lines(name: str | None) -> list[str]:
-    """The sentences of a file, or of the standard input."""
+    """Return the sentences of a file, or of the standard input."""
     if name is None:
         return []
+    if name == "-":
+        data = sys.stdin.buffer.read(LARGEST_FILE + 1)
+    else:
+        with open(name, "rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise InputError(f"--file is {name}, which is larger than {LARGEST_FILE >> 20} MiB: split it")
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"file is {name}, which is not UTF-8 text ({error.reason}): convert it") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        raise InputError(f"--file is {name}, which is not UTF-8 text ({error.reason}): convert it") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line.strip() for line in lines if line.strip()]
 
 
-def _generate_folder(sampler: Sampler, sentences: list[str], options: Namespace) -> int:
+def _report_words(sampler: Sampler, sentences: list[str]) -> None:
+    """Tell which words of the sentences the model leaves out."""
+    sampler.check(sentences)
+    distinct = list(dict.fromkeys(sentences))
+    unknown = _listed(word for sentence in distinct for word in sampler.unknown(sentence))
+    if unknown:
+        print(f"icsd: this model does not know and skips: {unknown}", file=sys.stderr)
+    beyond = _listed(word for sentence in distinct for word in sampler.beyond(sentence))
+    if beyond:
+        limit = sampler.model.text_encoder.max_words
+        print(f"icsd: this model reads {limit} words of a sentence and leaves out: {beyond}", file=sys.stderr)
+
+
+def _listed(words: Iterable[str], most: int = 30) -> str:
+    """Join words, each once."""
+    distinct = list(dict.fromkeys(words))
+    more = f" and {len(distinct) - most} more" if len(distinct) > most else ""
+    return ", ".join(distinct[:most]) + more
+
+
+def _write_folder(sampler: Sampler, plan: Plan, options: Namespace) -> None:
     from icsd.sampling.folder import generate_folder
 
     try:
         generate_folder(
-            sampler,
-            sentences,
-            options.folder,
-            number=options.count,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            truncation=options.truncation,
+            sampler, plan, options.output, batch_size=options.batch_size or 16, truncation=options.truncation
         )
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on where it was") from interrupt
-    print(options.folder)
-    return 0
+        raise KeyboardInterrupt("stopped; the same command continues where it was") from interrupt
 
 
-def _generate(sampler: Sampler, sentences: list[str], options: Namespace):
-    return sampler.sample(sentences, options.seed, options.count, options.truncation)
+def _write_page(sampler: Sampler, plan: Plan, options: Namespace, kind: str) -> None:
+    from icsd.sampling import pages
+
+    keywords = {"truncation": options.truncation}
+    if kind == "--show attention":
+        page = pages.attention_page(sampler, plan, **keywords)
+    elif kind == "--show similarity":
+        page = pages.similarity_page(sampler, plan, **keywords)
+    elif kind == "--interpolate":
+        ends = _ends(plan, options)
+        page = pages.interpolation_page(sampler, *ends, options.frames or 8, all_stages=options.stages, **keywords)
+    else:
+        page = pages.images_page(sampler, plan, all_stages=options.stages, **keywords)
+    with replacing(options.output) as temporary:
+        page.save(temporary)
 
 
-def _draw_images(sampler: Sampler, sentences: list[str], options: Namespace):
-    from icsd.sampling.sampler import stages_of
-    from icsd.visualization import caption_grid
+def _write_animation(sampler: Sampler, plan: Plan, options: Namespace) -> None:
+    from icsd.sampling.pages import interpolation_frames
+    from icsd.visualization import save_animation
 
-    stages = stages_of(_generate(sampler, sentences, options))
-    seeds = range(options.seed, options.seed + options.count)
-    return caption_grid(
-        stages if options.stages else stages[-1:],
-        [f"{sentence} (seed {seed})" for sentence in sentences for seed in seeds],
-        columns=options.count if options.count > 1 else None,
-        footer=sampler.attribution,
+    frames = interpolation_frames(
+        sampler,
+        *_ends(plan, options),
+        options.frames or 32,
+        truncation=options.truncation,
+        all_stages=options.stages,
     )
+    with replacing(options.output) as temporary:
+        save_animation(frames, temporary, options.fps or 8)
 
 
-def _draw_interpolation(sampler: Sampler, sentences: list[str], options: Namespace):
-    from icsd.sampling.interpolation import interpolate
-    from icsd.sampling.sampler import stages_of
-    from icsd.visualization import caption_grid
+def _ends(plan: Plan, options: Namespace) -> tuple[Request, Request]:
+    """Return the first and the last image of an interpolation."""
+    from icsd.sampling import Request
 
-    wanted = 2 if options.interpolate == "sentences" else 1
-    if len(sentences) != wanted:
-        raise InputError(f"interpolate is {options.interpolate}: give {wanted} sentence(s), got {len(sentences)}")
-    seeds = (options.seed, options.seed if wanted == 2 else options.seed + 1)
-    frames = interpolate(sampler, (sentences[0], sentences[-1]), seeds, options.frames, options.truncation)
-    stages = stages_of(frames)
-    captions = [f"{sentences[0]} (seed {seeds[0]})", *[""] * (len(frames) - 2), f"{sentences[-1]} (seed {seeds[1]})"]
-    columns = min(len(frames), 8)
-    return caption_grid(
-        stages if options.stages else stages[-1:], captions, columns=columns, footer=sampler.attribution
-    )
-
-
-def _draw_attention(sampler: Sampler, sentences: list[str], options: Namespace):
-    from icsd.visualization import attention_images, caption_grid
-
-    (generated,) = sampler.sample(sentences[:1], options.seed, 1, options.truncation)
-    if not generated.attention:
-        raise InputError("show is attention, but this model has one stage only, which attends to no words")
-    finest = generated.images[-1][0].cpu()
-    words = sampler.model.text_encoder.read(sentences[0])
-    return caption_grid(
-        [attention_images(finest, attention[0].cpu()) for attention in generated.attention],
-        words,
-        headers=[f"stage {stage}" for stage in range(2, len(generated.attention) + 2)],
-        title=f"{sentences[0]} (seed {options.seed})",
-        footer=sampler.attribution,
-    )
-
-
-def _draw_similarity(sampler: Sampler, sentences: list[str], options: Namespace):
-    from icsd.models import similarity_matrices
-    from icsd.sampling.sampler import stages_of
-    from icsd.visualization import caption_grid, matrix_image
-
-    stages = stages_of(_generate(sampler, sentences, options))
-    return caption_grid(
-        [matrix_image(matrix)[None] for matrix in similarity_matrices(stages)],
-        [f"cosines of the {len(stages[0])} images: 1 red, 0 white, -1 blue"],
-        headers=[f"{stage.shape[-1]} px" for stage in stages],
-        side=256,
-    )
+    last_seed = options.seed + (options.interpolate == "noise")
+    return plan[0], Request(plan.sentences[-1], last_seed)

@@ -1,4 +1,4 @@
-"""Images by the thousand: a folder of PNG files and the captions they were generated from.
+"""Large numbers of images: a folder of PNG files and the captions they were generated from.
 
 `captions.jsonl` holds a line for each image, `{"file": ..., "caption": ..., "seed": ...}`, which `icsd train
 --data.name folder` and scoring tools read. It is written last: a folder without it is not complete.
@@ -6,16 +6,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from icsd.errors import InputError
+from icsd.outputs import replacing
+from icsd.sampling.plan import Plan
 from icsd.sampling.sampler import Sampler
 from icsd.visualization import tensor_to_image
 
@@ -23,94 +25,110 @@ _PLAN = "plan.json"
 
 
 def generate_folder(
-    sampler: Sampler,
-    captions: Sequence[str],
-    folder: Path,
-    *,
-    number: int,
-    seed: int = 0,
-    batch_size: int = 16,
-    truncation: float | None = None,
+    sampler: Sampler, plan: Plan, folder: Path, *, batch_size: int = 16, truncation: float | None = None
 ) -> int:
-    """Generate `number` images into a folder, going round the captions; go on where an earlier call was stopped.
+    """Generate the images of a plan into a folder, or continue where an earlier call was stopped.
 
-    Image k shows caption k modulo their number and has the seed `seed + k`. Each file is complete or absent at every
-    moment, and batches are the same after a stop: a resumed folder holds the very bytes of an uninterrupted one.
+    Each file is complete or absent at every moment, and batches are the same after a stop: a resumed folder holds
+    exactly the bytes of an uninterrupted one.
 
     Args:
         sampler: The model.
-        captions: Sentences.
+        plan: The images to generate.
         folder: New folder, or one that an earlier call with the same arguments began.
-        number: Images to generate.
-        seed: Seed of the first image.
         batch_size: Images generated at once.
         truncation: See `Sampler.noise`.
 
     Returns:
-        How many images this call generated.
+        The number of images that this call generated.
 
     Raises:
-        InputError: No caption, a number or batch size below 1, a seed or truncation that cannot be used, or a folder
-            that holds something else.
+        InputError: A sentence cannot be read, a number is out of range, or the folder holds something else.
+        OSError: A file cannot be written.
     """
-    captions = [caption for caption in captions if caption.strip()]
-    if not captions:
-        raise InputError("no caption to generate: give sentences, or a file with one a line")
-    for name, value in (("number", number), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
-    plan = {
-        "checkpoint": str(sampler.path.resolve()),
-        "captions": list(captions),
-        "number": number,
-        "seed": seed,
-        "batch_size": batch_size,
-        "truncation": truncation,
-    }
-    _begin(folder, plan)
-    files = [folder / f"{place:0{len(str(number - 1))}d}.png" for place in range(number)]
-    generated = 0
-    progress = tqdm(total=number, unit="image", mininterval=0.5 if sys.stderr.isatty() else 30)
-    with progress:
-        for start in range(0, number, batch_size):
-            places = range(start, min(start + batch_size, number))
-            missing = [place for place in places if not files[place].exists()]
-            if missing:
-                sentences = [captions[place % len(captions)] for place in places]
-                noise = sampler.noise([seed + place for place in places], truncation)
-                images = sampler.generate(sentences, noise).images[-1]
-                for place in missing:
-                    _save(tensor_to_image(images[place - start]), files[place])
-                generated += len(missing)
-            progress.update(len(places))
-    lines = (
-        json.dumps({"file": file.name, "caption": captions[place % len(captions)], "seed": seed + place})
-        for place, file in enumerate(files)
-    )
-    if sampler.attribution:
-        (folder / "ATTRIBUTION").write_text(f"{sampler.attribution}\n", encoding="utf-8")
-    (folder / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: give at least 1")
+    sampler.check(plan.sentences)
+    sampler.noise([plan[0].seed, plan[len(plan) - 1].seed], truncation)  # raises before anything is written
+    _begin(folder, _description(sampler, plan, batch_size, truncation))
+    files = [folder / f"{place:0{len(str(len(plan) - 1))}d}.png" for place in range(len(plan))]
+    try:
+        generated = _generate(sampler, plan, files, batch_size, truncation)
+        if sampler.attribution:
+            _write(folder / "ATTRIBUTION", f"{sampler.attribution}\n")
+        _write(folder / "captions.jsonl", "".join(map(_caption_line, files, plan)))
+    except OSError as error:
+        advice = f"{error.strerror or error}; the same command continues where it was"
+        raise OSError(error.errno, advice, error.filename or str(folder)) from error
     return generated
 
 
-def _begin(folder: Path, plan: dict) -> None:
-    """Make the folder, or check that it is of the same plan."""
+def _generate(sampler: Sampler, plan: Plan, files: list[Path], batch_size: int, truncation: float | None) -> int:
+    """Generate the files that are missing, batch by batch; return their number."""
+    generated = 0
+    with tqdm(total=len(plan), unit="image", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
+        for start in range(0, len(plan), batch_size):
+            places = range(start, min(start + batch_size, len(plan)))
+            missing = [place for place in places if not files[place].exists()]
+            if missing:
+                requests = [plan[place] for place in places]
+                noise = sampler.noise([request.seed for request in requests], truncation)
+                images = sampler.generate([request.sentence for request in requests], noise).images[-1]
+                for place in missing:
+                    with replacing(files[place]) as temporary:
+                        tensor_to_image(images[place - start]).save(temporary)
+                generated += len(missing)
+            progress.update(len(places))
+    return generated
+
+
+def _caption_line(file: Path, request: tuple[str, int]) -> str:
+    sentence, seed = request
+    return json.dumps({"file": file.name, "caption": sentence, "seed": seed}) + "\n"
+
+
+def _description(sampler: Sampler, plan: Plan, batch_size: int, truncation: float | None) -> dict[str, Any]:
+    """Return everything that the images depend on, as JSON values."""
+    digest = hashlib.sha256()
+    with sampler.path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {
+        "checkpoint": str(sampler.path.resolve()),
+        "checkpoint_sha256": digest.hexdigest(),
+        **asdict(plan),
+        "sentences": list(plan.sentences),
+        "batch_size": batch_size,
+        "truncation": truncation,
+    }
+
+
+def _begin(folder: Path, description: dict[str, Any]) -> None:
+    """Make the folder, or check that it was begun with the same description."""
     path = folder / _PLAN
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in plan if found.get(key) != plan[key]]
+        found = _read_plan(path)
+        differing = [key for key in description if found.get(key) != description[key]]
         if differing:
-            raise InputError(
-                f"{folder} was begun with another {', '.join(differing)}: give the same again, or another folder"
-            )
+            names = ", ".join(differing)
+            raise InputError(f"{folder} was begun with another {names}: give the same again, or another folder")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and was not begun by this command: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan), encoding="utf-8")
+    _write(path, json.dumps(description))
 
 
-def _save(image: Image.Image, file: Path) -> None:
-    temporary = file.with_suffix(".part")
-    image.save(temporary, "PNG")
-    os.replace(temporary, file)
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: give a new folder")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

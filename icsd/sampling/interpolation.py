@@ -1,4 +1,4 @@
-"""From one image to another: through the noise, or from sentence to sentence."""
+"""Interpolation from one image to another: through the noise, or from sentence to sentence."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from icsd.models import GeneratorOutput, TextFeatures
 from icsd.sampling.sampler import Noise, Sampler
 
 
+@torch.no_grad()
 def interpolate(
     sampler: Sampler, sentences: tuple[str, str], seeds: tuple[int, int], frames: int, truncation: float | None = None
 ) -> list[GeneratorOutput]:
-    """Generate the way from one sentence and seed to another; the ends are the images that `Sampler.sample` generates.
+    """Interpolate between two sentences and seeds; both ends are the images that `Sampler.sample` generates.
 
     Args:
         sampler: The model.
-        sentences: Of the first and of the last frame; twice the same one for a walk through the noise alone.
-        seeds: Likewise; twice the same one for a walk between sentences alone.
-        frames: Images, both ends included.
+        sentences: First and last sentence; the same one twice interpolates the noise alone.
+        seeds: First and last seed; the same one twice interpolates the sentences alone.
+        frames: Number of images, both ends included.
         truncation: See `Sampler.noise`.
 
     Returns:
-        What the generator gives for each frame, a batch of one.
+        The output of the generator for each frame, a batch of one.
 
     Raises:
-        InputError: Fewer than two frames, or a seed or truncation that cannot be used.
+        InputError: There are fewer than two frames, a sentence cannot be read, or a number is out of range.
     """
     if frames < 2:
         raise InputError(f"frames is {frames}: give at least 2, the first and the last image")
     noises = [sampler.noise([seed], truncation) for seed in seeds]
-    with torch.no_grad():
-        texts = [sampler.model.text_encoder([sentence]) for sentence in sentences]
-        generated = []
-        for step in torch.linspace(0, 1, frames).tolist():
-            noise = Noise(*(_slerp(a, b, step).to(sampler.device) for a, b in zip(*noises, strict=True)))
-            text = texts[round(step)] if step in (0, 1) else _mix(*texts, step)
-            generated.append(sampler.model.generator(noise.z, text, noise.condition))
+    texts = [sampler.encode([sentence]) for sentence in sentences]
+    generated = []
+    for step in torch.linspace(0, 1, frames).tolist():
+        noise = Noise(*(_slerp(a, b, step).to(sampler.device) for a, b in zip(*noises, strict=True)))
+        text = texts[round(step)] if step in (0, 1) else _mix(*texts, step)
+        generated.append(sampler.model.generator(noise.z, text, noise.condition))
     return generated
 
 
 def _slerp(a: Tensor, b: Tensor, step: float) -> Tensor:
-    """On the arc from `a` to `b`: a straight line would pass through noise of a norm that training never saw."""
+    """Interpolate on the arc from `a` to `b`: a straight line would pass through norms that training never saw."""
     cosine = torch.nn.functional.cosine_similarity(a, b).clamp(-1, 1)
     angle = cosine.acos()[:, None]
     if angle.abs().max() < 1e-4:
@@ -51,7 +51,7 @@ def _slerp(a: Tensor, b: Tensor, step: float) -> Tensor:
 
 
 def _mix(first: TextFeatures, second: TextFeatures, step: float) -> TextFeatures:
-    """Between two sentences; where one has no more words, the other's fade from or to nothing."""
+    """Interpolate between two sentences; where one is longer, its last words fade to or from zero."""
     longest = max(first.words.shape[2], second.words.shape[2])
     padded = [
         torch.nn.functional.pad(text.words.masked_fill(~text.mask[:, None], 0), (0, longest - text.words.shape[2]))

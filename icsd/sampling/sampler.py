@@ -1,41 +1,47 @@
-"""Sentences to images, from a checkpoint alone: neither the data set nor a GPU is needed."""
+"""A trained model that generates images from sentences; it needs neither the data set nor a GPU."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from icsd.errors import InputError
-from icsd.models import GeneratorConfig, GeneratorOutput, TextConfig, TextToImage, restore_text_encoder
+from icsd.models import GeneratorConfig, GeneratorOutput, TextConfig, TextFeatures, TextToImage, restore_text_encoder
+from icsd.sampling.plan import Plan, Request
 from icsd.training import checkpoint
 from icsd.training.trainer import choose_device
 
+SEEDS = 2**63
+SMALLEST_TRUNCATION = 0.01  # below it, drawing again until all values fit takes too long
+
 
 class Noise(NamedTuple):
-    """What an image depends on beside its sentence, standard normal, for B images."""
+    """The random inputs of B images, standard normal."""
 
     z: Tensor
     """`(B, noise_dim)`."""
     condition: Tensor
-    """`(B, condition_dim)`: where in the sentence's neighborhood its condition lies."""
+    """`(B, condition_dim)`: places each image's condition in the neighborhood of its sentence."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A trained model, ready to generate."""
+    """A trained model that generates images."""
 
     model: TextToImage
     """The averaged model."""
     attribution: str | None
-    """Line that the art it was trained on asks for."""
+    """The line of credit that the training images ask for."""
     path: Path
-    """The checkpoint it was read from."""
+    """The checkpoint that the model was read from."""
+    config: dict[str, Any]
+    """The configuration of the training run."""
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu") -> Sampler:
@@ -43,49 +49,83 @@ class Sampler:
 
         Args:
             path: Checkpoint, or run folder for its newest one.
-            device: Where to generate: cpu, cuda, ... or auto.
+            device: Device that generates: cpu, cuda, ... or auto.
 
         Returns:
             The sampler.
 
         Raises:
-            InputError: There is no checkpoint, it cannot be used (see `icsd.training.checkpoint.load`), or there is no
-                such device.
+            InputError: There is no checkpoint of `icsd train`, it cannot be read, or the device is not available.
         """
+        device = choose_device(device)
         path = checkpoint.find(path, checkpoint.MODEL)
         state = checkpoint.load(path, ["config", "attribution", "text", "ema"])
-        text_encoder = restore_text_encoder(TextConfig(**state["config"]["text"]), state["text"])
-        model = TextToImage(text_encoder, GeneratorConfig(**state["config"]["generator"]))
+        config = state["config"]
+        text_encoder = restore_text_encoder(TextConfig(**config["text"]), state["text"])
+        model = TextToImage(text_encoder, GeneratorConfig(**config["generator"]))
         model.load_state_dict(state["ema"])
-        return cls(model.eval().to(choose_device(device)), state["attribution"], path)
+        return cls(model.eval().to(device), state["attribution"], path, config)
 
     @property
     def device(self) -> torch.device:
-        """Where it generates."""
+        """The device that generates."""
         return next(self.model.generator.parameters()).device
 
     def unknown(self, sentence: str) -> list[str]:
-        """Words of a sentence that the model never saw in training and will not read."""
+        """Return the words of a sentence that the model does not know and leaves out."""
         return self.model.text_encoder.unknown(sentence)
+
+    def beyond(self, sentence: str) -> list[str]:
+        """Return the known words of a sentence that the model leaves out because the sentence is too long."""
+        return self.model.text_encoder.beyond(sentence)
+
+    def words(self, sentence: str) -> list[str]:
+        """Return the words of a sentence that the model reads, one for each of its word features."""
+        return self.model.text_encoder.read(sentence)
+
+    def check(self, sentences: Iterable[str]) -> None:
+        """Check that the model can read sentences.
+
+        Raises:
+            InputError: A sentence has no word that the model knows.
+        """
+        for sentence in dict.fromkeys(sentences):
+            if not self.model.text_encoder.reads(sentence):
+                raise InputError(
+                    f"sentence {sentence!r} has no word that this model knows: use words of its training captions"
+                )
+
+    @torch.no_grad()
+    def encode(self, sentences: Sequence[str]) -> TextFeatures:
+        """Encode B sentences.
+
+        Returns:
+            Their features, on the sampler's device.
+
+        Raises:
+            InputError: A sentence has no word that the model knows.
+        """
+        self.check(sentences)
+        return self.model.text_encoder(list(sentences))
 
     def noise(self, seeds: Sequence[int], truncation: float | None = None) -> Noise:
         """Draw the noise of each seed, the same on every machine and device.
 
         Args:
-            seeds: One for each image.
-            truncation: Values beyond this are drawn again: less variety, fewer failures. None keeps all.
+            seeds: One seed for each image.
+            truncation: Values beyond this are drawn again, for fewer failures and less variety. None keeps all values.
 
         Returns:
             The noise, on the CPU.
 
         Raises:
-            InputError: A negative seed, or a truncation that is not positive.
+            InputError: A seed or the truncation is out of range.
         """
-        bad = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
+        bad = next((seed for seed in seeds if not 0 <= seed < SEEDS), None)
         if bad is not None:
             raise InputError(f"seed is {bad}: give a number from 0 to 2**63 - 1")
-        if truncation is not None and not 0 < truncation < math.inf:
-            raise InputError(f"truncation is {truncation}: give a positive number, such as 1.0")
+        if truncation is not None and not SMALLEST_TRUNCATION <= truncation < math.inf:
+            raise InputError(f"truncation is {truncation}: give {SMALLEST_TRUNCATION} or more, such as 1.0")
         generator = self.model.generator
         widths = (generator.noise_dim, generator.condition_dim)
         rows = [_normal(sum(widths), torch.Generator().manual_seed(seed), truncation) for seed in seeds]
@@ -93,49 +133,62 @@ class Sampler:
 
     @torch.no_grad()
     def generate(self, sentences: Sequence[str], noise: Noise) -> GeneratorOutput:
-        """Generate a batch: one image of each sentence.
+        """Generate a batch, one image of each sentence.
 
         Args:
             sentences: B sentences.
-            noise: Of B images.
+            noise: The noise of B images.
 
         Returns:
-            What the generator gives, on the sampler's device.
+            The output of the generator, on the sampler's device.
+
+        Raises:
+            InputError: A sentence has no word that the model knows.
         """
-        text = self.model.text_encoder(list(sentences))
+        text = self.encode(sentences)
         return self.model.generator(noise.z.to(self.device), text, noise.condition.to(self.device))
 
     def sample(
-        self, sentences: Sequence[str], seed: int = 0, count: int = 1, truncation: float | None = None
+        self, sentences: Sequence[str], seed: int = 0, per_sentence: int = 1, truncation: float | None = None
     ) -> list[GeneratorOutput]:
-        """Generate each sentence ``count`` times.
-
-        Every image is generated alone: a sentence and a seed give the same image, whatever else is asked for.
+        """Generate each sentence ``per_sentence`` times; see `sample_each`.
 
         Args:
             sentences: Sentences.
-            seed: Seed of each sentence's first image; the following ones take the seeds after it.
-            count: Images of each sentence.
+            seed: Seed of the first image of each sentence; its next images take the seeds after it.
+            per_sentence: Images of each sentence.
             truncation: See `noise`.
 
         Returns:
-            What the generator gives for each image, a batch of one; the images of a sentence in a row.
+            The output of the generator for each image, a batch of one; the images of a sentence follow each other.
 
         Raises:
-            InputError: No sentence, an empty one, a negative seed, a count below 1, or a truncation that is not
-                positive.
+            InputError: There is no sentence, one of them cannot be read, or a number is out of range.
         """
-        if not sentences or not all(sentence.strip() for sentence in sentences):
-            raise InputError('no sentence to generate: give one or more, as in "a woman with dark skin, firefighter"')
-        if count < 1:
-            raise InputError(f"count is {count}: give at least 1")
-        noises = [self.noise([each], truncation) for each in range(seed, seed + count)]
-        return [self.generate([sentence], noise) for sentence in sentences for noise in noises]
+        return self.sample_each(Plan(sentences, seed, per_sentence), truncation)
+
+    def sample_each(self, requests: Iterable[Request], truncation: float | None = None) -> list[GeneratorOutput]:
+        """Generate every image alone: a sentence and a seed give the same image, whatever else is asked for.
+
+        Args:
+            requests: Sentences with seeds, such as a `Plan`.
+            truncation: See `noise`.
+
+        Returns:
+            The output of the generator for each image, a batch of one.
+
+        Raises:
+            InputError: A sentence cannot be read, or a number is out of range.
+        """
+        requests = list(requests)
+        self.check(request.sentence for request in requests)
+        noises = [self.noise([request.seed], truncation) for request in requests]
+        return [self.generate([request.sentence], noise) for request, noise in zip(requests, noises, strict=True)]
 
 
-def stages_of(images: Sequence[GeneratorOutput]) -> list[Tensor]:
-    """The images of every stage together: one `(B, 3, r, r)` in [-1, 1] each, coarse to fine, on the CPU."""
-    return [torch.cat(stage).cpu() for stage in zip(*(image.images for image in images), strict=True)]
+def stages_of(outputs: Sequence[GeneratorOutput]) -> list[Tensor]:
+    """Join the images of several outputs: one `(B, 3, r, r)` in [-1, 1] for each stage, coarse to fine, on the CPU."""
+    return [torch.cat(stage).cpu() for stage in zip(*(output.images for output in outputs), strict=True)]
 
 
 def _normal(width: int, generator: torch.Generator, truncation: float | None) -> Tensor:

@@ -40,6 +40,19 @@ def test_onnx(sampler, tmp_path):
             torch.testing.assert_close(torch.from_numpy(image), ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["absent/generator.pt2", "absent/generator.onnx", "folder.pt2"])
+def test_a_wrong_place_is_refused(sampler, tmp_path, monkeypatch, name):
+    (tmp_path / "folder.pt2").mkdir()
+    monkeypatch.setattr(torch.export, "export", None)  # not reached
+    with pytest.raises(InputError, match="output is"):
+        export_generator(sampler, tmp_path / name)
+
+
+def test_sentences_without_known_words_make_no_inputs(sampler):
+    with pytest.raises(InputError, match="has no word"):
+        example_inputs(sampler, ["a woman", "!!!"])
+
+
 def test_other_formats_are_refused(sampler, tmp_path):
     with pytest.raises(InputError, match=r"give a \.pt2 or \.onnx file"):
         export_generator(sampler, tmp_path / "generator.pth")

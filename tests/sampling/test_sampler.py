@@ -4,6 +4,7 @@ import torch
 from icsd.errors import InputError
 from icsd.sampling import Sampler
 from icsd.sampling.sampler import stages_of
+from icsd.training import checkpoint
 
 
 def test_one_seed_gives_one_image_whatever_else_is_generated(path):
@@ -12,7 +13,7 @@ def test_one_seed_gives_one_image_whatever_else_is_generated(path):
     alone = stages_of(sampler.sample(["a red flower"], seed=7))
     assert [tuple(stage.shape) for stage in alone] == [(1, 3, 8, 8), (1, 3, 16, 16)]
     torch.rand(1)
-    among = stages_of(Sampler.load(path).sample(["a woman", "a red flower"], seed=5, count=3))
+    among = stages_of(Sampler.load(path).sample(["a woman", "a red flower"], seed=5, per_sentence=3))
     for one, several in zip(alone, among, strict=True):
         assert len(several) == 6
         assert torch.equal(one[0], several[5])
@@ -36,6 +37,19 @@ def test_unknown_words_are_named(path):
     assert Sampler.load(path).unknown("A green woman with zebra skin") == ["green", "zebra"]
 
 
+def test_words_beyond_the_longest_sentence_are_named(path):
+    sampler = Sampler.load(path)
+    assert sampler.beyond("a red flower " * 6 + "with dark zebra skin") == ["with", "dark", "skin"]
+    assert sampler.beyond("a red flower") == []
+
+
+def test_encoders_are_no_model(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"config": {}, "text": {}, "damsm": {}})
+    with pytest.raises(InputError, match="holds DAMSM encoders, written by `icsd pretrain`"):
+        Sampler.load(path)
+
+
 def test_a_run_folder_stands_for_its_newest_checkpoint(path):
     assert Sampler.load(path.parent.parent).sample(["a woman"])[0].images[-1].shape == (1, 3, 16, 16)
 
@@ -47,8 +61,13 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(path):
         ({"sentences": ["a woman", "  "]}, "no sentence"),
         ({"sentences": ["a woman"], "seed": -1}, "seed is -1"),
         ({"sentences": ["a woman"], "seed": 2**64}, "seed is"),
-        ({"sentences": ["a woman"], "count": 0}, "count is 0"),
+        ({"sentences": ["a woman"], "per_sentence": 0}, "per_sentence is 0"),
         ({"sentences": ["a woman"], "truncation": 0.0}, "truncation is 0"),
+        ({"sentences": ["a woman"], "truncation": 1e-30}, "truncation is 1e-30"),
+        ({"sentences": ["a woman"], "truncation": float("nan")}, "truncation is nan"),
+        ({"sentences": "a woman"}, "give a list of sentences"),
+        ({"sentences": ["a woman", "\N{DOG}"]}, "sentence '\N{DOG}' has no word that this model knows"),
+        ({"sentences": ["zebra"]}, "sentence 'zebra' has no word"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(path, arguments, message):
