@@ -32,7 +32,7 @@ def images_page(
         _shown(stages_of(sampler.sample_each(plan, truncation)), all_stages),
         [str(request) for request in plan],
         columns=plan.per_sentence if (plan.per_sentence or 1) > 1 else None,
-        side=256 if len(plan) <= 4 and not all_stages else 160 if len(plan) <= 24 else 112,
+        side=160 if len(plan) <= 24 else 112,
         footer=sampler.attribution,
     )
 
