@@ -20,7 +20,8 @@ AUTOGRAD = """opcheck or penalty
 
 def interpreted(*arguments: str) -> str:
     """Runs pytest with interpreted kernels; a large matrix is many steps."""
-    environment = {"TRITON_INTERPRET": "1", "ICSD_TEST_BACKENDS": "triton", "ICSD_TEST_MOST_SAMPLES": "40"}
+    limits = {"ICSD_TEST_MOST_SAMPLES": "40", "ICSD_TEST_MOST_GROUPS": "8"}
+    environment = {"TRITON_INTERPRET": "1", "ICSD_TEST_BACKENDS": "triton", **limits}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-W", "ignore", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
