@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from benchmarks.ceilings import CONTENTION_LIMIT, Ceilings, contention, floor_seconds, measure_ceilings
+from benchmarks import ceilings
+from benchmarks.ceilings import Ceilings, floor_seconds, measure_ceilings
 
 MEMORY_BOUND = Ceilings(copy_bandwidth=1e9, gemm_rate={torch.float32: 1e15, torch.bfloat16: 1e15})
 COMPUTE_BOUND = Ceilings(copy_bandwidth=1e15, gemm_rate={torch.float32: 1e9, torch.bfloat16: 4e9})
@@ -32,19 +33,44 @@ def test_many_samples_cost_less_in_feature_space():
 
 def test_figures_of_the_specification():
     # 2 cores with AVX-512: copy 26 GB/s, sgemm 337 GFLOP/s
-    ceilings = Ceilings(26e9, {torch.float32: 337e9})
+    machine = Ceilings(26e9, {torch.float32: 337e9})
     floors = {(16, 65536): 0.6e-3, (64, 65536): 3.2e-3, (64, 131072): 6.4e-3, (128, 32768): 6.4e-3}
     for (n, d), floor in floors.items():
-        assert floor_seconds(n, d, d, torch.float32, "mse", ceilings) == pytest.approx(floor, rel=0.1)
+        assert floor_seconds(n, d, d, torch.float32, "mse", machine) == pytest.approx(floor, rel=0.1)
 
 
-def test_measured_ceilings_are_rates():
-    ceilings = measure_ceilings([torch.float32, torch.bfloat16], seconds=0.01)
-    assert 1e8 < ceilings.copy_bandwidth < 1e13
-    assert ceilings.gemm_rate.keys() == {torch.float32, torch.bfloat16}
-    assert all(1e8 < rate < 1e15 for rate in ceilings.gemm_rate.values())
+class Clock:
+    """A clock that tells the time of calls which take the given seconds."""
+
+    def __init__(self, durations):
+        self.now, self.durations = 0, iter(durations)
+
+    def __call__(self):
+        return self.now
+
+    def call(self):
+        self.now += next(self.durations)
 
 
-def test_one_thread_knows_no_contention():
-    assert torch.get_num_threads() == 1
-    assert 0 < contention() < CONTENTION_LIMIT
+def test_the_best_of_the_counted_calls_is_the_time(monkeypatch):
+    clock = Clock([1, 3, 2, 4, 1])
+    monkeypatch.setattr(ceilings, "perf_counter", clock)
+    assert ceilings._best_time(clock.call, seconds=8) == 2  # the first warms up, the last would come too late
+
+
+def test_ceilings_are_work_divided_by_time(monkeypatch):
+    def half_a_second(call, seconds):
+        call()
+        return 0.5
+
+    monkeypatch.setattr(ceilings, "COPIED_BYTES", 1000)
+    monkeypatch.setattr(ceilings, "GEMM_SIZES", (32, 64))
+    monkeypatch.setattr(ceilings, "_best_time", half_a_second)
+    measured = measure_ceilings([torch.float32, torch.bfloat16])
+    assert measured.copy_bandwidth == 2 * 1000 / 0.5
+    assert measured.gemm_rate == {torch.float32: 2 * 64**3 / 0.5, torch.bfloat16: 2 * 64**3 / 0.5}
+
+
+def test_contention_compares_equal_work(monkeypatch):
+    monkeypatch.setattr(ceilings, "_median_time", lambda elements: elements / 1e6)
+    assert ceilings.contention() == 1
