@@ -12,6 +12,7 @@ import icsd
 from benchmarks.attngan_step import SIDES, AttnGANStep
 from benchmarks.workloads import in_turns
 from icsd.models import build_text_encoder
+from icsd.training.batches import Batch
 from icsd.training.config import TrainConfig
 from icsd.training.trainer import Trainer
 
@@ -30,8 +31,9 @@ class Training:
         self.trainer = Trainer(config, build_text_encoder(config.text, [CAPTION]))
         side = config.generator.resolutions[-1]
         images = torch.rand(config.batch_size, 3, side, side).mul_(2).sub_(1)
-        class_ids = torch.arange(config.batch_size)
-        self.batch = {"image": images, "caption": [CAPTION] * config.batch_size, "class_id": class_ids}
+        captions = [f"{CAPTION} {word}" for word in range(config.batch_size)]
+        tokens = self.trainer.model.text_encoder.tokenizer(captions)
+        self.batch = Batch.of(images, captions, list(range(config.batch_size)), tokens)
         self.blocks = [self.trainer.generator_distillation, self.trainer.discriminator_distillation]
         self.stages = {}
         hooks = [block.register_forward_pre_hook(self._keep) for block in self.blocks]
@@ -66,7 +68,7 @@ def test_training(training, work, turn, backend, measure):
             getattr(training, work),
             benchmark="training",
             work=work,
-            samples=len(training.batch["image"]),
+            samples=len(training.batch.images),
             features=max(stage[0].numel() for stages in training.stages.values() for stage in stages),
             dtype=torch.float32,
             loss=training.trainer.config.distillation.generator.loss,
@@ -89,9 +91,10 @@ class FieldScale:
         self.trainer = Trainer(self.config, build_text_encoder(self.config.text, captions))
         self.rival = AttnGANStep(wrong_pass=False)
         self.images = [torch.rand(4, 3, side, side).mul_(2).sub_(1) for side in SIDES]
-        self.batch = {"image": self.images[-1], "caption": captions, "class_id": torch.arange(4)}
+        tokens = self.trainer.model.text_encoder.tokenizer(captions)
+        self.batch = Batch.of(self.images[-1], captions, list(range(4)), tokens)
         with torch.no_grad():
-            self.text = self.trainer.model.text_encoder(captions)
+            self.text = self.trainer.model.text_encoder.encode(captions)
         self.steps: dict[str, Callable[[], object]] = {
             "icsd": lambda: self.ours("bf16"),
             "icsd fp32": lambda: self.ours("fp32"),

@@ -141,6 +141,6 @@ def _encoders(options: Namespace, config: dict, device) -> list[Encoder]:
         return damsm.image_encoder(resized.to(device).div(127.5).sub(1)).whole
 
     def sentences(captions):
-        return damsm.text_encoder(captions).sentence
+        return damsm.text_encoder.encode(captions).sentence
 
     return [Encoder("training encoder" if own else "independent encoder", images, sentences)]

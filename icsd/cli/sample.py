@@ -236,7 +236,7 @@ def _report_words(sampler: Sampler, sentences: list[str]) -> None:
         print(f"icsd: this model does not know and skips: {unknown}", file=sys.stderr)
     beyond = _listed(word for sentence in distinct for word in sampler.beyond(sentence))
     if beyond:
-        limit = sampler.model.text_encoder.max_words
+        limit = sampler.model.text_encoder.tokenizer.max_words
         print(f"icsd: this model reads {limit} words of a sentence and leaves out: {beyond}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from icsd.errors import InputError
 from icsd.models.image_encoder import ImageEncoder, ImageFeatures
+from icsd.models.matching import others_alike
 from icsd.models.text import TextEncoder, TextFeatures
 
 
@@ -66,27 +67,41 @@ class DAMSM(nn.Module):
         self.image_encoder = image_encoder
         self.config = config
 
-    def forward(self, images: Tensor, text: TextFeatures, class_ids: Tensor | None = None) -> DAMSMLosses:
-        """`damsm_losses` of images `(B, 3, r, r)` in [-1, 1] and the features of their captions."""
-        return damsm_losses(self.image_encoder(images), text, self.config, class_ids)
+    def forward(
+        self,
+        images: Tensor,
+        text: TextFeatures,
+        class_ids: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+    ) -> DAMSMLosses:
+        """Return the `damsm_losses` of images `(B, 3, r, r)` in [-1, 1] and the features of their captions."""
+        return damsm_losses(self.image_encoder(images), text, self.config, class_ids, caption_ids)
 
 
 def damsm_losses(
-    images: ImageFeatures, text: TextFeatures, config: DAMSMConfig, class_ids: Tensor | None = None
+    images: ImageFeatures,
+    text: TextFeatures,
+    config: DAMSMConfig,
+    class_ids: Tensor | None = None,
+    caption_ids: Tensor | None = None,
 ) -> DAMSMLosses:
-    """How far each image is from finding its sentence among the batch's, and each sentence its image.
+    """Return how far each image is from finding its sentence among those of the batch, and each sentence its image.
 
     Args:
         images: Of B images.
         text: Of their B captions, row by row.
         config: The sharpnesses.
         class_ids: `(B,)`; other images of the same class are left out, unless `config.same_class_is_wrong`.
+        caption_ids: `(B,)`; other images with the same number share a caption and are left out.
 
     Returns:
         The word and the sentence half; 2 log B each at chance.
     """
     whole = F.normalize(images.whole, dim=1) @ F.normalize(text.sentence, dim=1).T
-    ignored = None if config.same_class_is_wrong else class_ids
+    ignored = torch.zeros_like(whole, dtype=torch.bool)
+    for ids in (None if config.same_class_is_wrong else class_ids, caption_ids):
+        if ids is not None:
+            ignored |= others_alike(ids)
     matches = (word_matches(images, text, config), whole)
     return DAMSMLosses(*(_both_directions(config.match_sharpness * scores, ignored) for scores in matches))
 
@@ -113,10 +128,8 @@ def word_matches(images: ImageFeatures, text: TextFeatures, config: DAMSMConfig)
     return matches / config.word_sharpness if config.mode == "paper" else matches
 
 
-def _both_directions(scores: Tensor, class_ids: Tensor | None) -> Tensor:
-    """Cross-entropy of `(B, B)` scores whose diagonal is right, over rows plus over columns (11)."""
+def _both_directions(scores: Tensor, ignored: Tensor) -> Tensor:
+    """Return the cross-entropy of `(B, B)` scores whose diagonal is right, over rows plus over columns (11)."""
     own = torch.arange(len(scores), device=scores.device)
-    if class_ids is not None:
-        same = class_ids[:, None] == class_ids
-        scores = scores.masked_fill(same & (own[:, None] != own), -torch.inf)
+    scores = scores.masked_fill(ignored, -torch.inf)
     return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)

@@ -26,12 +26,15 @@ class MatchingHead(nn.Module):
         return self.project(features.permute(0, 2, 3, 1).flatten(1))
 
 
-def matching_loss(images: Tensor, sentences: Tensor, sharpness: float = 10.0) -> Tensor:
-    """Each image should find its sentence among the batch's, and each sentence its image.
+def matching_loss(
+    images: Tensor, sentences: Tensor, caption_ids: Tensor | None = None, *, sharpness: float = 10.0
+) -> Tensor:
+    """Return how far each image is from finding its sentence among those of the batch, and each sentence its image.
 
     Args:
         images: `(B, E)`.
         sentences: `(B, E)`, row by row those of the images.
+        caption_ids: `(B,)`; images with the same number share a caption, and are no wrong answers for each other.
         sharpness: Factor on the cosines before the softmax, the paper's gamma 3.
 
     Returns:
@@ -39,4 +42,11 @@ def matching_loss(images: Tensor, sentences: Tensor, sharpness: float = 10.0) ->
     """
     scores = sharpness * F.normalize(images.float(), dim=1) @ F.normalize(sentences, dim=1).T
     own = torch.arange(len(scores), device=scores.device)
+    if caption_ids is not None:
+        scores = scores.masked_fill(others_alike(caption_ids), -torch.inf)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+
+
+def others_alike(ids: Tensor) -> Tensor:
+    """Return where two different samples have the same number: `(B,)` -> `(B, B)` bool, False on the diagonal."""
+    return (ids[:, None] == ids).fill_diagonal_(False)

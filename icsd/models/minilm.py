@@ -6,6 +6,7 @@ that it takes: no transformers, no sentence-transformers, nothing imported befor
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +39,33 @@ class MiniLM:
         self._network = _Bert()
         self._network.load_state_dict(_as_torch_names(load_file(folder / "model.safetensors")))
         self._network.eval().requires_grad_(False)
-        self._features: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._features: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def ids(self, captions: Sequence[str], max_words: int) -> list[list[int]]:
+        """Return the ids of the word pieces of each caption, between the marks of begin and end."""
+        self._tokenizer.enable_truncation(max_words + 2)  # the marks count
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
 
     @torch.no_grad()
-    def __call__(self, captions: list[str], max_words: int) -> list[tuple[Tensor, Tensor]]:
-        """Features of each caption.
+    def __call__(self, rows: Sequence[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the features of each caption.
 
         Args:
-            captions: B sentences.
-            max_words: Word pieces read of each.
+            rows: Ids of B captions, with the marks of begin and end.
 
         Returns:
             For each caption its word pieces' features, `(T, 384)` with T >= 1, and its sentence's, `(384,)`.
         """
-        new = sorted({caption for caption in captions if (caption, max_words) not in self._features})
+        new = sorted(set(rows) - self._features.keys())
         for start in range(0, len(new), 64):
             chunk = new[start : start + 64]
-            self._tokenizer.enable_truncation(max_words + 2)  # beside the words the marks of begin and end
-            ids = [torch.tensor(encoding.ids) for encoding in self._tokenizer.encode_batch(chunk)]
-            padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-            states = self._network(padded, torch.arange(padded.shape[1]) >= torch.tensor([[len(row)] for row in ids]))
-            for caption, row, state in zip(chunk, ids, states, strict=True):
+            padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in chunk], batch_first=True)
+            states = self._network(padded, torch.arange(padded.shape[1]) >= torch.tensor([[len(row)] for row in chunk]))
+            for row, state in zip(chunk, states, strict=True):
                 sentence = nn.functional.normalize(state[: len(row)].mean(0), dim=0)
                 words = state[1 : len(row) - 1] if len(row) > 2 else state[:1]
-                self._features[caption, max_words] = (words.clone(), sentence)
-        return [self._features[caption, max_words] for caption in captions]
+                self._features[row] = (words.clone(), sentence)
+        return [self._features[row] for row in rows]
 
     def pieces(self, caption: str, max_words: int | None = None) -> list[str]:
         """Return the word pieces that the features of a caption stand for, all of them without ``max_words``."""

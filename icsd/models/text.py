@@ -1,7 +1,7 @@
 """Text encoders: captions -> word and sentence features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from icsd.data.captions import Vocabulary
 from icsd.errors import InputError
-from icsd.models.minilm import BEGIN, UNKNOWN, load_minilm
+from icsd.models.minilm import load_minilm
+from icsd.models.tokens import SentenceTokenizer, Tokenizer, WordTokenizer
 
 
 @dataclass
@@ -61,9 +62,16 @@ class TextFeatures(NamedTuple):
 
 
 class TextEncoder(nn.Module, ABC):
-    """Captions -> `TextFeatures` of width `dim`."""
+    """A network from token ids to `TextFeatures` of width `dim`.
+
+    Attributes:
+        dim: Width of the features.
+        tokenizer: The tokenizer whose ids the encoder takes.
+        frozen: True if the encoder does not learn.
+    """
 
     dim: int
+    tokenizer: Tokenizer
     frozen: bool = False
 
     def freeze(self) -> "TextEncoder":
@@ -72,32 +80,25 @@ class TextEncoder(nn.Module, ABC):
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """See `nn.Module`; a frozen encoder stays as it is."""
+        """See `nn.Module`; a frozen encoder stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     @abstractmethod
-    def forward(self, captions: list[str]) -> TextFeatures:
-        """Features of B captions; each has at least one word, if need be an empty one."""
+    def forward(self, ids: Tensor, lengths: Tensor) -> TextFeatures:
+        """Return the features of B captions.
 
-    @abstractmethod
-    def unknown(self, caption: str) -> list[str]:
-        """The words of a caption that the encoder does not know and leaves out."""
+        Args:
+            ids: Token ids `(B, T)` of `tokenizer`, padded with 0.
+            lengths: Tokens of each caption, `(B,)` on the CPU, at least 1.
+        """
 
-    @abstractmethod
-    def read(self, caption: str) -> list[str]:
-        """The words of a caption that its word features stand for, one each."""
-
-    @abstractmethod
-    def beyond(self, caption: str) -> list[str]:
-        """Return the known words of a caption past `max_words`, which the encoder does not read in generation."""
-
-    @abstractmethod
-    def reads(self, caption: str) -> bool:
-        """Return whether the encoder knows a word of a caption; without one it would read the empty caption."""
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        """Tokenize B captions and return their features."""
+        return self(*self.tokenizer(captions))
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What `restore_text_encoder` needs beside configuration and weights: JSON values."""
+        """Return what `restore_text_encoder` needs beside configuration and weights: JSON values."""
 
 
 class BiLSTMEncoder(TextEncoder):
@@ -111,41 +112,22 @@ class BiLSTMEncoder(TextEncoder):
     def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.dim = config.dim
-        self.max_words = config.max_words
-        self.vocabulary = vocabulary
+        self.tokenizer = WordTokenizer(vocabulary, config.max_words)
         self.embedding = nn.Embedding(len(vocabulary), config.embedding_dim, padding_idx=0)
         self.dropout = nn.Dropout(config.dropout)
         self.lstm = nn.LSTM(config.embedding_dim, config.dim // 2, batch_first=True, bidirectional=True)
 
-    def forward(self, captions: list[str]) -> TextFeatures:
+    def forward(self, ids: Tensor, lengths: Tensor) -> TextFeatures:
         """See `TextEncoder`."""
-        tokens, lengths = self.vocabulary.encode(captions, self.max_words, training=self.training)
-        embedded = self.dropout(self.embedding(tokens.to(self.embedding.weight.device)))
+        embedded = self.dropout(self.embedding(ids.to(self.embedding.weight.device)))
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
         words, _ = pad_packed_sequence(states, batch_first=True)
         return _features(words, torch.cat((last[0], last[1]), dim=1), lengths)
 
-    def unknown(self, caption: str) -> list[str]:
-        """See `TextEncoder`."""
-        return self.vocabulary.unknown(caption)
-
-    def read(self, caption: str) -> list[str]:
-        """See `TextEncoder`; longer captions are cut as in generation."""
-        tokens, _ = self.vocabulary.encode([caption], self.max_words)
-        return [self.vocabulary.words[token - 1] if token else "" for token in tokens[0].tolist()]
-
-    def beyond(self, caption: str) -> list[str]:
-        """See `TextEncoder`."""
-        return [self.vocabulary.words[index - 1] for index in self.vocabulary.indices(caption)[self.max_words :]]
-
-    def reads(self, caption: str) -> bool:
-        """See `TextEncoder`."""
-        return bool(self.vocabulary.indices(caption))
-
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""
-        return {"vocabulary": self.vocabulary.words}
+        return {"vocabulary": self.tokenizer.vocabulary.words}
 
 
 class SentenceEncoder(TextEncoder):
@@ -165,43 +147,33 @@ class SentenceEncoder(TextEncoder):
     def __init__(self, config: TextConfig, captions: Iterable[str] = ()) -> None:
         super().__init__()
         self.dim = config.dim
-        self.max_words = config.max_words
+        self.tokenizer = SentenceTokenizer(config.max_words)
         width = load_minilm().width
         self.words = _StandardizedProjection(width, config.dim)
         self.sentence = _StandardizedProjection(width, config.dim)
         sample = sorted(set(captions))[:: 1 + len(set(captions)) // 1024]
         if sample:
-            words, sentences = zip(*load_minilm()(sample, self.max_words), strict=True)
+            words, sentences = zip(*_frozen_features(*self.tokenizer(sample)), strict=True)
             self.words.standardize(torch.cat(words))
             self.sentence.standardize(torch.stack(sentences))
 
-    def forward(self, captions: list[str]) -> TextFeatures:
+    def forward(self, ids: Tensor, lengths: Tensor) -> TextFeatures:
         """See `TextEncoder`."""
         device = self.sentence.mean.device
-        words, sentences = zip(*load_minilm()(captions, self.max_words), strict=True)
-        lengths = torch.tensor([len(pieces) for pieces in words])
+        words, sentences = zip(*_frozen_features(ids, lengths), strict=True)
         projected = self.words(pad_sequence(list(words), batch_first=True).to(device))
-        return _features(projected, self.sentence(torch.stack(sentences).to(device)), lengths)
-
-    def unknown(self, caption: str) -> list[str]:
-        """See `TextEncoder`; words are made of known pieces, but emoji and rare characters are unknown."""
-        return load_minilm().unknown(caption)
-
-    def read(self, caption: str) -> list[str]:
-        """See `TextEncoder`; pieces of words begin with ##."""
-        return load_minilm().pieces(caption, self.max_words)
-
-    def beyond(self, caption: str) -> list[str]:
-        """See `TextEncoder`."""
-        return load_minilm().pieces(caption)[self.max_words :]
-
-    def reads(self, caption: str) -> bool:
-        """See `TextEncoder`."""
-        return not set(load_minilm().pieces(caption)) <= {UNKNOWN, BEGIN}
+        read = torch.tensor([len(pieces) for pieces in words])
+        return _features(projected, self.sentence(torch.stack(sentences).to(device)), read)
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""
         return {}
+
+
+def _frozen_features(ids: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return MiniLM's features of the words and of the sentence of each caption."""
+    rows = zip(ids.tolist(), lengths.tolist(), strict=True)
+    return load_minilm()([tuple(row[:length]) for row, length in rows])
 
 
 class _StandardizedProjection(nn.Module):
@@ -222,7 +194,7 @@ class _StandardizedProjection(nn.Module):
 
 
 def _features(words: Tensor, sentence: Tensor, lengths: Tensor) -> TextFeatures:
-    """Word features `(B, T, E)`, sentence features `(B, E)` and lengths `(B,)` as `TextFeatures`.
+    """Return word features `(B, T, E)`, sentence features `(B, E)` and lengths `(B,)` as `TextFeatures`.
 
     Each feature vector is brought to zero mean and unit variance: a young encoder's are so small that beside the noise
     of unit variance the generator would not see them for hundreds of steps.
@@ -237,12 +209,12 @@ def _features(words: Tensor, sentence: Tensor, lengths: Tensor) -> TextFeatures:
 def build_text_encoder(
     config: TextConfig, captions: Iterable[str], vocabulary: Vocabulary | None = None
 ) -> TextEncoder:
-    """A new text encoder.
+    """Return a new text encoder.
 
     Args:
-        config: Which, and how wide.
+        config: Kind and widths.
         captions: All training captions: they make the vocabulary or the standardization.
-        vocabulary: The bilstm's words instead, where the data set brings those of a released encoder.
+        vocabulary: Words of the bilstm in place of those of the captions, where the data set brings them.
 
     Returns:
         The encoder.
@@ -256,11 +228,11 @@ def build_text_encoder(
 
 
 def restore_text_encoder(config: TextConfig, description: dict[str, Any]) -> TextEncoder:
-    """A text encoder as it was described, ready for `load_state_dict`.
+    """Return a text encoder as it was described, ready for `load_state_dict`.
 
     Args:
         config: The configuration it was built with.
-        description: What its `description()` gave.
+        description: The result of its `description()`.
 
     Returns:
         The encoder.

@@ -20,13 +20,13 @@ class TextToImage(nn.Module):
         self.text_encoder = text_encoder
         self.generator = Generator(config, text_encoder.dim)
 
-    def forward(self, captions: list[str], z: Tensor) -> GeneratorOutput:
-        """B captions and noise `(B, noise_dim)` -> what the generator makes of them."""
-        return self.generator(z, self.text_encoder(captions))
+    def forward(self, ids: Tensor, lengths: Tensor, z: Tensor) -> GeneratorOutput:
+        """Return what the generator makes of B captions, as token ids, and noise `(B, noise_dim)`."""
+        return self.generator(z, self.text_encoder(ids, lengths))
 
     @torch.no_grad()
     def generate(self, captions: list[str], seed: int = 0, batch_size: int = 64) -> list[Tensor]:
-        """Generates captions with running statistics and without touching the global random state.
+        """Generate images of captions, with running statistics and without touching the global random state.
 
         Args:
             captions: B sentences.
@@ -42,8 +42,9 @@ class TextToImage(nn.Module):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
-            generated = [
-                self(batch, torch.randn(len(batch), self.generator.noise_dim).to(device)).images for batch in batches
-            ]
+            generated = []
+            for batch in batches:
+                noise = torch.randn(len(batch), self.generator.noise_dim).to(device)
+                generated.append(self(*self.text_encoder.tokenizer(batch), noise).images)
         self.train(was_training)
         return [torch.cat([image.cpu() for image in stage]) for stage in zip(*generated, strict=True)]

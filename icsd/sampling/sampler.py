@@ -73,15 +73,15 @@ class Sampler:
 
     def unknown(self, sentence: str) -> list[str]:
         """Return the words of a sentence that the model does not know and leaves out."""
-        return self.model.text_encoder.unknown(sentence)
+        return self.model.text_encoder.tokenizer.unknown(sentence)
 
     def beyond(self, sentence: str) -> list[str]:
         """Return the known words of a sentence that the model leaves out because the sentence is too long."""
-        return self.model.text_encoder.beyond(sentence)
+        return self.model.text_encoder.tokenizer.beyond(sentence)
 
     def words(self, sentence: str) -> list[str]:
         """Return the words of a sentence that the model reads, one for each of its word features."""
-        return self.model.text_encoder.read(sentence)
+        return self.model.text_encoder.tokenizer.read(sentence)
 
     def check(self, sentences: Iterable[str]) -> None:
         """Check that the model can read sentences.
@@ -90,7 +90,7 @@ class Sampler:
             InputError: A sentence has no word that the model knows.
         """
         for sentence in dict.fromkeys(sentences):
-            if not self.model.text_encoder.reads(sentence):
+            if not self.model.text_encoder.tokenizer.reads(sentence):
                 raise InputError(
                     f"sentence {sentence!r} has no word that this model knows: use words of its training captions"
                 )
@@ -106,7 +106,7 @@ class Sampler:
             InputError: A sentence has no word that the model knows.
         """
         self.check(sentences)
-        return self.model.text_encoder(list(sentences))
+        return self.model.text_encoder.encode(sentences)
 
     def noise(self, seeds: Sequence[int], truncation: float | None = None) -> Noise:
         """Draw the noise of each seed, the same on every machine and device.

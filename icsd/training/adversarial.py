@@ -47,6 +47,22 @@ class AdversarialLoss(NamedTuple):
     """The generator's loss of pairs that the discriminator should accept."""
 
 
+class Mismatched(NamedTuple):
+    """The wrong captions of a batch."""
+
+    captions: Tensor
+    """For each image the index of its wrong caption, `(B,)`."""
+    images: Tensor | None
+    """Indices of the images whose wrong caption is one; None for all."""
+
+    @classmethod
+    def of(cls, captions: Tensor, device: torch.device) -> "Mismatched":
+        """Move indices from the CPU to a device; an image with its own index has no wrong caption."""
+        valid = (captions != torch.arange(len(captions))).nonzero().squeeze(1)
+        images = None if len(valid) == len(captions) else valid.to(device, non_blocking=True)
+        return cls(captions.to(device, non_blocking=True), images)
+
+
 ADVERSARIAL = {
     "bce": AdversarialLoss(
         real=lambda logits: F.softplus(-logits).mean(),
@@ -62,7 +78,12 @@ ADVERSARIAL = {
 
 
 def discriminator_loss(
-    loss: AdversarialLoss, discriminator: Discriminator, real: Tensor, fake: Tensor, sentence: Tensor
+    loss: AdversarialLoss,
+    discriminator: Discriminator,
+    real: Tensor,
+    fake: Tensor,
+    sentence: Tensor,
+    mismatched: Mismatched,
 ) -> Tensor:
     """Return the adversarial loss of one stage's discriminator.
 
@@ -72,15 +93,19 @@ def discriminator_loss(
         real: Its features of real images, `(B, C, 4, 4)`.
         fake: Its features of generated images, `(B, C, 4, 4)`.
         sentence: The captions of both, `(B, E)`.
+        mismatched: The wrong captions of the real images.
 
     Returns:
         A scalar.
     """
-    wrong = sentence.roll(1, dims=0)
-    pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, wrong))
+    pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, sentence[mismatched.captions]))
     real_pair, fake_pair, wrong_pair = discriminator.conditional(*pairs, parts=3).chunk(3)
     accept = loss.real(discriminator.unconditional(real)) + loss.real(real_pair)
-    reject = loss.fake(discriminator.unconditional(fake)) + loss.fake(fake_pair) + loss.fake(wrong_pair)
+    reject = loss.fake(discriminator.unconditional(fake)) + loss.fake(fake_pair)
+    if mismatched.images is not None:
+        wrong_pair = wrong_pair[mismatched.images]
+    if len(wrong_pair):
+        reject = reject + loss.fake(wrong_pair)
     return accept / 2 + reject / 3
 
 

@@ -1,14 +1,92 @@
-"""The order of the data, and the random choices made with each image."""
+"""The order of the data, the random choices made with each image, and the batches that the networks take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
 
+from icsd.models.tokens import Tokenizer, Tokens
 from icsd.training.randomness import seeded
+
+
+@dataclass
+class Batch:
+    """Images with their captions."""
+
+    images: Tensor
+    """`(B, 3, r, r)` in [-1, 1]."""
+    captions: list[str]
+    """B sentences."""
+    ids: Tensor
+    """Token ids of the captions, `(B, T)` int64, padded with 0."""
+    lengths: Tensor
+    """Tokens of each caption, `(B,)` int64."""
+    class_ids: Tensor
+    """Classes of the images, `(B,)` int64."""
+    caption_ids: Tensor
+    """`(B,)` int64, equal for equal captions."""
+    mismatched: Tensor
+    """For each image the index of the image whose caption is a wrong one, `(B,)` int64; see `mismatched_captions`."""
+
+    @classmethod
+    def of(cls, images: Tensor, captions: Sequence[str], class_ids: Sequence[int], tokens: Tokens) -> Batch:
+        """Make a batch, with its wrong captions, of images, their captions and classes, and the captions' tokens."""
+        first: dict[str, int] = {}
+        caption_ids = [first.setdefault(caption, len(first)) for caption in captions]
+        return cls(
+            images=images,
+            captions=list(captions),
+            ids=tokens.ids,
+            lengths=tokens.lengths,
+            class_ids=torch.tensor(class_ids),
+            caption_ids=torch.tensor(caption_ids),
+            mismatched=mismatched_captions(class_ids, caption_ids),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Move the tensors that go to a GPU to page-locked memory; called by the data loader."""
+        for name in ("images", "ids", "class_ids", "caption_ids", "mismatched"):
+            setattr(self, name, getattr(self, name).pin_memory())
+        return self
+
+
+def collate(items: Sequence[dict[str, Any]]) -> Batch:
+    """Join items of `SampledDataset` into a batch."""
+    images, captions, class_ids, rows = (
+        [item[key] for item in items] for key in ("image", "caption", "class_id", "ids")
+    )
+    lengths = torch.tensor([len(row) for row in rows])
+    return Batch.of(torch.stack(images), captions, class_ids, Tokens(pad_sequence(rows, batch_first=True), lengths))
+
+
+def mismatched_captions(class_ids: Sequence[int], caption_ids: Sequence[int]) -> Tensor:
+    """Choose a wrong caption for each image of a batch: one of another class, or at least another caption.
+
+    The first image before it in the batch whose class and caption differ is taken, then the first one whose caption
+    differs.
+
+    Args:
+        class_ids: Classes of B images.
+        caption_ids: B numbers, equal for equal captions.
+
+    Returns:
+        Indices, `(B,)` int64; an image's own index where the batch holds no other caption.
+    """
+    count = len(class_ids)
+    chosen = []
+    for own in range(count):
+        others = [(own - step) % count for step in range(1, count)]
+        differing = [other for other in others if caption_ids[other] != caption_ids[own]]
+        of_other_class = (other for other in differing if class_ids[other] != class_ids[own])
+        chosen.append(next(of_other_class, differing[0] if differing else own))
+    return torch.tensor(chosen, dtype=torch.int64)
 
 
 def batch_indices(length: int, batch_size: int, seed: int, start: int, stop: int) -> Iterator[list[int]]:
@@ -29,29 +107,51 @@ def batch_indices(length: int, batch_size: int, seed: int, start: int, stop: int
 
 
 class SampledDataset(Dataset):
-    """A data set whose random choices (caption, crop, flip, ...) depend on the place of the draw in the run alone.
+    """A data set whose random choices (caption, crop, flip, words) depend only on the place of the draw in the run.
 
     So it does not matter which process makes a draw, nor what was drawn before: resuming needs no state.
 
     Args:
-        dataset: Whose items are drawn.
+        dataset: The data set whose items are drawn.
+        tokenizer: The tokenizer of the captions.
         batch_size: Items per batch.
-        seed: Of the order and of the choices.
+        seed: Seed of the order and of the choices.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, batch_size: int, seed: int) -> None:
         self.dataset = dataset
+        self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.seed = seed
 
     def batches(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-        """The keys of batches ``start`` to ``stop``, each the place of a draw and the index of what is drawn."""
+        """Yield the keys of batches ``start`` to ``stop``, each the place of a draw and the index of its item."""
         drawn = batch_indices(len(self.dataset), self.batch_size, self.seed, start, stop)
         for number, indices in enumerate(drawn, start):
             yield list(enumerate(indices, number * self.batch_size))
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The item of a key."""
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return the item of a key, with the token ids of its caption."""
         place, index = key
         with seeded(self.seed, place):
-            return self.dataset[index]
+            item = self.dataset[index]
+            ids, _ = self.tokenizer([item["caption"]], sample=True)
+        return {**item, "ids": ids[0]}
+
+    def loader(self, start: int, stop: int, workers: int, *, pin_memory: bool = False) -> DataLoader:
+        """Return a loader of batches ``start`` to ``stop``.
+
+        Args:
+            start: Number of the first batch.
+            stop: Number after that of the last batch.
+            workers: Processes that load data; 0 loads in the calling process.
+            pin_memory: Copy tensors to page-locked memory, for a GPU.
+        """
+        return DataLoader(
+            self,
+            batch_sampler=self.batches(start, stop),
+            num_workers=workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # the global one belongs to the networks
+            pin_memory=pin_memory,
+        )

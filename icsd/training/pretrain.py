@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from icsd.data import CaptionedImages, DataConfig, open_dataset
@@ -25,7 +24,7 @@ from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig, build_image_encoder, restore_image_encoder
 from icsd.models.text import TextConfig, build_text_encoder, restore_text_encoder
 from icsd.training import checkpoint, run_folder
-from icsd.training.batches import SampledDataset
+from icsd.training.batches import Batch, SampledDataset
 from icsd.training.interruption import finishing_steps
 from icsd.training.randomness import random_state, restore_random_state
 from icsd.training.trainer import choose_device
@@ -116,19 +115,22 @@ class Pretrainer:
         self.steps_per_epoch = steps_per_epoch
         self.step_count = 0
 
-    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Updates the encoders.
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the encoders.
 
         Args:
-            batch: "image", `(B, 3, r, r)` in [-1, 1], "caption", B sentences, and "class_id", `(B,)`.
+            batch: Images with their captions.
 
         Returns:
             Losses by name: scalars without graph.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self.config.lr_decay ** (self.step_count // self.steps_per_epoch)
-        text = self.damsm.text_encoder(batch["caption"])
-        losses = self.damsm(batch["image"].to(self.device), text, batch["class_id"].to(self.device))
+        text = self.damsm.text_encoder(batch.ids, batch.lengths)
+        images, class_ids, caption_ids = (
+            each.to(self.device) for each in (batch.images, batch.class_ids, batch.caption_ids)
+        )
+        losses = self.damsm(images, text, class_ids, caption_ids)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
         torch.nn.utils.clip_grad_norm_(self.damsm.text_encoder.parameters(), self.config.clip)
@@ -145,7 +147,7 @@ class Pretrainer:
             places = range(start, min(start + batch_size, len(dataset)))
             images = torch.stack([dataset[place]["image"] for place in places]).to(self.device)
             image_features.append(self.damsm.image_encoder(images).whole)
-            sentences.append(self.damsm.text_encoder([dataset.captions[place][0] for place in places]).sentence)
+            sentences.append(self.damsm.text_encoder.encode([dataset.captions[place][0] for place in places]).sentence)
         self.damsm.train()
         class_ids = None if self.config.damsm.same_class_is_wrong else dataset.class_ids
         return r_precision(torch.cat(image_features), torch.cat(sentences), class_ids)
@@ -255,13 +257,8 @@ def _run(
     print(
         f"networks     {sum(weight.numel() for weight in pretrainer.weights) / 1e6:.2f} M weights to learn", flush=True
     )
-    draws = SampledDataset(train_set, config.batch_size, config.seed)
-    loader = DataLoader(
-        draws,
-        batch_sampler=draws.batches(start, stop),
-        num_workers=config.workers,
-        generator=torch.Generator(),  # the global one is the pretrainer's
-    )
+    draws = SampledDataset(train_set, pretrainer.damsm.text_encoder.tokenizer, config.batch_size, config.seed)
+    loader = draws.loader(start, stop, config.workers)
     interval = 0.5 if sys.stderr.isatty() else 30
     progress = tqdm(
         total=stop * config.batch_size, initial=start * config.batch_size, unit="pair", mininterval=interval

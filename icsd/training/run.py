@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -39,14 +38,14 @@ from icsd.evaluation import (
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops.registry import select
 from icsd.training import checkpoint, run_folder
-from icsd.training.batches import SampledDataset
+from icsd.training.batches import Batch, SampledDataset
 from icsd.training.config import TrainConfig
 from icsd.training.interruption import finishing_steps
 from icsd.training.memory import peak_memory
 from icsd.training.monitor import TrainingMonitor, diversity
 from icsd.training.pretrain import load_damsm
 from icsd.training.profile import Profile, profile_training
-from icsd.training.trainer import Trainer, choose_device
+from icsd.training.trainer import Trainer
 from icsd.visualization import caption_grid
 
 CHECKPOINTS_KEPT = 3
@@ -113,7 +112,7 @@ def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     trainer, train_set, test_set = _build(config, resume)
     _announce(trainer, train_set, test_set, _backend(trainer.device))
     start = trainer.step_count
-    for batches in _steps_of_batches(config, train_set, start, start + 2):
+    for batches in _steps_of_batches(trainer, train_set, start, start + 2):
         since = time.perf_counter()
         losses = {name: loss.item() for name, loss in trainer.step(batches).items()}
         seconds = time.perf_counter() - since
@@ -143,7 +142,7 @@ def profile(config: TrainConfig, steps: int) -> Profile:
     """
     trainer, train_set, test_set = _build(config, None)
     _announce(trainer, train_set, test_set, _backend(trainer.device))
-    return profile_training(trainer, _steps_of_batches(config, train_set, 0, 2 * steps + 1), steps)
+    return profile_training(trainer, _steps_of_batches(trainer, train_set, 0, 2 * steps + 1), steps)
 
 
 def _build(config: TrainConfig, resume: Path | None) -> tuple[Trainer, CaptionedImages, CaptionedImages]:
@@ -191,16 +190,16 @@ def _announce(trainer: Trainer, train_set: CaptionedImages, test_set: CaptionedI
 
 
 def _steps_of_batches(
-    config: TrainConfig, train_set: CaptionedImages, start: int, stop: int
-) -> Iterator[tuple[dict[str, Any], ...]]:
-    """The batches of each step from ``start`` to ``stop``."""
-    draws = SampledDataset(train_set, config.batch_size, config.seed)
-    loader = DataLoader(
-        draws,
-        batch_sampler=draws.batches(start * config.accumulate, stop * config.accumulate),
-        num_workers=config.workers,
-        generator=torch.Generator(),  # the global one is the trainer's
-        pin_memory=choose_device(config.device).type == "cuda",
+    trainer: Trainer, train_set: CaptionedImages, start: int, stop: int
+) -> Iterator[tuple[Batch, ...]]:
+    """Yield the batches of each step from ``start`` to ``stop``."""
+    config = trainer.config
+    draws = SampledDataset(train_set, trainer.model.text_encoder.tokenizer, config.batch_size, config.seed)
+    loader = draws.loader(
+        start * config.accumulate,
+        stop * config.accumulate,
+        config.workers,
+        pin_memory=trainer.device.type == "cuda",
     )
     return zip(*[iter(loader)] * config.accumulate, strict=True)
 
@@ -248,7 +247,7 @@ class Run:
         writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         with progress, writer, finishing_steps() as interruption:
             recent, since = [], time.perf_counter()
-            for batches in _steps_of_batches(config, self.train_set, start, stop):
+            for batches in _steps_of_batches(trainer, self.train_set, start, stop):
                 recent.append(trainer.step(batches))
                 step = trainer.step_count
                 progress.set_description(f"step {step}", refresh=False)

@@ -4,7 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,15 @@ from icsd.models import (
 )
 from icsd.models.conditioning import kl_to_standard_normal
 from icsd.models.damsm import DAMSM
-from icsd.training.adversarial import ADVERSARIAL, discriminator_loss, generator_loss, gradient_penalties
+from icsd.training.adversarial import (
+    ADVERSARIAL,
+    Mismatched,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalties,
+)
 from icsd.training.augment import augment
+from icsd.training.batches import Batch
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.randomness import random_state, restore_random_state
 
@@ -67,6 +74,21 @@ def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> floa
     warmth = min(1.0, (step + 1) / (config.warmup + 1))
     done = min(1.0, max(0.0, (step - config.warmup) / max(1, steps - config.warmup)))
     return warmth * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.schedule]
+
+
+class MicroBatch(NamedTuple):
+    """A batch as the losses take it, on the device."""
+
+    real: list[Tensor]
+    """Real images of every stage."""
+    text: TextFeatures
+    """Features of their captions."""
+    class_ids: Tensor
+    """Their classes, `(B,)`."""
+    caption_ids: Tensor
+    """`(B,)`, equal for equal captions."""
+    mismatched: Mismatched
+    """Their wrong captions."""
 
 
 class Trainer:
@@ -129,12 +151,11 @@ class Trainer:
         """Return the distillation block of one side, or None where it would do nothing."""
         return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
 
-    def step(self, batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Updates the discriminators and the text encoder, then the generator, then the average.
 
         Args:
-            batches: As many as the configuration accumulates. Each holds "image", `(B, 3, r, r)` in [-1, 1] at the
-                finest side, "caption", B sentences, and "class_id", `(B,)`.
+            batches: As many as the configuration accumulates, with images of the finest resolution.
 
         Returns:
             Losses by name, their means over the batches: scalars on the device, without graph.
@@ -142,19 +163,21 @@ class Trainer:
         losses = Counter()
         micro_batches = [self._read(batch) for batch in batches]
         generate_once = len(micro_batches) == 1  # several graphs would not fit into memory
-        for real, text, _ in micro_batches:
+        for micro_batch in micro_batches:
+            text = micro_batch.text
             with self._autocast(), torch.set_grad_enabled(generate_once):
                 generated = self._generate(text)
             with self._autocast():
-                terms = self._discriminator_losses(real, generated.images, text.sentence)
+                terms = self._discriminator_losses(micro_batch, generated.images)
             losses.update(self._backward("discriminator", terms))
         self._update(self.discriminator_optimizer)
 
         self._freeze_discriminators(True)
-        for _, text, class_ids in micro_batches:
+        for micro_batch in micro_batches:
+            micro_batch = micro_batch._replace(text=micro_batch.text.detach())
             with self._autocast():
-                generated = generated if generate_once else self._generate(text)
-                terms = self._generator_losses(generated, text.detach(), class_ids)
+                generated = generated if generate_once else self._generate(micro_batch.text)
+                terms = self._generator_losses(generated, micro_batch)
             losses.update(self._backward("generator", terms))
         self._update(self.generator_optimizer)
         self._freeze_discriminators(False)
@@ -166,21 +189,26 @@ class Trainer:
         self.step_count += 1
         return dict(losses)
 
-    def _read(self, batch: dict[str, Any]) -> tuple[list[Tensor], TextFeatures, Tensor]:
-        """The real images of every stage, the features of their captions, and their classes."""
-        images = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)
-        text = self.model.text_encoder(batch["caption"])
-        return image_pyramid(images, self.resolutions), text, batch["class_id"].to(self.device)
+    def _read(self, batch: Batch) -> MicroBatch:
+        """Move a batch to the device, reduce its images and encode its captions."""
+        images = batch.images.to(self.device, memory_format=self.layout, non_blocking=True)
+        return MicroBatch(
+            real=image_pyramid(images, self.resolutions),
+            text=self.model.text_encoder(batch.ids, batch.lengths),
+            class_ids=batch.class_ids.to(self.device, non_blocking=True),
+            caption_ids=batch.caption_ids.to(self.device, non_blocking=True),
+            mismatched=Mismatched.of(batch.mismatched, self.device),
+        )
 
     def _generate(self, text: TextFeatures) -> GeneratorOutput:
         z = torch.randn(len(text.sentence), self.model.generator.noise_dim, device=self.device)
         return self.model.generator(z, text.detach())
 
-    def _discriminator_losses(self, real: list[Tensor], generated: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
+    def _discriminator_losses(self, batch: MicroBatch, generated: list[Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses of the discriminators by name."""
-        weights = self.config.losses.discriminator
+        weights, sentence = self.config.losses.discriminator, batch.text.sentence
         kinds = self.config.adversarial.augment
-        real, generated = augment(real, kinds), augment([image.detach() for image in generated], kinds)
+        real, generated = augment(batch.real, kinds), augment([image.detach() for image in generated], kinds)
         pairs = [
             discriminator.features(torch.cat((image, other.to(image.dtype))), parts=2).chunk(2)
             for discriminator, image, other in zip(self.discriminators, real, generated, strict=True)
@@ -188,11 +216,11 @@ class Trainer:
         losses = {}
         if weights.adversarial:
             for side, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True):
-                loss = discriminator_loss(self.adversarial, discriminator, *pair, sentence)
+                loss = discriminator_loss(self.adversarial, discriminator, *pair, sentence, batch.mismatched)
                 losses[f"adversarial/{side}"] = weights.adversarial * loss
         seen = [features for features, _ in pairs]
         if self.damsm is None and weights.matching:
-            losses["matching"] = weights.matching * self._matching(seen, sentence)
+            losses["matching"] = weights.matching * self._matching(seen, batch)
         if self.discriminator_distillation:
             losses["distillation"] = weights.distillation * self.discriminator_distillation(seen)
         if weights.penalized:
@@ -208,9 +236,9 @@ class Trainer:
                 total.update(gradient_penalties(weights, power, discriminator, images, sentence))
         return total
 
-    def _generator_losses(self, generated: GeneratorOutput, text: TextFeatures, class_ids: Tensor) -> dict[str, Tensor]:
+    def _generator_losses(self, generated: GeneratorOutput, batch: MicroBatch) -> dict[str, Tensor]:
         """Return the weighted losses of the generator by name."""
-        weights = self.config.losses.generator
+        weights, text = self.config.losses.generator, batch.text
         augmented = augment(generated.images, self.config.adversarial.augment)
         fake = [d.features(image) for d, image in zip(self.discriminators, augmented, strict=True)]
         losses = {}
@@ -219,9 +247,10 @@ class Trainer:
                 loss = generator_loss(self.adversarial, *stage, text.sentence)
                 losses[f"adversarial/{side}"] = weights.adversarial * loss
         if self.damsm is None and weights.matching:
-            losses["matching"] = weights.matching * self._matching(fake, text.sentence)
+            losses["matching"] = weights.matching * self._matching(fake, batch)
         if self.damsm is not None and weights.damsm:
-            losses["damsm"] = weights.damsm * sum(self.damsm(generated.images[-1].float(), text, class_ids))
+            images = generated.images[-1].float()
+            losses["damsm"] = weights.damsm * sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
         if weights.condition_kl:
             losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(generated.mu, generated.logvar)
         if self.generator_distillation:
@@ -230,9 +259,12 @@ class Trainer:
             losses["distillation"] = weights.distillation * self.generator_distillation(stages)
         return losses
 
-    def _matching(self, features: list[Tensor], sentence: Tensor) -> Tensor:
+    def _matching(self, features: list[Tensor], batch: MicroBatch) -> Tensor:
         """Return the sum of the stages' matching losses."""
-        return sum(matching_loss(head(stage), sentence) for head, stage in zip(self.matching, features, strict=True))
+        return sum(
+            matching_loss(head(stage), batch.text.sentence, batch.caption_ids)
+            for head, stage in zip(self.matching, features, strict=True)
+        )
 
     def _freeze_discriminators(self, frozen: bool) -> None:
         """Spares the generator's backward pass the gradients of what judges it."""
@@ -288,7 +320,7 @@ class Trainer:
             seen = self.matching[-1](self.discriminators[-1].features(images))
         else:
             seen = self.damsm.image_encoder(images).whole
-        sentences = self.model.text_encoder(captions).sentence
+        sentences = self.model.text_encoder.encode(captions).sentence
         found = (F.normalize(seen, dim=1) @ F.normalize(sentences, dim=1).T).argmax(1)
         for network, mode in zip(networks, training, strict=True):
             network.train(mode)

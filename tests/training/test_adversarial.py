@@ -8,6 +8,7 @@ from icsd.errors import InputError
 from icsd.training.adversarial import (
     ADVERSARIAL,
     AdversarialConfig,
+    Mismatched,
     discriminator_loss,
     generator_loss,
     gradient_penalties,
@@ -50,10 +51,11 @@ def test_hinge_is_satisfied_beyond_the_margin():
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_discriminator_loss_weighs_five_logits(name):
     loss = ADVERSARIAL[name]
-    wrong = torch.tensor([[0.5], [1.0], [-2.0]])
+    wrong = SENTENCE[[2, 0, 1]]
+    mismatched = Mismatched.of(torch.tensor([2, 0, 1]), SENTENCE.device)
     expected = (loss.real(REAL[:, 0]) + loss.real((REAL * SENTENCE)[:, 0])) / 2
     expected += (loss.fake(FAKE[:, 0]) + loss.fake((FAKE * SENTENCE)[:, 0]) + loss.fake((REAL * wrong)[:, 0])) / 3
-    torch.testing.assert_close(discriminator_loss(loss, Stub(), REAL, FAKE, SENTENCE), expected)
+    torch.testing.assert_close(discriminator_loss(loss, Stub(), REAL, FAKE, SENTENCE, mismatched), expected)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -61,6 +63,17 @@ def test_generator_loss_adds_conditional_and_unconditional_logits(name):
     loss = ADVERSARIAL[name]
     expected = loss.fool(FAKE[:, 0]) + loss.fool((FAKE * SENTENCE)[:, 0])
     torch.testing.assert_close(generator_loss(loss, Stub(), FAKE, SENTENCE), expected)
+
+
+@pytest.mark.parametrize(("captions", "images"), [([2, 1, 1], [0, 2]), ([0, 1, 2], [])])
+def test_images_without_a_wrong_caption_are_left_out(captions, images):
+    loss = ADVERSARIAL["bce"]
+    mismatched = Mismatched.of(torch.tensor(captions), SENTENCE.device)
+    expected = (loss.real(REAL[:, 0]) + loss.real((REAL * SENTENCE)[:, 0])) / 2
+    expected += (loss.fake(FAKE[:, 0]) + loss.fake((FAKE * SENTENCE)[:, 0])) / 3
+    if images:
+        expected += loss.fake((REAL * SENTENCE[captions])[images, 0]) / 3
+    torch.testing.assert_close(discriminator_loss(loss, Stub(), REAL, FAKE, SENTENCE, mismatched), expected)
 
 
 class Plane:

@@ -16,7 +16,6 @@ from icsd.evaluation import AttributeScore, train_classifier
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.training import checkpoint, run, run_folder
 from icsd.training.adversarial import AdversarialConfig
-from icsd.training.batches import batch_indices
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, LossesConfig
 from icsd.training.trainer import Trainer
@@ -59,21 +58,6 @@ def after_step(monkeypatch, step, action):
         return losses
 
     monkeypatch.setattr(Trainer, "step", stepping)
-
-
-def test_batches_cover_every_epoch_and_resume_anywhere():
-    batches = list(batch_indices(length=10, batch_size=4, seed=1, start=0, stop=5))
-    drawn = [index for batch in batches for index in batch]
-    assert [len(batch) for batch in batches] == [4] * 5
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
-    assert list(batch_indices(10, 4, seed=1, start=3, stop=5)) == batches[3:]
-    assert list(batch_indices(10, 4, seed=2, start=0, stop=5)) != batches
-
-
-def test_batches_may_be_larger_than_the_set():
-    (batch,) = batch_indices(length=3, batch_size=7, seed=0, start=0, stop=1)
-    assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
 
 
 def test_a_run_leaves_its_folder_and_says_where(config, capsys):

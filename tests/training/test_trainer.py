@@ -19,6 +19,7 @@ from icsd.models import (
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import CNNEncoder
 from icsd.training.adversarial import AdversarialConfig
+from icsd.training.batches import Batch
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
 from icsd.training.trainer import Trainer, learning_rate_factor
@@ -49,12 +50,18 @@ def trainer_of(config):
     return Trainer(config, build_text_encoder(config.text, CAPTIONS))
 
 
-def batch_of(size=8):
+def batch_of(trainer, size=8):
     """Images of one flat color, red or blue as their captions say."""
     captions = [CAPTIONS[i % 4] for i in range(size)]
     colors = torch.tensor([[1.0, -1.0, -1.0] if "red" in caption else [-1.0, -1.0, 1.0] for caption in captions])
     images = colors[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
-    return {"image": images, "caption": captions, "class_id": torch.arange(size) % 4}
+    tokens = trainer.model.text_encoder.tokenizer(captions)
+    return Batch.of(images, captions, [i % 4 for i in range(size)], tokens)
+
+
+def steps_of(trainer, count=1):
+    """Take some steps; the losses of each."""
+    return [trainer.step([batch_of(trainer)]) for _ in range(count)]
 
 
 def guided_trainer(config):
@@ -68,7 +75,7 @@ def test_frozen_encoders_judge_and_stay_as_they_are():
     trainer = guided_trainer(config_of())
     before = {name: value.clone() for name, value in trainer.damsm.state_dict().items()}
     generator = {name: value.clone() for name, value in trainer.model.generator.state_dict().items()}
-    losses = trainer.step([batch_of()])
+    (losses,) = steps_of(trainer)
     assert "generator/damsm" in losses
     assert not any("matching" in name for name in losses)
     assert all(torch.equal(before[name], value) for name, value in trainer.damsm.state_dict().items())
@@ -77,7 +84,7 @@ def test_frozen_encoders_judge_and_stay_as_they_are():
 
 
 def test_losses_have_names_and_no_graph():
-    losses = trainer_of(config_of()).step([batch_of()])
+    (losses,) = steps_of(trainer_of(config_of()))
     assert losses.keys() == {
         *("discriminator/adversarial/8", "discriminator/adversarial/16"),
         *("discriminator/matching", "discriminator/distillation"),
@@ -105,7 +112,7 @@ def test_a_weight_scales_its_losses_and_0_leaves_them_out(side, name, terms):
     def losses_of(weight):
         losses = LossesConfig()
         setattr(getattr(losses, side), name, weight)
-        return trainer_of(config_of(losses=losses)).step([batch_of()])
+        return steps_of(trainer_of(config_of(losses=losses)))[0]
 
     single, threefold, off = losses_of(1.0), losses_of(3.0), losses_of(0.0)
     assert set(terms) <= single.keys()
@@ -117,7 +124,7 @@ def test_a_weight_scales_its_losses_and_0_leaves_them_out(side, name, terms):
 
 
 def test_a_weight_of_0_leaves_damsm_out():
-    losses = guided_trainer(config_of(losses=LossesConfig(GeneratorLosses(damsm=0.0)))).step([batch_of()])
+    (losses,) = steps_of(guided_trainer(config_of(losses=LossesConfig(GeneratorLosses(damsm=0.0)))))
     assert not any("damsm" in name or "matching" in name for name in losses)
 
 
@@ -125,7 +132,7 @@ def test_no_loss_at_all_leaves_the_weights_as_they_are():
     losses = LossesConfig(GeneratorLosses(0, 0, 0, 0, 0), DiscriminatorLosses(0, 0, 0))
     trainer = trainer_of(config_of(losses=losses))
     before = [weight.clone() for weight in trainer.model.parameters()]
-    assert trainer.step([batch_of()]) == {}
+    assert steps_of(trainer) == [{}]
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
 
@@ -133,9 +140,10 @@ def test_no_loss_at_all_leaves_the_weights_as_they_are():
 def test_distillation_reaches_the_coarse_stage_alone(source):
     config = config_of(distillation=DistillationConfig(generator=GeneratorDistillationConfig(source=source)))
     trainer = trainer_of(config)
-    text = trainer.model.text_encoder(CAPTIONS)
-    generated = trainer.model.generator(torch.randn(4, 4), text.detach())
-    trainer._generator_losses(generated, text.detach(), torch.arange(4))["distillation"].backward()
+    batch = trainer._read(batch_of(trainer, 4))
+    batch = batch._replace(text=batch.text.detach())
+    generated = trainer.model.generator(torch.randn(4, 4), batch.text)
+    trainer._generator_losses(generated, batch)["distillation"].backward()
     generator = trainer.model.generator
     assert generator.initial.project[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in generator.refine.parameters())
@@ -146,8 +154,7 @@ def test_a_step_trains_everything():
     trainer = trainer_of(config_of())
     modules = {"model": trainer.model, "discriminators": trainer.discriminators, "matching": trainer.matching}
     before = {n: p.clone() for name, m in modules.items() for n, p in m.named_parameters(prefix=name)}
-    for _ in range(2):
-        trainer.step([batch_of()])
+    steps_of(trainer, 2)
     same = [n for name, m in modules.items() for n, p in m.named_parameters(prefix=name) if torch.equal(p, before[n])]
     assert same == []
 
@@ -157,7 +164,7 @@ def test_average_covers_parameters_and_buffers():
     trainer = trainer_of(config_of(optimizer=OptimizerConfig(ema_decay=decay)))
     expected = None
     for _ in range(4):
-        trainer.step([batch_of()])
+        steps_of(trainer)
         state = {name: value.clone() for name, value in trainer.model.state_dict().items() if value.is_floating_point()}
         expected = expected or state
         expected = {name: decay * expected[name] + (1 - decay) * value for name, value in state.items()}
@@ -173,19 +180,18 @@ def test_restored_trainer_takes_the_very_same_step(precision, channels_last):
     options = OptimizerConfig(schedule="cosine", warmup=2, clip=1.0)
     config = config_of(precision=precision, channels_last=channels_last, optimizer=options)
     first = trainer_of(config)
-    for _ in range(3):
-        first.step([batch_of()])
+    steps_of(first, 3)
     state = first.state_dict()
     json.dumps(state, default=lambda value: value.tolist())
     state = {key: _copied(value) for key, value in state.items()}
-    expected = [first.step([batch_of()]) for _ in range(2)]
+    expected = steps_of(first, 2)
 
     torch.manual_seed(99)
     second = Trainer(config, restore_text_encoder(config.text, state["text"]))
     second.load_state_dict(state)
     assert second.step_count == 3
     for losses in expected:
-        again = second.step([batch_of()])
+        (again,) = steps_of(second)
         assert {name: loss.item() for name, loss in again.items()} == {name: v.item() for name, v in losses.items()}
     for name, value in first.state_dict()["ema"].items():
         assert torch.equal(value, second.state_dict()["ema"][name]), name
@@ -208,8 +214,7 @@ def test_learns_the_colors_of_two_words():
     trainer = trainer_of(
         config_of(optimizer=OptimizerConfig(ema_decay=0.9), losses=LossesConfig(GeneratorLosses(matching=1.0)))
     )
-    for _ in range(200):
-        trainer.step([batch_of(8)])
+    steps_of(trainer, 200)
     refined = trainer.generate(CAPTIONS, seed=1)[-1]
     red_over_blue = (refined[:, 0] - refined[:, 2]).mean(dim=(1, 2))
     assert red_over_blue[[0, 2]].min() > red_over_blue[[1, 3]].max() + 1
@@ -250,10 +255,9 @@ def stage_weights(weights):
     return TrainConfig(distillation=DistillationConfig(GeneratorDistillationConfig(stage_weights=weights)))
 
 
-def weights_after(steps, batches=None, **options):
+def weights_after(steps, **options):
     trainer = trainer_of(config_of(**options))
-    for _ in range(steps):
-        trainer.step(batches or [batch_of()])
+    steps_of(trainer, steps)
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
@@ -270,7 +274,7 @@ def test_half_precision_skips_a_step_that_overflows_and_lowers_the_scale():
     trainer = trainer_of(config_of(precision="fp16"))
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     before = [p.clone() for p in trainer.model.generator.parameters()]
-    trainer.step([batch_of()])
+    steps_of(trainer)
     assert trainer.scaler.get_scale() == 2.0**119
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.generator.parameters(), strict=True))
 
@@ -282,7 +286,7 @@ def test_accumulated_batches_weigh_alike():
     trainer._update = lambda optimizer: seen.update(
         {id(p): p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
     )
-    losses = trainer.step([batch_of(), batch_of()])
+    losses = trainer.step([batch_of(trainer)] * 2)
     assert losses["generator/adversarial/16"].isfinite()
     assert {id(p) for p in trainer.model.generator.parameters()} <= seen.keys()
     for name, parameter in trainer.discriminators.named_parameters():
@@ -294,7 +298,7 @@ def test_relations_stay_within_a_batch_of_an_accumulated_step():
     sizes = []
     for block in (trainer.generator_distillation, trainer.discriminator_distillation):
         block.register_forward_pre_hook(lambda block, stages: sizes.append(len(stages[0][0])))
-    trainer.step([batch_of(4)] * 3)
+    trainer.step([batch_of(trainer, 4)] * 3)
     assert sizes == [4] * 6
 
 
@@ -306,7 +310,7 @@ def test_clipping_bounds_the_gradient():
         optimizer.register_step_pre_hook(
             lambda *_, weights=weights: norms.append(torch.cat([p.grad.flatten() for p in weights]).norm().item())
         )
-    trainer.step([batch_of()])
+    steps_of(trainer)
     assert len(norms) == 2
     assert all(norm <= 1.001e-3 for norm in norms)
 
@@ -327,7 +331,7 @@ def test_learning_rates_rise_and_fall(schedule, expected):
 def test_rates_follow_the_schedule_and_a_resumed_run_may_change_them():
     options = OptimizerConfig(generator_lr=0.1, discriminator_lr=0.2, schedule="linear")
     trainer = trainer_of(config_of(steps=4, optimizer=options))
-    trainer.step([batch_of()])
+    steps_of(trainer)
     assert trainer.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.75)
     assert trainer.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * 0.75)
     slower = trainer_of(config_of(steps=4, optimizer=dataclasses.replace(options, generator_lr=0.01)))
@@ -337,7 +341,7 @@ def test_rates_follow_the_schedule_and_a_resumed_run_may_change_them():
 
 def test_moments_of_a_restored_optimizer_lie_as_its_weights_do():
     trainer = trainer_of(config_of())
-    trainer.step([batch_of()])
+    steps_of(trainer)
     trainer.load_state_dict(_contiguous(trainer.state_dict()))
     strided = 0
     for weight, moments in trainer.generator_optimizer.state.items():
@@ -356,10 +360,10 @@ def test_penalties_and_augmentation_train(normalization, precision):
     )
     config = dataclasses.replace(config, discriminator=DiscriminatorConfig(4, normalization))
     trainer = trainer_of(config)
-    losses = trainer.step([batch_of()])
+    (losses,) = steps_of(trainer)
     assert losses["discriminator/matching_penalty"] > 0
     assert losses["discriminator/r1"] > 0
-    assert all(loss.isfinite() for loss in trainer.step([batch_of()]).values())
+    assert all(loss.isfinite() for loss in steps_of(trainer)[0].values())
 
 
 def test_compiled_networks_take_the_same_step(monkeypatch):
@@ -368,17 +372,17 @@ def test_compiled_networks_take_the_same_step(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=translated))
     options = {"generator": GeneratorConfig([8], width=4, noise_dim=4, condition_dim=4)}
     plain, compiled = (
-        trainer_of(dataclasses.replace(config_of(compile=one), **options)).step([batch_of_side(8)])
-        for one in (False, True)
+        trainer.step([batch_of_side(trainer, 8)])
+        for trainer in (trainer_of(dataclasses.replace(config_of(compile=one), **options)) for one in (False, True))
     )
     for name, loss in plain.items():
         torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
     assert translated.frame_count >= 4  # generator, features and two logits
 
 
-def batch_of_side(side):
-    batch = batch_of()
-    return {**batch, "image": batch["image"][:, :, :side, :side].contiguous()}
+def batch_of_side(trainer, side):
+    batch = batch_of(trainer)
+    return dataclasses.replace(batch, images=batch.images[:, :, :side, :side].contiguous())
 
 
 def test_compiling_and_penalties_exclude_each_other():
