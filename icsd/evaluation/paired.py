@@ -1,0 +1,131 @@
+"""Differences between the arms of an ablation, paired by seed."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from icsd.errors import InputError
+
+COLUMNS = ("arm", "seed", "stage", "figure", "value", "protocol")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one run.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of the run.
+        stage: Resolution of the stage in pixels; 0 for figures of the whole run, such as its seconds.
+        figure: Name of the figure.
+        value: Its value.
+        protocol: Identifier of the protocol; empty for figures of the whole run.
+    """
+
+    arm: str
+    seed: int
+    stage: int
+    figure: str
+    value: float
+    protocol: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of an arm from the reference, over the seeds that both have.
+
+    Attributes:
+        arm: Name of the arm.
+        stage: Resolution of the stage in pixels, or 0.
+        figure: Name of the figure.
+        reference: Mean of the reference.
+        mean: Mean difference, arm minus reference.
+        low: Lower end of the 95 % interval (Student's t), or None for a single pair.
+        high: Upper end of the interval, or None.
+        pairs: Number of seeds.
+    """
+
+    arm: str
+    stage: int
+    figure: str
+    reference: float
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def paired_differences(rows: Iterable[Row], reference: str) -> list[Difference]:
+    """Return the differences of all arms from the reference.
+
+    Raises:
+        InputError: There is no run of the reference, or the runs of a figure have different protocols.
+    """
+    rows = list(rows)
+    table: dict[tuple[int, str], dict[str, dict[int, Row]]] = {}
+    for row in rows:
+        table.setdefault((row.stage, row.figure), {}).setdefault(row.arm, {})[row.seed] = row
+    if not any(row.arm == reference for row in rows):
+        raise InputError(f"there is no finished run of the reference {reference!r} to compare with")
+    differences = []
+    for (stage, figure), arms in table.items():
+        expected = arms.get(reference, {})
+        for arm, runs in arms.items():
+            seeds = sorted(set(runs) & set(expected))
+            if arm == reference or not seeds:
+                continue
+            _require_one_protocol(figure, [runs[seed] for seed in seeds] + [expected[seed] for seed in seeds])
+            values = [runs[seed].value - expected[seed].value for seed in seeds]
+            mean = statistics.mean(expected[seed].value for seed in seeds)
+            differences.append(
+                Difference(arm, stage, figure, mean, statistics.mean(values), *_interval(values), len(seeds))
+            )
+    return differences
+
+
+def _require_one_protocol(figure: str, rows: list[Row]) -> None:
+    if len({row.protocol for row in rows}) > 1:
+        runs = ", ".join(f"{row.arm} seed {row.seed}: {row.protocol}" for row in rows)
+        raise InputError(f"{figure} was measured under different protocols ({runs}): evaluate these runs again")
+
+
+def _interval(values: list[float]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the mean by Student's t."""
+    if len(values) < 2:
+        return None, None
+    try:
+        quantile = importlib.import_module("scipy.stats").t.ppf(0.975, len(values) - 1)
+    except ImportError as error:
+        raise InputError(f'intervals need SciPy ({error}): run pip install "icsd[evaluate]"') from error
+    half = float(quantile) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+
+
+def format_differences(differences: Iterable[Difference]) -> str:
+    """Return a table of differences; a star marks an interval that excludes 0."""
+    lines = [
+        f"{'figure':<36} {'stage':>6} {'arm':<16} {'reference':>10} {'difference':>11} {'95 % interval':>24} pairs"
+    ]
+    for each in sorted(differences, key=lambda one: (one.figure, one.stage, one.arm)):
+        known = each.low is not None
+        excluded = known and (each.low > 0 or each.high < 0)
+        interval = f"[{each.low:.4g}, {each.high:.4g}]" if known else ""
+        stage = f"{each.stage} px" if each.stage else ""
+        lines.append(
+            f"{each.figure:<36} {stage:>6} {each.arm:<16} {each.reference:>10.4g} {each.mean:>11.4g} {interval:>24} "
+            f"{each.pairs:>5}{' *' if excluded else ''}"
+        )
+    return "\n".join(lines)
