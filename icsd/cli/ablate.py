@@ -103,10 +103,10 @@ def run(options: Namespace) -> int:
     rows = [row for arm, seed, folder in sweep.runs(options.output) for row in rows_of(arm, seed, folder)]
     options.output.mkdir(parents=True, exist_ok=True)
     write_rows(options.output / "rows.csv", rows)
-    print(format_differences(paired_differences(rows, sweep.reference)))
-    print(f"\nrows         {options.output / 'rows.csv'}")
     for folder, log in failures.items():
         print(f"failed       {folder}: see {log}", file=sys.stderr)
+    print(format_differences(paired_differences(rows, sweep.reference)))
+    print(f"\nrows         {options.output / 'rows.csv'}")
     return 2 if failures else 0
 
 

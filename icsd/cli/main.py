@@ -17,6 +17,7 @@ COMMANDS = {
     "profile": "say where the time of a training step goes, and how much memory it takes",
     "sample": "generate sentences with a trained model",
     "evaluate": "measure the images of a trained model, stage by stage",
+    "ablate": "train and evaluate the arms of an ablation, and report paired differences",
     "export": "write the generator of a trained model for other runtimes",
     "doctor": "say what is installed, what was built, and what runs here",
     "data": "prepare a captioned image set for training, look at one, or export it to a folder",
