@@ -27,7 +27,7 @@ Examples:
       the newest checkpoint of a run, 1,000 images
 
   icsd evaluate runs/cub --count 30000 --extractor inception --weights weights-inception-2015-12-05-6726825d.pth
-      FID, KID, precision, recall and inception score; needs pip install "icsd[evaluate]"
+      FID, KID, precision, recall and inception score; needs pip install "icsd[fidelity]"
 
   icsd evaluate runs/cub --encoder runs/damsm-cub
       R-precision by the encoders of a run of `icsd pretrain`

