@@ -146,17 +146,15 @@ class NinjaBuild(build_ext):
             )
             objects.append(f"{name}.o")
 
-        compile_source(
-            "binding/module.cpp",
-            "module",
-            [
-                f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
-                f"-DICSD_CUDA_ARCHITECTURES='\"{' '.join(cuda_architectures()) if nvcc else ''}\"'",
-                *(["-DICSD_CUDA"] if nvcc else []),
-                "-DICSD_COMPILER=__VERSION__",
-                *(shlex.quote(f"-I{path}") for path in (sysconfig.get_paths()["include"], pybind11.get_include())),
-            ],
-        )
+        binding_flags = [
+            f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
+            f"-DICSD_CUDA_ARCHITECTURES='\"{' '.join(cuda_architectures()) if nvcc else ''}\"'",
+            *(["-DICSD_CUDA"] if nvcc else []),
+            "-DICSD_COMPILER=__VERSION__",
+            *(shlex.quote(f"-I{path}") for path in (sysconfig.get_paths()["include"], pybind11.get_include())),
+        ]
+        for source in ("module", "cpu", *(["cuda"] if nvcc else [])):
+            compile_source(f"binding/{source}.cpp", f"binding_{source}", binding_flags)
         for source in ("operator", "streamed", "feature", "dispatch", "memory", "threads"):
             compile_source(f"cpu/{source}.cpp", source, [])
         for isa, isa_flags in CPU_ISAS.items():

@@ -1,7 +1,7 @@
-"""The native module: fused kernels on tensors, which hand their memory over by DLPack's C exchange interface.
+"""The native module: the fused kernels, as functions of tensors, which it reads and makes by DLPack's exchange table.
 
-Tensors have adjacent features and one stride from group to group (`icsd.ops.fused.sample_dense`); a loss is a
-number of csrc/core/losses.h. `icsd.ops.cpu` and `icsd.ops.cuda` call these functions, and check nothing again.
+Inputs have adjacent features and one stride from group to group (`icsd.ops.fused.sample_dense`). The backends in
+`icsd.ops.cpu` and `icsd.ops.cuda` call these functions.
 """
 
 from collections.abc import Sequence
@@ -15,135 +15,53 @@ class _Build(TypedDict):
     cuda: str
 
 INTERFACE: int
+LOSSES: dict[str, int]  # the losses with kernels and how many parameters each takes
 build: _Build
+
+class Spec:
+    """What a distillation asks for. Make it once for each configuration."""
+
+    def __init__(
+        self,
+        loss: str,
+        parameters: Sequence[float],
+        weights: Sequence[float],
+        eps: float,
+        teacher_gradient: bool,
+        regime: str,
+    ) -> None: ...
 
 def cpu_isa() -> str: ...
 def empty_cache() -> None: ...
-def gram(x: Tensor) -> Tensor: ...
-def combine(matrix: Tensor, x: Tensor) -> Tensor: ...
-def distill(
-    stages: Sequence[Tensor],
-    save: bool,
-    weights: Sequence[float],
-    loss_kind: int,
-    parameters: Sequence[float],
-    eps: float,
-    teacher_gradient: bool,
-    regime: str,
-) -> tuple[Tensor, Tensor]: ...
-def distill_backward(
-    grad: Tensor,
-    saved: Tensor,
-    stages: Sequence[Tensor],
-    wanted: Sequence[bool],
-    weights: Sequence[float],
-    loss_kind: int,
-    parameters: Sequence[float],
-    eps: float,
-    teacher_gradient: bool,
-    regime: str,
-) -> list[Tensor | None]: ...
+
+class cpu:
+    """The operator on the CPU."""
+
+    @staticmethod
+    def gram(x: Tensor) -> Tensor: ...
+    @staticmethod
+    def combine(matrix: Tensor, x: Tensor) -> Tensor: ...
+    @staticmethod
+    def distill(inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]: ...
+    @staticmethod
+    def distill_backward(
+        grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
+    ) -> list[Tensor | None]: ...
 
 class cuda:
-    """The same on the current CUDA device, enqueued on a stream (a `cudaStream_t`); not there if built without nvcc.
+    """The operator on CUDA devices, on the current stream. It is missing from a build without nvcc."""
 
-    Results and workspaces are the caller's; a workspace has the bytes that its function tells.
-    """
-
+    @staticmethod
+    def gram(x: Tensor) -> Tensor: ...
+    @staticmethod
+    def combine(matrix: Tensor, x: Tensor) -> Tensor: ...
+    @staticmethod
+    def distill(inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]: ...
+    @staticmethod
+    def distill_backward(
+        grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
+    ) -> list[Tensor | None]: ...
     @staticmethod
     def devices() -> tuple[int, str]: ...
     @staticmethod
     def launches() -> int: ...
-    @staticmethod
-    def gram_workspace(x: Tensor) -> int: ...
-    @staticmethod
-    def gram(x: Tensor, out: Tensor, workspace: Tensor, stream: int) -> None: ...
-    @staticmethod
-    def combine(matrix: Tensor, x: Tensor, out: Tensor, stream: int) -> None: ...
-    @staticmethod
-    def distill_workspace(stages: Sequence[Tensor], loss_kind: int, save: bool) -> int: ...
-    @staticmethod
-    def distill(
-        stages: Sequence[Tensor],
-        weights: Sequence[float],
-        loss_kind: int,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        loss: Tensor,
-        saved: Tensor | None,
-        workspace: Tensor,
-        stream: int,
-    ) -> None: ...
-    @staticmethod
-    def distill_backward(
-        grad: Tensor,
-        saved: Tensor,
-        stages: Sequence[Tensor],
-        outs: Sequence[Tensor | None],
-        weights: Sequence[float],
-        teacher_gradient: bool,
-        stream: int,
-    ) -> None: ...
-    @staticmethod
-    def feature_workspace(stages: Sequence[Tensor], save: bool) -> int: ...
-    @staticmethod
-    def distill_feature(
-        stages: Sequence[Tensor],
-        weights: Sequence[float],
-        loss_kind: int,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        loss: Tensor,
-        saved: Tensor | None,
-        workspace: Tensor,
-        stream: int,
-    ) -> None: ...
-    @staticmethod
-    def feature_backward_workspace(stages: Sequence[Tensor]) -> int: ...
-    @staticmethod
-    def distill_feature_backward(
-        grad: Tensor,
-        saved: Tensor,
-        stages: Sequence[Tensor],
-        outs: Sequence[Tensor | None],
-        weights: Sequence[float],
-        loss_kind: int,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        workspace: Tensor,
-        stream: int,
-    ) -> None: ...
-    @staticmethod
-    def streamed_workspace(stages: Sequence[Tensor], teacher_gradient: bool, save: bool, band_bytes: int) -> int: ...
-    @staticmethod
-    def distill_streamed(
-        stages: Sequence[Tensor],
-        weights: Sequence[float],
-        loss_kind: int,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        loss: Tensor,
-        saved: Tensor | None,
-        band_bytes: int,
-        workspace: Tensor,
-        stream: int,
-    ) -> None: ...
-    @staticmethod
-    def distill_streamed_backward(
-        grad: Tensor,
-        saved: Tensor,
-        stages: Sequence[Tensor],
-        outs: Sequence[Tensor | None],
-        weights: Sequence[float],
-        loss_kind: int,
-        parameters: Sequence[float],
-        eps: float,
-        teacher_gradient: bool,
-        band_bytes: int,
-        workspace: Tensor,
-        stream: int,
-    ) -> None: ...

@@ -1,56 +1,65 @@
-// What is used here of DLPack's C exchange interface (version 1, https://dmlc.github.io/dlpack): the binary interface by
-// which frameworks hand tensors to native code and take them from it, without a step of Python and without their headers.
+// The part of DLPack 1.3 (https://github.com/dmlc/dlpack) that is used here, under its own names. Through its exchange
+// table, native code reads a framework's tensors and makes new ones without the framework's headers.
 #pragma once
 
 #include <cstdint>
 
 namespace icsd::dlpack {
 
-constexpr const char* kAttribute = "__dlpack_c_exchange_api__";  // of a tensor's type
-constexpr const char* kCapsule = "dlpack_exchange_api";          // that stands there, of an Exchange
-constexpr std::uint32_t kMajor = 1;
+constexpr std::uint32_t kMajorVersion = 1;  // DLPACK_MAJOR_VERSION
 
-struct Version {
+struct DLPackVersion {
   std::uint32_t major, minor;
 };
 
-struct Device {
-  std::int32_t kind, index;
-};
-constexpr std::int32_t kCpu = 1;
+enum DLDeviceType : std::int32_t { kDLCPU = 1, kDLCUDA = 2 };
 
-struct ElementType {
+struct DLDevice {
+  DLDeviceType device_type;
+  std::int32_t device_id;
+};
+
+enum DLDataTypeCode : std::uint8_t { kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4 };
+
+struct DLDataType {
   std::uint8_t code, bits;
   std::uint16_t lanes;
 };
-constexpr std::uint8_t kFloat = 2, kBfloat = 4;
 
-struct Tensor {
+struct DLTensor {
   void* data;
-  Device device;
-  std::int32_t dimensions;
-  ElementType type;
-  std::int64_t *sizes, *strides;  // in elements
+  DLDevice device;
+  std::int32_t ndim;
+  DLDataType dtype;
+  std::int64_t *shape, *strides;  // strides in elements
   std::uint64_t byte_offset;
 };
 
-// With what frees it.
-struct ManagedTensor {
-  Version version;
-  void* context;
-  void (*free)(ManagedTensor*);
+struct DLManagedTensorVersioned {
+  DLPackVersion version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned* self);
   std::uint64_t flags;
-  Tensor tensor;
+  DLTensor dl_tensor;
 };
 
-// A framework's functions, on its Python objects; those that return a number set Python's error and return another than 0.
-struct Exchange {
-  Version version;
-  const Exchange* previous;
-  void *make, *lend;                                  // not used here
-  int (*take)(ManagedTensor* tensor, void** object);  // a new object, which owns the tensor
-  int (*view)(void* object, Tensor* tensor);          // of what stays the object's
-  void* stream;                                       // not used here
+struct DLPackExchangeAPIHeader {
+  DLPackVersion version;
+  const DLPackExchangeAPIHeader* prev_api;
 };
+
+// Functions return 0 or, after an error, another number. Then Python's error is set; the allocator calls SetError instead.
+struct DLPackExchangeAPI {
+  DLPackExchangeAPIHeader header;
+  int (*managed_tensor_allocator)(DLTensor* prototype, DLManagedTensorVersioned** out, void* error_ctx,
+                                  void (*SetError)(void* error_ctx, const char* kind, const char* message));
+  int (*managed_tensor_from_py_object_no_sync)(void* py_object, DLManagedTensorVersioned** out);
+  int (*managed_tensor_to_py_object_no_sync)(DLManagedTensorVersioned* tensor, void** out_py_object);
+  int (*dltensor_from_py_object_no_sync)(void* py_object, DLTensor* out);  // may be null
+  int (*current_work_stream)(DLDeviceType device_type, std::int32_t device_id, void** out_current_stream);
+};
+
+constexpr const char* kExchangeAttribute = "__dlpack_c_exchange_api__";  // of a tensor's Python type: a capsule
+constexpr const char* kExchangeCapsule = "dlpack_exchange_api";          // the name of the capsule
 
 }  // namespace icsd::dlpack

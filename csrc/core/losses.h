@@ -23,8 +23,25 @@
 
 namespace icsd {
 
-enum class LossKind : int { mse = 0, kl = 1, smooth_l1 = 2, sp = 3, cc = 4, pkt = 5, dist = 6 };
-constexpr int kLosses = 7;
+// All losses with kernels: the name, which Python uses too, and the struct. Everything that holds something for each
+// loss is made from this list.
+#define ICSD_LOSSES(X)   \
+  X(mse, Mse)            \
+  X(kl, Kl)              \
+  X(smooth_l1, SmoothL1) \
+  X(sp, Sp)              \
+  X(cc, Cc)              \
+  X(pkt, Pkt)            \
+  X(dist, Dist)
+
+#define ICSD_LOSS(name, Loss) name,
+enum class LossKind : int { ICSD_LOSSES(ICSD_LOSS) };
+#undef ICSD_LOSS
+#define ICSD_LOSS(name, Loss) LossKind::name,
+constexpr LossKind kAllLosses[] = {ICSD_LOSSES(ICSD_LOSS)};
+#undef ICSD_LOSS
+constexpr int kLosses = sizeof(kAllLosses) / sizeof(LossKind);
+
 constexpr int kMaxStatistics = 5;
 
 template <class T>
@@ -443,15 +460,24 @@ struct LossTag {
 template <class Call>
 auto with_loss(LossKind kind, const Call& call) {
   switch (kind) {
-    case LossKind::mse: return call(LossTag<Mse>{});
-    case LossKind::kl: return call(LossTag<Kl>{});
-    case LossKind::smooth_l1: return call(LossTag<SmoothL1>{});
-    case LossKind::sp: return call(LossTag<Sp>{});
-    case LossKind::cc: return call(LossTag<Cc>{});
-    case LossKind::pkt: return call(LossTag<Pkt>{});
-    case LossKind::dist: return call(LossTag<Dist>{});
+#define ICSD_LOSS(name, Loss) \
+  case LossKind::name:        \
+    return call(LossTag<Loss>{});
+    ICSD_LOSSES(ICSD_LOSS)
+#undef ICSD_LOSS
   }
-  throw std::invalid_argument("unknown loss code");
+  throw std::logic_error("LossKind has a value that no loss has");
+}
+
+inline const char* name_of(LossKind kind) {
+  switch (kind) {
+#define ICSD_LOSS(name, Loss) \
+  case LossKind::name:        \
+    return #name;
+    ICSD_LOSSES(ICSD_LOSS)
+#undef ICSD_LOSS
+  }
+  throw std::logic_error("LossKind has a value that no loss has");
 }
 
 }  // namespace icsd

@@ -157,12 +157,12 @@ template <class C>
 class Gradients {
  public:
   Gradients(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
-            const Distillation& how, const double* moments, C grad, int threads)
+            const Spec& spec, const double* moments, C grad, int threads)
       : stages_(stages),
         outs_(outs),
         group_(group),
         samples_(shape.samples),
-        eps_(how.eps),
+        eps_(spec.eps),
         grad_(grad),
         blocks_(blocks_of(shape.samples, kBlock), threads) {
     const double scale = 4.0 / (static_cast<double>(shape.samples) * shape.samples);
@@ -170,7 +170,7 @@ class Gradients {
     const std::vector<Moment> all = moments_of(stages);
     double weights = 0;
     for (int64_t k = 0; k < teacher; ++k) {
-      const double weight = scale * how.weights[k];
+      const double weight = scale * spec.weights[k];
       weights += weight;
       if (outs[k].data) {
         add_term(k, k, weight, moments, all[2 * k], false);
@@ -267,26 +267,26 @@ class Gradients {
 
 template <class C>
 void compute_gradients(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
-                       const Distillation& how, const double* moments, C grad) {
+                       const Spec& spec, const double* moments, C grad) {
   const int threads = threads_of(stages, shape);
-  Gradients<C> pass(stages, outs, group, shape, how, moments, grad, threads);
+  Gradients<C> pass(stages, outs, group, shape, spec, moments, grad, threads);
   in_parallel(threads, [&](Member member) { pass.run(member); });
 }
 
 }  // namespace
 
 template <class C>
-void distill_feature(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, double* moments) {
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* moments) {
   std::vector<double> scratch(moments ? 0 : feature_moments(stages));
   for (int64_t group = 0; group < shape.groups; ++group) {
     double* of_group = moments ? moments + group * feature_moments(stages) : scratch.data();
-    compute_moments<C>(stages, group, shape, how.eps, of_group);
+    compute_moments<C>(stages, group, shape, spec.eps, of_group);
     if (sizeof(C) < sizeof(double) && cancels(stages, of_group)) {
-      compute_moments<double>(stages, group, shape, how.eps, of_group);
+      compute_moments<double>(stages, group, shape, spec.eps, of_group);
     }
     double sum = 0;
     for (std::size_t student = 0; student + 1 < stages.size(); ++student) {
-      sum += how.weights[student] * remainder_for(stages, of_group, student).squares;
+      sum += spec.weights[student] * remainder_for(stages, of_group, student).squares;
     }
     loss[group] = static_cast<C>(sum / std::max(1.0, static_cast<double>(shape.samples) * shape.samples));
   }
@@ -294,21 +294,21 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Dis
 
 template <class C>
 void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
-                              const std::vector<Features>& outs, Shape shape, const Distillation& how) {
+                              const std::vector<Features>& outs, Shape shape, const Spec& spec) {
   for (int64_t group = 0; group < shape.groups; ++group) {
     const double* of_group = moments + group * feature_moments(stages);
     if (cancels(stages, of_group)) {
-      compute_gradients<double>(stages, outs, group, shape, how, of_group, grad[group]);
+      compute_gradients<double>(stages, outs, group, shape, spec, of_group, grad[group]);
     } else {
-      compute_gradients<C>(stages, outs, group, shape, how, of_group, grad[group]);
+      compute_gradients<C>(stages, outs, group, shape, spec, of_group, grad[group]);
     }
   }
 }
 
 #define ICSD_INSTANTIATE(C)                                                                                      \
-  template void distill_feature<C>(const std::vector<Features>&, Shape, const Distillation&, C*, double*);       \
+  template void distill_feature<C>(const std::vector<Features>&, Shape, const Spec&, C*, double*);       \
   template void distill_feature_backward<C>(const C*, const double*, const std::vector<Features>&,               \
-                                            const std::vector<Features>&, Shape, const Distillation&);
+                                            const std::vector<Features>&, Shape, const Spec&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

@@ -10,11 +10,11 @@ namespace icsd::cpu {
 
 // As `distill`, for mse; `moments` (groups, feature_moments) or null.
 template <class C>
-void distill_feature(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, double* moments);
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* moments);
 
 // The stages' gradients, from all stages; null data where none is wanted.
 template <class C>
 void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
-                              const std::vector<Features>& outs, Shape shape, const Distillation& how);
+                              const std::vector<Features>& outs, Shape shape, const Spec& spec);
 
 }  // namespace icsd::cpu

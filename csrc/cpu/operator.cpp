@@ -186,14 +186,14 @@ template <class C, template <class> class D>
 class Epilogue {
  public:
   Epilogue(const std::vector<Features>& features, const std::vector<Matrices<C>>& stages, Shape shape,
-           const Distillation& how)
+           const Spec& spec)
       : features_(features),
         stages_(stages),
         shape_(shape),
-        how_(how),
+        spec_(spec),
         students_(static_cast<int64_t>(stages.size()) - 1),
         loss_(arguments()),
-        kernels_(kernels().template rows<C>().of[static_cast<int>(how.loss)]),
+        kernels_(kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
         inverse_norms_(stages.size() * shape.groups * shape.samples),
         rows_(students_ * shape.groups * shape.samples),
         statistics_(D<C>::kStatistics * rows_.size()) {}
@@ -202,7 +202,7 @@ class Epilogue {
     const Range range = part(static_cast<int64_t>(inverse_norms_.size()), member.thread, member.threads);
     for (int64_t item = range.begin; item < range.end; ++item) {
       const auto [stage, group, i] = locate(item);
-      inverse_norms_[item] = loss_.similarities ? inverse_norm(stages_[stage].row(group, i)[i], how_.eps) : 1;
+      inverse_norms_[item] = loss_.similarities ? inverse_norm(stages_[stage].row(group, i)[i], spec_.eps) : 1;
     }
   }
 
@@ -231,7 +231,7 @@ class Epilogue {
     for (int64_t student = 0; student < students_; ++student) {
       double sum = 0;
       for (int64_t i = 0; i < shape_.samples; ++i) sum += loss_.value(rows_[index(student, group, i)]);
-      loss += how_.weights[student] * sum;
+      loss += spec_.weights[student] * sum;
     }
     return static_cast<C>(loss);
   }
@@ -246,16 +246,16 @@ class Epilogue {
       std::fill(for_teacher.begin(), for_teacher.end(), C(0));
       for (int64_t student = 0; student < students_; ++student) {
         const SimilarityRow<C> s = similarity_row(student, group, i);
-        const C weight = static_cast<C>(how_.weights[student]);
+        const C weight = static_cast<C>(spec_.weights[student]);
         const Statistics<C> others{statistics_.data() + index(student, group, 0), static_cast<int64_t>(rows_.size())};
         C own[kMaxStatistics];
         for (int k = 0; k < D<C>::kStatistics; ++k) own[k] = others.data[k * others.stride + i];
         std::fill(for_student.begin(), for_student.end(), C(0));
         kernels_.student(arguments(), s, t, 0, n, own, others, weight, for_student.data());
-        if (how_.teacher_gradient) kernels_.teacher(arguments(), s, t, 0, n, own, others, weight, for_teacher.data());
+        if (spec_.teacher_gradient) kernels_.teacher(arguments(), s, t, 0, n, own, others, weight, for_teacher.data());
         write_row(student, group, i, for_student);
       }
-      if (how_.teacher_gradient) {
+      if (spec_.teacher_gradient) {
         write_row(students_, group, i, for_teacher);
       } else {
         stages_[students_].row(group, i)[n] = inverse_norms_[index(students_, group, i)];
@@ -288,7 +288,7 @@ class Epilogue {
   }
 
   LossArguments<C> arguments() const {
-    return {how_.parameters, static_cast<C>(shape_.samples), static_cast<C>(how_.eps)};
+    return {spec_.parameters.data(), static_cast<C>(shape_.samples), static_cast<C>(spec_.eps)};
   }
 
   // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where nothing or
@@ -299,7 +299,7 @@ class Epilogue {
     C* a = stages_[stage].row(group, i);
     if (!loss_.diagonal) g[i] = 0;
     const C own = a[i];
-    const bool projected = loss_.similarities && !is_clamped(own, how_.eps);
+    const bool projected = loss_.similarities && !is_clamped(own, spec_.eps);
     const bool narrow = projected && is_narrow(stage);
     if (narrow) {
       for (int64_t j = 0; j < n; ++j) {
@@ -319,7 +319,7 @@ class Epilogue {
   const std::vector<Features>& features_;
   const std::vector<Matrices<C>>& stages_;
   Shape shape_;
-  const Distillation& how_;
+  const Spec& spec_;
   int64_t students_;
   D<C> loss_;
   const RowKernels<C>& kernels_;
@@ -329,7 +329,7 @@ class Epilogue {
 };
 
 template <class C, template <class> class D>
-void distill_with(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
+void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
   const int64_t n = shape.samples, slot = n * (n + 1);
   Buffer<C> scratch(slots ? 0 : stages.size() * shape.groups * slot);
   std::vector<Matrices<C>> matrices;
@@ -338,7 +338,7 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Distil
   }
   const int threads = threads_for(work_of(stages, shape));
   Grams<C> grams(stages, matrices, shape, threads);
-  Epilogue<C, D> epilogue(stages, matrices, shape, how);
+  Epilogue<C, D> epilogue(stages, matrices, shape, spec);
   in_parallel(threads, [&](Member member) {
     grams.accumulate(member);
     member.barrier();
@@ -452,14 +452,14 @@ void combine(const C* matrix, int64_t outputs, const Features& x, const Features
 }
 
 template <class C>
-void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots) {
-  with_loss(how.loss, [&](auto tag) {
-    distill_with<C, decltype(tag)::template Of>(stages, shape, how, loss, slots);
+void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
+  with_loss(spec.loss, [&](auto tag) {
+    distill_with<C, decltype(tag)::template Of>(stages, shape, spec, loss, slots);
   });
 }
 
 template <class C>
-void distill_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
                       const std::vector<Features>& outs, Shape shape) {
   const int64_t n = shape.samples, slot = n * (n + 1);
   std::vector<Product<C>> products;
@@ -476,8 +476,8 @@ void distill_backward(const C* grad, const C* slots, const std::vector<Features>
 #define ICSD_INSTANTIATE(C)                                                                                      \
   template void gram<C>(const Features&, Shape, C*);                                                             \
   template void combine<C>(const C*, int64_t, const Features&, const Features&, Shape);                          \
-  template void distill<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*);                    \
-  template void distill_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, Shape);
+  template void distill_sample<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*);                    \
+  template void distill_sample_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, Shape);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

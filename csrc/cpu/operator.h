@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/distillation.h"
+#include "core/spec.h"
 #include "cpu/features.h"
 
 namespace icsd::cpu {
@@ -26,11 +26,11 @@ void combine(const C* matrix, std::int64_t outputs, const Features& x, const Fea
 // loss_b = Σ_k weight_k d(S(X_k), S(Y)), the teacher Y the last of the stages; `slots` (stages, groups, samples,
 // samples + 1) receives what the gradient needs, or is null.
 template <class C>
-void distill(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* slots);
+void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots);
 
 // outs[k] = grad_b diag(r) A X_k from the slots of `distill`; null data where no gradient is wanted.
 template <class C>
-void distill_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
                       const std::vector<Features>& outs, Shape shape);
 
 }  // namespace icsd::cpu

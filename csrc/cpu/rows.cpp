@@ -99,10 +99,10 @@ C project(SimilarityRow<C> s, const C* g, int64_t begin, int64_t end, C* a) {
 template <class C, template <class> class D>
 constexpr RowKernels<C> kernels_of = {measure<C, D>, differentiate<C, D, false>, differentiate<C, D, true>};
 
+#define ICSD_LOSS(name, Loss) kernels_of<C, Loss>,
 template <class C>
-constexpr AllRowKernels<C> all = {{kernels_of<C, Mse>, kernels_of<C, Kl>, kernels_of<C, SmoothL1>, kernels_of<C, Sp>,
-                                   kernels_of<C, Cc>, kernels_of<C, Pkt>, kernels_of<C, Dist>},
-                                  project<C>};
+constexpr AllRowKernels<C> all = {{ICSD_LOSSES(ICSD_LOSS)}, project<C>};
+#undef ICSD_LOSS
 
 }  // namespace
 

@@ -119,11 +119,11 @@ template <class C, template <class> class D>
 class Group {
  public:
   Group(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
-        const Distillation& how, int threads)
-      : how_(how),
-        arguments_{how.parameters, static_cast<C>(shape.samples), static_cast<C>(how.eps)},
+        const Spec& spec, int threads)
+      : spec_(spec),
+        arguments_{spec.parameters.data(), static_cast<C>(shape.samples), static_cast<C>(spec.eps)},
         loss_(arguments_),
-        rows_(kernels().template rows<C>().of[static_cast<int>(how.loss)]),
+        rows_(kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
         samples_(shape.samples),
         blocks_(blocks_of(shape.samples, kBlock)),
         side_(side_for(blocks_, threads)),
@@ -143,7 +143,7 @@ class Group {
   void prepare(Member member, const C* saved) {
     loops_.each(member, blocks_ * (students_ + 1), [&](int64_t item) {
       const int64_t stage = item / blocks_;
-      stages_[stage].prepare(item % blocks_, saved ? saved + stage * samples_ : nullptr, loss_.similarities, how_.eps);
+      stages_[stage].prepare(item % blocks_, saved ? saved + stage * samples_ : nullptr, loss_.similarities, spec_.eps);
     });
   }
 
@@ -153,7 +153,7 @@ class Group {
   }
   SimilarityRow<C> row(const C* block, int64_t i) const { return {block + i * kBlock, ones_.data(), 1}; }
 
-  const Distillation& how_;
+  const Spec& spec_;
   LossArguments<C> arguments_;
   D<C> loss_;
   const RowKernels<C>& rows_;
@@ -167,8 +167,8 @@ class Group {
 template <class C, template <class> class D>
 class Forward : Group<C, D> {
  public:
-  Forward(const std::vector<Features>& stages, int64_t group, Shape shape, const Distillation& how, int threads)
-      : Group<C, D>(stages, {}, group, shape, how, threads),
+  Forward(const std::vector<Features>& stages, int64_t group, Shape shape, const Spec& spec, int threads)
+      : Group<C, D>(stages, {}, group, shape, spec, threads),
         whole_(students_ * samples_),
         parts_(side_ * side_ * 2 * students_ * kBlock) {}
 
@@ -191,7 +191,7 @@ class Forward : Group<C, D> {
     for (int64_t student = 0; student < students_; ++student) {
       double sum = 0;
       for (int64_t i = 0; i < samples_; ++i) sum += loss_.value(whole_[student * samples_ + i]);
-      loss += how_.weights[student] * sum;
+      loss += spec_.weights[student] * sum;
     }
     return static_cast<C>(loss);
   }
@@ -210,7 +210,7 @@ class Forward : Group<C, D> {
  private:
   using Base = Group<C, D>;
   using typename Base::Row;
-  using Base::blocks_, Base::loss_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+  using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::side_, Base::stages_, Base::students_;
 
   Row* parts(int64_t slot, bool transposed, int64_t student) {
     return parts_.data() + ((slot * 2 + transposed) * students_ + student) * kBlock;
@@ -253,8 +253,8 @@ template <class C, template <class> class D>
 class Backward : Group<C, D> {
  public:
   Backward(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
-           const Distillation& how, const C* saved, C grad, int threads)
-      : Group<C, D>(stages, outs, group, shape, how, threads), outs_(outs), saved_(saved), grad_(grad) {
+           const Spec& spec, const C* saved, C grad, int threads)
+      : Group<C, D>(stages, outs, group, shape, spec, threads), outs_(outs), saved_(saved), grad_(grad) {
     for (std::size_t k = 0; k < stages.size(); ++k) {
       const bool wanted = outs[k].data;
       derivatives_.emplace_back(wanted ? side_ * side_ * 2 * kBlock * kBlock : 0);
@@ -283,7 +283,7 @@ class Backward : Group<C, D> {
       for_wanted([&](int64_t k) {
         for (int64_t i = block * kBlock; i < block * kBlock + this->count(block); ++i) {
           stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), loss_.similarities,
-                            how_.eps, grad_, outs_[k]);
+                            spec_.eps, grad_, outs_[k]);
         }
       });
     });
@@ -291,7 +291,7 @@ class Backward : Group<C, D> {
 
  private:
   using Base = Group<C, D>;
-  using Base::blocks_, Base::loss_, Base::how_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+  using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::side_, Base::stages_, Base::students_;
 
   template <class Call>
   void for_wanted(const Call& call) {
@@ -331,7 +331,7 @@ class Backward : Group<C, D> {
       C own[kMaxStatistics];
       for (int k = 0; k < kMaxStatistics; ++k) own[k] = statistics[k * samples_ + row * kBlock + i];
       add(this->arguments_, this->row(s, i), this->row(t, i), 0, this->count(column), own,
-          {statistics + column * kBlock, samples_}, static_cast<C>(how_.weights[student]), g + i * kBlock);
+          {statistics + column * kBlock, samples_}, static_cast<C>(spec_.weights[student]), g + i * kBlock);
     }
   }
 
@@ -351,11 +351,11 @@ int64_t work_of(const std::vector<Features>& stages, Shape shape) {
 }  // namespace
 
 template <class C>
-void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved) {
+void distill_streamed(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved) {
   const int threads = threads_for(work_of(stages, shape));
-  with_loss(how.loss, [&](auto tag) {
+  with_loss(spec.loss, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {
-      Forward<C, decltype(tag)::template Of> pass(stages, group, shape, how, threads);
+      Forward<C, decltype(tag)::template Of> pass(stages, group, shape, spec, threads);
       in_parallel(threads, [&](Member member) { pass.run(member); });
       loss[group] = pass.loss();
       if (saved) pass.save(saved + group * streamed_numbers(stages.size(), shape.samples));
@@ -365,21 +365,21 @@ void distill_streamed(const std::vector<Features>& stages, Shape shape, const Di
 
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
-                               const std::vector<Features>& outs, Shape shape, const Distillation& how) {
+                               const std::vector<Features>& outs, Shape shape, const Spec& spec) {
   const int threads = threads_for(work_of(stages, shape));
-  with_loss(how.loss, [&](auto tag) {
+  with_loss(spec.loss, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {
       const C* of_group = saved + group * streamed_numbers(stages.size(), shape.samples);
-      Backward<C, decltype(tag)::template Of> pass(stages, outs, group, shape, how, of_group, grad[group], threads);
+      Backward<C, decltype(tag)::template Of> pass(stages, outs, group, shape, spec, of_group, grad[group], threads);
       in_parallel(threads, [&](Member member) { pass.run(member); });
     }
   });
 }
 
 #define ICSD_INSTANTIATE(C)                                                                                      \
-  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*);           \
+  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*);           \
   template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&,                   \
-                                             const std::vector<Features>&, Shape, const Distillation&);
+                                             const std::vector<Features>&, Shape, const Spec&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

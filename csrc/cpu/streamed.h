@@ -15,11 +15,11 @@ inline std::int64_t streamed_numbers(std::int64_t stages, std::int64_t samples) 
 
 // As `distill`; `saved` (groups, streamed_numbers) or null.
 template <class C>
-void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved);
+void distill_streamed(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved);
 
 // The stages' gradients, from all stages; null data where none is wanted.
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
-                               const std::vector<Features>& outs, Shape shape, const Distillation& how);
+                               const std::vector<Features>& outs, Shape shape, const Spec& spec);
 
 }  // namespace icsd::cpu

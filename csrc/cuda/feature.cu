@@ -121,56 +121,8 @@ std::size_t squares_bytes(const std::vector<Features>& stages, Shape shape) {
   return aligned(shape.groups * matrices_of(stages).count * kSquareSplits * sizeof(double));
 }
 
-}  // namespace
-
-std::size_t feature_workspace(const std::vector<Features>& stages, Shape shape, bool save) {
-  return Plan(stages, shape, save).bytes;
-}
-
-template <class C>
-void distill_feature(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, double* moments,
-                     void* workspace, Stream stream) {
-  if (shape.groups == 0) return;
-  const auto on = static_cast<cudaStream_t>(stream);
-  const Plan plan(stages, shape, moments);
-  const auto at = [&](std::size_t offset) { return reinterpret_cast<double*>(static_cast<char*>(workspace) + offset); };
-  double *const squares = at(plan.squares), *close_squares = nullptr;
-  if (!moments) moments = at(plan.moments);
-  with_element(stages.back().dtype, [&](auto element) {
-    using T = decltype(element);
-    if constexpr (std::is_same_v<Compute<T>, C>) {
-      CovarianceArguments<T> arguments{};
-      describe(stages, arguments.stages);
-      arguments.matrices = plan.matrices;
-      arguments.samples = static_cast<int>(shape.samples);
-      arguments.split_samples = static_cast<int>(plan.share);
-      arguments.splits = static_cast<int>(plan.splits);
-      arguments.groups = shape.groups;
-      arguments.inverse_norms = at(plan.inverse_norms);
-      arguments.eps = how.eps;
-      arguments.partials = at(plan.partials);
-      const int count = static_cast<int>(stages.size());
-      const std::int64_t rows = count * shape.groups * shape.samples;
-      if (rows) launch(compute_inverse_norms<T>, blocks(divide_up(rows, kRowThreads / 32)), kRowThreads, 0, on, arguments, count);
-      launch_covariance<T, C>(arguments, squares, moments, on);
-      if constexpr (!std::is_same_v<C, double>) {
-        arguments.squares = squares;
-        close_squares = at(plan.close_squares);
-        launch_covariance<T, double>(arguments, close_squares, moments, on);
-      }
-    }
-  });
-  FeatureLossArguments<C> arguments{};
-  arguments.students = static_cast<int>(stages.size()) - 1;
-  const double pairs = std::max(1.0, static_cast<double>(shape.samples) * shape.samples);
-  for (int k = 0; k < arguments.students; ++k) arguments.weights[k] = how.weights[k] / pairs;
-  arguments.squares = squares;
-  arguments.close = close_squares;
-  arguments.loss = loss;
-  launch(feature_loss<C>, blocks(shape.groups), 32, 0, on, arguments);
-}
-
-std::size_t feature_backward_workspace(const std::vector<Features>& stages, Shape shape) {
+// The workspace of a backward pass.
+std::size_t backward_bytes(const std::vector<Features>& stages, Shape shape) {
   std::size_t most = 0;
   const auto plan = [&](auto, auto tile, auto element) {
     const FeatureBackwardPlan<decltype(element), decltype(tile)> plan(stages, shape, static_cast<std::int64_t>(stages.size()));
@@ -184,12 +136,58 @@ std::size_t feature_backward_workspace(const std::vector<Features>& stages, Shap
   return squares_bytes(stages, shape) + most;
 }
 
+}  // namespace
+
+template <class C>
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* moments,
+                     const Context& context) {
+  if (shape.groups == 0) return;
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  const Plan plan(stages, shape, moments);
+  char* const workspace = static_cast<char*>(context.allocate(plan.bytes));
+  const auto at = [&](std::size_t offset) { return reinterpret_cast<double*>(workspace + offset); };
+  double *const squares = at(plan.squares), *close_squares = nullptr;
+  if (!moments) moments = at(plan.moments);
+  with_element(stages.back().dtype, [&](auto element) {
+    using T = decltype(element);
+    if constexpr (std::is_same_v<Compute<T>, C>) {
+      CovarianceArguments<T> arguments{};
+      describe(stages, arguments.stages);
+      arguments.matrices = plan.matrices;
+      arguments.samples = static_cast<int>(shape.samples);
+      arguments.split_samples = static_cast<int>(plan.share);
+      arguments.splits = static_cast<int>(plan.splits);
+      arguments.groups = shape.groups;
+      arguments.inverse_norms = at(plan.inverse_norms);
+      arguments.eps = spec.eps;
+      arguments.partials = at(plan.partials);
+      const int count = static_cast<int>(stages.size());
+      const std::int64_t rows = count * shape.groups * shape.samples;
+      if (rows) launch(compute_inverse_norms<T>, blocks(divide_up(rows, kRowThreads / 32)), kRowThreads, 0, stream, arguments, count);
+      launch_covariance<T, C>(arguments, squares, moments, stream);
+      if constexpr (!std::is_same_v<C, double>) {
+        arguments.squares = squares;
+        close_squares = at(plan.close_squares);
+        launch_covariance<T, double>(arguments, close_squares, moments, stream);
+      }
+    }
+  });
+  FeatureLossArguments<C> arguments{};
+  arguments.students = static_cast<int>(stages.size()) - 1;
+  const double pairs = std::max(1.0, static_cast<double>(shape.samples) * shape.samples);
+  for (int k = 0; k < arguments.students; ++k) arguments.weights[k] = spec.weights[k] / pairs;
+  arguments.squares = squares;
+  arguments.close = close_squares;
+  arguments.loss = loss;
+  launch(feature_loss<C>, blocks(shape.groups), 32, 0, stream, arguments);
+}
+
 template <class C>
 void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
-                              const std::vector<Features>& outs, Shape shape, const Distillation& how, void* workspace,
-                              Stream stream) {
+                              const std::vector<Features>& outs, Shape shape, const Spec& spec, const Context& context) {
   if (shape.groups * shape.samples == 0) return;
-  const auto on = static_cast<cudaStream_t>(stream);
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  void* const workspace = context.allocate(backward_bytes(stages, shape));
   double* const squares = static_cast<double*>(workspace);
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
@@ -204,25 +202,25 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
       arguments.matrices = matrices_of(stages);
       arguments.students = static_cast<int>(stages.size()) - 1;
       for (int k = 0; k < arguments.students; ++k) {
-        arguments.factors[k] = 4 * how.weights[k] / (static_cast<double>(shape.samples) * shape.samples);
+        arguments.factors[k] = 4 * spec.weights[k] / (static_cast<double>(shape.samples) * shape.samples);
       }
       arguments.samples = static_cast<int>(shape.samples);
       arguments.groups = shape.groups;
       arguments.covariances = moments;
       arguments.group_scale = grad;
-      arguments.eps = how.eps;
+      arguments.eps = spec.eps;
       arguments.workspace = static_cast<unsigned char*>(workspace) + squares_bytes(stages, shape);
       const auto run = [&](auto kernel, auto tile) {
         using Tile = decltype(tile);
         const FeatureBackwardPlan<T, Tile> plan(stages, shape, arguments.target_count);
         arguments.items = plan.items;
         arguments.workspace_bytes = static_cast<std::int64_t>(plan.scratch);
-        launch_tiles(kernel, plan.blocks, Tile::kThreads, FeatureBackwardTiles<T, Tile>::kBytes, on, arguments);
+        launch_tiles(kernel, plan.blocks, Tile::kThreads, FeatureBackwardTiles<T, Tile>::kBytes, stream, arguments);
       };
       if constexpr (!std::is_same_v<C, double>) {
         arguments.squares = squares;
         const CovarianceSums<double> sums{arguments.matrices, moments, 1, nullptr, squares, nullptr};
-        launch(sum_covariances<double>, blocks(shape.groups * arguments.matrices.count * kSquareSplits), kRowThreads, 0, on, sums);
+        launch(sum_covariances<double>, blocks(shape.groups * arguments.matrices.count * kSquareSplits), kRowThreads, 0, stream, sums);
         with_backward_kernel<T, C>(run);
       }
       with_backward_kernel<T, double>(run);
@@ -231,9 +229,9 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
 }
 
 #define ICSD_INSTANTIATE(C)                                                                                               \
-  template void distill_feature<C>(const std::vector<Features>&, Shape, const Distillation&, C*, double*, void*, Stream); \
+  template void distill_feature<C>(const std::vector<Features>&, Shape, const Spec&, C*, double*, const Context&); \
   template void distill_feature_backward<C>(const C*, const double*, const std::vector<Features>&,                        \
-                                            const std::vector<Features>&, Shape, const Distillation&, void*, Stream);
+                                            const std::vector<Features>&, Shape, const Spec&, const Context&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

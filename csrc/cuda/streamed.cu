@@ -14,7 +14,7 @@ struct Plan {
   std::int64_t rows, pitch;  // of a band; whole ranges of samples of every stage
   std::size_t bands, for_teacher, inverse_norms, values, saved, bytes;
 
-  Plan(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save, std::int64_t row_block_bytes)
+  Plan(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save)
       : rows(0), pitch(0), bytes(0) {
     std::int64_t unit = 1;
     for (const GramPlan& plan : plan_grams(stages, shape).stages) {
@@ -43,13 +43,14 @@ struct Plan {
 
 // Both passes: the norms, then `call(arguments)` for every band with its Gram matrices.
 template <class C, class Call>
-void for_each_row_block(const std::vector<Features>& stages, Shape shape, const Distillation& how, const Plan<C>& plan,
-                   C* saved, bool known, bool teacher_gradient, void* workspace, cudaStream_t stream, const Call& call) {
-  char* const bytes = static_cast<char*>(workspace);
-  const auto at = [&](std::size_t offset) { return reinterpret_cast<C*>(bytes + offset); };
+void for_each_row_block(const std::vector<Features>& stages, Shape shape, const Spec& spec, const Plan<C>& plan,
+                   C* saved, bool known, bool teacher_gradient, const Context& context, const Call& call) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  char* const workspace = static_cast<char*>(context.allocate(plan.bytes));
+  const auto at = [&](std::size_t offset) { return reinterpret_cast<C*>(workspace + offset); };
   const int students = static_cast<int>(stages.size()) - 1;
   StreamedArguments<C> arguments{};
-  for (int k = 0; k < students; ++k) arguments.weights[k] = static_cast<C>(how.weights[k]);
+  for (int k = 0; k < students; ++k) arguments.weights[k] = static_cast<C>(spec.weights[k]);
   arguments.students = students;
   arguments.samples = static_cast<int>(shape.samples);
   arguments.rows = static_cast<int>(plan.rows);
@@ -60,9 +61,9 @@ void for_each_row_block(const std::vector<Features>& stages, Shape shape, const 
   arguments.saved = saved ? saved : at(plan.saved);
   arguments.inverse_norms = at(plan.inverse_norms);
   arguments.values = at(plan.values);
-  arguments.eps = static_cast<C>(how.eps);
-  const LossArguments<C> of{how.parameters, static_cast<C>(shape.samples), arguments.eps};
-  with_loss(how.loss, [&](auto tag) {
+  arguments.eps = static_cast<C>(spec.eps);
+  const LossArguments<C> of{spec.parameters.data(), static_cast<C>(shape.samples), arguments.eps};
+  with_loss(spec.loss, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
     const D loss(of);
     for (int k = 0; k <= students; ++k) {
@@ -132,37 +133,29 @@ struct Differentiate {
 }  // namespace
 
 template <class C>
-std::size_t streamed_workspace(const std::vector<Features>& stages, Shape shape, bool teacher_gradient, bool save,
-                               std::int64_t row_block_bytes) {
-  return Plan<C>(stages, shape, teacher_gradient, save, row_block_bytes).bytes;
-}
-
-template <class C>
-void distill_streamed(const std::vector<Features>& stages, Shape shape, const Distillation& how, C* loss, C* saved,
-                      std::int64_t row_block_bytes, void* workspace, Stream stream) {
+void distill_streamed(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved,
+                      const Context& context) {
   if (shape.groups == 0) return;
-  const auto on = static_cast<cudaStream_t>(stream);
-  const Plan<C> plan(stages, shape, false, saved, row_block_bytes);
-  for_each_row_block<C>(stages, shape, how, plan, saved, false, false, workspace, on, Measure<C>{loss, on});
+  const Plan<C> plan(stages, shape, false, saved);
+  for_each_row_block<C>(stages, shape, spec, plan, saved, false, false, context,
+                   Measure<C>{loss, static_cast<cudaStream_t>(context.stream)});
 }
 
 template <class C>
 void distill_streamed_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
-                               const std::vector<Features>& outs, Shape shape, const Distillation& how,
-                               std::int64_t row_block_bytes, void* workspace, Stream stream) {
+                               const std::vector<Features>& outs, Shape shape, const Spec& spec,
+                               const Context& context) {
   if (shape.groups * shape.samples == 0) return;
-  const auto on = static_cast<cudaStream_t>(stream);
   const bool teacher_gradient = outs.back().data;
-  const Plan<C> plan(stages, shape, teacher_gradient, true, row_block_bytes);
-  for_each_row_block<C>(stages, shape, how, plan, const_cast<C*>(saved), true, teacher_gradient, workspace, on,
-                   Differentiate<C>{stages, outs, shape, grad, on});
+  const Plan<C> plan(stages, shape, teacher_gradient, true);
+  for_each_row_block<C>(stages, shape, spec, plan, const_cast<C*>(saved), true, teacher_gradient, context,
+                   Differentiate<C>{stages, outs, shape, grad, static_cast<cudaStream_t>(context.stream)});
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                             \
-  template std::size_t streamed_workspace<C>(const std::vector<Features>&, Shape, bool, bool, std::int64_t);                          \
-  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Distillation&, C*, C*, std::int64_t, void*, Stream);   \
-  template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, \
-                                             Shape, const Distillation&, std::int64_t, void*, Stream);
+#define ICSD_INSTANTIATE(C)                                                                                    \
+  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*, const Context&); \
+  template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&,                 \
+                                             const std::vector<Features>&, Shape, const Spec&, const Context&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from icsd.losses import KERNELS
 from icsd.losses.gram import compute_dtype
 from icsd.ops import cpu
-from icsd.ops.fused import Distillation, FusedBackend, sample_dense, saved_dtype, saved_shape
-
-# Of the rows of N x N matrices that streaming has at a time, unless a tile's rows are more.
-BAND_BYTES = 64 << 20
+from icsd.ops.cpu import dense_inputs, native_regimes, native_spec
+from icsd.ops.fused import Distillation, FusedBackend, sample_dense
 
 
 class CUDABackend(FusedBackend):
-    """CUDA C++ on the current stream of the tensors' device, with workspaces of PyTorch's allocator."""
+    """CUDA C++ on the current stream of the tensors' device, with memory of PyTorch's allocator."""
 
     name = "cuda"
     description = "fused CUDA kernels"
     device_type = "cuda"
-    regimes = dict.fromkeys(KERNELS, ("sample", "streamed")) | {"mse": ("sample", "feature", "streamed")}
+
+    def __init__(self) -> None:
+        self.regimes = native_regimes()
 
     @cached_property
     def kernels(self) -> ModuleType | None:
@@ -38,7 +36,7 @@ class CUDABackend(FusedBackend):
         return [int(architecture) for architecture in cpu._native.build["cuda"].split()]
 
     def unavailable(self) -> str | None:
-        """Which of build, torch and device is missing, if one is."""
+        """Returns which of build, torch and device is missing, if one is."""
         if cpu._native is None:
             return cpu.CPUBackend().unavailable()
         if self.kernels is None:
@@ -63,85 +61,38 @@ class CUDABackend(FusedBackend):
         device = f"{major}{minor}"
         return f"it is built for {built}, the device is sm_{device}; rebuild with ICSD_CUDA_ARCHITECTURES={device}"
 
-    @contextmanager
-    def on_stream(self, x: Tensor) -> Iterator[int]:
-        """Makes the device of `x` the current one; gives its current stream."""
-        with torch.cuda.device(x.device):
-            yield torch.cuda.current_stream(x.device).cuda_stream
-
     def launch_gram(self, x: Tensor) -> Tensor:
-        x = sample_dense(x)
-        out = x.new_empty((*x.shape[:-1], x.shape[-2]), dtype=compute_dtype(x))
-        with self.on_stream(x) as stream:
-            self.kernels.gram(x, out, _workspace(x, self.kernels.gram_workspace(x)), stream)
-        return out
+        return self.kernels.gram(sample_dense(x))
 
     def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        x = sample_dense(x)
-        out = x.new_empty((*matrix.shape[:-1], x.shape[-1]))
-        with self.on_stream(x) as stream:
-            self.kernels.combine(matrix.contiguous(), x, out, stream)
-        return out
+        return self.kernels.combine(matrix.contiguous(), sample_dense(x))
 
     def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        stages = _stages(stages, how)
-        loss = stages[0].new_empty(stages[0].shape[:-2], dtype=compute_dtype(*stages))
-        saved = stages[0].new_empty(saved_shape(stages, how) if save else 0, dtype=saved_dtype(stages, how))
-        arguments = stages, *_arguments(how), loss, saved if save else None
-        with self.on_stream(loss) as stream:
-            if how.regime == "sample":
-                workspace = self.kernels.distill_workspace(stages, KERNELS[how.loss], save)
-                self.kernels.distill(*arguments, _workspace(loss, workspace), stream)
-            elif how.regime == "feature":
-                workspace = self.kernels.feature_workspace(stages, save)
-                self.kernels.distill_feature(*arguments, _workspace(loss, workspace), stream)
-            else:
-                workspace = self.kernels.streamed_workspace(stages, False, save, BAND_BYTES)
-                self.kernels.distill_streamed(*arguments, BAND_BYTES, _workspace(loss, workspace), stream)
-        return loss, saved
+        return self.kernels.distill(dense_inputs(_same_dtype(stages, how)), native_spec(how), save)
 
     def launch_distill_backward(
         self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
     ) -> list[Tensor | None]:
-        dtypes = [stage.dtype for stage in stages]
-        stages = _stages(stages, how)
-        pairs = zip(stages, wanted, strict=True)
-        outs = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for x, want in pairs]
-        arguments = grad.contiguous(), saved, stages, outs
-        with self.on_stream(saved) as stream:
-            if how.regime == "sample":
-                self.kernels.distill_backward(*arguments, how.weights, how.teacher_gradient, stream)
-            elif how.regime == "feature":
-                workspace = _workspace(saved, self.kernels.feature_backward_workspace(stages))
-                self.kernels.distill_feature_backward(*arguments, *_arguments(how), workspace, stream)
-            else:
-                workspace = _workspace(saved, self.kernels.streamed_workspace(stages, wanted[-1], True, BAND_BYTES))
-                self.kernels.distill_streamed_backward(*arguments, *_arguments(how), BAND_BYTES, workspace, stream)
-        return [None if out is None else out.to(dtype) for out, dtype in zip(outs, dtypes, strict=True)]
+        inputs = dense_inputs(_same_dtype(stages, how))
+        grads = self.kernels.distill_backward(grad.contiguous(), saved, inputs, wanted, native_spec(how))
+        return [None if x is None else x.to(stage.dtype) for x, stage in zip(grads, stages, strict=True)]
 
 
-def _workspace(beside: Tensor, size: int) -> Tensor:
-    """So many bytes."""
-    return beside.new_empty(size, dtype=torch.uint8)
-
-
-def _stages(stages: Sequence[Tensor], how: Distillation) -> list[Tensor]:
-    """As the kernels take them: dense samples; streamed stages of one compute type, those of moments of one type."""
+def _same_dtype(stages: Sequence[Tensor], how: Distillation) -> Sequence[Tensor]:
+    """Converts the inputs to what their regime takes: `streamed` one compute type, `feature` one type."""
+    if how.regime == "sample" or len({stage.dtype for stage in stages}) == 1:
+        return stages
     dtype = compute_dtype(*stages)
-    if how.regime == "streamed":
-        stages = [stage if compute_dtype(stage) == dtype else stage.to(dtype) for stage in stages]
-    elif how.regime == "feature" and len({stage.dtype for stage in stages}) > 1:
-        stages = [stage.to(dtype) for stage in stages]
-    return [sample_dense(stage) for stage in stages]
-
-
-def _arguments(how: Distillation) -> tuple[Sequence[float], int, list[float], float, bool]:
-    """The native module's (weights, loss, parameters, eps, teacher_gradient)."""
-    return how.weights, KERNELS[how.loss], how.parameters, how.eps, how.teacher_gradient
+    if how.regime == "feature":
+        return [stage.to(dtype) for stage in stages]
+    return [stage if compute_dtype(stage) == dtype else stage.to(dtype) for stage in stages]
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
-    """Whether a device has code among these: of its own generation, or sm_80's PTX, which comes with all from 80 on."""
+    """Tells whether a build for these architectures runs on a device.
+
+    It does with machine code for the device's generation, or with the PTX of sm_80, which every build from 80 on has.
+    """
     capability = 10 * major + minor
     if capability >= 80:
         return max(architectures) >= 80

@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -28,6 +26,7 @@ class EmulatedBackend(CUDABackend):
     device_type = "cpu"
 
     def __init__(self, mode: str = "plain", arch: int = 80, seed: int = 1) -> None:
+        super().__init__()
         self.library = open_library(build_runtime(mode, arch), seed)
         self.kernels = import_lazily(f"{mode}_{arch}._native", build_native(mode, arch)).cuda
 
@@ -36,10 +35,6 @@ class EmulatedBackend(CUDABackend):
 
     def unsupported(self, tensors) -> str | None:
         return FusedBackend.unsupported(self, tensors)
-
-    @contextmanager
-    def on_stream(self, x) -> Iterator[int]:
-        yield 0
 
 
 def import_lazily(name: str, path: Path) -> ModuleType:

@@ -107,13 +107,14 @@ def link_library(name: str, sources: list[Path], mode: str, arch: int) -> Path:
 
 def build_native(mode: str = "plain", arch: int = 80) -> Path:
     """`icsd._native` with the emulated CUDA kernels; calls of the CPU's stay unresolved, all but those for memory."""
-    definitions = ["-DICSD_CUDA", '-DICSD_CPU_ISAS=""', f'-DICSD_CUDA_ARCHITECTURES="{arch}"', '-DICSD_COMPILER=""']
-    python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    binding = compile_object(ROOT / "csrc" / "binding" / "module.cpp", ["-O1", "-w", *python, *definitions])
+    definitions = ["-DICSD_CUDA", "-DICSD_EMULATOR", '-DICSD_CPU_ISAS=""', '-DICSD_COMPILER=""']
+    definitions.append(f'-DICSD_CUDA_ARCHITECTURES="{arch}"')
+    flags = ["-O1", "-w", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", *definitions]
+    binding = [compile_object(source, flags) for source in sorted((ROOT / "csrc" / "binding").glob("*.cpp"))]
     memory = compile_object(ROOT / "csrc" / "cpu" / "memory.cpp", ["-O1"])
     # Apart, since the binding has thread-local storage of its own, and that of the kernels is their shared memory.
     kernels = link_library("kernels", sorted((ROOT / "csrc" / "cuda").rglob("*.cu")), mode, arch)
-    return link("_native.so", [binding, memory, kernels], ["-shared", "-Wl,-z,lazy", *LINK_FLAGS[mode]])
+    return link("_native.so", [*binding, memory, kernels], ["-shared", "-Wl,-z,lazy", *LINK_FLAGS[mode]])
 
 
 def build_program(source: Path, mode: str) -> Path:

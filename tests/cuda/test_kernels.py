@@ -14,12 +14,14 @@ import torch
 from emulated import EmulatedBackend
 
 import icsd
+from icsd import _native as native
 from icsd.losses import KL
-from icsd.ops import cuda, registry
+from icsd.ops import registry
 from icsd.ops.regimes import force_regime
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
+ROW_BLOCK_BYTES = 64 << 20  # of csrc/cuda/operator.h
 SHAPES = [shape for shape in accuracy.SHAPES if shape[0] <= 130]
 EVERY_ARCHITECTURE = pytest.mark.parametrize("emulated", [75, 80], ids="sm_{}".format, indirect=True)
 
@@ -151,9 +153,11 @@ def test_derivatives_in_float64(regime, loss):
 
 
 @pytest.fixture
-def narrow_bands(monkeypatch):
+def narrow_bands(emulated):
     """As few rows at a time as can be, where matrices are streamed."""
-    monkeypatch.setattr(cuda, "BAND_BYTES", 1)
+    emulated.kernels.set_row_block_bytes(1)
+    yield
+    emulated.kernels.set_row_block_bytes(ROW_BLOCK_BYTES)
 
 
 @EVERY_ARCHITECTURE
@@ -175,17 +179,20 @@ def test_regimes_are_as_defined(regime, case, dtype, narrow_bands):
     [("kl", 100, torch.float32), ("kl", 250, torch.float32), ("kl", 250, torch.float64), ("mse", 100, torch.bfloat16)],
     ids=str,
 )
-def test_several_bands(case, rows, dtype, emulated, monkeypatch):
+def test_several_bands(case, rows, dtype, emulated):
     """Of one range of samples or more; the last has fewer rows."""
     stages = regimes.features(290, 20, 9, 14, dtype=dtype)
     options = {"weights": [290] * 2}
     wide = [stage.double() for stage in stages]
     expected = regimes.loss_and_gradients(case, wide, "sample", backend="reference", **options)
     launches = []
-    for band_bytes in (cuda.BAND_BYTES, 3 * 320 * rows * (8 if dtype == torch.float64 else 4)):
-        monkeypatch.setattr(cuda, "BAND_BYTES", band_bytes)
+    for row_block_bytes in (ROW_BLOCK_BYTES, 3 * 320 * rows * (8 if dtype == torch.float64 else 4)):
+        emulated.kernels.set_row_block_bytes(row_block_bytes)
         before = emulated.kernels.launches()
-        results = regimes.loss_and_gradients(case, stages, "streamed", backend="emulated", **options)
+        try:
+            results = regimes.loss_and_gradients(case, stages, "streamed", backend="emulated", **options)
+        finally:
+            emulated.kernels.set_row_block_bytes(ROW_BLOCK_BYTES)
         launches.append(emulated.kernels.launches() - before)
         regimes.assert_close(results, expected, 8 * regimes.EPS[dtype])
     # Each band is made and measured, and once more made, turned into gradients and multiplied.
@@ -284,19 +291,14 @@ def test_few_launches_for_all_stages(regime, dtype, most, emulated):
     assert emulated.kernels.launches() - before[0] == emulated.library.emulator_launches() - before[1] <= most
 
 
-def test_overlapping_results_are_refused(emulated):
-    x, y, out = torch.ones(4, 6), torch.ones(4, 6), torch.empty(4, 6)
-    grad, saved, matrix = torch.ones(()), torch.ones(3, 4, 5), torch.ones(24)
-    for wrong, match in (
-        ([x, out], "its input, stage"),
-        ([y, out], "its input, stage"),
-        ([out, out], "another result"),
-        ([out.double(), None], "does not match"),
-        ([out[:1].expand(4, 6), None], "overlaps itself"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            emulated.kernels.distill_backward(grad, saved, [x, y], wrong, [1.0, 1.0], False, 0)
+def test_unsuitable_arguments_are_refused(emulated):
+    x, saved = torch.ones(4, 6), torch.ones(3, 4, 5)
+    spec = native.Spec("mse", [], [1.0, 1.0], 1e-8, False, "sample")
     with pytest.raises(ValueError, match="grad is not of the compute type"):
-        emulated.kernels.distill_backward(grad, saved, [x.double(), y], [None, None], [1.0, 1.0], False, 0)
-    with pytest.raises(ValueError, match="its input, matrix"):
-        emulated.kernels.combine(matrix[:16].view(4, 4), x, matrix.view(4, 6), 0)
+        emulated.kernels.distill_backward(torch.ones(()), saved, [x.double(), x], [False, False], spec)
+    for regime, match in (("feature", "inputs of one type"), ("streamed", "float64 with float64 only")):
+        spec = native.Spec("mse", [], [1.0, 1.0], 1e-8, False, regime)
+        with pytest.raises(ValueError, match=match):
+            emulated.kernels.distill([x.double(), x, x], spec, True)
+    with pytest.raises(ValueError, match="at most 32 inputs, got 33"):
+        emulated.kernels.distill([x] * 33, native.Spec("mse", [], [1.0] * 32, 1e-8, False, "sample"), True)

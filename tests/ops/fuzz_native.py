@@ -18,7 +18,6 @@ from icsd import _native
 
 ARENA = 1 << 14
 HUGE = 2**60  # refused, or more than there is memory
-PARAMETERS = (0, 3, 1, 0, 3, 0, 0)  # of each loss, by its code
 
 PATTERN = torch.rand(ARENA // 4, generator=torch.Generator().manual_seed(0)).view(torch.uint8)
 memory = PATTERN.clone()
@@ -71,16 +70,17 @@ batches = st.tuples(st.lists(sizes, max_size=2), sizes).map(lambda pair: (*pair[
 
 @st.composite
 def distillations(draw):
-    """Stages, then weights, loss, parameters, eps, whether the teacher has a gradient, and the regime."""
+    """Inputs, then the arguments of a specification."""
     batch = draw(batches)
-    stages = draw(mostly(st.lists(features(*batch), min_size=2, max_size=3), [], None, 5))
-    students = max(0, len(stages) - 1) if isinstance(stages, list) else 0
+    inputs = draw(mostly(st.lists(features(*batch), min_size=2, max_size=3), [], None, 5))
+    students = max(0, len(inputs) - 1) if isinstance(inputs, list) else 0
     weights = draw(mostly(st.lists(numbers, min_size=students, max_size=students), [1.0] * 9))
     regime = draw(mostly(st.sampled_from(["sample", "streamed", "feature"]), "dense", "", None, 0))
-    loss = draw(mostly(st.integers(0, 6) if regime != "feature" else st.integers(0, 1), -1, 7, 99, 2**31, 2**40, None))
-    count = PARAMETERS[loss] if loss in range(7) else 1
+    names = sorted(_native.LOSSES) if regime != "feature" else ["mse", "mse", "kl"]
+    loss = draw(mostly(st.sampled_from(names), "l2", "", "\0", None, 0))
+    count = _native.LOSSES.get(loss, 1)
     parameters = draw(mostly(st.lists(numbers, min_size=count, max_size=count), [], [1.0] * 5, None))
-    return stages, weights, loss, parameters, draw(numbers), draw(st.booleans()), regime
+    return inputs, (loss, parameters, weights, draw(numbers), draw(st.booleans()), regime)
 
 
 def call(function, *arguments):
@@ -99,37 +99,43 @@ def call(function, *arguments):
 
 @given(batches.flatmap(lambda batch: features(*batch)))
 def gram(x):
-    call(_native.gram, x)
+    call(_native.cpu.gram, x)
 
 
 @given(st.data())
 def combine(data):
     *groups, samples = data.draw(batches)
     matrix = data.draw(mostly(tensors(*groups, data.draw(sizes), samples), None, torch.ones(3)))
-    call(_native.combine, matrix, data.draw(features(*groups, samples)))
+    call(_native.cpu.combine, matrix, data.draw(features(*groups, samples)))
+
+
+def call_with_spec(function, arguments, spec, *others):
+    """The same of a call that takes a specification, which may be refused before."""
+    return call(lambda: function(*arguments, _native.Spec(*spec), *others))
 
 
 @given(distillation=distillations(), save=st.booleans())
 def distill(distillation, save):
-    stages, *how = distillation
-    call(_native.distill, stages, save, *how)
+    inputs, spec = distillation
+    call_with_spec(_native.cpu.distill, [inputs], spec, save)
 
 
 @given(st.data())
 def distill_backward(data):
-    stages, *how = data.draw(distillations())
+    inputs, spec = data.draw(distillations())
     grad = saved = None
-    results = call(_native.distill, stages, True, *how)
+    results = call_with_spec(_native.cpu.distill, [inputs], spec, True)
     if results is not None:
         grad, saved = results
-        if how[-1] == "sample" and not how[-2]:
-            stages = stages[:-1]
+        *_, teacher_gradient, regime = spec
+        if regime == "sample" and not teacher_gradient:
+            inputs = inputs[:-1]
     grad = data.draw(mostly(st.just(grad), None, 1.0, torch.ones(7), torch.ones(1)))
     saved = data.draw(mostly(st.just(saved), None, torch.ones(7), torch.empty(0), torch.ones(40).double()))
-    stages = data.draw(mostly(st.just(stages), [], None, [torch.ones(4, 5)]))
-    count = len(stages) if isinstance(stages, list) else 1
+    inputs = data.draw(mostly(st.just(inputs), [], None, [torch.ones(4, 5)]))
+    count = len(inputs) if isinstance(inputs, list) else 1
     wanted = data.draw(mostly(st.lists(st.booleans(), min_size=count, max_size=count), [], [True] * 9, None, [2]))
-    call(_native.distill_backward, grad, saved, stages, wanted, *how)
+    call_with_spec(_native.cpu.distill_backward, [grad, saved, inputs, wanted], spec)
 
 
 def main(examples: int, number: int) -> None:

@@ -64,7 +64,8 @@ namespace {
 
 using icsd::DType;
 using icsd::LossKind;
-using icsd::Distillation;
+using icsd::Regime;
+using icsd::Spec;
 using icsd::Shape;
 
 struct Batch {
@@ -88,18 +89,17 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   icsd::cpu::gram<float>(student.features, shape, matrix);
   Batch gradient(shape, student.features.features);
   icsd::cpu::combine<float>(own.data(), shape.samples, student.features, gradient.features, shape);
-  const double weight = 1, kl[] = {0.1, 0.1, 1}, huber[] = {1};
-  const std::pair<LossKind, const double*> losses[] = {
-      {LossKind::mse, nullptr}, {LossKind::kl, kl}, {LossKind::smooth_l1, huber}};
+  const std::pair<LossKind, std::vector<double>> losses[] = {
+      {LossKind::mse, {}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {1}}};
   const std::vector<icsd::Features> stages{student.features, teacher.features}, outs{gradient.features, {}};
   const std::vector<float> grad(shape.groups, 1);
   std::vector<float> statistics(shape.groups * icsd::cpu::streamed_numbers(2, shape.samples));
   for (const auto& [kind, parameters] : losses) {
-    const Distillation how{kind, parameters, &weight, 1e-8, false};
-    icsd::cpu::distill<float>(stages, shape, how, loss.data(), slots.data());
-    icsd::cpu::distill_backward<float>(grad.data(), slots.data(), stages, outs, shape);
-    icsd::cpu::distill_streamed<float>(stages, shape, how, loss.data(), statistics.data());
-    icsd::cpu::distill_streamed_backward<float>(grad.data(), statistics.data(), stages, outs, shape, how);
+    const Spec spec{kind, parameters, {1}, 1e-8, false, Regime::sample};
+    icsd::cpu::distill_sample<float>(stages, shape, spec, loss.data(), slots.data());
+    icsd::cpu::distill_sample_backward<float>(grad.data(), slots.data(), stages, outs, shape);
+    icsd::cpu::distill_streamed<float>(stages, shape, spec, loss.data(), statistics.data());
+    icsd::cpu::distill_streamed_backward<float>(grad.data(), statistics.data(), stages, outs, shape, spec);
   }
   for (std::int64_t i = 0; i < 20; ++i) {  // memory goes from thread to thread
     icsd::cpu::Buffer<float> large(icsd::cpu::kLargeBytes / sizeof(float) * (1 + i % 2));
@@ -107,7 +107,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   }
   if (!narrow(student) || !narrow(teacher)) return;
   std::vector<double> moments(shape.groups * icsd::feature_moments(stages));
-  const Distillation mse{LossKind::mse, nullptr, &weight, 1e-8, false};
+  const Spec mse{LossKind::mse, {}, {1}, 1e-8, false, Regime::feature};
   icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), moments.data());
   icsd::cpu::distill_feature_backward<float>(grad.data(), moments.data(), stages, outs, shape, mse);
 }

@@ -59,7 +59,7 @@ def test_the_next_gradient_takes_the_memory_of_the_last():
 
 def take(mib):
     """A native result of so many MiB."""
-    return _native.combine(torch.ones(mib, 1), torch.ones(1, MIB // 4))
+    return _native.cpu.combine(torch.ones(mib, 1), torch.ones(1, MIB // 4))
 
 
 def test_the_last_freed_of_a_size_is_taken_first():
@@ -144,7 +144,7 @@ def test_tensors_may_outlive_the_interpreter():
 
 def test_results_of_any_size():
     for rows, width in ((0, 5), (1, 0), (1, 1), (3, MIB // 4), (5, MIB // 4)):
-        result = _native.combine(torch.ones(rows, 1), torch.ones(1, width))
+        result = _native.cpu.combine(torch.ones(rows, 1), torch.ones(1, width))
         assert torch.equal(result, torch.ones(rows, width))
         assert result.data_ptr() % 64 == 0
 

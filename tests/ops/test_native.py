@@ -11,68 +11,82 @@ import icsd
 from icsd import _native
 
 X = torch.ones(4, 6)
-HOW = ([1.0], 0, [], 1e-8, False, "sample")  # weights, loss, parameters, eps, teacher_gradient, regime
 
 
-def how(**changes):
-    names = ("weights", "loss", "parameters", "eps", "teacher_gradient", "regime")
-    return tuple((dict(zip(names, HOW, strict=True)) | changes).values())
+def spec(**changes):
+    return _native.Spec(
+        **{
+            "loss": "mse",
+            "parameters": [],
+            "weights": [1.0],
+            "eps": 1e-8,
+            "teacher_gradient": False,
+            "regime": "sample",
+        }
+        | changes
+    )
+
+
+def distill(*inputs, **changes):
+    """A call of a specification with other arguments than the usual ones."""
+    return _native.cpu.distill(list(inputs), spec(**changes), True)
 
 
 def misaligned():
     return torch.frombuffer(bytearray(100), dtype=torch.float32, offset=1, count=24).view(4, 6)
 
 
-def backward(grad=None, saved=None, stages=None, wanted=(True,), how=HOW):
+def backward(grad=None, saved=None, inputs=(X,), wanted=(True,), **changes):
     """The gradient of a student's features, or a call with other arguments."""
     grad = torch.ones(()) if grad is None else grad
     saved = torch.ones(2, 4, 5) if saved is None else saved
-    return _native.distill_backward(grad, saved, [X] if stages is None else stages, list(wanted), *how)
+    return _native.cpu.distill_backward(grad, saved, list(inputs), list(wanted), spec(**changes))
 
 
 @pytest.mark.parametrize(
     ("error", "match", "call"),
     [
-        (TypeError, "x: Tensor", lambda: _native.gram(None)),
-        (TypeError, "x: Tensor", lambda: _native.gram(X.numpy())),
-        (TypeError, "x: Tensor", lambda: _native.gram((X.data_ptr(), 0, 6, 24, 6))),
-        (ValueError, "x is not of float32", lambda: _native.gram(X.int())),
-        (ValueError, "x is not of float32", lambda: _native.gram(X.to(torch.complex64))),
-        (ValueError, "shape", lambda: _native.gram(X[0])),
-        (ValueError, "features are not adjacent", lambda: _native.gram(X.mT)),
-        (ValueError, "one stride apart", lambda: _native.gram(torch.ones(2, 3, 4, 6).transpose(0, 1))),
-        (ValueError, "not aligned", lambda: _native.gram(misaligned())),
-        (ValueError, "overflow", lambda: _native.gram(X[:1].expand(2**40, 6))),
-        (MemoryError, "bad_alloc", lambda: _native.gram(torch.empty(2**28, 0))),
-        (MemoryError, "bad_alloc", lambda: _native.gram(X[:1].expand(2**60, 1, 6))),
-        (RuntimeError, "meta", lambda: _native.gram(X.to("meta"))),
-        (RuntimeError, "storage", lambda: _native.gram(X.to_sparse())),
-        (ValueError, "do not fit", lambda: _native.combine(torch.ones(4, 5), X)),
-        (ValueError, "shape", lambda: _native.combine(torch.ones(4), X)),
-        (ValueError, "matrix is not contiguous", lambda: _native.combine(torch.ones(4, 3).mT, X)),
-        (ValueError, "matrix is not of the compute type", lambda: _native.combine(torch.ones(4, 4).double(), X)),
-        (ValueError, "matrix must have 32 elements", lambda: _native.combine(torch.ones(4, 4), torch.ones(2, 4, 6))),
-        (ValueError, "no stage", lambda: _native.distill([], True, *how(weights=[]))),
-        (ValueError, "one for each of 0 weights", lambda: _native.distill([X, X], True, *how(weights=[]))),
-        (ValueError, "must agree", lambda: _native.distill([X, X[:3]], True, *HOW)),
-        (ValueError, "unknown loss", lambda: _native.distill([X, X], True, *how(loss=7))),
-        (ValueError, "unknown loss", lambda: _native.distill([X, X], True, *how(loss=-1))),
-        (ValueError, "takes 3 parameters, got 0", lambda: _native.distill([X, X], True, *how(loss=1))),
-        (ValueError, "unknown regime", lambda: _native.distill([X, X], True, *how(regime="dense"))),
+        (TypeError, "x: Tensor", lambda: _native.cpu.gram(None)),
+        (TypeError, "x: Tensor", lambda: _native.cpu.gram(X.numpy())),
+        (TypeError, "x: Tensor", lambda: _native.cpu.gram((X.data_ptr(), 0, 6, 24, 6))),
+        (ValueError, "x must be float32", lambda: _native.cpu.gram(X.int())),
+        (ValueError, "x must be float32", lambda: _native.cpu.gram(X.to(torch.complex64))),
+        (ValueError, "shape", lambda: _native.cpu.gram(X[0])),
+        (ValueError, "features are not adjacent", lambda: _native.cpu.gram(X.mT)),
+        (ValueError, "one stride apart", lambda: _native.cpu.gram(torch.ones(2, 3, 4, 6).transpose(0, 1))),
+        (ValueError, "not aligned", lambda: _native.cpu.gram(misaligned())),
+        (ValueError, "overflow", lambda: _native.cpu.gram(X[:1].expand(2**40, 6))),
+        (MemoryError, "bad_alloc", lambda: _native.cpu.gram(torch.empty(2**28, 0))),
+        (MemoryError, "bad_alloc", lambda: _native.cpu.gram(X[:1].expand(2**60, 1, 6))),
+        (RuntimeError, "meta", lambda: _native.cpu.gram(X.to("meta"))),
+        (RuntimeError, "storage", lambda: _native.cpu.gram(X.to_sparse())),
+        (ValueError, "do not fit", lambda: _native.cpu.combine(torch.ones(4, 5), X)),
+        (ValueError, "shape", lambda: _native.cpu.combine(torch.ones(4), X)),
+        (ValueError, "matrix is not contiguous", lambda: _native.cpu.combine(torch.ones(4, 3).mT, X)),
+        (ValueError, "matrix is not of the compute type", lambda: _native.cpu.combine(torch.ones(4, 4).double(), X)),
         (
             ValueError,
-            "knows only mse",
-            lambda: _native.distill([X, X], True, *how(loss=3, regime="feature")),
+            "matrix must have 32 elements",
+            lambda: _native.cpu.combine(torch.ones(4, 4), torch.ones(2, 4, 6)),
         ),
+        (ValueError, "must not be empty", lambda: distill(weights=[])),
+        (ValueError, "one for each of 0 weights", lambda: distill(X, X, weights=[])),
+        (ValueError, "must agree", lambda: distill(X, X[:3])),
+        (ValueError, "loss must be one of mse, kl, .*, got l2", lambda: spec(loss="l2")),
+        (ValueError, "kl takes 3 parameters, got 0", lambda: spec(loss="kl")),
+        (ValueError, "regime must be .*, got dense", lambda: spec(regime="dense")),
+        (ValueError, "the regime feature is for mse, got sp", lambda: spec(loss="sp", regime="feature")),
+        (TypeError, "Spec", lambda: spec(weights=1.0)),
+        (TypeError, "distill", lambda: _native.cpu.distill([X, X], None, True)),
         (ValueError, "grad must have 1 elements, got 2", lambda: backward(grad=torch.ones(2))),
         (ValueError, "grad is not of the compute type", lambda: backward(grad=torch.ones((), dtype=torch.float16))),
-        (ValueError, "grad is not of the compute type", lambda: backward(stages=[X.double()])),
+        (ValueError, "grad is not of the compute type", lambda: backward(inputs=[X.double()])),
         (ValueError, "saved must have 40 elements, got 20", lambda: backward(saved=torch.ones(4, 5))),
         (ValueError, "saved is not of the compute type", lambda: backward(saved=torch.ones(2, 4, 5).double())),
         (ValueError, "saved is not contiguous", lambda: backward(saved=torch.ones(2, 5, 4).mT)),
-        (ValueError, "tell of each stage", lambda: backward(wanted=())),
-        (ValueError, "one for each of 1 weights, got 2", lambda: backward(stages=[X, X], wanted=(True, True))),
-        (ValueError, "and the teacher, got 1", lambda: backward(how=how(regime="streamed"))),
+        (ValueError, "one element for each input", lambda: backward(wanted=())),
+        (ValueError, "one for each of 1 weights, got 2", lambda: backward(inputs=[X, X], wanted=(True, True))),
+        (ValueError, "and the teacher, got 1", lambda: backward(regime="streamed")),
     ],
 )
 def test_hostile_arguments_are_refused(error, match, call):
@@ -129,7 +143,7 @@ def test_threads_agree():
 def test_gram_of_many_samples_and_features(dtype):
     # Several blocks of the matrix, the last of them small, and several parts of the features.
     x = torch.randn(600, 2100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    gram = _native.gram(x)
+    gram = _native.cpu.gram(x)
     assert torch.equal(gram, gram.mT)
     scale = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(gram.double(), x.double() @ x.double().mT, rtol=scale, atol=2100 * scale)
@@ -143,7 +157,7 @@ def test_results_that_go_past_the_cache(samples):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        result = _native.combine(matrix, x)
+        result = _native.cpu.combine(matrix, x)
     finally:
         torch.set_num_threads(threads)
     torch.testing.assert_close(result, matrix @ x, rtol=1e-5, atol=1e-4)

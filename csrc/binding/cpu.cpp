@@ -1,0 +1,119 @@
+// `icsd._native.cpu`.
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "binding/functions.h"
+#include "cpu/feature.h"
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+#include "cpu/operator.h"
+#include "cpu/streamed.h"
+
+namespace py = pybind11;
+
+namespace icsd {
+namespace {
+
+// OpenMP has a number of threads for each thread of the program. PyTorch sets it for a thread that asks for it first.
+void take_number_of_threads() {
+  thread_local bool taken = false;
+  if (taken) return;
+  py::module_::import("torch").attr("get_num_threads")();
+  taken = true;
+}
+
+// Kernels run without the interpreter's lock. New tensors lie in the memory of cpu/memory.h.
+class CPU {
+ public:
+  static dlpack::DLDevice device_of(const Tensor&) { return {dlpack::kDLCPU, 0}; }
+
+  CPU(const Tensor& x, const Inputs&) : api_(*x.api) { take_number_of_threads(); }
+
+  void check_regime(const Inputs&, Regime) const {}
+
+  NewTensor new_tensor(DType dtype, const std::vector<int64_t>& sizes) const;
+
+  template <class C>
+  void gram(const Features& x, Shape shape, C* out) const {
+    py::gil_scoped_release unlocked;
+    cpu::gram<C>(x, shape, out);
+  }
+
+  template <class C>
+  void combine(const C* matrix, int64_t outputs, const Features& x, const Features& out, Shape shape) const {
+    py::gil_scoped_release unlocked;
+    cpu::combine<C>(matrix, outputs, x, out, shape);
+  }
+
+  template <class C>
+  void distill(const Inputs& inputs, const Spec& spec, C* loss, void* saved) const {
+    py::gil_scoped_release unlocked;
+    const auto& [features, shape] = inputs;
+    switch (spec.regime) {
+      case Regime::sample:
+        return cpu::distill_sample<C>(features, shape, spec, loss, static_cast<C*>(saved));
+      case Regime::feature:
+        return cpu::distill_feature<C>(features, shape, spec, loss, static_cast<double*>(saved));
+      case Regime::streamed:
+        return cpu::distill_streamed<C>(features, shape, spec, loss, static_cast<C*>(saved));
+    }
+  }
+
+  template <class C>
+  void distill_backward(const C* grad, const void* saved, const Inputs& inputs, const std::vector<Features>& gradients,
+                        const Spec& spec) const {
+    py::gil_scoped_release unlocked;
+    const auto& [features, shape] = inputs;
+    switch (spec.regime) {
+      case Regime::sample:
+        return cpu::distill_sample_backward<C>(grad, static_cast<const C*>(saved), features, gradients, shape);
+      case Regime::feature:
+        return cpu::distill_feature_backward<C>(grad, static_cast<const double*>(saved), features, gradients, shape,
+                                                spec);
+      case Regime::streamed:
+        return cpu::distill_streamed_backward<C>(grad, static_cast<const C*>(saved), features, gradients, shape, spec);
+    }
+  }
+
+ private:
+  const dlpack::DLPackExchangeAPI& api_;
+};
+
+NewTensor CPU::new_tensor(DType dtype, const std::vector<int64_t>& sizes) const {
+  struct Owner {
+    dlpack::DLManagedTensorVersioned managed;
+    cpu::Allocation memory;
+    std::vector<int64_t> sizes, strides;
+  };
+  const auto element = static_cast<int64_t>(size_of(dtype));
+  int64_t bytes = element;
+  std::vector<int64_t> strides(sizes.size());
+  for (std::size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = bytes / element;
+    if (__builtin_mul_overflow(bytes, sizes[dim], &bytes)) throw std::bad_alloc();
+  }
+  auto owner = std::make_unique<Owner>(
+      Owner{{}, cpu::Allocation(static_cast<std::size_t>(bytes)), sizes, std::move(strides)});
+  void* const data = owner->memory.data();
+  owner->managed = {{dlpack::kMajorVersion, 0},
+                    owner.get(),
+                    [](dlpack::DLManagedTensorVersioned* self) { delete static_cast<Owner*>(self->manager_ctx); },
+                    0,
+                    {data,
+                     {dlpack::kDLCPU, 0},
+                     static_cast<std::int32_t>(sizes.size()),
+                     dlpack_type_of(dtype),
+                     owner->sizes.data(),
+                     owner->strides.data(),
+                     0}};
+  void* object = nullptr;
+  if (api_.managed_tensor_to_py_object_no_sync(&owner.release()->managed, &object)) throw py::error_already_set();
+  return {py::reinterpret_steal<py::object>(static_cast<PyObject*>(object)), data};
+}
+
+}  // namespace
+
+void define_cpu(py::module_ module) { define_functions<CPU>(module); }
+
+}  // namespace icsd
