@@ -60,11 +60,14 @@ class Sampler:
         device = choose_device(device)
         path = checkpoint.find(path, checkpoint.MODEL)
         state = checkpoint.load(path, ["config", "attribution", "text", "ema"])
-        config = state["config"]
-        text_encoder = restore_text_encoder(TextConfig(**config["text"]), state["text"])
-        model = TextToImage(text_encoder, GeneratorConfig(**config["generator"]))
-        model.load_state_dict(state["ema"])
-        return cls(model.eval().to(device), state["attribution"], path, config)
+        config, attribution = state["config"], state["attribution"]
+        with checkpoint.restoring(path):
+            text_encoder = restore_text_encoder(TextConfig(**config["text"]), state["text"])
+            model = TextToImage(text_encoder, GeneratorConfig(**config["generator"]))
+            checkpoint.load_module(model, state["ema"], "ema")
+            if not isinstance(attribution, str | None):
+                raise TypeError(f"attribution is {attribution!r}")
+        return cls(model.eval().to(device), attribution, path, config)
 
     @property
     def device(self) -> torch.device:

@@ -8,8 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icsd.models import DiscriminatorConfig, GeneratorOutput, build_discriminators
-from icsd.ops import cross_sample_similarity, flatten_samples
+from icsd.models import (
+    DiscriminatorConfig,
+    GeneratorDistillationConfig,
+    GeneratorOutput,
+    build_discriminators,
+    similarity_matrices,
+)
 from icsd.sampling.sampler import Sampler, stages_of
 from icsd.training import checkpoint
 
@@ -42,22 +47,25 @@ def similarities(sampler: Sampler, outputs: Sequence[GeneratorOutput]) -> Simila
     Returns:
         The similarities at each stage, and what was compared.
     """
-    source = sampler.config["distillation"]["generator"]["source"]
+    with checkpoint.restoring(sampler.path):
+        source = GeneratorDistillationConfig(**sampler.config["distillation"]["generator"]).source
+        if source not in DESCRIPTIONS:
+            raise ValueError(f"distillation.generator.source is {source}")
     if source == "hidden":
         features = [torch.cat(stage).cpu() for stage in zip(*(output.hidden for output in outputs), strict=True)]
     else:
         features = stages_of(outputs)
     if source == "discriminator":
         features = _discriminator_features(sampler, features)
-    return Similarities([cross_sample_similarity(flatten_samples(stage)) for stage in features], source)
+    return Similarities(similarity_matrices(features), source)
 
 
 def _discriminator_features(sampler: Sampler, stages: Sequence[Tensor]) -> list[Tensor]:
     """Return what each stage's discriminator extracts from its images, on the CPU."""
-    generator = sampler.model.generator
-    discriminators = build_discriminators(
-        DiscriminatorConfig(**sampler.config["discriminator"]), generator.resolutions, sampler.model.text_encoder.dim
-    )
-    discriminators.load_state_dict(checkpoint.load(sampler.path, ["discriminators"])["discriminators"])
-    discriminators.eval()
+    resolutions, dim = sampler.model.generator.resolutions, sampler.model.text_encoder.dim
+    state = checkpoint.load(sampler.path, ["discriminators"])["discriminators"]
+    with checkpoint.restoring(sampler.path):
+        config = DiscriminatorConfig(**sampler.config["discriminator"])
+        discriminators = build_discriminators(config, resolutions, dim).eval()
+        checkpoint.load_module(discriminators, state, "discriminators")
     return [discriminator.features(images) for discriminator, images in zip(discriminators, stages, strict=True)]

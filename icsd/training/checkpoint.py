@@ -2,7 +2,7 @@
 
 A checkpoint is a nested state of dicts, lists, tensors and JSON scalars. The tensors are stored as such; everything
 else (configuration, vocabulary, step, optimizer options, ...) is JSON in the file's metadata header, where each tensor
-is replaced by a reference to its name.
+is replaced by a reference to its name. The header has a checksum, and so has each tensor: a damaged file is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 import icsd
 from icsd.errors import InputError
+from icsd.training.renamed import leaves, new_key
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _HEADER = "icsd_checkpoint"
 _TENSOR = "$tensor"  # {"$tensor": name}: a tensor
@@ -68,12 +71,18 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
         state: Dict of dicts, lists, tensors and JSON scalars. Tuples are stored as lists.
 
     Raises:
+        InputError: A tensor holds values that are not finite.
         OSError: The file cannot be written (full disk, permission). What was at ``path`` before is unchanged.
     """
     path = Path(path)
     tensors: dict[str, torch.Tensor] = {}
     header = {"format": FORMAT_VERSION, "icsd": icsd.__version__, "state": _flatten(state, "", tensors)}
-    metadata = {_HEADER: json.dumps(header)}  # one entry: several would come out in a random order
+    bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise InputError(f"{bad} is not finite: training diverged; {path} was not written")
+    header["checksums"] = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    text = json.dumps(header)
+    metadata = {_HEADER: f"{zlib.crc32(text.encode()):08x}{text}"}  # several entries would come out in a random order
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -101,15 +110,89 @@ def load(path: Path | str, entries: Collection[str] | None = None) -> dict[str, 
         The saved state, or the chosen entries of it.
 
     Raises:
-        InputError: The file is missing, truncated, not a checkpoint of icsd, of another format version, or lacks one
-            of ``entries``.
+        InputError: The file is missing, truncated, damaged, not a checkpoint of icsd, of another format version, or
+            lacks one of ``entries``.
     """
-    with _open(Path(path)) as (file, state):
+    with _open(Path(path)) as (file, header):
+        state = header["state"]
         missing = sorted(set(entries or ()) - state.keys())
         if missing:
             raise InputError(f"checkpoint {path} has no entry {', '.join(missing)}; it holds {', '.join(state)}")
         chosen = {key: value for key, value in state.items() if entries is None or key in entries}
-        return _unflatten(chosen, file)
+        return _unflatten(chosen, file, header["checksums"])
+
+
+@contextlib.contextmanager
+def restoring(path: Path | str) -> Iterator[None]:
+    """Name the checkpoint in the errors that its contents cause while objects are made from them.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        InputError: In the place of the exceptions that a wrong type, name, number or shape causes.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"checkpoint {path} is damaged or was made by other code ({reason}): give another one"
+        ) from error
+
+
+def load_module(module: nn.Module, state: Any, name: str) -> None:
+    """Load the state of a module, after a check of names, dtypes and shapes.
+
+    Args:
+        module: The module.
+        state: Tensors by name.
+        name: The name of the state in messages.
+
+    Raises:
+        ValueError: The state does not fit; see `restoring`.
+    """
+    expected = module.state_dict()
+    differing = sorted(expected.keys() ^ state.keys())
+    if differing:
+        raise ValueError(f"{name} has other entries than expected: {', '.join(differing[:3])}")
+    for key, tensor in expected.items():
+        _check_like(state[key], tensor, f"{name}.{key}")
+    module.load_state_dict(state)
+
+
+def load_adam(optimizer: torch.optim.Adam, state: Any, name: str) -> None:
+    """Load the moments of an optimizer, after a check of names, dtypes and shapes.
+
+    Args:
+        optimizer: The optimizer, whose options stay as they are.
+        state: The part ``"state"`` of its state dict.
+        name: The name of the state in messages.
+
+    Raises:
+        ValueError: The state does not fit; see `restoring`.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, moments in state.items():
+        expected = {"step": torch.zeros(()), "exp_avg": weights[index], "exp_avg_sq": weights[index]}
+        if expected.keys() != moments.keys():
+            raise ValueError(f"{name}.{index} has other entries than expected: {', '.join(moments)}")
+        for key, tensor in expected.items():
+            _check_like(moments[key], tensor, f"{name}.{index}.{key}")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_like(found: Any, expected: torch.Tensor, name: str) -> None:
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(f"{name} is a {type(found).__name__}, not a tensor")
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        raise ValueError(
+            f"{name} is {found.dtype} of shape {tuple(found.shape)}, where {expected.dtype} of shape "
+            f"{tuple(expected.shape)} is expected"
+        )
 
 
 def check_config(path: Path | str, saved: dict[str, Any], wanted: dict[str, Any], free: Collection[str] = ()) -> None:
@@ -124,7 +207,7 @@ def check_config(path: Path | str, saved: dict[str, Any], wanted: dict[str, Any]
     Raises:
         InputError: Some other value differs; names the keys and both values.
     """
-    old, new = dict(_leaves(saved)), dict(_leaves(wanted))
+    old, new = dict(leaves(saved)), dict(leaves(wanted))
     differing = [
         f"{key} (checkpoint: {old.get(key)}, now: {new.get(key)})"
         for key in sorted(old.keys() | new.keys())
@@ -167,8 +250,8 @@ def latest(folder: Path | str) -> Path:
 
 def kind_of(path: Path) -> Kind | None:
     """Return the kind of a checkpoint, or None for a kind of no command; see `load` for the errors."""
-    with _open(path) as (_, state):
-        return next((kind for kind in KINDS if kind.entry in state), None)
+    with _open(path) as (_, header):
+        return next((kind for kind in KINDS if kind.entry in header["state"]), None)
 
 
 def find(place: Path | str, kind: Kind) -> Path:
@@ -236,15 +319,23 @@ def _steps(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a checkpoint: yield the safetensors file and the state with references in the place of its tensors."""
+    """Open a checkpoint: yield the safetensors file and the header, with references in the place of tensors."""
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}: give a .safetensors file or a run folder of `icsd train`")
+    path.open("rb").close()  # an unreadable file is an OSError, which says so
     try:
         with safe_open(path, "pt") as file:
-            yield file, _read_header(path, file.metadata() or {})["state"]
-    except (SafetensorError, json.JSONDecodeError) as error:
+            yield file, _read_header(path, file.metadata() or {})
+    except InputError:
+        raise
+    except SafetensorError as error:
         raise InputError(
             f"checkpoint {path} is truncated or not a .safetensors file ({error}): give another one, "
+            "or remove it, and its run falls back on an earlier one"
+        ) from error
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"checkpoint {path} is damaged ({type(error).__name__}: {error}): give another one, "
             "or remove it, and its run falls back on an earlier one"
         ) from error
 
@@ -252,13 +343,37 @@ def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 def _read_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if _HEADER not in metadata:
         raise InputError(f"{path} is a .safetensors file but not a checkpoint of icsd: give one made by `icsd train`")
-    header = json.loads(metadata[_HEADER])
+    content = metadata[_HEADER]
+    checksum, text = ("", content) if content.startswith("{") else (content[:8], content[8:])
+    header = json.loads(text)
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise ValueError("its header has no format version")
     if header["format"] != FORMAT_VERSION:
         raise InputError(
-            f"checkpoint {path} has format version {header['format']}, written by icsd {header['icsd']}; "
-            f"icsd {icsd.__version__} reads version {FORMAT_VERSION}: use the icsd that wrote it"
+            f"checkpoint {path} has format version {header['format']}, written by icsd {header.get('icsd')}; "
+            f"icsd {icsd.__version__} reads version {FORMAT_VERSION}: use the icsd that wrote it{_renamed(header)}"
         )
+    if checksum != f"{zlib.crc32(text.encode()):08x}":
+        raise ValueError("its header does not have the checksum that was written with it")
+    if not isinstance(header.get("state"), dict) or not isinstance(header.get("checksums"), dict):
+        raise ValueError("its header has no state")
     return header
+
+
+def _renamed(header: dict[str, Any]) -> str:
+    """Name the configuration keys of an older checkpoint that have other names now."""
+    state = header.get("state")
+    config = state.get("config") if isinstance(state, dict) else None
+    keys = [key for key, _ in leaves(config)] if isinstance(config, dict) else []
+    pairs = [f"{key} is now {new}" for key in keys if (new := new_key(key)) is not None]
+    return f". Of its configuration keys, {'; '.join(pairs)}" if pairs else ""
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    """Return the checksum of a tensor's dtype, shape and values."""
+    kind = f"{tensor.dtype} {list(tensor.shape)}".encode()
+    values = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return f"{zlib.crc32(values, zlib.crc32(kind)):08x}"
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -281,22 +396,23 @@ def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     raise TypeError(f"a checkpoint cannot hold {name}, a {type(value).__name__}: only tensors and JSON values")
 
 
-def _unflatten(value: Any, file: Any) -> Any:
+def _unflatten(value: Any, file: Any, checksums: dict[str, str]) -> Any:
     """Undo `_flatten`, reading tensors from an open safetensors file."""
     if isinstance(value, list):
-        return [_unflatten(item, file) for item in value]
+        return [_unflatten(item, file, checksums) for item in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {_TENSOR}:
-        return file.get_tensor(value[_TENSOR])
+        return _read_tensor(value[_TENSOR], file, checksums)
     if value.keys() == {_PAIRS}:
-        return {key: _unflatten(item, file) for key, item in value[_PAIRS]}
-    return {key: _unflatten(item, file) for key, item in value.items()}
+        return {key: _unflatten(item, file, checksums) for key, item in value[_PAIRS]}
+    return {key: _unflatten(item, file, checksums) for key, item in value.items()}
 
 
-def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _read_tensor(name: str, file: Any, checksums: dict[str, str]) -> torch.Tensor:
+    tensor = file.get_tensor(name)
+    if _checksum(tensor) != checksums[name]:
+        raise ValueError(f"{name} does not have the checksum that was written with it")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} holds values that are not finite")
+    return tensor

@@ -165,9 +165,8 @@ class Pretrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken, on a pretrainer of the same configuration and vocabulary."""
         self.step_count = state["step"]
-        self.damsm.load_state_dict(state["damsm"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        checkpoint.load_module(self.damsm, state["damsm"], "damsm")
+        checkpoint.load_adam(self.optimizer, state["optimizer"], "optimizer")
         restore_random_state(state["random"], self.device)
 
 
@@ -202,11 +201,12 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
     else:
         folder, path = resume, checkpoint.find(resume, checkpoint.ENCODERS)
         state = checkpoint.load(path)
-        checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
-        if state["step"] >= config.steps:
-            raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
-        pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch)
-        pretrainer.load_state_dict(state)
+        with checkpoint.restoring(path):
+            checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
+            if state["step"] >= config.steps:
+                raise InputError(f"{folder} is already trained for {state['step']} steps: give a larger --steps")
+            pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch)
+            pretrainer.load_state_dict(state)
     _run(folder, config, pretrainer, train_set, test_set)
     return folder
 
@@ -223,6 +223,11 @@ def load_damsm(path: Path, resolution: int) -> tuple[DAMSM, TextConfig]:
     """
     path = checkpoint.find(path, checkpoint.ENCODERS)
     state = checkpoint.load(path, ["config", "text", "damsm"])
+    with checkpoint.restoring(path):
+        return _frozen_damsm(path, state, resolution)
+
+
+def _frozen_damsm(path: Path, state: dict[str, Any], resolution: int) -> tuple[DAMSM, TextConfig]:
     saved = state["config"]
     if saved["image"]["encoder"] == "cnn" and saved["resolution"] != resolution:
         raise InputError(
@@ -237,7 +242,7 @@ def load_damsm(path: Path, resolution: int) -> tuple[DAMSM, TextConfig]:
         resolution=saved["resolution"],
     )
     damsm = _restore(config, state)
-    damsm.load_state_dict(state["damsm"])
+    checkpoint.load_module(damsm, state["damsm"], "damsm")
     damsm.text_encoder.freeze()
     return damsm.requires_grad_(False).eval(), config.text
 

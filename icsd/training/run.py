@@ -419,14 +419,15 @@ def _restore(config: TrainConfig, folder: Path) -> Trainer:
     """Make the trainer that wrote the newest checkpoint of a run folder."""
     path = checkpoint.find(folder, checkpoint.MODEL)
     state = checkpoint.load(path)
-    checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
-    if state["step"] >= config.steps:
-        raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
-    if config.damsm.checkpoint is not None:
-        trainer = _guided(config)
-    else:
-        trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
-    trainer.load_state_dict(state)
+    with checkpoint.restoring(path):
+        checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
+        if state["step"] >= config.steps:
+            raise InputError(f"{folder} is already trained for {state['step']} steps: give a larger --steps")
+        if config.damsm.checkpoint is not None:
+            trainer = _guided(config)
+        else:
+            trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
+        trainer.load_state_dict(state)
     return trainer
 
 

@@ -36,6 +36,7 @@ from icsd.training.adversarial import (
 )
 from icsd.training.augment import augment
 from icsd.training.batches import Batch
+from icsd.training.checkpoint import load_adam, load_module
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.randomness import random_state, restore_random_state
 
@@ -352,15 +353,13 @@ class Trainer:
             state: What `state_dict` gave.
         """
         self.step_count = state["step"]
-        self.ema.module.load_state_dict(state["ema"])
+        load_module(self.ema.module, state["ema"], "ema")
         self.ema.n_averaged.fill_(self.step_count)
-        self.model.load_state_dict(state["model"])
-        self.discriminators.load_state_dict(state["discriminators"])
-        self.matching.load_state_dict(state["matching"])
+        for name in ("model", "discriminators", "matching"):
+            load_module(getattr(self, name), state[name], name)
         for name in ("generator_optimizer", "discriminator_optimizer"):
             optimizer = getattr(self, name)
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state[name], "param_groups": groups})
+            load_adam(optimizer, state[name], name)
             for weight, moments in optimizer.state.items():  # the fused kernel takes it that all lie alike in memory
                 aligned = {key: torch.empty_like(weight).copy_(moments[key]) for key in ("exp_avg", "exp_avg_sq")}
                 moments.update(aligned)

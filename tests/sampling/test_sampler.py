@@ -4,6 +4,7 @@ import torch
 from icsd.errors import InputError
 from icsd.sampling import Sampler
 from icsd.sampling.sampler import stages_of
+from icsd.sampling.similarity import similarities
 from icsd.training import checkpoint
 
 
@@ -83,3 +84,73 @@ def test_truncated_noise_stays_within_and_keeps_the_rest(path):
         assert b.abs().max() <= 0.5
         inside = a.abs() <= 0.5
         assert torch.equal(a[inside], b[inside])
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["config"], None),
+        (["config"], []),
+        (["config", "text"], None),
+        (["config", "text"], {"dim": "wide"}),
+        (["config", "text", "more"], 1),
+        (["config", "text", "encoder"], "abacus"),
+        (["config", "text", "dim"], 16),
+        (["config", "text", "embedding_dim"], 2.5),
+        (["config", "text", "max_words"], "18"),
+        (["config", "generator", "resolutions"], [8]),
+        (["config", "generator", "resolutions"], "8, 16"),
+        (["config", "generator", "resolutions"], [[8], 16]),
+        (["config", "generator", "width"], None),
+        (["config", "generator", "width"], 8),
+        (["config", "generator", "noise_dim"], "4"),
+        (["attribution"], 3),
+        (["text"], None),
+        (["text"], {}),
+        (["text", "vocabulary"], [1, 2]),
+        (["text", "vocabulary"], ["a", "a"]),
+        (["text", "vocabulary"], None),
+        (["text", "vocabulary"], ["one", "word", "more"]),
+        (["ema"], []),
+        (["ema", "generator.heads.0.weight"], 3),
+        (["ema", "more"], torch.ones(2)),
+    ],
+    ids=str,
+)
+def test_a_crafted_checkpoint_is_one_line(path, keys, value):
+    state = checkpoint.load(path)
+    place = state
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    checkpoint.save(path, state)
+    with pytest.raises(InputError) as caught:
+        Sampler.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float64, torch.bfloat16])
+def test_weights_of_another_type_are_refused(path, dtype):
+    state = checkpoint.load(path)
+    state["ema"]["generator.heads.0.weight"] = state["ema"]["generator.heads.0.weight"].to(dtype)
+    checkpoint.save(path, state)
+    with pytest.raises(InputError, match=r"ema\.generator\.heads\.0\.weight is torch\."):
+        Sampler.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("distillation", {}),
+        ("distillation", {"generator": {"source": 3}}),
+        ("discriminator", {"width": "4"}),
+        ("discriminator", {"width": 8}),
+    ],
+)
+def test_similarities_of_a_crafted_checkpoint_are_one_line(path, key, value):
+    state = checkpoint.load(path)
+    state["config"][key] = value
+    checkpoint.save(path, state)
+    sampler = Sampler.load(path)
+    with pytest.raises(InputError, match="is damaged or was made by other code"):
+        similarities(sampler, sampler.sample(["a woman", "a red flower"]))

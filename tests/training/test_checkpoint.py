@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import zlib
 
 import pytest
 import torch
@@ -205,3 +207,140 @@ def test_a_checkpoint_is_found_by_file_run_or_its_folder_of_checkpoints(tmp_path
     run_of(tmp_path, "birds", "ema")
     with pytest.raises(InputError, match="give one of them, birds, emoji"):
         checkpoint.find(tmp_path, checkpoint.MODEL)
+
+
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small_state())
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    places = [*range(8), *(generator.randrange(8 * len(whole)) for _ in range(400))]
+    unnoticed = []
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            checkpoint.load(path)
+            unnoticed.append(place)
+        except InputError as error:
+            assert "a.safetensors" in str(error)  # noqa: PT017
+    assert unnoticed == []
+
+
+def write(path, header, tensors=None):
+    """Write a file whose header has the right checksum."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    save_file(tensors or {}, path, {"icsd_checkpoint": f"{zlib.crc32(text.encode()):08x}{text}"})
+    return path
+
+
+def header_of(state, **change):
+    return {"format": checkpoint.FORMAT_VERSION, "icsd": "0", "state": state, "checksums": {}} | change
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "null",
+        "[]",
+        "3",
+        DEEP,
+        '{"format": "3"}',
+        header_of({}, format=None),
+        header_of([]),
+        header_of(None),
+        header_of("state"),
+        header_of({}, checksums=[]),
+        header_of({"x": {"$tensor": "absent"}}),
+        header_of({"x": {"$tensor": 3}}),
+        header_of({"x": {"$tensor": ["x"]}}),
+        header_of({"x": {"$tensor": "x"}}),
+        header_of({"x": {"$tensor": "x"}}, checksums={"x": None}),
+        header_of({"x": {"$tensor": "x"}}, checksums={"x": "00000000"}),
+        header_of({"x": {"$pairs": 3}}),
+        header_of({"x": {"$pairs": [3]}}),
+        header_of({"x": {"$pairs": [[1, 2, 3]]}}),
+        header_of({"x": {"$pairs": [[[1], 2]]}}),
+        f'{{"format": 3, "icsd": "0", "checksums": {{}}, "state": {{"x": {"[" * 900}{"]" * 900}}}}}'.replace(
+            "3", str(checkpoint.FORMAT_VERSION), 1
+        ),
+    ],
+    ids=lambda header: (header if isinstance(header, str) else json.dumps(header))[:40],
+)
+def test_crafted_headers_are_one_line(tmp_path, header):
+    path = write(tmp_path / "a.safetensors", header, {"x": torch.ones(2)})
+    try:
+        checkpoint.load(path)
+    except InputError as error:
+        assert "a.safetensors" in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert "900" in str(header) or "[[" in str(header)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), complex(0, float("nan"))])
+def test_values_that_are_not_finite_are_neither_written_nor_read(tmp_path, value):
+    path, tensor = tmp_path / "a.safetensors", torch.tensor([1, value])
+    with pytest.raises(InputError, match="model/x is not finite: training diverged"):
+        checkpoint.save(path, {"model": {"x": tensor}})
+    assert os.listdir(tmp_path) == []
+    checksums = {"x": checkpoint._checksum(tensor)}
+    write(path, header_of({"x": {"$tensor": "x"}}, checksums=checksums), {"x": tensor})
+    with pytest.raises(InputError, match="x holds values that are not finite"):
+        checkpoint.load(path)
+
+
+def test_an_older_checkpoint_is_told_the_new_names_of_its_keys(tmp_path):
+    config = {"optimiser": {"clip": 1}, "seed": 0}
+    header = {"format": 2, "icsd": "0.1", "state": {"config": config, "ema": {}}}
+    save_file({}, tmp_path / "old.safetensors", {"icsd_checkpoint": json.dumps(header)})
+    with pytest.raises(InputError, match=r"format version 2, .*optimiser\.clip is now optimizer\.clip$"):
+        checkpoint.load(tmp_path / "old.safetensors")
+
+
+def changed(tensor, how):
+    return {
+        "int32": tensor.int(),
+        "bool": tensor.bool(),
+        "complex": tensor.to(torch.complex64),
+        "half": tensor.half(),
+        "longer": torch.cat([tensor, tensor]),
+        "flat": tensor.flatten(),
+        "scalar": tensor.sum(),
+        "list": tensor.tolist(),
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["int32", "bool", "complex", "half", "longer", "flat", "scalar", "list"])
+def test_tensors_of_another_type_or_shape_are_refused(how):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state, moments = model.state_dict(), optimizer.state_dict()["state"]
+    checkpoint.load_module(model, dict(state), "model")
+    checkpoint.load_adam(optimizer, moments, "adam")
+    with pytest.raises(InputError, match=r"checkpoint a is damaged or was made by other code \(model\.weight is "):  # noqa: SIM117
+        with checkpoint.restoring("a"):
+            checkpoint.load_module(model, state | {"weight": changed(state["weight"], how)}, "model")
+    first = moments[0] | {"exp_avg": changed(moments[0]["exp_avg"], how)}
+    with pytest.raises(ValueError, match=r"adam\.0\.exp_avg is "):
+        checkpoint.load_adam(optimizer, moments | {0: first}, "adam")
+
+
+@pytest.mark.parametrize("state", [{}, {"weight": 1}, {"weight": 1, "bias": 2, "more": 3}, [], None, "weight"])
+def test_states_with_other_entries_are_refused(state):
+    with pytest.raises(InputError, match="checkpoint a is damaged"), checkpoint.restoring("a"):
+        checkpoint.load_module(torch.nn.Linear(3, 2), state, "model")
+
+
+@pytest.mark.parametrize("state", [{0: {}}, {7: {}}, {"0": {}}, {0: None}, [], None])
+def test_moments_with_other_entries_are_refused(state):
+    optimizer = torch.optim.Adam(torch.nn.Linear(3, 2).parameters())
+    with pytest.raises(InputError, match="checkpoint a is damaged"), checkpoint.restoring("a"):
+        checkpoint.load_adam(optimizer, state, "adam")
