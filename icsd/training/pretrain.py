@@ -204,7 +204,7 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
         with checkpoint.restoring(path):
             checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
             if state["step"] >= config.steps:
-                raise InputError(f"{folder} is already trained for {state['step']} steps: give a larger --steps")
+                raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
             pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch)
             pretrainer.load_state_dict(state)
     _run(folder, config, pretrainer, train_set, test_set)

@@ -422,7 +422,7 @@ def _restore(config: TrainConfig, folder: Path) -> Trainer:
     with checkpoint.restoring(path):
         checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
         if state["step"] >= config.steps:
-            raise InputError(f"{folder} is already trained for {state['step']} steps: give a larger --steps")
+            raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
         if config.damsm.checkpoint is not None:
             trainer = _guided(config)
         else:
