@@ -1,6 +1,6 @@
 """What the CUDA backend launches, at shapes of which a docs page tells: counted in the emulator.
 
-`python -m benchmarks.kernels --pin` has it write launches.csv anew.
+`python -m tools.kernel_table --pin` has it write launches.csv anew.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from emulated import EmulatedBackend, Traffic
 from resources import instructions
 
 import icsd
-from benchmarks.kernels import CASES, PASSES, Case
 from icsd.ops import registry
 from icsd.ops.regimes import force_regime
+from tools.kernel_cases import CASES, PASSES, Case
 
 TABLE = Path(__file__).with_name("launches.csv")
 ARCHITECTURES = ("80", "75")  # of whose capability the emulated device is
@@ -44,7 +44,7 @@ class Launches(NamedTuple):
 def count(backend: EmulatedBackend, case: Case) -> dict[str, list[Launches]]:
     """By pass, in their order."""
     backend.library.emulator_multiprocessors(MULTIPROCESSORS)
-    stages = [torch.randn(case.samples, case.features).to(getattr(torch, case.dtype)) for _ in range(2)]
+    stages = [torch.randn(case.samples, case.dim).to(getattr(torch, case.dtype)) for _ in range(2)]
     stages[0].requires_grad_()
     with force_regime(case.regime):
         with Traffic(backend.library, *stages) as forward:

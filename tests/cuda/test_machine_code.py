@@ -5,8 +5,8 @@ import re
 import pytest
 from resources import ARCHITECTURES, dump, find_cuobjdump, instructions, pinned, usage
 
-from benchmarks.occupancy import occupancy
 from icsd import _native
+from tools.occupancy import occupancy
 
 BUILT = _native.build["cuda"].split()
 

@@ -10,9 +10,9 @@ from emulated import EmulatedBackend, Traffic
 from test_accuracy import DTYPES
 
 import icsd
-from benchmarks.kernels import CASES
 from icsd.ops import registry
 from icsd.ops.regimes import force_regime
+from tools.kernel_cases import CASES
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
@@ -72,7 +72,7 @@ def test_launches_are_as_the_table_says(case, counted):
         for row in rows
         if [row[field] for field in case._fields] == [*map(str, case)]
     ]
-    assert [[*map(str, row)] for row in found] == expected, "run: python -m benchmarks.kernels --pin"
+    assert [[*map(str, row)] for row in found] == expected, "run: python -m tools.kernel_table --pin"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -15,10 +15,10 @@ from accesses import record
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
 import icsd
-from benchmarks.kernels import CASES as OF_THE_TABLE
 from icsd.losses import KL
 from icsd.ops.regimes import force_regime
 from icsd.ops.triton import kernels, streamed
+from tools.kernel_cases import CASES as OF_THE_TABLE
 
 
 @pytest.fixture
@@ -150,4 +150,4 @@ def test_launches_are_as_the_table_says(case, trace):
     with launches.TABLE.open() as file:
         rows = [row for row in csv.DictReader(file) if [row[field] for field in case._fields] == [*map(str, case)]]
     expected = [[row["pass"], row["kernel"], row["bytes"]] for row in rows]
-    assert [[*map(str, row)] for row in found] == expected, "run: python -m benchmarks.kernels --pin"
+    assert [[*map(str, row)] for row in found] == expected, "run: python -m tools.kernel_table --pin"

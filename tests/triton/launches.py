@@ -1,6 +1,6 @@
 """What the Triton backend launches, at shapes of which a docs page tells: counted in the interpreter.
 
-`python -m benchmarks.kernels --pin` has it write launches.csv anew.
+`python -m tools.kernel_table --pin` has it write launches.csv anew.
 """
 
 import csv
@@ -11,8 +11,8 @@ import torch
 from accesses import record
 
 import icsd
-from benchmarks.kernels import CASES, PASSES, Case
 from icsd.ops.regimes import force_regime
+from tools.kernel_cases import CASES, PASSES, Case
 
 TABLE = Path(__file__).with_name("launches.csv")
 
@@ -20,7 +20,7 @@ TABLE = Path(__file__).with_name("launches.csv")
 def count(case, trace):
     """By pass, the kernels in their order and the bytes of features and gradients that they read and write, for each
     feature of the stages they touch."""
-    stages = [torch.randn(case.samples, case.features).to(getattr(torch, case.dtype)) for _ in range(2)]
+    stages = [torch.randn(case.samples, case.dim).to(getattr(torch, case.dtype)) for _ in range(2)]
     stages[0].requires_grad_()
     first = len(trace.kernels)
     with force_regime(case.regime):

@@ -8,11 +8,11 @@ import pytest
 triton = pytest.importorskip("triton")
 
 import torch  # noqa: E402
+from machine_code import REGIMES, TARGETS, compile_for, dry_run, without_gpu  # noqa: E402
 
-from benchmarks.kernels import TEMPERATURES  # noqa: E402
-from benchmarks.machine_code import REGIMES, TARGETS, compile_for, dry_run, without_gpu  # noqa: E402
 from icsd.ops.triton import TritonBackend, kernels, launch  # noqa: E402
 from icsd.ops.triton.kernels.tuning import SHARED_BYTES  # noqa: E402
+from tools.kernel_cases import TEMPERATURES  # noqa: E402
 
 VERSION, *PINNED = json.loads((Path(__file__).parent / "resources.json").read_text())
 MATRIX = {

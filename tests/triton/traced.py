@@ -11,12 +11,12 @@ from unittest import mock
 
 import torch
 from functorch.compile import aot_function, make_boxed_func
+from machine_code import TARGETS, without_gpu
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 from torch._subclasses import FakeTensorMode
 from triton.runtime import Autotuner
 
 import icsd
-from benchmarks.machine_code import TARGETS, without_gpu
 from icsd.losses import KL
 from icsd.ops.triton import TritonBackend
 

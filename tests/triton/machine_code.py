@@ -1,4 +1,7 @@
-"""Compiles the Triton kernels for every architecture, without a GPU, and tells what the machine code needs."""
+"""Compile the Triton kernels for every architecture, without a GPU, and read from the machine code what they need.
+
+`python tests/triton/machine_code.py` renews resources.json, after a change that is meant to change it.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import Autotuner, driver
 
-from benchmarks.kernels import CASES, TEMPERATURES
-from benchmarks.occupancy import occupancy
 from icsd.ops.fused import Distillation, saved_dtype, saved_shape
 from icsd.ops.triton import feature_space, kernels, launch, sample_space, streamed
+from tools.kernel_cases import CASES, TEMPERATURES
+from tools.occupancy import occupancy
 
 NVIDIA = [80, 86, 89, 90, 100, 120]
 AMD = {"gfx90a": 64, "gfx942": 64, "gfx950": 64, "gfx1100": 32}
@@ -29,6 +32,7 @@ TARGETS = [GPUTarget("cuda", capability, 32) for capability in NVIDIA] + [
     GPUTarget("hip", name, width) for name, width in AMD.items()
 ]
 
+TABLE = Path(__file__).with_name("resources.json")
 MATRIX_INSTRUCTION = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync|v_mfma_f\d+|v_wmma_f\d+)")
 
 
@@ -98,7 +102,7 @@ def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
 
     with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
         for case in CASES:
-            x = torch.empty(1, case.samples, case.features, dtype=getattr(torch, case.dtype), device="meta")
+            x = torch.empty(1, case.samples, case.dim, dtype=getattr(torch, case.dtype), device="meta")
             dry_run(case.regime, case.loss, [x, torch.empty_like(x)], TEMPERATURES)
     return found
 
@@ -147,15 +151,19 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
     return int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"STACK:(\d+)", usage)[1])
 
 
-def pin(path: Path) -> None:
-    """Write the table that tests/triton holds the compiler to; say how long it took, little where a cache has it."""
+def main() -> None:
+    """Write resources.json, and print how long the compiler took: little where Triton's cache holds the kernels."""
     lines = [json.dumps({"triton": triton.__version__})]
     for target in TARGETS:
-        begin = sum(os.times()[:4])  # with ptxas
+        begin = sum(os.times()[:4])  # ptxas is a process of its own
         found = compile_for(target)
         seconds = (sum(os.times()[:4]) - begin) / len(found)
         print(f"{target.arch}: {seconds:.2f} s of processor time for each kernel")
         for (regime, dtype, kernel), resources in found.items():
             row = {"architecture": str(target.arch), "regime": regime, "dtype": dtype, "kernel": kernel}
             lines.append(json.dumps(row | resources._asdict()))
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,18 +1,18 @@
-"""The table of docs/kernels.md is of today, and its occupancies are the calculator's."""
+"""The table of docs/kernels.md is up to date, and its occupancies are those of NVIDIA's calculator."""
 
 import pytest
 
-from benchmarks.kernels import MARKS, ROOT, page, write
-from benchmarks.occupancy import occupancy
+from tools.kernel_table import MARKS, ROOT, page, write
+from tools.occupancy import occupancy
 
 
-def test_the_page_has_the_table():
+def test_the_page_holds_the_table():
     assert MARKS[0] + page() + MARKS[1] in (ROOT / "docs" / "kernels.md").read_text(), (
-        "run: python -m benchmarks.kernels --write docs/kernels.md"
+        "run: python -m tools.kernel_table --write docs/kernels.md"
     )
 
 
-def test_write_replaces_what_is_between_the_marks(tmp_path):
+def test_write_replaces_the_text_between_the_marks(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("before\n" + MARKS[0] + "old\n" + MARKS[1] + "after\n")
     write(path)

@@ -1,0 +1,1 @@
+"""Scripts that generate figures and tables of the documentation."""
