@@ -128,11 +128,12 @@ def _encoders(options: Namespace, config: dict, device) -> list[Encoder]:
     from torch.nn import functional as F
 
     from icsd.evaluation.evaluate import Encoder
+    from icsd.training import checkpoint
     from icsd.training.pretrain import load_damsm
 
-    damsm, _ = load_damsm(options.encoder)
-    damsm = damsm.to(device)
-    size = damsm.image_encoder.resolution
+    path = checkpoint.find(options.encoder, checkpoint.ENCODERS)
+    size = checkpoint.load(path, ["config"])["config"]["resolution"]
+    damsm = load_damsm(path, size)[0].to(device)
     trained = config["damsm"]["checkpoint"]
     own = trained is not None and Path(trained).resolve() == options.encoder.resolve()
 

@@ -1,0 +1,65 @@
+import functools
+import json
+
+import pytest
+import torch
+
+from icsd.evaluation import attributes, extractors
+
+
+@pytest.fixture
+def quick(monkeypatch, workplace, icsd):
+    """A trained run, with stubs for the network and the steps that take long."""
+
+    def colors(images):
+        return {"features": torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)}
+
+    monkeypatch.setenv("ICSD_CACHE", str(workplace / "cache"))
+    monkeypatch.setattr(extractors, "lite0", lambda: extractors.Extractor("lite0", "a" * 64, "none", colors))
+    monkeypatch.setattr(attributes, "train_classifier", functools.partial(attributes.train_classifier, steps=1))
+    code, _, err = icsd("train", "--config", "tiny.yaml", "--steps", "1")
+    assert code == 0, err
+    return workplace
+
+
+RUN = "runs/procedural-flowers"
+
+
+def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
+    code, out, err = icsd("evaluate", RUN, "--count", "10", "--device", "cpu", "--output", "first.json")
+    assert code == 0, err
+    for figure in ("kernel_distance", "inconsistency", "accuracy of petal", "diversity_between_captions"):
+        assert figure in out
+    stages = json.loads((quick / "first.json").read_text())["stages"]
+    assert list(stages) == ["8", "16"]
+    assert stages["8"]["protocol"]["generated_images"] == 10
+
+    code, out, _ = icsd("evaluate", RUN, "--count", "10", "--device", "cpu", "--compare", "first.json")
+    assert code == 0
+    assert "differences: this evaluation minus first.json" in out
+    code, _, err = icsd("evaluate", RUN, "--count", "12", "--device", "cpu", "--compare", "first.json")
+    assert code == 2
+    assert "cannot be compared: generated_images is 12 and 10" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "1"], "--count is 1: give at least 2 images to evaluate"),
+        (["--extractor", "inception"], "--extractor inception needs --weights"),
+        (["--extractor", "dinov2", "--weights", "missing"], "missing holds no model.safetensors"),
+        (["--encoder", RUN], "is needed: give a checkpoint or a run folder of `icsd pretrain`"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(icsd, quick, monkeypatch, arguments, message):
+    monkeypatch.setattr(extractors, "_import", lambda name: pytest.fail(f"{name} is not needed"))
+    if "dinov2" in arguments:
+        monkeypatch.setattr(extractors, "_import", lambda name: None)
+    code, _, err = icsd("evaluate", RUN, "--device", "cpu", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_run_that_is_not_there_is_one_line(fails, workplace):
+    assert "nowhere" in fails("evaluate", "nowhere")
