@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,10 +16,13 @@ from PIL import Image
 
 from icsd.cli.parser import Parser, check_image_file
 from icsd.data import CaptionedImages, DataConfig, open_dataset, write_folder
-from icsd.data.files import check_new
+from icsd.data.dataset import Split
+from icsd.data.files import check_new, printable
+from icsd.data.limits import Limits
 from icsd.data.prepared import describe, write_prepared
-from icsd.data.records import Listing, with_splits
-from icsd.data.sources import READERS, list_set
+from icsd.data.records import Listing
+from icsd.data.sources import READERS, enlarged, list_set
+from icsd.data.splits import with_splits
 from icsd.errors import InputError
 from icsd.visualization import caption_grid
 
@@ -35,7 +40,7 @@ Examples:
       the images of your own folder that are held out of training
 
   icsd data export flowers --data.name procedural-flowers --data.size 500
-      a folder of drawn flowers, with a .txt of captions beside each"""
+      a folder of drawn flowers, with their captions in captions.jsonl"""
 
 PREPARE = """Read a set from the archives or folders in which it was published, check it, and write a folder to train
 from: cropped and reduced images, one captions.jsonl with captions, classes and splits, the vocabulary and AttnGAN's
@@ -48,17 +53,21 @@ pickles. A contact sheet is written beside the folder. Archives are read in plac
       Oxford-102, and Reed's captions
 
   icsd data prepare folder photos data/photos
-      your own images, with a .txt beside each, a captions.csv (file,caption) or a captions.jsonl
+      your own images, with a .txt beside each, a captions.csv (file,caption), a captions.jsonl or a Hugging Face
+      metadata.csv, metadata.jsonl or metadata.parquet (file_name,text)
 
   icsd data prepare webdataset shards data/photos
       WebDataset shards, .tar files
+
+  icsd data prepare coco train2017.zip val2017.zip annotations_trainval2017.zip data/coco
+      COCO captions; images named val are held out of training
 
   icsd data prepare cub CUB_200_2011 text data/birds --partial --dry-run
       report what an incomplete download would give, and write nothing
 
 The last path is the new folder. It appears when it is complete; after an error or Ctrl-C nothing is left behind."""
 
-_CONFIGS = {"cub": "birds", "oxford": "flowers", "folder": "folder", "webdataset": "folder"}
+_CONFIGS = {"cub": "birds", "oxford": "flowers", "folder": "folder", "webdataset": "folder", "coco": "folder"}
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
@@ -79,6 +88,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     prepare.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="number of parallel workers that decode images"
     )
+    prepare.add_class_arguments(Limits)
     preview = Parser(
         usage="icsd data preview [options]",
         description="Write a contact sheet of images with their first captions.",
@@ -87,13 +97,18 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     preview.add_argument("--output", type=Path, default=Path("preview.png"), help="image file to write")
     export = Parser(
         usage="icsd data export OUTPUT [options]",
-        description="Write a set as a folder of PNG images with a .txt of captions beside each.",
+        description="Write a set as a folder of PNG images, with a captions.jsonl of captions, classes and splits.",
     )
     export.add_argument("output", type=Path, metavar="OUTPUT", help="new or empty folder to write")
     for command in (preview, export):
-        command.add_argument("--resolution", type=int, default=64, help="side of the images in pixels")
-        command.add_argument("--split", type=Literal["train", "test"], default="train", help="split of the set")
+        command.add_argument(
+            "--resolution", type=int, default=64, help="side of the images in pixels, before the margin"
+        )
         command.add_class_arguments(DataConfig, "data")
+    preview.add_argument("--split", type=Literal["train", "test"], default="train", help="split of the set")
+    export.add_argument(
+        "--split", type=Literal["all", "train", "test"], default="all", help="split of the set, or both"
+    )
     subcommands = parser.add_subcommands(dest="action")
     subcommands.add_subcommand("prepare", prepare, help="check a downloaded set and write a folder to train from")
     subcommands.add_subcommand("preview", preview, help="write a contact sheet of images with captions")
@@ -109,20 +124,23 @@ def _prepare(options: Namespace) -> int:
     for key, least in (("size", 1), ("workers", 0)):
         if options[key] < least:
             raise InputError(f"--{key} is {options[key]}: give at least {least}")
-    check_new(options.output)
-    files, listing = list_set(options.set, options.paths)
+    sheet = options.output.absolute().with_name(f"{options.output.absolute().name}-contact-sheet.png")
+    _check_output(options.output, sheet)
+    limits = Limits(options.max_file_mb, options.max_pixels)
+    files, listing = list_set(options.set, options.paths, limits)
     if listing.problems and not options.partial:
         problems = "\n  ".join(listing.problems)
         raise InputError(
             f"{options.set} is not complete; correct this, or give --partial to leave it out. "
             f"Nothing was written:\n  {problems}"
         )
-    listing.records = with_splits(listing.records, options.test_fraction, options.seed)
+    try:
+        listing.records = with_splits(listing.records, options.test_fraction, options.seed)
+    except InputError as error:
+        problems = "".join(f"\n  {problem}" for problem in listing.problems)
+        raise InputError(f"{error}{problems and '. What was left out:'}{problems}") from error
     _summarize(options, listing)
-    if options.dry_run:
-        print("dry run      nothing was written")
-        return 0
-    left_out = write_prepared(
+    prepared = write_prepared(
         options.set,
         listing,
         files,
@@ -130,22 +148,48 @@ def _prepare(options: Namespace) -> int:
         size=options.size,
         workers=options.workers,
         partial=options.partial,
+        dry_run=options.dry_run,
     )
-    for line in left_out:
+    for line in prepared.left_out:
         print(f"left out     {line}")
+    if options.dry_run:
+        _report_space(options.output, prepared.size)
+        print("dry run      every image was read; nothing was written")
+        return 0
     name = options.set if options.set in ("cub", "oxford") else "folder"
-    sheet = options.output.with_name(f"{options.output.name}-contact-sheet.png")
     dataset = open_dataset(DataConfig(name=name, root=options.output), "train", 128)
     _contact_sheet(dataset, 24).save(sheet)
-    print(f"written      {options.output}")
-    print(f"look at      {sheet}")
+    print(f"written      {printable(str(options.output))}")
+    print(f"look at      {printable(os.path.relpath(sheet))}")
     root = shlex.quote(str(options.output))
-    print(f"try next     icsd train --config configs/{_CONFIGS[options.set]}.yaml --data.root {root}")
+    print(f"try next     icsd train --config configs/{_CONFIGS[options.set]}.yaml --data.root {printable(root)}")
     return 0
 
 
+def _check_output(output: Path, sheet: Path) -> None:
+    """Raise unless a prepared set and its contact sheet can be written."""
+    check_new(output)
+    if sheet.exists():
+        raise InputError(f"{printable(str(sheet))} exists and would be overwritten; move it, or choose another output")
+    parent = sheet.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{printable(str(parent))} is not a folder that can be written to; choose another output")
+
+
+def _report_space(output: Path, size: int) -> None:
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    print(f"space        {size / 2**20:,.1f} MiB of images, {free / 2**20:,.0f} MiB free")
+    if free < size:
+        raise InputError(f"{printable(str(parent))} has too little free space; choose another output")
+
+
 def _summarize(options: Namespace, listing: Listing) -> None:
-    print(f"set          {options.set}, from {' and '.join(map(str, options.paths))}")
+    print(f"set          {options.set}, from {' and '.join(printable(str(path)) for path in options.paths)}")
     for split, numbers in describe(listing).items():
         counts = ", ".join(f"{number:,} {what}" for what, number in numbers.items())
         print(f"{split:<13}{counts}")
@@ -160,7 +204,7 @@ def _summarize(options: Namespace, listing: Listing) -> None:
 
 
 def _preview(options: Namespace) -> int:
-    dataset = _open(options)
+    dataset = _open(options, options.split)
     if options.count < 1:
         raise InputError(f"--count is {options.count}: give at least 1")
     check_image_file(options.output)
@@ -170,16 +214,23 @@ def _preview(options: Namespace) -> int:
 
 
 def _export(options: Namespace) -> int:
-    dataset = _open(options)
-    write_folder(dataset, options.output)
-    print(f"{options.output}: {len(dataset)} images of {dataset.name}, split {dataset.split}")
+    check_new(options.output)
+    splits = ("train", "test") if options.split == "all" else (options.split,)
+    datasets = [_open(options, split) for split in splits]
+    write_folder(datasets, options.output)
+    count = " and ".join(f"{len(dataset)} images of the {dataset.split} split" for dataset in datasets)
+    side = enlarged(options.resolution, options.data.margin)
+    print(f"{options.output}: {count} of {datasets[0].name}, shorter side {side} pixels")
     return 0
 
 
-def _open(options: Namespace) -> CaptionedImages:
+def _open(options: Namespace, split: Split) -> CaptionedImages:
     if options.resolution < 1:
         raise InputError(f"--resolution is {options.resolution}: give at least 1")
-    return open_dataset(options.data, options.split, options.resolution)
+    dataset = open_dataset(options.data, split, options.resolution)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return dataset
 
 
 def _contact_sheet(dataset: CaptionedImages, count: int) -> Image.Image:

@@ -24,8 +24,11 @@ CAPTIONS_PER_IMAGE = 10
 _END = "<end>"
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler that builds only lists, dicts, strings and numbers."""
+class _PlainUnpickler(pickle._Unpickler):
+    """An unpickler that builds only lists, dicts, strings and numbers.
+
+    It is the one in Python: the one in C reserves as much memory as a hostile pickle asks for.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}; only lists, dicts, strings and numbers are read")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from icsd.data.attngan import read_vocabulary
 from icsd.data.files import File, Files
-from icsd.data.records import Listing, read_text
-from icsd.data.zero_shot import compare_counts, read_captions
+from icsd.data.records import Listing, read_texts, such_as
+from icsd.data.zero_shot import class_key, compare_counts, read_captions
 from icsd.errors import InputError
 
 KNOWN = {"train": (8855, 150), "test": (2933, 50)}
@@ -31,7 +32,7 @@ def read_cub(files: Files) -> Listing:
     """
     index = _only(files, "images.txt")
     boxes = _only(files, "bounding_boxes.txt")
-    texts = read_text(files, [index, boxes])
+    texts = read_texts(files, [index, boxes])
     paths = {number: path for number, (path,) in _rows(index, texts[index], 1).items()}
     for path, count in Counter(paths.values()).items():
         if count > 1:
@@ -57,6 +58,7 @@ def read_cub(files: Files) -> Listing:
         listing.problems.append(
             f"{boxes} has no box of {len(unboxed)} of {len(paths)} images, such as number {unboxed[0]}"
         )
+    listing.problems += _unlisted(files, index, folder, images.values())
     compare_counts(listing, KNOWN)
     vocabularies = [file for file in files.all if file.name == "captions.pickle"]
     if vocabularies:
@@ -68,6 +70,30 @@ def read_cub(files: Files) -> Listing:
         if unknown:
             listing.notes.append(f"{len(unknown)} words of captions are not in {vocabulary}, the first is {unknown[0]}")
     return listing
+
+
+def _unlisted(files: Files, index: File, folder: PurePosixPath, listed: Iterable[File]) -> list[str]:
+    """Return lines about images and captions of which the index says nothing."""
+    images = set(listed)
+    names = {(class_key(image.folder), image.name.rpartition(".")[0]) for image in images}
+    classes = {class_name for class_name, _ in names}
+    loose = [
+        str(file)
+        for file in files.all
+        if file not in images and file.source == index.source and folder in PurePosixPath(file.path).parents
+    ]
+    texts = [
+        str(file)
+        for file in files.all
+        if file.name.endswith(".txt")
+        and class_key(file.folder) in classes
+        and (class_key(file.folder), file.name.removesuffix(".txt")) not in names
+    ]
+    return [
+        f"{such_as(found, what)} is not in {index}; get CUB_200_2011.tgz again, or remove it"
+        for found, what in ((loose, "files"), (texts, "caption files"))
+        if found
+    ]
 
 
 def _only(files: Files, name: str) -> File:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from icsd.data.captions import Vocabulary
+from icsd.data.limits import Limits
 from icsd.errors import InputError
 
 Split = Literal["train", "test"]
@@ -18,9 +19,11 @@ Split = Literal["train", "test"]
 class DataConfig:
     """Which captioned images to use, and what is held out of training."""
 
-    name: Literal["emoji", "procedural-flowers", "procedural-birds", "folder", "webdataset", "cub", "oxford"] = "emoji"
-    """The source: emoji, drawn flowers or birds, your own folder of images with captions, WebDataset shards, or
-    CUB-200-2011 or Oxford-102 as `icsd data prepare` wrote them."""
+    name: Literal[
+        "emoji", "procedural-flowers", "procedural-birds", "folder", "webdataset", "coco", "cub", "oxford"
+    ] = "emoji"
+    """The source: emoji, drawn flowers or birds, your own folder of images with captions, WebDataset shards, COCO
+    captions, or CUB-200-2011 or Oxford-102 as `icsd data prepare` wrote them."""
 
     root: Path | None = None
     """The folder that holds the images and captions, the shards or the prepared set."""
@@ -48,6 +51,12 @@ class DataConfig:
     """Fraction by which images are made larger than the training resolution before a square is cut from them: at a
     random place in training, in the middle in the test split. AttnGAN cuts 64 pixels from 76, a margin of 0.1875. With
     0 the middle square is used."""
+
+    fit: Literal["crop", "pad"] = "crop"
+    """The way to make squares of images: "crop" cuts the middle square; "pad" shows the whole image on white."""
+
+    limits: Limits = field(default_factory=Limits)
+    """The largest files and images that are read."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
@@ -85,6 +94,8 @@ class CaptionedImages(Dataset):
         resolution: Side R of the squares cut from the images, at a random place in the train split and in the middle in
             the test split; None if the images already are such squares.
         vocabulary: The words of the released text encoder of this set, or None.
+        notes: Lines about the set for its user.
+        class_names: The name of the class of each image, None for an image without one; empty if classes are numbers.
     """
 
     name: str
@@ -98,6 +109,12 @@ class CaptionedImages(Dataset):
     flip: bool = False
     resolution: int | None = None
     vocabulary: Vocabulary | None = None
+    notes: list[str] = field(default_factory=list)
+    class_names: list[str | None] = field(default_factory=list)
+
+    def class_name(self, index: int) -> str | None:
+        """Return the name of the class of image ``index``, or None if the set has no classes."""
+        return self.class_names[index] if self.class_names else str(self.class_ids[index])
 
     def __len__(self) -> int:
         """Return the number of images."""

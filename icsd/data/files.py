@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import io
-import lzma
+import os.path
 import shutil
-import tarfile
-import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from tqdm import tqdm
-
+from icsd.data.archives import ARCHIVE_SUFFIXES, ByteRange, Folder, Source, Tar, Zip, broken
+from icsd.data.limits import Limits
 from icsd.errors import InputError
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
+_DEPTH = 3  # of archives in archives
 
 
 class File(NamedTuple):
@@ -32,7 +27,7 @@ class File(NamedTuple):
     """The path in that folder or archive, with forward slashes."""
 
     def __str__(self) -> str:
-        return f"{self.source}/{self.path}"
+        return printable(f"{self.source}/{self.path}")
 
     @property
     def name(self) -> str:
@@ -42,23 +37,12 @@ class File(NamedTuple):
     @property
     def folder(self) -> str:
         """The name of the folder, or archive, that it is in."""
-        return PurePosixPath(str(self)).parent.name
+        return PurePosixPath(f"{self.source}/{self.path}").parent.name
 
 
-class ByteRange(NamedTuple):
-    """A range of bytes of a file on disk, so that one file of an archive can be read alone."""
-
-    path: str
-    offset: int = 0
-    length: int | None = None  # None: to the end
-
-    def open(self) -> BinaryIO:
-        """Open the bytes for reading."""
-        if self.length is None:
-            return open(self.path, "rb")
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return io.BytesIO(file.read(self.length))
+def printable(text: str) -> str:
+    """Escape what cannot be printed on one line: line breaks, control characters, and bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Files:
@@ -68,24 +52,36 @@ class Files:
 
     Args:
         paths: Folders and archives.
+        limits: The largest files that are read.
 
     Raises:
         InputError: A path is neither a folder nor an archive, or an archive is broken or holds an unsafe path.
 
     Attributes:
         sources: The folders and archives as given.
+        root: The folder below which the names of shards are unique.
         all: Every file, sorted.
+        problems: Lines about files and folders that cannot be read.
+        limits: The limits as given.
     """
 
-    def __init__(self, paths: Iterable[Path | str]) -> None:
+    def __init__(self, paths: Iterable[Path | str], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
         self.sources = [str(path) for path in paths]
-        self._sources: dict[str, _Folder | _Tar | _Zip] = {}
+        folders = [path if Path(path).is_dir() else Path(path).parent for path in self.sources]
+        self.root = os.path.commonpath(map(os.path.abspath, folders)) if folders else ""
+        self.problems: list[str] = []
+        self._sources: dict[str, Source] = {}
         self.all: list[File] = []
         for path in map(Path, self.sources):
             if path.is_dir():
-                self._add(str(path), _Folder(path))
+                self.add(str(path), Folder(path, self.limits))
             elif not path.exists():
-                raise InputError(f"{path} does not exist; give a folder or an archive ({', '.join(ARCHIVE_SUFFIXES)})")
+                raise InputError(
+                    f"{printable(str(path))} does not exist; give a folder or an archive, {', '.join(ARCHIVE_SUFFIXES)}"
+                )
+            elif not path.is_file():
+                raise InputError(f"{printable(str(path))} is a pipe, a socket or a device; give a folder or an archive")
             else:
                 self._add_archive(str(path), path)
         self.all.sort()
@@ -96,15 +92,30 @@ class Files:
         Raises:
             InputError: A file cannot be read.
         """
+        for file, data in self.try_read(files):
+            if isinstance(data, InputError):
+                raise data
+            yield file, data
+
+    def try_read(self, files: Iterable[File]) -> Iterator[tuple[File, bytes | InputError]]:
+        """Read some of the files as `read` does, but return the error of a single file in place of its bytes.
+
+        Raises:
+            InputError: An archive is broken, so that the files after that place cannot be read.
+        """
         wanted = defaultdict(set)
         for file in files:
             wanted[file.source].add(file.path)
         for source, paths in wanted.items():
-            try:
-                for path, data in self._sources[source].read(paths):
-                    yield File(source, path), data
-            except _BROKEN as error:
-                raise _unreadable(source, error) from error
+            reading = self._sources[source].read(paths)
+            while True:
+                try:
+                    path, data = next(reading)
+                except StopIteration:
+                    break
+                except Exception as error:  # a broken archive may raise anything
+                    raise _one_line(broken(source, error)) from error
+                yield File(source, path), _one_line(data) if isinstance(data, InputError) else data
 
     def byte_range(self, file: File) -> ByteRange:
         """Return the place of ``file`` on disk, for reading in any order.
@@ -115,34 +126,50 @@ class Files:
         found = self._sources[file.source].byte_range(file.path)
         if found is None:
             raise InputError(
-                f"{file.source} cannot be read in random order; unpack it, or run `icsd data prepare` on it"
+                f"{printable(file.source)} cannot be read in random order; unpack it, or run `icsd data prepare` on it"
             )
         return found
 
-    def _add(self, name: str, source: _Folder | _Tar | _Zip) -> None:
+    def add(self, name: str, source: Source, depth: int = 0) -> list[File]:
+        """Add the files of a source, and return those that can be used."""
         if name in self._sources:
-            raise InputError(f"{name} is given twice; give every folder and archive once")
+            raise InputError(f"{printable(name)} is given twice; give every folder and archive once")
         self._sources[name] = source
+        self.problems += map(printable, source.problems)
+        added = []
         for path in source.paths:
             file = File(name, path)
-            if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(path).parts):
-                if isinstance(source, _Folder) or not path.lower().endswith(ARCHIVE_SUFFIXES):
-                    self.all.append(file)
-                else:
-                    ((_, data),) = self.read([file])
-                    self._add_archive(str(file), io.BytesIO(data))
+            if any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(path).parts):
+                continue
+            if not is_unicode(path):
+                self.problems.append(f"{file} has a name that is not UTF-8; rename it")
+            elif isinstance(source, Folder) or not path.lower().endswith(ARCHIVE_SUFFIXES):
+                added.append(file)
+            elif depth == _DEPTH:
+                raise InputError(f"{file} is an archive in {_DEPTH} other archives; unpack the outer ones")
+            else:
+                ((_, data),) = self.read([file])
+                self._add_archive(str(file), io.BytesIO(data), depth + 1)
+        self.all += added
+        return added
 
-    def _add_archive(self, name: str, file: Path | io.BytesIO) -> None:
+    def _add_archive(self, name: str, file: Path | io.BytesIO, depth: int = 0) -> None:
         try:
-            source = _Zip(file) if name.lower().endswith(".zip") else _Tar(file)
-        except _BROKEN as error:
-            raise _unreadable(name, error) from error
+            source = (Zip if name.lower().endswith(".zip") else Tar)(name, file, self.limits)
+        except InputError as error:
+            raise _one_line(error) from error
+        except Exception as error:  # a broken archive may raise anything
+            raise _one_line(broken(name, error)) from error
         for path, count in Counter(source.paths).items():
             if count > 1:
-                raise InputError(f"{name} holds {path} {count} times; make or download the archive again")
-            if path.startswith("/") or ".." in PurePosixPath(path).parts or "\\" in path:
-                raise InputError(f"{name} holds the unsafe path {path!r}; get the archive from its publisher again")
-        self._add(name, source)
+                raise InputError(
+                    f"{printable(name)} holds {printable(path)} {count} times; make or download the archive again"
+                )
+            if path.startswith("/") or ".." in PurePosixPath(path).parts or "\\" in path or "\0" in path:
+                raise InputError(
+                    f"{printable(name)} holds the unsafe path {path!r}; get the archive from its publisher again"
+                )
+        self.add(name, source, depth)
 
 
 def check_new(path: Path) -> None:
@@ -182,72 +209,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.paths = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
-
-    def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
-        return ((path, (self.root / path).read_bytes()) for path in sorted(paths))
-
-    def byte_range(self, path: str) -> ByteRange:
-        return ByteRange(str(self.root / path))
+def is_unicode(text: str) -> bool:
+    """Return False for text with lone surrogates: Python's form of bytes that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-class _Tar:
-    def __init__(self, file: Path | io.BytesIO) -> None:
-        self.file = file
-        with self._open() as tar:
-            listing = tqdm(tar, desc=f"listing {tar.name}", unit="file", leave=False, delay=2, disable=None)
-            members = [member for member in listing if member.isfile()]
-            end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
-            tar.fileobj.seek(end)
-            if len(tar.fileobj.read()) < 512:  # tarfile takes a header cut short for the end, which is zeros
-                raise EOFError("unexpected end of data")
-            self.uncompressed = isinstance(tar.fileobj, io.BufferedReader)
-        self.paths = [_relative(member.name) for member in members]
-        self.members = dict(zip(self.paths, members, strict=True))
-
-    def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
-        with self._open() as tar:
-            for path in sorted(paths, key=lambda path: self.members[path].offset_data):
-                yield path, tar.extractfile(self.members[path]).read()
-
-    def byte_range(self, path: str) -> ByteRange | None:
-        member = self.members[path]
-        if self.uncompressed and not member.issparse():
-            return ByteRange(str(self.file), member.offset_data, member.size)
-        return None
-
-    def _open(self) -> tarfile.TarFile:
-        if isinstance(self.file, Path):
-            return tarfile.open(self.file)
-        self.file.seek(0)
-        return tarfile.open(fileobj=self.file)
-
-
-class _Zip:
-    def __init__(self, file: Path | io.BytesIO) -> None:
-        self.file = file
-        with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-        self.paths = [_relative(member.filename) for member in members]
-        self.members = dict(zip(self.paths, members, strict=True))
-
-    def read(self, paths: set[str]) -> Iterator[tuple[str, bytes]]:
-        with zipfile.ZipFile(self.file) as archive:
-            for path in sorted(paths, key=lambda path: self.members[path].header_offset):
-                yield path, archive.read(self.members[path])
-
-    def byte_range(self, path: str) -> None:
-        return None
-
-
-def _relative(path: str) -> str:
-    """Return the path without a leading ``./``."""
-    return str(PurePosixPath(path))
-
-
-def _unreadable(source: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{source} is truncated or broken ({reason}); download or copy it again")
+def _one_line(error: InputError) -> InputError:
+    return InputError(printable(str(error)))

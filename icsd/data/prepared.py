@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,15 +22,18 @@ from tqdm import tqdm
 from icsd.data.attngan import make_pickles
 from icsd.data.captions import Vocabulary
 from icsd.data.dataset import CaptionedImages, DataConfig, Split
-from icsd.data.files import Files, new_folder
+from icsd.data.files import File, Files, check_new, new_folder
 from icsd.data.folder import open_folder
-from icsd.data.images import UNREADABLE, to_rgb, to_short_side, unreadable
+from icsd.data.images import limit_aspect, open_image, to_rgb, to_short_side, unreadable
+from icsd.data.limits import Limits
+from icsd.data.lists import parse_json
 from icsd.data.records import Listing, Record
 from icsd.errors import InputError
 
 FORMAT_VERSION = 1
 
 _QUALITY = 95  # JPEG quality, with full color resolution: an image of 304 pixels takes about 45 KB
+_LONGEST_NAME = 255  # bytes, in the file systems in use
 
 
 def open_prepared(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
@@ -37,7 +41,7 @@ def open_prepared(config: DataConfig, split: Split, resolution: int) -> Captione
     path = Path(config.root) / "set.json"
     remedy = f"make one with `icsd data prepare {config.name} DOWNLOADS... FOLDER`"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_text(encoding="utf-8"))
         found = (about["set"], about["format"])
         vocabulary = about["vocabulary"] and Vocabulary(about["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -52,9 +56,27 @@ def open_prepared(config: DataConfig, split: Split, resolution: int) -> Captione
     return dataset
 
 
+@dataclass
+class Prepared:
+    """The result of `write_prepared`."""
+
+    left_out: list[str]
+    """One line for each image that was left out."""
+    size: int
+    """The bytes that the images take."""
+
+
 def write_prepared(
-    name: str, listing: Listing, files: Files, out: Path, *, size: int = 304, workers: int = 1, partial: bool = False
-) -> list[str]:
+    name: str,
+    listing: Listing,
+    files: Files,
+    out: Path,
+    *,
+    size: int = 304,
+    workers: int = 1,
+    partial: bool = False,
+    dry_run: bool = False,
+) -> Prepared:
     """Crop, reduce and write every image of a listing, with its captions, class and split.
 
     Args:
@@ -65,45 +87,57 @@ def write_prepared(
         size: The largest shorter side of the images, in pixels; smaller images are not enlarged.
         workers: Number of threads that decode in parallel; 0 decodes in the calling thread.
         partial: Leave out images that cannot be read, and list them in ``set.json``.
-
-    Returns:
-        One line for each image that was left out.
+        dry_run: Do everything but write.
 
     Raises:
         InputError: ``out`` is not empty, two images have the same name, or an image cannot be read.
         OSError: The disk is full, for example; nothing is left behind.
     """
-    targets: dict[str, Record] = {}
-    for record in listing.records:
-        other = targets.setdefault(_target(record), record)
-        if other is not record:
-            raise InputError(f"{other.image} and {record.image} would become one file; rename one of them")
-    with new_folder(out) as folder:
+    check_targets(listing)
+    with _checked_folder(out) if dry_run else new_folder(out) as folder:
+        sizes: list[int] = []
         broken: dict[str, str] = {}
 
-        def write(record: Record, data: bytes) -> None:
+        def write(record: Record, data: bytes | InputError) -> None:
             try:
-                encoded = _encode(data, record, size)
-            except UNREADABLE as error:
+                encoded = _encode(data, record, size, files.limits)
+            except InputError as error:
                 if not partial:
-                    raise unreadable(str(record.image), error) from error
-                broken[record.name] = str(unreadable(str(record.image), error))
+                    raise
+                broken[record.name] = str(error)
                 return
-            target = folder / _target(record)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(encoded)
+            sizes.append(len(encoded))
+            if folder:
+                target = folder / _target(record)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(encoded)
 
-        by_image = {record.image: record for record in listing.records}
-        progress = tqdm(total=len(by_image), desc="preparing", unit="image", mininterval=0.5, disable=None)
-        with progress, _Pool(workers) as pool:
-            for image, data in files.read(by_image):
-                pool.submit(write, by_image[image], data)
-                progress.update()
+        _for_each_image(listing, files, workers, write)
+        result = Prepared([broken[name] for name in sorted(broken)], sum(sizes))
         records = [record for record in listing.records if record.name not in broken]
-        left_out = [broken[name] for name in sorted(broken)]
-        problems = listing.problems + left_out
-        _write_texts(folder, name, replace(listing, records=records, problems=problems), size)
-    return left_out
+        listing = replace(listing, records=records, problems=listing.problems + result.left_out)
+        missing = sorted({"train", "test"} - {record.split for record in records})
+        if missing:
+            raise InputError(f"nothing is left of the {missing[0]} split; the first image: {result.left_out[0]}")
+        if folder:
+            _write_texts(folder, name, listing, size)
+    return result
+
+
+def check_targets(listing: Listing) -> None:
+    """Raise InputError unless every image of a listing can be written under a name of its own."""
+    targets: dict[str, File] = {}
+    for record in listing.records:
+        target = _target(record)
+        other = targets.setdefault(target, record.image)
+        if other is not record.image:
+            raise InputError(f"{other} and {record.image} would become one file; rename one of them")
+        if max(len(part.encode()) for part in PurePosixPath(target).parts) > _LONGEST_NAME:
+            raise InputError(f"{record.image} has a name of more than {_LONGEST_NAME} bytes; rename it")
+    for target, image in targets.items():
+        for parent in PurePosixPath(target).parents:
+            if str(parent) in targets:
+                raise InputError(f"{targets[str(parent)]} would become a file, and a folder for {image}; rename one")
 
 
 def describe(listing: Listing) -> dict[str, dict[str, int]]:
@@ -135,22 +169,51 @@ def crop_to_box(image: Image.Image, box: tuple[float, float, float, float]) -> I
     return image.crop(edges)
 
 
+@contextmanager
+def _checked_folder(path: Path) -> Iterator[None]:
+    """Stand in for `new_folder` in a dry run."""
+    check_new(path)
+    yield None
+
+
 def _target(record: Record) -> str:
     return str("images" / PurePosixPath(record.name).with_suffix(".jpg"))
 
 
-def _encode(data: bytes, record: Record, size: int) -> bytes:
-    with Image.open(io.BytesIO(data)) as image:
-        if record.box:
-            image = to_rgb(crop_to_box(image, record.box))
-        else:
-            image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded smaller
-            image = to_rgb(image)
-    if min(image.size) > size:
-        image = to_short_side(image, size)
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=_QUALITY, subsampling=0)
-    return encoded.getvalue()
+def _encode(data: bytes | InputError, record: Record, size: int, limits: Limits) -> bytes:
+    """Return an image as it is written.
+
+    Raises:
+        InputError: It cannot be read or decoded, or its box lies outside of it.
+    """
+    if isinstance(data, InputError):
+        raise data
+    try:
+        with open_image(io.BytesIO(data), limits) as image:
+            if record.box:
+                image = to_rgb(crop_to_box(image, record.box))
+            else:
+                image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a lower resolution
+                image = to_rgb(limit_aspect(image))
+        if min(image.size) > size:
+            image = to_short_side(image, size)
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG", quality=_QUALITY, subsampling=0)
+        return encoded.getvalue()
+    except Exception as error:  # a broken image may raise anything
+        raise unreadable(str(record.image), error) from error
+
+
+def _for_each_image(
+    listing: Listing, files: Files, workers: int, function: Callable[[Record, bytes | InputError], None]
+) -> None:
+    """Call a function with each image, in threads."""
+    by_image = {record.image: record for record in listing.records}
+    progress = tqdm(total=len(by_image), desc="preparing", unit="image", mininterval=0.5, disable=None)
+    with progress, _Pool(workers) as pool:
+        for image, data in files.try_read(by_image):
+            pool.submit(function, by_image[image], data)
+            progress.update()
 
 
 def _write_texts(folder: Path, name: str, listing: Listing, size: int) -> None:
@@ -184,11 +247,14 @@ class _Pool:
     """A pool of threads with a short queue, so that few images are in memory; the first error ends it."""
 
     def __init__(self, workers: int) -> None:
-        self.executor = ThreadPoolExecutor(max(workers, 1))
+        self.executor = ThreadPoolExecutor(workers) if workers else None
         self.pending: deque[Future] = deque()
         self.most = 4 * workers
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        if self.executor is None:
+            function(*arguments)
+            return
         self.pending.append(self.executor.submit(function, *arguments))
         if len(self.pending) > self.most:
             self.pending.popleft().result()
@@ -197,7 +263,8 @@ class _Pool:
         return self
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
-        self.executor.shutdown(cancel_futures=kind is not None)
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=kind is not None)
         if kind is None:
             for future in self.pending:
                 future.result()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from icsd.data.captions import Vocabulary, tokenize
-from icsd.data.dataset import CaptionedImages, DataConfig, Split
+from icsd.data.dataset import Split
 from icsd.data.files import File, Files
-from icsd.data.images import open_images
 from icsd.errors import InputError
 
 
@@ -27,9 +25,9 @@ class Record:
     """Left, top, width and height of the object in the image, in pixels."""
 
     @property
-    def label(self) -> str:
-        """The class. An image without one is a class of its own."""
-        return self.class_name or self.name
+    def label(self) -> tuple[str, bool]:
+        """The class. An image without one is a class of its own, which no name of a class can equal."""
+        return (self.class_name, True) if self.class_name else (self.name, False)
 
 
 @dataclass
@@ -45,19 +43,35 @@ class Listing:
     """The words of the released text encoder of this set."""
 
 
-def read_text(files: Files, wanted: Iterable[File]) -> dict[File, str]:
+def read_texts(files: Files, wanted: Iterable[File], problems: list[str] | None = None) -> dict[File, str]:
     """Read text files.
 
+    Args:
+        files: The files that hold them.
+        wanted: The text files.
+        problems: Gets a line for each file that cannot be read, which is left out.
+
     Raises:
-        InputError: A file is not UTF-8.
+        InputError: A file cannot be read or is not UTF-8, and ``problems`` is None.
     """
     texts = {}
-    for file, data in files.read(wanted):
+    for file, data in files.try_read(wanted):
         try:
-            texts[file] = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+            if isinstance(data, InputError):
+                raise data
+            texts[file] = _decode(file, data)
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
     return texts
+
+
+def _decode(file: File, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def clean(lines: Iterable[str]) -> list[str]:
@@ -65,51 +79,12 @@ def clean(lines: Iterable[str]) -> list[str]:
     return [" ".join(line.split()) for line in lines if tokenize(line)]
 
 
-def with_splits(records: Sequence[Record], test_fraction: float, seed: int) -> list[Record]:
-    """Return the records with a split each. Where no record has one, it is drawn by a hash of the seed and the name.
-
-    The smallest hashes form the test split, so a new image changes the split of few others.
-
-    Raises:
-        InputError: Some records have a split and others do not, or a split is empty.
-    """
-    if not 0 < test_fraction < 1:
-        raise InputError(f"data.test_fraction={test_fraction} must lie between 0 and 1")
-    silent = [record for record in records if record.split is None]
-    if silent and len(silent) < len(records):
-        raise InputError(f"{silent[0].image} has no split while others have one; give every image one, or none")
-    ranked = sorted(silent, key=lambda record: hashlib.sha256(f"{seed}:{record.name}".encode()).digest())
-    held_out = {record.name for record in ranked[: min(max(round(test_fraction * len(silent)), 1), len(silent) - 1)]}
-    placed = [
-        replace(record, split=record.split or ("test" if record.name in held_out else "train")) for record in records
-    ]
-    missing = sorted({"train", "test"} - {record.split for record in placed})
-    if missing:
-        raise InputError(f"no image is in the {missing[0]} split; at least one to train and one to test are needed")
-    return placed
+def clean_once(lines: Iterable[str]) -> list[str]:
+    """Return the captions among lines of text as `clean` does, but the same caption only once."""
+    return list(dict.fromkeys(clean(lines)))
 
 
-def open_records(
-    name: str, listing: Listing, files: Files, config: DataConfig, split: Split, resolution: int
-) -> CaptionedImages:
-    """Open one split of a listing.
-
-    Raises:
-        InputError: The listing has problems, or an image cannot be read.
-    """
-    if listing.problems:
-        more = f" (and {len(listing.problems) - 1} more problems)" if len(listing.problems) > 1 else ""
-        raise InputError(listing.problems[0] + more)
-    classes = sorted({record.label for record in listing.records})
-    number = {name: index for index, name in enumerate(classes)}
-    placed = with_splits(listing.records, config.test_fraction, config.seed)
-    kept = [record for record in placed if record.split == split]
-    return CaptionedImages(
-        name,
-        split,
-        open_images(files, [record.image for record in kept], resolution, square=config.margin == 0),
-        [record.captions for record in kept],
-        [number[record.label] for record in kept],
-        flip=config.flip,
-        vocabulary=listing.vocabulary,
-    )
+def such_as(items: list[str], what: str) -> str:
+    """Return the first items, and how many more there are: ``a.png, b.png, c.png and 5 more images``."""
+    more = f" and {len(items) - 3} more {what}" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from icsd.data.attngan import read_filenames
 from icsd.data.dataset import Split
 from icsd.data.files import File, Files
-from icsd.data.records import Listing, Record, clean, read_text
+from icsd.data.records import Listing, Record, clean, read_texts
 from icsd.errors import InputError
 
 _LISTS: dict[str, Split] = {
@@ -35,7 +35,7 @@ def class_splits(files: Files) -> dict[str, Split]:
         for file, data in files.read(pickles):
             listed += [(file, name.partition("/")[0], file.folder) for name in read_filenames(file, data)]
     else:
-        for file, text in read_text(files, lists).items():
+        for file, text in read_texts(files, lists).items():
             listed += [(file, name, _LISTS[file.name]) for name in text.split()]
     splits: dict[str, Split] = {}
     for file, class_name, split in listed:
@@ -77,10 +77,12 @@ def read_captions(files: Files, wanted: Mapping[tuple[str, str], File]) -> Listi
             if key in texts:
                 raise InputError(f"{texts[key]} and {file} are captions of the same image; give one of the two")
             texts[key] = file
-    data = dict(files.read(texts.values()))
-    captions = {key: clean(_decode(data[file]).split("\n")) for key, file in texts.items()}
-
-    listing = Listing([])
+    listing = Listing([], problems=list(files.problems))
+    data = dict(files.try_read(texts.values()))
+    listing.problems += [str(error) for error in data.values() if isinstance(error, InputError)]
+    captions = {
+        key: clean(_decode(data[file]).split("\n")) for key, file in texts.items() if isinstance(data[file], bytes)
+    }
     without_captions = []
     strays: dict[str, int] = defaultdict(int)
     for (class_name, name), image in wanted.items():

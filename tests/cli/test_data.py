@@ -1,7 +1,10 @@
+import json
+import re
+import tarfile
 from pathlib import Path
 
 import pytest
-from layouts import CUB, pack
+from layouts import CUB, drawn, pack, write_shards
 from PIL import Image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -17,8 +20,10 @@ def test_preview_writes_a_contact_sheet(icsd, workplace):
 def test_an_exported_set_can_be_read_as_a_folder(icsd, workplace):
     code, out, _ = icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")
     assert code == 0
-    assert "16 images of procedural-flowers, split train" in out
-    assert len(list(Path("flowers").glob("*.png"))) == len(list(Path("flowers").glob("*.txt"))) == 16
+    assert "16 images of the train split and 8 images of the test split of procedural-flowers" in out
+    rows = [json.loads(line) for line in Path("flowers/captions.jsonl").read_text().splitlines()]
+    assert sorted(row["file"] for row in rows) == sorted(path.name for path in Path("flowers").glob("*.png"))
+    assert [row["split"] for row in rows] == ["train"] * 16 + ["test"] * 8
     assert icsd("data", "preview", "--data.name", "folder", "--data.root", "flowers", "--split", "test")[0] == 0
 
 
@@ -90,21 +95,27 @@ def test_an_incomplete_set_is_refused(fails, download):
 
 def test_partial_leaves_out_images_without_captions(icsd, fails, workplace):
     assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0
-    Path("flowers/train_000003.txt").unlink()
+    rows = Path("flowers/captions.jsonl").read_text().splitlines()
+    Path("flowers/captions.jsonl").write_text("\n".join(row for row in rows if "train_000003" not in row))
     assert "train_000003.png has no caption" in fails("data", "prepare", "folder", "flowers", "out")
     code, out, _ = icsd("data", "prepare", "folder", "flowers", "out", "--partial")
     assert code == 0
     assert "problem      flowers/train_000003.png has no caption" in out
-    assert len(list(Path("out/images").iterdir())) == 15
+    assert len(list(Path("out/images").iterdir())) == 23
 
 
 @pytest.mark.parametrize("name", ["folder", "webdataset"])
 def test_prepare_own_images(icsd, workplace, name):
-    assert icsd("data", "export", "flowers", *FLOWERS, "--resolution", "16")[0] == 0
-    source = "flowers" if name == "folder" else str(pack(Path("flowers"), Path("flowers.tar"), base=""))
+    images = [(image, captions, number) for number, image, captions in drawn("procedural-flowers", 24)["train"][:16]]
+    write_shards(Path("shards"), images, 20)
+    with tarfile.open("shards/000000.tar") as shard:
+        shard.extractall("flowers", filter="data")
+    for file in Path("flowers").glob("*.cls"):
+        file.unlink()
+    source = "flowers" if name == "folder" else "shards"
     code, out, _ = icsd("data", "prepare", name, source, "data/flowers", "--test-fraction", "0.25")
     assert code == 0
-    assert "test         4 images, 40 captions\n" in out
+    assert re.search(r"test         4 images, (4 classes, )?40 captions\n", out)
     assert out.endswith("try next     icsd train --config configs/folder.yaml --data.root data/flowers\n")
     assert icsd("data", "preview", "--data.name", "folder", "--data.root", "data/flowers")[0] == 0
 
@@ -112,7 +123,7 @@ def test_prepare_own_images(icsd, workplace, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "coco", "in", "out"], '"set"'),
+        (["prepare", "imagenet", "in", "out"], '"set"'),
         (["prepare", "cub", "out"], "output"),
         (["prepare", "cub", "absent.tgz", "out"], "absent.tgz does not exist"),
         (["prepare", "cub", "full", "out"], "hold no images.txt"),

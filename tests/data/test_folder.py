@@ -31,7 +31,7 @@ def root(tmp_path):
     (tmp_path / "e.txt").write_text("transparent\n")
     save(tmp_path / "f.gif", mode="P")
     (tmp_path / "f.txt").write_text("palette\n")
-    (tmp_path / "notes.txt").write_text("not a caption\n")
+    (tmp_path / "README.txt").write_text("not a caption\n")
     (tmp_path / "._a.png").write_bytes(b"what a Mac leaves on a memory card")
     (tmp_path / "album.png").mkdir()
     return tmp_path
@@ -203,8 +203,8 @@ def test_captions_in_another_encoding_are_named(root):
         ("captions.csv", "file,caption\na.png," + "x" * 200_000, "is not CSV after line 1"),
         ("captions.jsonl", '{"file": "z.png", "caption": "x"}', "line 1, names 'z.png'"),
         ("captions.jsonl", '{"file": "a.png", "caption": ["x", 3]}', "line 1, must read"),
-        ("captions.jsonl", '{"file": "a.png", "caption": "x", "class": 3}', "line 1, must read"),
-        ("captions.jsonl", '{"file": "a.png", "caption": "x", "split": "val"}', "line 1, has the split 'val'"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "x", "class": 3.5}', "line 1, must read"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "x", "split": "eval"}', "line 1, has the split 'eval'"),
         ("captions.csv", "file,caption,class\na.png,x,1\na.png,y,2", "puts a.png into '2', an earlier row into '1'"),
         ("captions.csv", "file,caption,split\na.png,x,test\na.png,y,train", "puts a.png into 'train'"),
     ],
@@ -235,13 +235,14 @@ def test_two_lists(root):
 
 def test_written_folder_reads_back(tmp_path):
     emoji = open_dataset(DataConfig(holdout="unseen-class"), "test", 16)
-    write_folder(emoji, tmp_path / "out")
+    write_folder([emoji], tmp_path / "out")
     back = [open_dataset(config(tmp_path / "out"), split, 16) for split in ("train", "test")]
     images = torch.cat([dataset.images for dataset in back])
-    order = [index for dataset in back for index in dataset.class_ids]
+    order = [emoji.captions.index(captions) for dataset in back for captions in dataset.captions]
     assert sorted(order) == list(range(len(emoji)))
     assert torch.equal(images, emoji.images[order])
-    assert [captions for dataset in back for captions in dataset.captions] == [emoji.captions[i] for i in order]
+    names = [dataset.class_name(index) for dataset in back for index in range(len(dataset))]
+    assert names == [str(emoji.class_ids[i]) for i in order], "classes are kept"
     assert (tmp_path / "out" / "ATTRIBUTION").read_text().strip() == emoji.attribution
 
 
@@ -252,7 +253,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     dataset = open_dataset(DataConfig(holdout="unseen-class"), "test", 8)
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        write_folder(dataset, tmp_path / "out")
+        write_folder([dataset], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,5 +262,5 @@ def test_nothing_is_overwritten(root):
     before = sorted(root.rglob("*"))
     for path in (root, root / "a.txt"):
         with pytest.raises(InputError, match="not an empty folder"):
-            write_folder(dataset, path)
+            write_folder([dataset], path)
     assert sorted(root.rglob("*")) == before

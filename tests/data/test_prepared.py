@@ -129,8 +129,9 @@ def test_unreadable_images(cub, tmp_path, published, partial):
         assert sorted(tmp_path.iterdir()) == before
         return
     files, listing = list_set("cub", [cub / CUB, cub / "birds"])
-    (line,) = write_prepared("cub", listing, files, tmp_path / "out", partial=True, workers=2)
+    prepared = write_prepared("cub", listing, files, tmp_path / "out", partial=True, workers=2)
     about = json.loads((tmp_path / "out" / "set.json").read_text())
+    (line,) = prepared.left_out
     assert name in line
     assert about["problems"][-1] == line
     assert name not in pickle.loads((tmp_path / "out" / "train" / "filenames.pickle").read_bytes())
@@ -225,7 +226,7 @@ def test_training_from_a_prepared_set(published, tmp_path, name, workers):
         text=TextConfig(dim=8, embedding_dim=8),
         generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
         discriminator=DiscriminatorConfig(width=4),
-        out=tmp_path / "runs",
+        output=tmp_path / "runs",
         steps=2,
         batch_size=4,
         workers=workers,

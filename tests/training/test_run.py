@@ -213,7 +213,7 @@ def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
 
 
 def test_without_attributes_the_score_is_r_precision(config, tmp_path):
-    write_folder(open_dataset(config.data, "train", 16), tmp_path / "images")
+    write_folder([open_dataset(config.data, "train", 16)], tmp_path / "images")
     folder = run.train(replace(config, data=DataConfig("folder", tmp_path / "images", size=1), evaluate_every=3))
     scores = [line["score"] for line in lines_of(folder) if "score" in line]
     assert len(scores) == 2
