@@ -25,7 +25,6 @@ __all__ = [
     "CC",
     "CKA",
     "DIST",
-    "KERNELS",
     "KL",
     "LOSSES",
     "MSE",
@@ -40,14 +39,13 @@ __all__ = [
     "SmoothL1",
     "as_loss",
     "distill_grams",
+    "distill_to_banks",
     "make_loss",
 ]
 
 LOSSES: dict[str, type[Loss]] = {
     cls.name: cls for cls in (MSE, KL, SmoothL1, SP, CC, PKT, CKA, DIST, RKDDistance, RKDAngle)
 }
-# Those of csrc/core/losses.h, by their LossKind.
-KERNELS = {"mse": 0, "kl": 1, "smooth_l1": 2, "sp": 3, "cc": 4, "pkt": 5, "dist": 6}
 _DEFAULTS = {name: cls() for name, cls in LOSSES.items()}
 _PARAMETERS = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in LOSSES.items()}
 
@@ -61,10 +59,10 @@ def as_loss(loss: LossLike) -> Loss:
     Raises:
         ValueError: The name is unknown, or `loss` is the class of a loss instead of an object.
     """
-    if isinstance(loss, Loss):
-        return loss
     if isinstance(loss, str) and loss in _DEFAULTS:
         return _DEFAULTS[loss]
+    if isinstance(loss, Loss):
+        return loss
     if isinstance(loss, type) and issubclass(loss, Loss):
         raise ValueError(f"loss must be an object, got the class {loss.__name__}: write {loss.__name__}()")
     if callable(loss):
@@ -92,10 +90,27 @@ def make_loss(name: str, /, **parameters: float | str) -> Loss:
 
 
 def distill_grams(grams: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
-    """Σ_k w_k d(K_k, K_t) of Gram matrices `(*B, N, N)`, the teacher's being the last, for every group: `(*B)`."""
+    """Return Σ_k w_k d(K_k, K_t) of Gram matrices `(*B, N, N)`, the last of which is the teacher's: `(*B)`."""
     dtype = compute_dtype(*grams)
-    *students, teacher = (gram.to(dtype) for gram in grams)
+    *students, teacher = (_with_groups(gram.to(dtype), loss) for gram in grams)
     losses = [
-        weight * loss.from_grams(student, teacher, eps) for weight, student in zip(weights, students, strict=True)
+        weight * loss.from_grams(student, teacher, eps).unsqueeze(0)
+        for weight, student in zip(weights, students, strict=True)
     ]
-    return torch.stack(losses).sum(0)
+    return torch.cat(losses).sum(0).reshape(grams[0].shape[:-2])
+
+
+def distill_to_banks(similarity: Tensor, target: Tensor, loss: SimilarityLoss) -> Tensor:
+    """Return d(S, T) of similarities to banks, `(*B, N, M)` each: `(*B)`."""
+    dtype = compute_dtype(similarity, target)
+    value = loss.to_banks(_with_groups(similarity.to(dtype), loss), _with_groups(target.to(dtype), loss))
+    return value.reshape(similarity.shape[:-2])
+
+
+def _with_groups(matrix: Tensor, loss: Loss) -> Tensor:
+    """Give a matrix without groups a dimension of one group.
+
+    Then losses need no arithmetic of scalars and numbers, at which `torch.func.vmap` fails over no samples. A user's
+    function takes matrices as they are.
+    """
+    return matrix.unsqueeze(0) if matrix.dim() == 2 and not isinstance(loss, CustomLoss) else matrix

@@ -1,4 +1,4 @@
-"""What a loss is: a frozen dataclass of its parameters with its definition in plain PyTorch."""
+"""The base classes of the losses."""
 
 from __future__ import annotations
 
@@ -12,53 +12,59 @@ from torch import Tensor
 
 from icsd.losses.gram import similarity_from_gram
 
-# Differences of equal entries of a Gram matrix, in units of rounding of the entries: nothing can be read from less.
+# Smaller differences of entries of a Gram matrix, in units of their rounding, count as 0.
 NOISE = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss(ABC):
-    """A function of two `(*B, N, N)` Gram matrices, one value for each of the `B` groups."""
+    """A loss: a frozen dataclass of its parameters with its definition in plain PyTorch.
+
+    A loss is a function of the Gram matrices of a student and a teacher and has one value for each group.
+    """
 
     name: ClassVar[str]
 
-    def kernel_parameters(self) -> list[float] | None:
-        """What `csrc/core/losses.h` takes to make this one, or None if it holds no such loss."""
+    def kernel_parameters(self) -> tuple[float, ...] | None:
+        """Return the parameters of the kernels of `csrc/core/losses.h`, or None if there are none for this loss."""
         return None
 
     @classmethod
     def from_kernel_parameters(cls, parameters: Sequence[float]) -> Loss:
-        """The loss whose `kernel_parameters` these are."""
+        """Return the loss with these `kernel_parameters`."""
         return cls(*parameters)
 
     @abstractmethod
     def terms(self, rows: int, columns: int) -> int:
-        """How many terms the mean over a `(rows, columns)` matrix averages: what turns it into a sum."""
+        """Return the number of terms that the mean over a `(rows, columns)` matrix averages."""
 
     @abstractmethod
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
-        """The mean over each group; 0 for an empty one.
+        """Return the mean over each group, which is 0 for an empty one.
 
         Args:
-            student: K_s, `(*B, N, N)`.
-            teacher: K_t, `(*B, N, N)`.
-            eps: Least norm of a sample.
+            student: The Gram matrices K of the student, `(*B, N, N)`.
+            teacher: The Gram matrices L of the teacher, `(*B, N, N)`.
+            eps: The least norm of a sample.
 
         Returns:
-            `(*B)`.
+            `(*B)` in the dtype of the matrices.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityLoss(Loss):
-    """A loss of the cosine similarities, of a batch to itself or to a bank."""
+    """A loss of cosine similarities. It can compare a batch with itself or with a bank."""
 
     @abstractmethod
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        """The mean over each group of d(S, T); 0 for an empty one: two `(*B, N, N)` to `(*B)`."""
+        """Return the mean of d(S, T) over each group, `(*B)`, of S and T, `(*B, N, N)` each; 0 for an empty group."""
 
     def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
-        """The same of similarities to the M samples of banks, among which no sample meets itself: two `(*B, N, M)`."""
+        """Return the same from similarities to the M samples of banks, `(*B, N, M)` each.
+
+        No sample is compared with itself there.
+        """
         return self.forward(similarity, target)
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
@@ -67,11 +73,11 @@ class SimilarityLoss(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class CustomLoss(SimilarityLoss):
-    """A user's own d(S, T).
+    """A loss by a function of the user.
 
     Attributes:
-        function: Two matrices of similarities, `(*B, N, N)` or `(*B, N, M)` to banks, to `(*B)`, differentiable by
-            autograd.
+        function: It maps the similarities S and T, `(*B, N, N)` each, or `(*B, N, M)` with banks, to `(*B)`. It must be
+            differentiable by autograd.
     """
 
     name: ClassVar[str] = "custom"
@@ -91,14 +97,14 @@ class CustomLoss(SimilarityLoss):
 
 
 def require_positive(owner: str, **values: float) -> None:
-    """Raises a ValueError that names the first parameter which is not a positive finite number."""
+    """Raise a ValueError that names the first parameter that is not a positive finite number."""
     for parameter, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{owner}: {parameter} must be a positive finite number, got {value!r}")
 
 
 def require_choice(owner: str, choices: tuple[str, ...], **values: str) -> None:
-    """Raises a ValueError that names the first parameter whose value is none of the choices."""
+    """Raise a ValueError that names the first parameter whose value is none of the choices."""
     for parameter, value in values.items():
         if value not in choices:
             raise ValueError(f"{owner}: {parameter} must be {' or '.join(map(repr, choices))}, got {value!r}")

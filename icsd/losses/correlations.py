@@ -13,15 +13,15 @@ from icsd.losses.base import NOISE, Loss, SimilarityLoss
 
 @dataclasses.dataclass(frozen=True)
 class SP(Loss):
-    """Similarity-preserving distillation: 1/N² Σ_i |k_i/|k_i| - l_i/|l_i||² of the rows k_i of K_s and l_i of K_t.
+    """Similarity-preserving distillation: 1/N² Σ_i |k_i/|k_i| - l_i/|l_i||², with the rows k_i of K and l_i of L.
 
-    Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. The row of a zero sample stays zero.
+    The loss of Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. Rows of zero samples are zero.
     """
 
     name: ClassVar[str] = "sp"
 
-    def kernel_parameters(self) -> list[float]:
-        return []
+    def kernel_parameters(self) -> tuple[float, ...]:
+        return ()
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
@@ -34,17 +34,17 @@ class SP(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class DIST(SimilarityLoss):
-    """DIST's relation matching: mean_i (1 - ρ(S_i, T_i)), ρ being Pearson's correlation of rows.
+    """DIST's relation matching: mean_i (1 - ρ(S_i, T_i)), where ρ is Pearson's correlation of two rows.
 
-    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, whose inter-class term correlates rows
-    and intra-class term columns; of similarities, which are symmetric, both are this one. Two constant rows have ρ = 1,
-    a constant one and another ρ = 0.
+    The loss of Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. Its inter-class term
+    correlates rows and its intra-class term columns; similarities are symmetric, so both are this loss. ρ is 1 for two
+    constant rows and 0 for a constant row and another one.
     """
 
     name: ClassVar[str] = "dist"
 
-    def kernel_parameters(self) -> list[float]:
-        return []
+    def kernel_parameters(self) -> tuple[float, ...]:
+        return ()
 
     def terms(self, rows: int, columns: int) -> int:
         return rows
@@ -57,10 +57,10 @@ class DIST(SimilarityLoss):
 
 @dataclasses.dataclass(frozen=True)
 class CKA(Loss):
-    """1 - CKA, the linear centered kernel alignment <HK_sH, HK_tH> / (|HK_sH| |HK_tH|), H = I - 1/N.
+    """1 - CKA, with the linear centered kernel alignment CKA = <HKH, HLH> / (|HKH| |HLH|) and H = I - 1/N.
 
-    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. Two constant batches have
-    CKA = 1, a constant one and another CKA = 0.
+    CKA is from Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. It is 1 for two
+    constant batches and 0 for a constant batch and another one.
     """
 
     name: ClassVar[str] = "cka"
@@ -74,15 +74,15 @@ class CKA(Loss):
 
 
 def _center(gram: Tensor) -> Tensor:
-    """H K H."""
+    """Return H K H."""
     rows = gram - gram.mean(-1, keepdim=True)
     return rows - rows.mean(-2, keepdim=True)
 
 
 def _decorrelation(a: Tensor, b: Tensor, raw_a: Tensor, raw_b: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """1 - <a, b> / (|a| |b|), of what `a` and `b` are after subtracting a mean from `raw_a` and `raw_b`.
+    """Return 1 - <a, b> / (|a| |b|), where `a` and `b` are `raw_a` and `raw_b` minus their means.
 
-    As |a/|a| - b/|b||²/2, which does not cancel where they agree.
+    It is computed as |a/|a| - b/|b||²/2, which does not cancel where `a` and `b` agree.
     """
     noise = (NOISE * torch.finfo(a.dtype).eps) ** 2
     a, a_varies = _unit(a, dims, noise * raw_a.detach().square().sum(dims, keepdim=True))
@@ -91,8 +91,8 @@ def _decorrelation(a: Tensor, b: Tensor, raw_a: Tensor, raw_b: Tensor, dims: tup
 
 
 def _unit(x: Tensor, dims: tuple[int, ...], least_square: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Directions x / |x|, and where they are: elsewhere, up to the least |x|², they are 0 and pass no gradient."""
+    """Return x / |x| and where it is defined. Where |x|² is at most `least_square`, it is 0 and has no gradient."""
     square = x.square().sum(dims, keepdim=True)
-    vanishes = square <= least_square  # NaN does not
+    vanishes = square <= least_square  # False for NaN
     inverse = square.masked_fill(vanishes, 1).rsqrt().masked_fill(square.isinf(), torch.nan)
     return (x * inverse).masked_fill(vanishes, 0), ~vanishes

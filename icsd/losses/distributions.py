@@ -14,15 +14,15 @@ from icsd.losses.base import SimilarityLoss, require_choice, require_positive
 
 @dataclasses.dataclass(frozen=True)
 class KL(SimilarityLoss):
-    """mean_i KL(softmax_j(T_ij / τ_t) || softmax_j(S_ij / τ_s)).
+    """The divergence of rows: mean_i KL(softmax_j(T_ij / τ_t) || softmax_j(S_ij / τ_s)).
 
     The loss of CompRess (Koohpayegani et al., NeurIPS 2020), ISD (Tejankar et al., ICCV 2021) and SEED (Fang et al.,
-    ICLR 2021) with the batch as its own memory bank.
+    ICLR 2021), with the batch as its own memory bank unless banks are given.
 
     Attributes:
-        student_temperature: τ_s.
-        teacher_temperature: τ_t.
-        include_diagonal: Whether each sample's similarity with itself takes part in its row.
+        student_temperature: The temperature τ_s.
+        teacher_temperature: The temperature τ_t.
+        include_diagonal: Whether the row of each sample includes the similarity to the sample itself.
     """
 
     name: ClassVar[str] = "kl"
@@ -35,8 +35,8 @@ class KL(SimilarityLoss):
             self.name, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature
         )
 
-    def kernel_parameters(self) -> list[float]:
-        return [float(self.student_temperature), float(self.teacher_temperature), float(self.include_diagonal)]
+    def kernel_parameters(self) -> tuple[float, ...]:
+        return float(self.student_temperature), float(self.teacher_temperature), float(self.include_diagonal)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows
@@ -61,12 +61,12 @@ class KL(SimilarityLoss):
 class PKT(SimilarityLoss):
     """Probabilistic knowledge transfer: mean_i KL(q_i || p_i) with p_ij = k_ij / Σ_j k_ij, k_ij = (S_ij + 1) / 2.
 
-    q is the teacher's p. Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV
-    2018.
+    q is the same for the teacher. The loss of Passalis & Tefas, "Learning Deep Representations with Probabilistic
+    Knowledge Transfer", ECCV 2018.
 
     Attributes:
-        mode: `"paper"` leaves each sample out of its own distribution; `"code"` (the authors') keeps it, adds 1e-7 to
-            the probabilities in the logarithm and averages over N² terms instead of N rows.
+        mode: `"paper"` leaves each sample out of its own distribution. `"code"`, the authors' code, keeps it, adds 1e-7
+            to the probabilities in the logarithm and averages over N² terms instead of N rows.
     """
 
     name: ClassVar[str] = "pkt"
@@ -75,8 +75,8 @@ class PKT(SimilarityLoss):
     def __post_init__(self) -> None:
         require_choice(self.name, ("paper", "code"), mode=self.mode)
 
-    def kernel_parameters(self) -> list[float] | None:
-        return [] if self.mode == "paper" else None
+    def kernel_parameters(self) -> tuple[float, ...] | None:
+        return () if self.mode == "paper" else None
 
     def terms(self, rows: int, columns: int) -> int:
         return rows if self.mode == "paper" else rows * columns
@@ -91,7 +91,7 @@ class PKT(SimilarityLoss):
 
     def _kl(self, similarity: Tensor, target: Tensor) -> Tensor:
         if self.mode == "paper":
-            # Opposite samples have k = 0, of which there is no logarithm.
+            # Opposite samples have k = 0, which has no logarithm.
             p, q = (_normalize((k + 1).clamp(min=1e-7)) for k in (similarity, target))
             ratio = q.log() - p.log()
         else:
@@ -105,7 +105,7 @@ def _normalize(rows: Tensor) -> Tensor:
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
-    """`(*B, N, N)` without its diagonal: `(*B, N, max(N - 1, 0))`."""
+    """Return `(*B, N, N)` without its diagonal: `(*B, N, max(N - 1, 0))`."""
     n = matrix.shape[-1]
     if n == 0:
         return matrix

@@ -16,12 +16,16 @@ from icsd.losses.gram import similarity_from_gram
 
 @dataclasses.dataclass(frozen=True)
 class MSE(SimilarityLoss):
-    """mean_ij (S_ij - T_ij)²."""
+    """The mean squared difference mean_ij (S_ij - T_ij)².
+
+    The loss of Mao et al., "Learning efficient text-to-image synthesis via interstage cross-sample similarity
+    distillation", Sci China Inf Sci 64:120102, 2021.
+    """
 
     name: ClassVar[str] = "mse"
 
-    def kernel_parameters(self) -> list[float]:
-        return []
+    def kernel_parameters(self) -> tuple[float, ...]:
+        return ()
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
@@ -32,10 +36,10 @@ class MSE(SimilarityLoss):
 
 @dataclasses.dataclass(frozen=True)
 class SmoothL1(SimilarityLoss):
-    """mean_ij h(S_ij - T_ij) with h(x) = x²/(2β) where |x| < β, |x| - β/2 elsewhere.
+    """The Huber loss mean_ij h(S_ij - T_ij) with h(x) = x²/(2β) where |x| < β, |x| - β/2 elsewhere.
 
     Attributes:
-        beta: Width of the quadratic zone.
+        beta: The width β of the quadratic part.
     """
 
     name: ClassVar[str] = "smooth_l1"
@@ -44,8 +48,8 @@ class SmoothL1(SimilarityLoss):
     def __post_init__(self) -> None:
         require_positive(self.name, beta=self.beta)
 
-    def kernel_parameters(self) -> list[float]:
-        return [float(self.beta)]
+    def kernel_parameters(self) -> tuple[float, ...]:
+        return (float(self.beta),)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
@@ -59,15 +63,15 @@ class SmoothL1(SimilarityLoss):
 class CC(Loss):
     """Correlation congruence: mean_ij (κ(x_i, x_j) - κ(y_i, y_j))².
 
-    Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+    The loss of Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
 
     Attributes:
-        kernel: κ: `"bilinear"`, <x_i, x_j>, or `"rbf"`, the Taylor expansion exp(-2γ) Σ_{p<=P} (2γ <x_i, x_j>)^p / p!
-            of exp(-γ|x_i - x_j|²) for samples of norm 1.
-        gamma: γ.
-        order: P.
-        mode: `"paper"` gives rbf samples of norm 1; `"code"` (torchdistill) expands raw products, and takes |κ_s - κ_t|
-            for its square.
+        kernel: The kernel κ: `"bilinear"` is <x_i, x_j>; `"rbf"` is the Taylor expansion
+            exp(-2γ) Σ_{p<=P} (2γ <x_i, x_j>)^p / p! of exp(-γ|x_i - x_j|²) for samples of norm 1.
+        gamma: The γ of `"rbf"`.
+        order: The order P of the expansion.
+        mode: `"paper"` normalizes the samples for `"rbf"`. `"code"`, torchdistill's code, expands raw products, and
+            takes the norm |κ_s - κ_t| instead of its square.
     """
 
     name: ClassVar[str] = "cc"
@@ -83,8 +87,10 @@ class CC(Loss):
         if self.order % 1:
             raise ValueError(f"{self.name}: order must be a whole number, got {self.order!r}")
 
-    def kernel_parameters(self) -> list[float] | None:
-        return [float(self.kernel == "rbf"), float(self.gamma), float(self.order)] if self.mode == "paper" else None
+    def kernel_parameters(self) -> tuple[float, ...] | None:
+        if self.mode == "code":
+            return None
+        return float(self.kernel == "rbf"), float(self.gamma), float(self.order)
 
     @classmethod
     def from_kernel_parameters(cls, parameters: Sequence[float]) -> CC:
@@ -102,7 +108,7 @@ class CC(Loss):
         return loss / max(1, self.terms(*student.shape[-2:]))
 
     def _kernel(self, gram: Tensor, eps: float) -> Tensor:
-        """κ without its constant term, which differences of κ do not have."""
+        """Return κ without its constant term, which cancels in differences of κ."""
         if self.kernel == "bilinear":
             return gram
         if self.mode == "paper":

@@ -1,4 +1,4 @@
-"""Gram matrices and similarities in plain PyTorch: what every loss of the operator is a function of."""
+"""Gram matrices and similarities in plain PyTorch. All losses are functions of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """What these are accumulated in: float64 if one of them is, float32 otherwise."""
+    """Return the dtype in which tensors are accumulated: float64 if one of them is float64, float32 otherwise."""
     for tensor in tensors:
         if tensor.dtype is torch.float64:
             return torch.float64
@@ -17,35 +17,35 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def gram(x: Tensor) -> Tensor:
-    """K = X Xᵀ, `(*B, N, D)` to `(*B, N, N)`, in compute dtype, under autocast too."""
+    """Return K = X Xᵀ, `(*B, N, N)` in compute dtype, of `(*B, N, D)`, under autocast too."""
     with no_autocast(x):
         x = x.to(compute_dtype(x))
         return x @ x.mT
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager:
-    """Where products are in the dtype of their factors, whatever the caller's `torch.autocast`."""
+    """Return a context in which `torch.autocast` does not change the dtype of products."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
-    """S_ij = K_ij / (n_i n_j) with n_i = max(sqrt(K_ii), eps); a zero row has similarity 0 and passes no gradient.
+    """Return S_ij = K_ij / (n_i n_j) with n_i = max(sqrt(K_ii), eps).
 
-    A row whose squared norm is not finite is NaN.
+    A zero row has similarity 0 and gradient 0. A row whose squared norm is not finite is NaN.
     """
     inverse = inverse_norms(gram.diagonal(dim1=-2, dim2=-1), eps)
     return gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2))
 
 
 def inverse_norms(square: Tensor, eps: float) -> Tensor:
-    """1 / max(n, eps) of squared norms n², as similarities take it."""
+    """Return 1 / max(n, eps) of squared norms n², or 0 for zero samples."""
     zero = square == 0
     return _inverse(square.masked_fill(zero, 1).sqrt(), zero, eps)
 
 
 def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
-    """The same of the samples of two batches, `(*B, N, D)` and `(*B, M, D)`: `(*B, N, M)` in compute dtype."""
+    """Return the similarities of two batches, `(*B, N, D)` and `(*B, M, D)`: `(*B, N, M)` in compute dtype."""
     with no_autocast(x):
         dtype = compute_dtype(x, other)
         x, other = x.to(dtype), other.to(dtype)
@@ -54,5 +54,5 @@ def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
 
 
 def _inverse(norm: Tensor, zero: Tensor, eps: float) -> Tensor:
-    """1 / max(n, eps), 0 where the sample is, and NaN where n is infinite."""
+    """Return 1 / max(n, eps), 0 where the sample is 0, and NaN where n is infinite."""
     return norm.clamp(min=eps).reciprocal().masked_fill(zero, 0).masked_fill(norm.isinf(), torch.nan)

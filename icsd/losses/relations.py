@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: losses of the distances and angles among the samples."""
+"""Relational knowledge distillation: losses of the distances and angles between samples."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch.utils.checkpoint import checkpoint
 
 from icsd.losses.base import NOISE, Loss, require_choice
 
-# How many angles are held at once, unless those of a single vertex are more.
+# The number of angles that are held at once, unless those of a single vertex are more.
 _ANGLES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class RKDDistance(Loss):
-    """Huber distance of d_ij/μ among the students from that among the teachers, with d_ij = |x_i - x_j|, μ its mean.
+    """The mean Huber loss between the relative distances d_ij/μ of student and teacher.
 
-    Park et al., "Relational Knowledge Distillation", CVPR 2019.
+    d_ij = |x_i - x_j| is a distance of samples and μ the mean of all distances. The loss of Park et al., "Relational
+    Knowledge Distillation", CVPR 2019.
 
     Attributes:
-        mode: `"paper"` averages, for the loss and for μ, over the N(N - 1) pairs of different samples; `"code"` (the
-            authors') over all N² for the loss and those at a distance for μ.
+        mode: `"paper"` averages over the N(N - 1) pairs of different samples, for the loss and for μ. `"code"`, the
+            authors' code, averages over all N² pairs for the loss and over those with d_ij > 0 for μ.
     """
 
     name: ClassVar[str] = "rkd_distance"
@@ -50,14 +51,14 @@ class RKDDistance(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class RKDAngle(Loss):
-    """Huber distance of cos∠(x_i x_j x_k) among the students from that among the teachers, over all triplets.
+    """The mean Huber loss between cos∠(x_i x_j x_k) of student and teacher over all triplets of samples.
 
-    Park et al., "Relational Knowledge Distillation", CVPR 2019. Takes O(N³) time; for large batches memory is O(N²),
-    the angles being computed again for the gradient. The angle at coincident samples has cosine 0.
+    The loss of Park et al., "Relational Knowledge Distillation", CVPR 2019. It takes O(N³) time. For large batches it
+    takes O(N²) memory: angles are computed again for the gradient. The angle at coincident samples has cosine 0.
 
     Attributes:
-        mode: `"paper"` averages over the N(N - 1)(N - 2) triplets of different samples; `"code"` (the authors') over
-            all N³.
+        mode: `"paper"` averages over the N(N - 1)(N - 2) triplets of different samples. `"code"`, the authors' code,
+            averages over all N³.
     """
 
     name: ClassVar[str] = "rkd_angle"
@@ -94,7 +95,7 @@ class RKDAngle(Loss):
     def _at_vertices(
         self, student: Tensor, inverse_s: Tensor, teacher: Tensor, inverse_t: Tensor, start: int, stop: int
     ) -> Tensor:
-        """The sum over the angles at the vertices from `start` to `stop`: four `(*B, N, N)` to `(*B)`."""
+        """Return the sum over the angles at the vertices from `start` to `stop`, `(*B)`, of matrices `(*B, N, N)`."""
         cosines = (_cosines(student, inverse_s, start, stop), _cosines(teacher, inverse_t, start, stop))
         loss = F.smooth_l1_loss(*cosines, reduction="none")
         total = loss.sum((-3, -2, -1))
@@ -104,7 +105,7 @@ class RKDAngle(Loss):
 
 
 def _cosines(gram: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
-    """<x_i - x_j, x_k - x_j> / (d_ij d_kj) at the vertices j from `start` to `stop`: `(*B, stop - start, N, N)`."""
+    """Return <x_i - x_j, x_k - x_j> / (d_ij d_kj) at vertices j from `start` to `stop`: `(*B, stop - start, N, N)`."""
     at_vertex, inverse = gram[..., start:stop, :], inverse[..., start:stop, :]
     square = gram.diagonal(dim1=-2, dim2=-1)[..., start:stop]
     products = (gram.unsqueeze(-3) - at_vertex.unsqueeze(-1)) + (square.unsqueeze(-1) - at_vertex).unsqueeze(-2)
@@ -112,15 +113,15 @@ def _cosines(gram: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _inverse_distances(gram: Tensor) -> Tensor:
-    """1 / d_ij, 0 for coincident samples."""
+    """Return 1 / d_ij, 0 for coincident samples."""
     square, same = _squared_distances(gram)
     return square.rsqrt().masked_fill(same, 0)
 
 
 def _squared_distances(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """d_ij² = K_ii + K_jj - 2 K_ij, and which samples coincide: there it is 1 and passes no gradient."""
+    """Return d_ij² = K_ii + K_jj - 2 K_ij and which samples coincide. There, d_ij² is set to 1 and has no gradient."""
     square = gram.diagonal(dim1=-2, dim2=-1)
     i, j = square.unsqueeze(-1), square.unsqueeze(-2)
     distance = (i - gram) + (j - gram)
-    same = distance <= NOISE * torch.finfo(gram.dtype).eps * (i + j)  # NaN is not
+    same = distance <= NOISE * torch.finfo(gram.dtype).eps * (i + j)  # False for NaN
     return distance.masked_fill(same, 1), same

@@ -1,4 +1,4 @@
-"""The operator: cross-sample similarities and their distillation, by interchangeable backends."""
+"""The operator: cross-sample similarities and their distillation, on interchangeable backends."""
 
 from icsd.ops.cpu import CPUBackend, empty_cache
 from icsd.ops.cuda import CUDABackend
@@ -12,7 +12,7 @@ from icsd.ops.reference import ReferenceBackend
 from icsd.ops.registry import BackendStatus, backends, register, use_backend
 from icsd.ops.triton import TritonBackend
 
-register(CPUBackend())  # first: tensors of the CPU are served without asking for a GPU
+register(CPUBackend())  # first, so that calls on CPU tensors do not look for a GPU
 register(CUDABackend())
 register(TritonBackend())
 register(ReferenceBackend())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from types import ModuleType
 
-from torch import Tensor  # torch before the native module, so that both share its OpenMP pool
+from torch import Tensor  # before the native module, so that both share torch's OpenMP pool
 
-from icsd.ops.fused import Distillation, FusedBackend, sample_dense
+from icsd.ops.backend import FusedBackend
+from icsd.ops.contract import Spec, sample_dense
 
 INTERFACE = 2  # of csrc/binding/module.cpp
 
@@ -21,6 +23,36 @@ except (ImportError, AttributeError) as error:  # not built, or built from other
     _import_error = str(error)
 
 
+class NativeLauncher:
+    """The four functions of `icsd._native.cpu` or `icsd._native.cuda`, with tensors and specs as they take them.
+
+    Args:
+        module: The native functions.
+        spec: The type of the native specifications.
+    """
+
+    def __init__(self, module: ModuleType, spec: type) -> None:
+        self.module = module
+        self.spec = lru_cache(maxsize=256)(spec)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self.module.gram(sample_dense(x))
+
+    def combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        return self.module.combine(matrix.contiguous(), sample_dense(x))
+
+    def distill(self, inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]:
+        return self.module.distill(
+            [x if x.is_contiguous() else sample_dense(x) for x in inputs], self.spec(*spec), save
+        )
+
+    def distill_backward(
+        self, grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
+    ) -> list[Tensor | None]:
+        inputs = [x if x.is_contiguous() else sample_dense(x) for x in inputs]
+        return self.module.distill_backward(grad.contiguous(), saved.contiguous(), inputs, wanted, self.spec(*spec))
+
+
 class CPUBackend(FusedBackend):
     """C++ with OpenMP; AMX, AVX-512, AVX2 or portable code is chosen at run time."""
 
@@ -30,26 +62,14 @@ class CPUBackend(FusedBackend):
 
     def __init__(self) -> None:
         self.regimes = native_regimes()
+        if _native is not None:
+            self.launcher = NativeLauncher(_native.cpu, _native.Spec)
 
     def unavailable(self) -> str | None:
         """Returns why the native module cannot be used, if it cannot."""
         if _native is None:
             return f"the native module is not built from these sources ({_import_error}); run: pip install -e ."
         return None
-
-    def launch_gram(self, x: Tensor) -> Tensor:
-        return _native.cpu.gram(sample_dense(x))
-
-    def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        return _native.cpu.combine(matrix.contiguous(), sample_dense(x))
-
-    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        return _native.cpu.distill(dense_inputs(stages), native_spec(how), save)
-
-    def launch_distill_backward(
-        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor | None]:
-        return _native.cpu.distill_backward(grad.contiguous(), saved, dense_inputs(stages), wanted, native_spec(how))
 
 
 def empty_cache() -> None:
@@ -66,18 +86,3 @@ def native_regimes() -> dict[str, tuple[str, ...]]:
     if _native is None:
         return {}
     return dict.fromkeys(_native.LOSSES, ("sample", "streamed")) | {"mse": ("sample", "feature", "streamed")}
-
-
-def dense_inputs(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the tensors as the native module takes them, see `sample_dense`."""
-    return [x if x.is_contiguous() else sample_dense(x) for x in inputs]
-
-
-def native_spec(how: Distillation) -> _native.Spec:
-    """Returns the native module's form of a specification, which is made once."""
-    return _make_spec(how.loss, tuple(how.parameters), tuple(how.weights), how.eps, how.teacher_gradient, how.regime)
-
-
-@lru_cache(maxsize=256)
-def _make_spec(*arguments) -> _native.Spec:
-    return _native.Spec(*arguments)

@@ -1,18 +1,31 @@
-"""The compiled CUDA backend."""
+"""The compiled CUDA backend: the functions of `icsd._native.cuda`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from icsd.losses.gram import compute_dtype
 from icsd.ops import cpu
-from icsd.ops.cpu import dense_inputs, native_regimes, native_spec
-from icsd.ops.fused import Distillation, FusedBackend, sample_dense
+from icsd.ops.backend import FusedBackend
+from icsd.ops.contract import Spec
+from icsd.ops.cpu import NativeLauncher, native_regimes
+
+
+class CUDALauncher(NativeLauncher):
+    """The CUDA functions, which take some inputs in one dtype only."""
+
+    def distill(self, inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]:
+        return super().distill(_same_dtype(inputs, spec), spec, save)
+
+    def distill_backward(
+        self, grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
+    ) -> list[Tensor | None]:
+        grads = super().distill_backward(grad, saved, _same_dtype(inputs, spec), wanted, spec)
+        return [None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
 
 
 class CUDABackend(FusedBackend):
@@ -24,11 +37,8 @@ class CUDABackend(FusedBackend):
 
     def __init__(self) -> None:
         self.regimes = native_regimes()
-
-    @cached_property
-    def kernels(self) -> ModuleType | None:
-        """`icsd._native.cuda`, if it was built."""
-        return getattr(cpu._native, "cuda", None)
+        if hasattr(cpu._native, "cuda"):
+            self.launcher = CUDALauncher(cpu._native.cuda, cpu._native.Spec)
 
     @cached_property
     def architectures(self) -> list[int]:
@@ -39,7 +49,7 @@ class CUDABackend(FusedBackend):
         """Returns which of build, torch and device is missing, if one is."""
         if cpu._native is None:
             return cpu.CPUBackend().unavailable()
-        if self.kernels is None:
+        if not hasattr(cpu._native, "cuda"):
             return (
                 "the native module was built without CUDA; put nvcc on PATH (or set CUDA_HOME), run: pip install -e ."
             )
@@ -47,7 +57,7 @@ class CUDABackend(FusedBackend):
         if torch.version.cuda is None:
             return f"{built}, but this torch ({torch.__version__}) was built without CUDA; install one with CUDA"
         if not torch.cuda.is_available():
-            return f"{built}, no GPU here ({self.kernels.devices()[1]})"
+            return f"{built}, no GPU here ({cpu._native.cuda.devices()[1]})"
         return None
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
@@ -61,31 +71,15 @@ class CUDABackend(FusedBackend):
         device = f"{major}{minor}"
         return f"it is built for {built}, the device is sm_{device}; rebuild with ICSD_CUDA_ARCHITECTURES={device}"
 
-    def launch_gram(self, x: Tensor) -> Tensor:
-        return self.kernels.gram(sample_dense(x))
 
-    def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        return self.kernels.combine(matrix.contiguous(), sample_dense(x))
-
-    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        return self.kernels.distill(dense_inputs(_same_dtype(stages, how)), native_spec(how), save)
-
-    def launch_distill_backward(
-        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
-    ) -> list[Tensor | None]:
-        inputs = dense_inputs(_same_dtype(stages, how))
-        grads = self.kernels.distill_backward(grad.contiguous(), saved, inputs, wanted, native_spec(how))
-        return [None if x is None else x.to(stage.dtype) for x, stage in zip(grads, stages, strict=True)]
-
-
-def _same_dtype(stages: Sequence[Tensor], how: Distillation) -> Sequence[Tensor]:
-    """Converts the inputs to what their regime takes: `streamed` one compute type, `feature` one type."""
-    if how.regime == "sample" or len({stage.dtype for stage in stages}) == 1:
-        return stages
-    dtype = compute_dtype(*stages)
-    if how.regime == "feature":
-        return [stage.to(dtype) for stage in stages]
-    return [stage if compute_dtype(stage) == dtype else stage.to(dtype) for stage in stages]
+def _same_dtype(inputs: Sequence[Tensor], spec: Spec) -> Sequence[Tensor]:
+    """Convert the inputs to what their regime takes: `streamed` one compute type, `feature` one type."""
+    if spec.regime == "sample" or len({x.dtype for x in inputs}) == 1:
+        return inputs
+    dtype = compute_dtype(*inputs)
+    if spec.regime == "feature":
+        return [x.to(dtype) for x in inputs]
+    return [x if compute_dtype(x) == dtype else x.to(dtype) for x in inputs]
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:

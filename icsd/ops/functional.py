@@ -1,4 +1,4 @@
-"""The operator's public functions."""
+"""The public functions of the operator: they check their arguments, choose a backend and reduce its result."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
+from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss, distill_to_banks
 from icsd.losses.gram import similarity_from_gram
 from icsd.ops import registry
 
 Reduction = Literal["mean", "sum", "none"]
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cross_sample_similarity(
     x: Tensor, other: Tensor | None = None, *, eps: float = 1e-8, backend: str | None = None
 ) -> Tensor:
-    """Cosine similarities S_ij = <x_i, y_j> / (|x_i| |y_j|) of the samples of each group, norms being at least `eps`.
+    """Return the cosine similarities S_ij = <x_i, y_j> / (max(|x_i|, eps) max(|y_j|, eps)) of the samples of a group.
 
     Args:
         x: Features `(*B, N, D)` of `B` independent groups of `N` samples; float32, float64, bfloat16 or float16.
-        other: Features `(*B, M, D)` of other samples y, such as a memory bank; `x` itself by default.
-        eps: Least norm. A zero row has similarity 0 and passes no gradient; a row with NaN or Inf, or whose squared
-            norm overflows, is NaN in its own row and column.
-        backend: One of `icsd.backends()`; by default the best that applies.
+        other: Features `(*B, M, D)` of other samples y, such as a memory bank. By default, y is `x`.
+        eps: The least norm. A zero row has similarity 0 and gradient 0. A row is NaN, and so is its column, if it holds
+            NaN or Inf or its squared norm overflows.
+        backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
 
     Returns:
-        `(*B, N, N)`, or `(*B, N, M)` with another batch; float64 if an input is, float32 otherwise.
+        `(*B, N, N)`, or `(*B, N, M)` with `other`; float64 if an input is float64, float32 otherwise.
 
     Raises:
         TypeError: An input is not a floating-point tensor.
-        ValueError: Shapes or devices do not fit, or `eps` or `backend` is not usable.
-        RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
+        ValueError: The shapes or devices do not fit, `eps` is not positive and finite, or the backend is unknown.
+        RuntimeError: The backend does not take these inputs. The message lists all backends and why they do not.
     """
     _check_features("x", x)
-    _check_eps(eps)
+    _check_options("none", eps)
     if other is None:
         return similarity_from_gram(registry.select(backend, [x]).gram(x), eps)
     _check_bank("other", other, "x", x)
@@ -58,53 +58,40 @@ def similarity_distillation_loss(
     eps: float = 1e-8,
     backend: str | None = None,
 ) -> Tensor:
-    """Loss of a student's cross-sample similarities from a teacher's.
+    """Return the loss between the cross-sample similarities of a student and those of a teacher.
 
-    The similarities of a batch to itself, or of both to banks: S of the student's samples to those of its bank, T of
-    the teacher's to those of its own.
+    The similarities are those of each batch to itself. With banks, they are those of the student's samples to the
+    student's bank and those of the teacher's samples to the teacher's bank.
 
     Args:
-        student: Features `(*B, N, D_s)`.
+        student: Features `(*B, N, D_s)`; float32, float64, bfloat16 or float16.
         teacher: Features `(*B, N, D_t)` of the same samples.
-        loss: The loss as an object, such as `icsd.losses.KL(student_temperature=0.2)`, or by its name with default
-            parameters: `"mse"`, `"kl"`, `"smooth_l1"`, `"sp"`, `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"`
-            or `"rkd_angle"` (`docs/losses.md`). A function that maps the similarities S and T, `(*B, N, N)` each, to
-            `(*B)` is a loss, too; the passes over the features stay fused. Only losses of cosine similarities take
-            banks: `"mse"`, `"kl"`, `"smooth_l1"`, `"pkt"`, `"dist"` and functions.
-        student_bank: Features `(*B, M, D_s)` of M other samples; a gradient flows to them if they require one.
-        teacher_bank: Features `(*B, M, D_t)` of the same M samples, as constant as the teacher.
-        reduction: `"mean"` over all that is summed, `"sum"`, or `"none"`: each group's mean.
-        detach_teacher: Whether the teacher and its bank are constant.
-        eps: Least norm, see `cross_sample_similarity`.
-        backend: One of `icsd.backends()`; by default the best that applies.
+        loss: A loss object such as `icsd.losses.KL(student_temperature=0.2)`; the name of a loss, for its default
+            parameters: `"mse"`, `"kl"`, `"smooth_l1"`, `"sp"`, `"cc"`, `"pkt"`, `"cka"`, `"dist"`, `"rkd_distance"` or
+            `"rkd_angle"` (see `docs/losses.md`); or a function that maps the similarities S and T, `(*B, N, N)` each,
+            to `(*B)`. Banks take the losses of cosine similarities: `"mse"`, `"kl"`, `"smooth_l1"`, `"pkt"`, `"dist"`
+            and functions.
+        student_bank: Features `(*B, M, D_s)` of M other samples. They get a gradient if they require one.
+        teacher_bank: Features `(*B, M, D_t)` of the same M samples.
+        reduction: `"mean"` over all terms, `"sum"`, or `"none"` for the mean of each group.
+        detach_teacher: Whether the teacher and its bank are constants, which get no gradient.
+        eps: The least norm, see `cross_sample_similarity`.
+        backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
 
     Returns:
-        A scalar, or `(*B)` for `reduction="none"`; float64 if an input is, float32 otherwise. 0 for empty batches.
+        A scalar, or `(*B)` with `reduction="none"`; float64 if an input is float64, float32 otherwise. The loss of an
+        empty batch is 0.
 
     Raises:
         TypeError: An input is not a floating-point tensor.
-        ValueError: Shapes, devices or the loss do not fit.
-        RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
+        ValueError: The shapes, devices or the loss do not fit, or another argument is not valid.
+        RuntimeError: The backend does not take these inputs. The message lists all backends and why they do not.
     """
-    if student_bank is not None or teacher_bank is not None:
-        return _distill_to_banks(
-            {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank},
-            as_loss(loss),
-            reduction,
-            detach_teacher,
-            eps,
-            backend,
-        )
-    return _distill(
-        ("student", "teacher"),
-        [student, teacher],
-        [1.0],
-        as_loss(loss),
-        reduction,
-        detach_teacher,
-        eps,
-        backend,
-    )
+    if student_bank is None and teacher_bank is None:
+        names, tensors = ("student", "teacher"), [student, teacher]
+        return _distill(names, tensors, [1.0], as_loss(loss), reduction, detach_teacher, eps, backend)
+    tensors = {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank}
+    return _distill_to_banks(tensors, as_loss(loss), reduction, detach_teacher, eps, backend)
 
 
 def interstage_distillation_loss(
@@ -118,29 +105,30 @@ def interstage_distillation_loss(
     eps: float = 1e-8,
     backend: str | None = None,
 ) -> Tensor:
-    """Interstage cross-sample similarity distillation: Σ_i w_i d(S(X_i), S(X_teacher)) over the other stages.
+    """Return the interstage distillation loss Σ_i w_i d(S(X_i), S(X_teacher)) over all stages i but the teacher.
 
-    After Mao et al., "Learning efficient text-to-image synthesis via interstage cross-sample similarity
-    distillation", Sci China Inf Sci 64:120102, 2021. All stages share one pass; the teacher's similarities are computed
-    once.
+    The loss of Mao et al., "Learning efficient text-to-image synthesis via interstage cross-sample similarity
+    distillation", Sci China Inf Sci 64:120102, 2021. All stages share one call; the similarities of the teacher are
+    computed once.
 
     Args:
         stages: Features `(*B, N, D_i)` of the same samples, coarse to fine; the `D_i` may differ.
-        loss: See `similarity_distillation_loss`.
-        weights: One for each stage that is not the teacher, in order; 1 by default.
-        teacher: Index of the stage that teaches the others.
+        loss: The loss d, see `similarity_distillation_loss`.
+        weights: One weight for each stage that is not the teacher, in order. By default, all are 1.
+        teacher: The index of the stage that is the teacher.
         reduction: See `similarity_distillation_loss`.
-        detach_teacher: Whether the teacher is constant.
-        eps: Least norm, see `cross_sample_similarity`.
-        backend: One of `icsd.backends()`; by default the best that applies.
+        detach_teacher: Whether the teacher is a constant, which gets no gradient.
+        eps: The least norm, see `cross_sample_similarity`.
+        backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
 
     Returns:
-        A scalar, or `(*B)` for `reduction="none"`.
+        A scalar, or `(*B)` with `reduction="none"`; float64 if a stage is float64, float32 otherwise.
 
     Raises:
         TypeError: A stage is not a floating-point tensor.
-        ValueError: Fewer than two stages, or shapes, devices, weights or the loss do not fit.
-        RuntimeError: The backend asked for does not take these inputs; the message lists every candidate and why.
+        ValueError: There are fewer than two stages, the shapes, devices, weights or the loss do not fit, or another
+            argument is not valid.
+        RuntimeError: The backend does not take these inputs. The message lists all backends and why they do not.
     """
     tensors = list(stages)
     names = [f"stages[{i}]" for i in range(len(tensors))]
@@ -156,44 +144,42 @@ def interstage_distillation_loss(
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
         )
-    return _distill(names, tensors, list(weights), as_loss(loss), reduction, detach_teacher, eps, backend)
+    return _distill(names, tensors, weights, as_loss(loss), reduction, detach_teacher, eps, backend)
 
 
 def flatten_samples(maps: Tensor) -> Tensor:
-    """A view `(N, D)` of feature maps `(N, ...)`, each sample's values in the order they lie in memory.
+    """Return a view `(N, D)` of feature maps `(N, ...)`, with the values of each sample in the order of memory.
 
-    A similarity does not depend on the order of the features, so `channels_last` maps need no copy.
+    Similarities do not depend on the order of the features, so maps in the `channels_last` format need no copy.
     """
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
 
-def _distill(names, tensors, weights, loss: Loss, reduction, detach_teacher, eps, backend) -> Tensor:
-    """Checks everything, then runs a backend; the last of the tensors is the teacher."""
+def _distill(names, tensors: list[Tensor], weights, loss: Loss, reduction, detach_teacher, eps, backend) -> Tensor:
+    """Check all arguments and run a backend. The last tensor is the teacher."""
     _check_stages(names, tensors)
     for weight in weights:
         if not -math.inf < weight < math.inf:
             raise ValueError(f"weights must be finite, got {weight}")
-    _check_reduction(reduction)
-    _check_eps(eps)
+    _check_options(reduction, eps)
     if detach_teacher:
         tensors[-1] = tensors[-1].detach()
     value = registry.select(backend, tensors).distill(tensors, weights, loss, eps)
     n = tensors[-1].shape[-2]
-    return _reduce(value, loss.terms(n, n), reduction)
+    return _reduce(value, loss, (n, n), reduction)
 
 
-def _distill_to_banks(tensors, loss, reduction, detach_teacher, eps, backend) -> Tensor:
-    """The same for similarities to banks."""
-    for name, bank in tensors.items():
-        if bank is None:
+def _distill_to_banks(tensors: dict[str, Tensor], loss: Loss, reduction, detach_teacher, eps, backend) -> Tensor:
+    """Check all arguments and compute the loss of similarities to banks."""
+    for name, tensor in tensors.items():
+        if tensor is None:
             raise ValueError(f"{name} must be given too: both student and teacher are compared with banks, or neither")
     student, teacher, student_bank, teacher_bank = tensors.values()
     _check_stages(("student", "teacher"), [student, teacher])
     _check_bank("student_bank", student_bank, "student", student)
     _check_bank("teacher_bank", teacher_bank, "teacher", teacher)
     _check_stages(("student_bank", "teacher_bank"), [student_bank, teacher_bank])
-    _check_reduction(reduction)
-    _check_eps(eps)
+    _check_options(reduction, eps)
     if not isinstance(loss, SimilarityLoss):
         raise ValueError(
             f"loss {loss.name!r} compares the samples of one batch with each other: use it without "
@@ -202,24 +188,24 @@ def _distill_to_banks(tensors, loss, reduction, detach_teacher, eps, backend) ->
     if detach_teacher:
         teacher, teacher_bank = teacher.detach(), teacher_bank.detach()
     chosen = registry.select(backend, [student, teacher, student_bank, teacher_bank])
-    pairs = ((student, student_bank), (teacher, teacher_bank))
-    similarity, target = (chosen.similarity_to(x, bank, eps) for x, bank in pairs)
-    dtype = torch.promote_types(similarity.dtype, target.dtype)
-    value = loss.to_banks(similarity.to(dtype), target.to(dtype))
-    return _reduce(value, loss.terms(*similarity.shape[-2:]), reduction)
+    similarity = chosen.similarity_to(student, student_bank, eps)
+    target = chosen.similarity_to(teacher, teacher_bank, eps)
+    value = distill_to_banks(similarity, target, loss)
+    return _reduce(value, loss, similarity.shape[-2:], reduction)
 
 
-def _reduce(loss: Tensor, terms: int, reduction: Reduction) -> Tensor:
-    """Of the means of all groups, `(*B)`."""
+def _reduce(values: Tensor, loss: Loss, shape: Sequence[int], reduction: Reduction) -> Tensor:
+    """Reduce the means of all groups, `(*B)`, each over matrices of a shape."""
     if reduction == "sum":
-        return loss.sum() * terms
-    if reduction == "mean" and loss.dim():
-        return loss.sum() / max(1, loss.numel())
-    return loss
+        # `torch.func.vmap` over no samples fails at a scalar times a number.
+        return (values.flatten().sum(0, keepdim=True) * loss.terms(*shape)).squeeze(0)
+    if reduction == "mean" and values.dim():
+        return values.mean() if values.numel() else values.sum()
+    return values
 
 
 def _check_stages(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Whether these are features of the same samples."""
+    """Raise an error unless these are features of the same samples on one device."""
     *_, teacher = tensors
     _check_features(names[-1], teacher)
     shape, device = teacher.shape[:-1], teacher.device
@@ -235,7 +221,7 @@ def _check_stages(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
 
 
 def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
-    """Whether these are features of the same kind, of any samples."""
+    """Raise an error unless the bank and `x` differ only in the number of samples."""
     _check_features(bank_name, bank)
     if bank.shape[:-2] != x.shape[:-2] or bank.shape[-1] != x.shape[-1]:
         raise ValueError(
@@ -246,17 +232,16 @@ def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
         raise ValueError(f"{bank_name} is on {bank.device} and {name} on {x.device}: move them to one device")
 
 
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-
-
 def _check_features(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _FLOATING:
+    if x.dtype not in _DTYPES:
         raise TypeError(
             f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}: convert it, e.g. .float()"
+        )
+    if x.is_nested:
+        raise TypeError(
+            f"{name} must have samples of one length, got a nested tensor: pad it, e.g. .to_padded_tensor(0)"
         )
     if x.dim() < 2:
         raise ValueError(
@@ -264,6 +249,8 @@ def _check_features(name: str, x: Tensor) -> None:
         )
 
 
-def _check_eps(eps: float) -> None:
+def _check_options(reduction: str, eps: float) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if not 0 < eps < math.inf:
         raise ValueError(f"eps must be a positive finite number, got {eps!r}")

@@ -1,4 +1,4 @@
-"""The operator in plain PyTorch: the definition that every other backend is held to."""
+"""The operator in plain PyTorch. All other backends are tested against this definition."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from icsd.ops.registry import Backend
 
 
 class ReferenceBackend(Backend):
-    """Any device, any dtype, any order of derivative, by PyTorch's own operators."""
+    """A backend of PyTorch's own operators, for any device and with derivatives of any order."""
 
     name = "reference"
     description = "plain PyTorch, the definition"
 
     def unavailable(self) -> None:
-        """It always runs."""
+        """Return None: it always runs."""
 
     def unsupported(self, tensors: Sequence[Tensor]) -> None:
-        """It takes everything."""
+        """Return None: it takes all inputs."""
 
     def gram(self, x: Tensor) -> Tensor:
         return gram(x)

@@ -1,12 +1,13 @@
-"""The three ways to compute a distillation loss, and the choice among them by cost.
+"""The three ways to compute a distillation loss, and the choice between them by cost.
 
-* `sample`: the N x N matrices are made and kept; cost N² D, memory N². A GAN's case: few samples, many features.
-* `feature`: `mse` by way of the D x D matrices, |S - T|² = |X̂ᵀX̂|² - 2|X̂ᵀŶ|² + |ŶᵀŶ|²; cost N D², memory D².
-* `streamed`: tiles of the N x N matrices are made, used and forgotten, in the backward pass once more; memory N.
+* `sample`: the N x N matrices are made and kept; cost N² D, memory N². This is a GAN's case: few samples, large D.
+* `feature`: `mse` from the D x D matrices, |S - T|² = |X̂ᵀX̂|² - 2|X̂ᵀŶ|² + |ŶᵀŶ|²; cost N D², memory D².
+* `streamed`: tiles of the N x N matrices are made, used and discarded, and made again in the backward pass; memory N.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -17,7 +18,7 @@ from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast
 
 Regime = Literal["sample", "feature", "streamed"]
 
-# Bytes of N x N matrices above which they are streamed rather than kept.
+# N x N matrices of more bytes are streamed, not kept.
 KEPT_BYTES = 1 << 28
 
 _forced: Regime | None = None
@@ -25,7 +26,7 @@ _forced: Regime | None = None
 
 @contextmanager
 def force_regime(regime: Regime) -> Iterator[None]:
-    """Takes one regime within the `with` block wherever it is among those offered: for tests and measurements."""
+    """Choose one regime within the `with` block wherever it is offered. Tests and measurements use it."""
     global _forced
     before, _forced = _forced, regime
     try:
@@ -34,54 +35,52 @@ def force_regime(regime: Regime) -> Iterator[None]:
         _forced = before
 
 
-def choose_regime(
-    offered: Collection[Regime], groups: int, samples: int, widths: Sequence[int], itemsize: int
-) -> Regime:
-    """The cheapest regime.
+def choose_regime(offered: Collection[Regime], stages: Sequence[Tensor]) -> Regime:
+    """Return the regime that costs least.
 
     Args:
-        offered: Those that the backend has for the loss; `"sample"` is always among them.
-        groups: B.
-        samples: N.
-        widths: D of every student, then of the teacher.
-        itemsize: Bytes of an element of compute dtype.
+        offered: The regimes that the backend has for the loss. `"sample"` is always among them.
+        stages: Features `(*B, N, D_k)` of every student, then of the teacher.
     """
     if _forced in offered:
         return _forced
+    *groups, samples, _ = stages[-1].shape
+    dims = [stage.shape[-1] for stage in stages]
     if (
         "feature" in offered
-        and samples > min(widths)  # or else it never is
-        and feature_flops(samples, widths) < sample_flops(samples, widths)
+        and samples > min(dims)  # feature space is never cheaper otherwise
+        and feature_flops(samples, dims) < sample_flops(samples, dims)
     ):
         return "feature"
-    if "streamed" in offered and len(widths) * groups * samples * (samples + 1) * itemsize > KEPT_BYTES:
+    matrices = len(stages) * math.prod(groups) * samples * (samples + 1)
+    if "streamed" in offered and matrices * compute_dtype(*stages).itemsize > KEPT_BYTES:
         return "streamed"
     return "sample"
 
 
-def sample_flops(samples: int, widths: Sequence[int]) -> int:
-    """Flops of forward and backward: one triangle of every Gram matrix, and M X for every student."""
-    *students, teacher = widths
+def sample_flops(samples: int, dims: Sequence[int]) -> int:
+    """Return the flops of both passes: one triangle of each Gram matrix, and M X for each student."""
+    *students, teacher = dims
     return samples**2 * (3 * sum(students) + teacher)
 
 
-def feature_flops(samples: int, widths: Sequence[int]) -> int:
-    """Flops of forward and backward: one triangle of X̂ᵀX̂ and ŶᵀŶ, X̂ᵀŶ, and their products with X̂ and Ŷ."""
-    *students, teacher = widths
-    return samples * (teacher**2 + sum(3 * width**2 + 4 * width * teacher for width in students))
+def feature_flops(samples: int, dims: Sequence[int]) -> int:
+    """Return the flops of both passes: one triangle of X̂ᵀX̂ and ŶᵀŶ, X̂ᵀŶ, and their products with X̂ and Ŷ."""
+    *students, teacher = dims
+    return samples * (teacher**2 + sum(3 * dim**2 + 4 * dim * teacher for dim in students))
 
 
 def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequence[float], eps: float) -> Tensor:
-    """Σ_k w_k mean (S_k - T)² from D x D matrices, in plain PyTorch: for derivatives of higher order.
+    """Return Σ_k w_k mean (S_k - T)² from D x D matrices, in plain PyTorch: it has derivatives of any order.
 
     Args:
         students: `(*B, N, D_k)`.
         teacher: `(*B, N, D)`.
-        weights: One for each student.
-        eps: Least norm of a sample.
+        weights: One weight for each student.
+        eps: The least norm of a sample.
 
     Returns:
-        `(*B)`, computed in float64.
+        `(*B)` in compute dtype; it is computed in float64.
     """
     dtype = compute_dtype(*students, teacher)
     target, loss = _normalize(teacher, eps), 0
@@ -93,7 +92,7 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
 
 
 def _normalize(x: Tensor, eps: float) -> Tensor:
-    """X̂ in float64."""
+    """Return X̂ in float64."""
     with no_autocast(x):
         x = x.double()
         return x * inverse_norms(x.square().sum(-1), eps).unsqueeze(-1)

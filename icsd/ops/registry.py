@@ -1,7 +1,8 @@
-"""Backends of the operator, and the choice among them.
+"""The backends of the operator and the choice between them.
 
-Asked for by name (argument, `use_backend`, or `ICSD_BACKEND` when the package is imported), exactly that backend runs
-or an error lists every candidate; otherwise the best that applies runs, `reference` being the last.
+Without a name, the first registered backend that can run and that takes the inputs is chosen; `reference` is the last
+one and always does. With a name (an argument, `use_backend`, or `ICSD_BACKEND` when the package is imported), that
+backend runs, or an error lists all backends and why they do not.
 """
 
 from __future__ import annotations
@@ -20,44 +21,44 @@ from icsd.losses.gram import similarity_to
 
 
 class Backend(ABC):
-    """One implementation of the operator."""
+    """An implementation of the operator."""
 
     name: str
     description: str
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Why this machine and this build cannot run it, or None."""
+        """Return why this machine and this build cannot run the backend, or None."""
 
     @abstractmethod
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
-        """Why it does not take these inputs, or None."""
+        """Return why the backend does not take these inputs, or None."""
 
     @abstractmethod
     def gram(self, x: Tensor) -> Tensor:
-        """K = X Xᵀ in compute dtype, differentiable: `(*B, N, D)` to `(*B, N, N)`."""
+        """Return K = X Xᵀ, `(*B, N, N)` in compute dtype, of `(*B, N, D)`. It is twice differentiable."""
 
     def similarity_to(self, x: Tensor, other: Tensor, eps: float) -> Tensor:
-        """Similarities of the samples of two batches, differentiable twice: `(*B, N, D)`, `(*B, M, D)` to `(*B, N, M)`.
+        """Return the similarities `(*B, N, M)` of `(*B, N, D)` to `(*B, M, D)`. They are twice differentiable.
 
-        By PyTorch's own product, unless a backend has a better one: there is no symmetry to gain from.
+        By default this is PyTorch's product, because there is no symmetry for a kernel to use.
         """
         return similarity_to(x, other, eps)
 
     @abstractmethod
     def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
-        """Σ_k w_k d(S(X_k), S(Y)) of every group, Y being the last of the stages, differentiable twice: `(*B)`."""
+        """Return Σ_k w_k d(S(X_k), S(Y)), `(*B)`, where Y is the last stage. It is twice differentiable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BackendStatus:
-    """What `backends()` tells of one backend.
+    """The status of one backend.
 
     Attributes:
-        name: What `backend=`, `use_backend` and `ICSD_BACKEND` call it.
-        description: What it is.
+        name: Its name for `backend=`, `use_backend` and `ICSD_BACKEND`.
+        description: A few words on its implementation.
         available: Whether this machine and this build can run it.
-        reason: Why not, if not.
+        reason: The reason if they cannot, None otherwise.
     """
 
     name: str
@@ -71,7 +72,7 @@ _default: str | None = os.environ.get("ICSD_BACKEND") or None
 
 
 class _Choice(threading.local):
-    """The name that this thread asks for: a form of thread-local state that torch.compile traces and guards."""
+    """The name that this thread asks for. `torch.compile` traces and guards this form of thread-local state."""
 
     def __init__(self) -> None:
         self.name = _default
@@ -81,15 +82,27 @@ _choice = _Choice()
 
 
 def register(backend: Backend) -> None:
-    """Adds a backend; earlier ones are preferred."""
+    """Register a backend. Those registered earlier are preferred."""
     _backends[backend.name] = backend
 
 
+@contextmanager
+def temporarily(backend: Backend) -> Iterator[Backend]:
+    """Register a backend within the `with` block, in place of the one of the same name if there is one."""
+    before = dict(_backends)
+    register(backend)
+    try:
+        yield backend
+    finally:
+        _backends.clear()
+        _backends.update(before)
+
+
 def get(name: str) -> Backend:
-    """The backend of this name.
+    """Return the backend of a name.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no backend of this name.
     """
     if name not in _backends:
         raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(map(repr, _backends))}")
@@ -97,19 +110,22 @@ def get(name: str) -> Backend:
 
 
 def backends() -> list[BackendStatus]:
-    """Every backend in order of preference, and why those that cannot run here cannot."""
+    """Return the status of every backend, in order of preference."""
     reasons = ((backend, backend.unavailable()) for backend in _backends.values())
     return [BackendStatus(backend.name, backend.description, reason is None, reason) for backend, reason in reasons]
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs the operator on one backend within the `with` block, in this thread.
+    """Run the operator on one backend within the `with` block, in this thread.
 
-    Compiled functions may hold such a block or be called within one: they are compiled again for another choice.
+    Compiled functions may contain such a block or be called within one. They are compiled again for another backend.
+
+    Args:
+        name: The name of one of `icsd.backends()`.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: The name is unknown.
     """
     before, _choice.name = _choice.name, get(name).name
     try:
@@ -119,15 +135,19 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
-    """The backend for these inputs.
+    """Return the backend for these inputs.
+
+    Args:
+        requested: The name of the backend. By default, the one of `use_backend`, or the first that takes the inputs.
+        tensors: All inputs of the call.
 
     Raises:
-        ValueError: The one asked for is unknown.
-        RuntimeError: The one asked for does not apply; the message lists every candidate with its reason.
+        ValueError: The name is unknown.
+        RuntimeError: The backend does not take the inputs. The message lists all backends and why they do not.
     """
     name = requested or _choice.name
     for backend in _backends.values() if name is None else (get(name),):
-        if _refusal(backend, tensors) is None:
+        if backend.unavailable() is None and backend.unsupported(tensors) is None:
             return backend
     lines = [f"  {backend.name}: {_refusal(backend, tensors) or 'applies'}" for backend in _backends.values()]
     raise RuntimeError("\n".join([f"backend {name!r} does not apply here; the candidates are", *lines]))

@@ -14,8 +14,8 @@ from harness import build_native, build_runtime, open_library, run
 from resources import short
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from icsd.ops.cuda import CUDABackend
-from icsd.ops.fused import FusedBackend
+from icsd.ops.backend import FusedBackend
+from icsd.ops.cuda import CUDABackend, CUDALauncher
 
 
 class EmulatedBackend(CUDABackend):
@@ -28,7 +28,9 @@ class EmulatedBackend(CUDABackend):
     def __init__(self, mode: str = "plain", arch: int = 80, seed: int = 1) -> None:
         super().__init__()
         self.library = open_library(build_runtime(mode, arch), seed)
-        self.kernels = import_lazily(f"{mode}_{arch}._native", build_native(mode, arch)).cuda
+        native = import_lazily(f"{mode}_{arch}._native", build_native(mode, arch))
+        self.kernels = native.cuda
+        self.launcher = CUDALauncher(native.cuda, native.Spec)
 
     def unavailable(self) -> None:
         return None

@@ -1,6 +1,6 @@
-"""A pytest plugin: a GPU's backend takes CPU tensors to the device and its results back.
+"""A pytest plugin: a GPU's backend copies CPU tensors to the device and its results back.
 
-So the operator's tests, which know CPU tensors, hold it to the same bounds. The CUDA backend goes by the name `cpu`, or
+So the operator's tests, which use CPU tensors, hold it to the same bounds. The CUDA backend goes by the name `cpu`, or
 Triton's by its own where ICSD_TEST_BACKENDS says so:
 `PYTHONPATH=tests/gpu pytest -p offload tests/ops/test_accuracy.py -k cpu`.
 """
@@ -13,46 +13,47 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icsd.ops import registry
+from icsd.ops.backend import FusedBackend
+from icsd.ops.contract import Launcher, Spec
 from icsd.ops.cuda import CUDABackend
-from icsd.ops.fused import Distillation, FusedBackend
 from icsd.ops.triton import TritonBackend
 
 
-class Offloading(FusedBackend):
-    """Copies around the launches of the next class."""
+class OffloadingLauncher:
+    """A launcher that copies to a GPU, calls another launcher there and copies its results back."""
 
-    device_type = "cpu"
-    traced = ()  # copies are not for graphs
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
 
-    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
-        return FusedBackend.unsupported(self, tensors)
+    def gram(self, x: Tensor) -> Tensor:
+        return self.launcher.gram(_to_gpu(x)).cpu()
 
-    def launch_gram(self, x: Tensor) -> Tensor:
-        return super().launch_gram(_to_gpu(x)).cpu()
+    def combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        return self.launcher.combine(_to_gpu(matrix), _to_gpu(x)).cpu()
 
-    def launch_combine(self, matrix: Tensor, x: Tensor) -> Tensor:
-        return super().launch_combine(_to_gpu(matrix), _to_gpu(x)).cpu()
-
-    def launch_distill(self, stages: Sequence[Tensor], how: Distillation, save: bool) -> tuple[Tensor, Tensor]:
-        loss, saved = super().launch_distill([_to_gpu(stage) for stage in stages], how, save)
+    def distill(self, inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]:
+        loss, saved = self.launcher.distill([_to_gpu(x) for x in inputs], spec, save)
         return loss.cpu(), saved.cpu()
 
-    def launch_distill_backward(
-        self, grad: Tensor, saved: Tensor, stages: Sequence[Tensor], wanted: Sequence[bool], how: Distillation
+    def distill_backward(
+        self, grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
     ) -> list[Tensor | None]:
-        stages = [_to_gpu(stage) for stage in stages]
-        grads = super().launch_distill_backward(_to_gpu(grad), _to_gpu(saved), stages, wanted, how)
+        inputs = [_to_gpu(x) for x in inputs]
+        grads = self.launcher.distill_backward(_to_gpu(grad), _to_gpu(saved), inputs, wanted, spec)
         return [None if grad is None else grad.cpu() for grad in grads]
 
 
-class OffloadingCUDA(Offloading, CUDABackend):
-    """The CUDA backend behind copies."""
+class Offloading(FusedBackend):
+    """A backend of CPU tensors by the launcher of a GPU's backend."""
 
-    name = "cpu"
+    device_type = "cpu"
 
-
-class OffloadingTriton(Offloading, TritonBackend):
-    """The Triton backend behind copies."""
+    def __init__(self, backend: FusedBackend, name: str) -> None:
+        self.name = name
+        self.description = f"{backend.description}, behind copies"
+        self.regimes = backend.regimes
+        self.launcher = OffloadingLauncher(backend.launcher)
+        self.unavailable = backend.unavailable
 
 
 def _to_gpu(x: Tensor) -> Tensor:
@@ -61,4 +62,7 @@ def _to_gpu(x: Tensor) -> Tensor:
     return memory.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
-registry.register(OffloadingTriton() if os.environ.get("ICSD_TEST_BACKENDS") == "triton" else OffloadingCUDA())
+if os.environ.get("ICSD_TEST_BACKENDS") == "triton":
+    registry.register(Offloading(TritonBackend(), "triton"))
+else:
+    registry.register(Offloading(CUDABackend(), "cpu"))

@@ -8,7 +8,8 @@ from backends import BACKENDS, FUSED
 
 import icsd
 from icsd.losses import KL, SmoothL1
-from icsd.ops import flatten_samples
+from icsd.ops import flatten_samples, registry
+from icsd.ops.contract import Spec
 from icsd.ops.regimes import force_regime
 
 CASES = ["mse", SmoothL1(0.3), KL(0.4, 0.2), KL(include_diagonal=False), lambda s, t: ((s - t) ** 4).sum((-2, -1))]
@@ -73,16 +74,15 @@ def test_gradient_penalty_trains_through_the_gradient():
 
 
 def test_only_wanted_gradients_are_computed(monkeypatch):
-    from icsd.ops.cpu import CPUBackend
-
     asked = []
-    original = CPUBackend.launch_distill_backward
+    launcher = registry.get("cpu").launcher
+    original = launcher.distill_backward
 
-    def record(self, grad, saved, stages, wanted, how):
+    def record(grad, saved, inputs, wanted, spec):
         asked.append(tuple(wanted))
-        return original(self, grad, saved, stages, wanted, how)
+        return original(grad, saved, inputs, wanted, spec)
 
-    monkeypatch.setattr(CPUBackend, "launch_distill_backward", record)
+    monkeypatch.setattr(launcher, "distill_backward", record)
     first, second, teacher = stages_of(4, 5, 6)
     icsd.interstage_distillation_loss([first.detach(), second, teacher], backend="cpu").backward()
     assert asked == [(False, True)]
@@ -106,11 +106,19 @@ def test_opcheck(batch, backend):
     stages = stages_of(9, 20, 4, batch=batch, dtype=torch.float32)
     matrix = torch.randn(*batch, 3, stages[1].shape[-2])
     for save in (True, False):
-        arguments = (stages, save, [1.0, 0.5], "kl", [0.1, 0.2, 1.0], 1e-8, False, "sample", backend)
+        spec = Spec("kl", (0.1, 0.2, 1.0), (1.0, 0.5), 1e-8, teacher_gradient=False, regime="sample")
+        arguments = (stages, save, *spec, backend)
         torch.library.opcheck(torch.ops.icsd.distill.default, arguments)
-    how = ([1.0, 0.5], "mse", [], 1e-8, True, "sample")
-    loss, saved = torch.ops.icsd.distill(stages, True, *how, backend)
-    arguments = (torch.ones_like(loss), saved, [stage.detach() for stage in stages], [True, False, True], *how, backend)
+    spec = Spec("mse", (), (1.0, 0.5), 1e-8, teacher_gradient=True, regime="sample")
+    loss, saved = torch.ops.icsd.distill(stages, True, *spec, backend)
+    arguments = (
+        torch.ones_like(loss),
+        saved,
+        [stage.detach() for stage in stages],
+        [True, False, True],
+        *spec,
+        backend,
+    )
     torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
     torch.library.opcheck(torch.ops.icsd.gram.default, (stages[1], backend))
     torch.library.opcheck(torch.ops.icsd.combine.default, (matrix, stages[1].detach(), backend))
@@ -137,16 +145,15 @@ def test_compile_fullgraph(backend, dynamic):
 
 def launches(monkeypatch):
     """A list that grows with every distillation of the native module."""
-    from icsd.ops.cpu import CPUBackend
-
     seen = []
-    original = CPUBackend.launch_distill
+    launcher = registry.get("cpu").launcher
+    original = launcher.distill
 
-    def record(self, *arguments):
+    def record(*arguments):
         seen.append(threading.current_thread().name)
-        return original(self, *arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(CPUBackend, "launch_distill", record)
+    monkeypatch.setattr(launcher, "distill", record)
     return seen
 
 

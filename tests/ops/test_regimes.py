@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import icsd
-from icsd.losses import CC, DIST, KERNELS, KL, MSE, PKT, SP, SmoothL1
-from icsd.ops.fused import Distillation, saved_dtype, saved_shape
+from icsd import _native
+from icsd.losses import CC, DIST, KL, MSE, PKT, SP, SmoothL1
+from icsd.ops.contract import Spec, saved_dtype, saved_shape
 from icsd.ops.regimes import choose_regime, force_regime
 
 LOSSES = {
@@ -64,7 +65,7 @@ def assert_close(results, expected, tolerance):
 
 
 def test_every_kernel_is_covered():
-    assert {loss.name for loss in LOSSES.values()} == set(KERNELS)
+    assert {loss.name for loss in LOSSES.values()} == set(_native.LOSSES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -239,13 +240,13 @@ def test_results_do_not_depend_on_threads(regime, case):
 def test_opcheck(regime, case, batch):
     stages = features(9, 6, 5, 7, batch=batch, dtype=torch.float32)
     loss = LOSSES[case]
-    how = Distillation([1.0, 0.5], loss.name, loss.kernel_parameters(), 1e-8, True, regime)
+    spec = Spec(loss.name, loss.kernel_parameters(), (1.0, 0.5), 1e-8, teacher_gradient=True, regime=regime)
     for save in (True, False):
-        torch.library.opcheck(torch.ops.icsd.distill.default, (stages, save, *how, "cpu"))
-    value, saved = torch.ops.icsd.distill(stages, True, *how, "cpu")
-    assert saved.shape == saved_shape(stages, how)
-    assert saved.dtype == saved_dtype(stages, how)
-    arguments = (torch.ones_like(value), saved, [stage.detach() for stage in stages], [True, False, True], *how, "cpu")
+        torch.library.opcheck(torch.ops.icsd.distill.default, (stages, save, *spec, "cpu"))
+    value, saved = torch.ops.icsd.distill(stages, True, *spec, "cpu")
+    assert saved.shape == saved_shape(stages, spec)
+    assert saved.dtype == saved_dtype(stages, spec)
+    arguments = (torch.ones_like(value), saved, [stage.detach() for stage in stages], [True, False, True], *spec, "cpu")
     torch.library.opcheck(torch.ops.icsd.distill_backward.default, arguments)
 
 
@@ -267,15 +268,19 @@ def test_compile_fullgraph(regime, case, dynamic):
 
 
 def test_choice():
+    def choice(offered, *shape):
+        return choose_regime(offered, [torch.empty(shape, device="meta")] * 2)
+
     everything = ("sample", "feature", "streamed")
-    assert choose_regime(everything, 1, 64, [65536, 65536], 4) == "sample"
-    assert choose_regime(everything, 1, 1_000_000, [128, 128], 4) == "feature"
-    assert choose_regime(("sample", "streamed"), 1, 65536, [256, 256], 4) == "streamed"
-    assert choose_regime(("sample", "streamed"), 1, 1024, [256, 256], 4) == "sample"
-    assert choose_regime(("sample",), 1, 65536, [256, 256], 4) == "sample"
+    assert choice(everything, 64, 65536) == "sample"
+    assert choice(everything, 1_000_000, 128) == "feature"
+    assert choice(("sample", "streamed"), 65536, 256) == "streamed"
+    assert choice(("sample", "streamed"), 1024, 256) == "sample"
+    assert choice(("sample", "streamed"), 100, 1024, 256) == "streamed"
+    assert choice(("sample",), 65536, 256) == "sample"
     with force_regime("streamed"):
-        assert choose_regime(everything, 1, 4, [8, 8], 4) == "streamed"
-        assert choose_regime(("sample",), 1, 4, [8, 8], 4) == "sample"
+        assert choice(everything, 4, 8) == "streamed"
+        assert choice(("sample",), 4, 8) == "sample"
 
 
 MEASURE = """

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 
 import icsd
-from icsd.ops.cpu import CPUBackend
+from icsd.ops import registry
 
 LOSSES = ["mse", "kl", "smooth_l1", "sp", "cc", "pkt", "cka", "dist", "rkd_distance", "rkd_angle"]
 
@@ -23,16 +24,17 @@ def loss_of(loss, backend="cpu"):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Names of the launchers called, one for each call."""
+    """The names of the launches, one for each call."""
     seen = []
-    for name in ("launch_gram", "launch_combine"):
-        original = getattr(CPUBackend, name)
+    launcher = registry.get("cpu").launcher
+    for name in ("gram", "combine"):
+        original = getattr(launcher, name)
 
-        def record(self, *arguments, name=name, original=original):
+        def record(*arguments, name=name, original=original):
             seen.append(name)
-            return original(self, *arguments)
+            return original(*arguments)
 
-        monkeypatch.setattr(CPUBackend, name, record)
+        monkeypatch.setattr(launcher, name, record)
     return seen
 
 
@@ -49,13 +51,13 @@ def test_vmap_is_one_launch_for_each_stage(loss, in_dims, launches):
     )
     launches.clear()
     torch.testing.assert_close(vmap(value, in_dims=in_dims)(*moved), expected)
-    assert launches == ["launch_gram"] * 2
+    assert launches == ["gram"] * 2
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_vmapped_gradients(loss, launches):
     gradients = vmap(grad(loss_of(loss)))(STUDENT, TEACHER)
-    assert launches == ["launch_gram"] * 2 + ["launch_combine"]
+    assert launches == ["gram"] * 2 + ["combine"]
     for i in range(3):
         student = STUDENT[i].clone().requires_grad_()
         (expected,) = torch.autograd.grad(loss_of(loss)(student, TEACHER[i]), student)
@@ -87,7 +89,7 @@ def test_similarities():
 def test_nested_maps_over_groups(launches):
     student, teacher = features(2, 3, 2, 5, 7), features(2, 3, 2, 5, 4, seed=1)
     mapped = vmap(vmap(loss_of("kl")))(student, teacher)
-    assert launches == ["launch_gram"] * 2
+    assert launches == ["gram"] * 2
     expected = icsd.similarity_distillation_loss(student, teacher, "kl", reduction="none", backend="cpu").mean(-1)
     torch.testing.assert_close(mapped, expected)
 
@@ -124,8 +126,87 @@ def test_functional_call_of_a_model():
         torch.testing.assert_close(gradients[name], parameter.grad)
 
 
-def test_dual_numbers_outside_of_torch_func_are_refused():
-    import torch.autograd.forward_ad as forward
+@pytest.mark.parametrize("transform", [vmap, lambda f: vmap(grad(f)), lambda f: vmap(jacrev(f))])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_vmap_over_no_samples(loss, transform):
+    mapped = transform(loss_of(loss))(STUDENT[:0], TEACHER[:0])
+    assert mapped.shape == transform(loss_of(loss))(STUDENT, TEACHER)[:0].shape
+    assert transform(lambda student: loss_of(loss)(student, TEACHER[0]))(STUDENT[:0]).shape == mapped.shape
 
-    with forward.dual_level(), pytest.raises(RuntimeError, match=r"forward (AD|mode)|jvp"):
-        loss_of("mse")(forward.make_dual(STUDENT[0].clone().requires_grad_(), features(5, 7)), TEACHER[0])
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_vmap_over_no_stages_groups_and_banks(reduction):
+    student, teacher = STUDENT[:0].unsqueeze(1), TEACHER[:0].unsqueeze(1)
+
+    def interstage(student, teacher):
+        weights = {"weights": [0.5, 2.0], "reduction": reduction}
+        return icsd.interstage_distillation_loss([student, student, teacher], "kl", **weights)
+
+    def own(similarity, target):
+        return (similarity - target).abs().mean((-2, -1))
+
+    shape = (0, 1) if reduction == "none" else (0,)
+    assert vmap(interstage)(student, teacher).shape == shape
+    assert vmap(lambda x: icsd.similarity_distillation_loss(x, x, own))(STUDENT[:0]).shape == (0,)
+    assert vmap(icsd.cross_sample_similarity)(STUDENT[:0]).shape == (0, 5, 5)
+
+    def to_bank(x):
+        return icsd.similarity_distillation_loss(
+            x, x, "pkt", student_bank=STUDENT[0], teacher_bank=STUDENT[1], reduction=reduction
+        )
+
+    assert vmap(to_bank)(STUDENT[:0]).shape == (0,)
+
+
+def tangents_of(function, *inputs):
+    """The value and the tangent by `forward_ad`, where an input is a pair of a primal and its tangent."""
+    with forward_ad.dual_level():
+        inputs = [forward_ad.make_dual(*x) if isinstance(x, tuple) else x for x in inputs]
+        return forward_ad.unpack_dual(function(*inputs))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dual_numbers_keep_their_tangents(loss, requires_grad):
+    student, tangent = STUDENT[0].clone().requires_grad_(requires_grad), features(5, 7, seed=2)
+    value, slope = tangents_of(loss_of(loss), (student, tangent), TEACHER[0])
+    torch.testing.assert_close(value, loss_of(loss)(student, TEACHER[0]))
+    gradient = grad(loss_of(loss))(student.detach(), TEACHER[0])
+    torch.testing.assert_close(slope.detach(), (gradient * tangent).sum())
+    assert value.requires_grad == requires_grad
+
+
+def test_dual_teachers_banks_and_similarities():
+    tangent, bank_tangent = features(5, 4, seed=2), features(5, 4, seed=3)
+
+    def loss(student, teacher, student_bank, teacher_bank, **options):
+        banks = {"student_bank": student_bank, "teacher_bank": teacher_bank}
+        return icsd.similarity_distillation_loss(student, teacher, "kl", **banks, **options)
+
+    inputs = (STUDENT[0], (TEACHER[0], tangent), STUDENT[1], (TEACHER[1], bank_tangent))
+    assert tangents_of(loss, *inputs).tangent is None  # the teacher is a constant
+    expected = jvp(
+        lambda *teacher: loss(STUDENT[0], teacher[0], STUDENT[1], teacher[1], detach_teacher=False),
+        (TEACHER[0], TEACHER[1]),
+        (tangent, bank_tangent),
+    )
+    slope = tangents_of(lambda *inputs: loss(*inputs, detach_teacher=False), *inputs).tangent
+    torch.testing.assert_close(slope, expected[1])
+    slope = tangents_of(icsd.cross_sample_similarity, (TEACHER[0], tangent)).tangent
+    torch.testing.assert_close(slope, jvp(icsd.cross_sample_similarity, (TEACHER[0],), (tangent,))[1])
+
+
+def test_forward_over_reverse():
+    student, tangent = STUDENT[0].clone().requires_grad_(), features(5, 7, seed=2)
+
+    def gradient(x):
+        return torch.autograd.grad(loss_of("kl")(x, TEACHER[0]), x, create_graph=True)[0]
+
+    expected = jvp(grad(lambda x: loss_of("kl")(x, TEACHER[0])), (STUDENT[0],), (tangent,))[1]
+    torch.testing.assert_close(tangents_of(gradient, (student, tangent)).tangent, expected)
+
+
+def test_plain_tensors_within_a_dual_level_stay_fused(launches):
+    with forward_ad.dual_level():
+        loss_of("mse")(STUDENT[0], TEACHER[0])
+    assert launches == []

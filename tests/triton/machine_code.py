@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import Autotuner, driver
 
-from icsd.ops.fused import Distillation, saved_dtype, saved_shape
+from icsd.ops.contract import Spec, saved_dtype, saved_shape
 from icsd.ops.triton import feature_space, kernels, launch, sample_space, streamed
 from tools.kernel_cases import CASES, TEMPERATURES
 from tools.occupancy import occupancy
@@ -118,11 +118,11 @@ def dry_run(
     teacher_gradient: bool = False,
 ) -> None:
     """Launches what forward and backward of a distillation launch, on tensors `(groups, N, D)` without data."""
-    how = Distillation([1.0] * (len(stages) - 1), loss, list(parameters), 1e-8, teacher_gradient, regime)
-    saved = torch.empty(saved_shape(stages, how), dtype=saved_dtype(stages, how), device="meta")
+    spec = Spec(loss, tuple(parameters), (1.0,) * (len(stages) - 1), 1e-8, teacher_gradient, regime)
+    saved = torch.empty(saved_shape(stages, spec), dtype=saved_dtype(stages, spec), device="meta")
     outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
-    value = REGIMES[regime].distill(stages, how, saved)
-    REGIMES[regime].distill_backward(value, saved, stages, outs, how)
+    value = REGIMES[regime].distill(stages, spec, saved)
+    REGIMES[regime].distill_backward(value, saved, stages, outs, spec)
 
 
 def _resources(compiled, target: GPUTarget) -> Resources:

@@ -1,0 +1,63 @@
+"""The base class of the backends with fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from icsd.losses import Loss, distill_grams
+from icsd.ops import registry
+from icsd.ops.autograd import Distill, Gram
+from icsd.ops.contract import Launcher, Spec
+from icsd.ops.library import is_ordinary, is_transformed
+from icsd.ops.regimes import Regime, choose_regime
+
+
+class FusedBackend(registry.Backend):
+    """A backend that a launcher makes.
+
+    Attributes:
+        launcher: The kernels.
+        regimes: The regimes of each loss that there is a kernel for, by name. `"sample"` is always among them.
+        device_type: The type of the device of its tensors.
+        traced: The regimes whose launches `torch.compile` can trace, because they consist of operations it knows.
+    """
+
+    launcher: Launcher
+    regimes: Mapping[str, Collection[Regime]]
+    device_type: str
+    traced: Collection[Regime] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of the backend for operators, then all else that decides what is traced: compilers cache by it."""
+        return self.name
+
+    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
+        for tensor in tensors:
+            if tensor.device.type != self.device_type:
+                return f"it takes {self.device_type} tensors, got {tensor.device.type}"
+            if tensor.layout != torch.strided:
+                return f"it takes dense tensors, got {tensor.layout}"
+        return None
+
+    def gram(self, x: Tensor) -> Tensor:
+        if is_ordinary(x):
+            return Gram.apply(self, x)
+        return torch.ops.icsd.gram(x, self.key)
+
+    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
+        parameters = loss.kernel_parameters()
+        if parameters is None or loss.name not in self.regimes or is_transformed(stages):
+            return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)
+        regime = choose_regime(self.regimes[loss.name], stages)
+        save = torch.is_grad_enabled() and True in [stage.requires_grad for stage in stages]
+        teacher_gradient = save and stages[-1].requires_grad
+        spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime)
+        if not is_ordinary(*stages):
+            return torch.ops.icsd.distill(stages, save, *spec, self.key)[0]
+        if not save:
+            return self.launcher.distill(stages, spec, False)[0]
+        return Distill.apply((self, spec, loss), *stages)

@@ -1,0 +1,99 @@
+"""The contract between the operator and the kernels of a backend: four functions on tensors, without derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from icsd.losses.gram import compute_dtype
+from icsd.ops.regimes import Regime
+
+MAX_STATISTICS = 5  # kMaxStatistics of csrc/core/losses.h
+
+
+class Spec(NamedTuple):
+    """What a distillation asks for.
+
+    Attributes:
+        loss: The name of the loss.
+        parameters: The parameters of the loss, in the order of `Loss.kernel_parameters`.
+        weights: One weight for each student.
+        eps: The least norm of a sample.
+        teacher_gradient: Whether the backward pass may ask for the gradient of the teacher.
+        regime: The way to compute the loss.
+    """
+
+    loss: str
+    parameters: tuple[float, ...]
+    weights: tuple[float, ...]
+    eps: float
+    teacher_gradient: bool
+    regime: Regime
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether the backward pass reads the features of the teacher. They stay alive until then."""
+        return self.teacher_gradient or self.regime != "sample"
+
+
+class Launcher(Protocol):
+    """The passes over the data that a backend has kernels for.
+
+    Inputs are `(*B, N, D_k)`, one for each student and the last one for the teacher. They are float32, float64,
+    bfloat16 or float16 with any strides, on one device that the backend takes, and their elements lie in their memory.
+    """
+
+    def gram(self, x: Tensor) -> Tensor:
+        """Return K = X Xᵀ, `(*B, N, N)` in compute dtype."""
+
+    def combine(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """Return the product of `matrix` `(*B, M, N)` in compute dtype and `x` `(*B, N, D)`, in the dtype of `x`."""
+
+    def distill(self, inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]:
+        """Return the loss `(*B)` in compute dtype and, if `save`, what the backward pass needs.
+
+        The latter has `saved_shape` and `saved_dtype`. Without `save` it is an empty tensor.
+        """
+
+    def distill_backward(
+        self, grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
+    ) -> list[Tensor | None]:
+        """Return the gradients of the inputs in their dtypes, None for those that are not wanted.
+
+        `grad` is the gradient of the loss `(*B)`. The teacher is among the inputs if `spec.reads_teacher`. Its gradient
+        may be wanted if `spec.teacher_gradient`.
+        """
+
+
+def sample_dense(x: Tensor) -> Tensor:
+    """Return `x` with adjacent features and one stride from group to group: itself if it is so, a copy otherwise."""
+    if x.dim() > 3 and x.numel():
+        x = x.flatten(0, -3).unflatten(0, x.shape[:-2])
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
+
+
+def saved_shape(inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
+    """Return the shape of what `Launcher.distill` saves.
+
+    * `sample`: for each stage, the matrix of its gradient with one more column, `(stages, *B, N, N + 1)`, see
+      csrc/cpu/operator.h.
+    * `feature`: the D x D matrices of csrc/core/moments.h, `(*B, E)`: X̂ᵀX̂ and X̂ᵀŶ of every student, then ŶᵀŶ.
+    * `streamed`: the squared norms of all samples of all stages, then `MAX_STATISTICS` numbers for each row of each
+      student, `(*B, E)`, see csrc/cpu/streamed.h.
+    """
+    *groups, n, dim = inputs[-1].shape
+    students = inputs[:-1]
+    if spec.regime == "feature":
+        elements = sum(student.shape[-1] * (student.shape[-1] + dim) for student in students)
+        return (*groups, elements + dim * dim)
+    if spec.regime == "streamed":
+        return (*groups, n * (len(inputs) + MAX_STATISTICS * len(students)))
+    return (len(inputs), *groups, n, n + 1)
+
+
+def saved_dtype(inputs: Sequence[Tensor], spec: Spec) -> torch.dtype:
+    """Return the dtype of what `Launcher.distill` saves. Sums over many samples are in float64."""
+    return torch.float64 if spec.regime == "feature" else compute_dtype(*inputs)
