@@ -36,7 +36,7 @@ void launch_combine(const std::vector<Product>& products, Shape shape, std::int6
       CombineTiles<T> tiles(arguments.outputs, arguments.samples, true);
       std::int64_t tile_outputs = kFmaTile, tile_features = kFmaTile;
       if (tensor_cores) {
-        tiles.resident = tiles.bytes() <= static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+        if constexpr (!std::is_same_v<T, double>) tiles.resident = tiles.bytes() <= dynamic_shared_limit(combine_tensor<T>);
         arguments.resident = tiles.resident;
         tile_outputs = tiles.outputs();
         arguments.tiles = tiles_per_block(products, shape, divide_up(outputs, tile_outputs));

@@ -34,6 +34,7 @@ struct RowsArguments {
   C* loss;           // (groups)
   C eps;
   bool teacher_gradient;
+  bool norms_known;  // `inverse_norms` has those of all samples already
 
   __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
     return (stage * groups + group) * samples + i;

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cuda/runtime/device.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/runtime/device.cuh"
 
 namespace icsd::cuda {
 namespace {
@@ -17,6 +17,23 @@ unsigned row_blocks(Shape shape, int block_rows) {
   return blocks(shape.groups * divide_up(shape.samples, block_rows));
 }
 
+// Launches `rows_forward`. The inverse norms of two stages' samples are in shared memory if they fit, else a kernel writes
+// those of all stages first.
+template <class C, class D>
+void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stream) {
+  const Shape shape{arguments.groups, arguments.samples};
+  arguments.block_rows = rows_per_block(shape);
+  std::size_t shared = 2 * arguments.samples * sizeof(C);
+  arguments.norms_known = shared > dynamic_shared_limit(rows_forward<C, D>);
+  if (arguments.norms_known) {
+    const std::int64_t norms = (arguments.students + 1) * shape.groups * shape.samples;
+    launch(norms_forward<C>, blocks(divide_up(norms, kForwardThreads)), kForwardThreads, 0, stream, arguments,
+           static_cast<bool>(loss.similarities));
+    shared = 0;
+  }
+  launch(rows_forward<C, D>, row_blocks(shape, arguments.block_rows), kForwardThreads, shared, stream, arguments, loss);
+}
+
 }  // namespace
 
 template <class C>
@@ -28,19 +45,13 @@ void launch_sum_gram(const Partials& partials, Shape shape, C* out, cudaStream_t
 
 template <class C>
 void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<C>& of, bool save, cudaStream_t stream) {
-  const Shape shape{arguments.groups, arguments.samples};
-  arguments.block_rows = rows_per_block(shape);
   with_loss(kind, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
     const D loss(of);
-    const std::size_t row = arguments.samples * sizeof(C);
-    if (arguments.samples) {
-      allow_shared(rows_forward<C, D>, 2 * row);
-      launch(rows_forward<C, D>, row_blocks(shape, arguments.block_rows), kForwardThreads, 2 * row, stream, arguments, loss);
-    }
-    const std::size_t shared = arguments.teacher_gradient ? row : 0;
+    if (arguments.samples) launch_forward(arguments, loss, stream);
+    const std::size_t shared = arguments.teacher_gradient ? arguments.samples * sizeof(C) : 0;
     allow_shared(rows_backward<C, D>, shared);
-    launch(rows_backward<C, D>, blocks(shape.groups * (save ? 1 + shape.samples : 1)), kBackwardThreads, shared,
+    launch(rows_backward<C, D>, blocks(arguments.groups * (save ? 1 + arguments.samples : 1)), kBackwardThreads, shared,
            stream, arguments, loss);
   });
 }

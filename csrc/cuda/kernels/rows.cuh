@@ -14,23 +14,35 @@ namespace icsd::cuda {
 constexpr int kForwardThreads = 256, kBackwardThreads = 128;
 constexpr int kMaxBlockRows = 8;  // rows of K that a block of `rows_forward` takes
 
-// Returns `sum` plus an element of every step-th split from `first` on; splits are `size` elements apart.
-template <class S, class C>
-__device__ C sum_splits(const Partials& partials, std::int64_t size, std::int64_t element, int first, int step) {
+// Returns the sum of an element over every step-th split from `first` on. Splits are `size` elements apart.
+template <class C, class S>
+__device__ C sum_splits_of(const S* element, std::int64_t size, int first, int splits, int step) {
   C sum = 0;
-  const S* const from = static_cast<const S*>(partials.data) + element;
 #pragma unroll 4
-  for (int split = first; split < partials.splits; split += step) sum += static_cast<C>(from[split * size]);
+  for (int split = first; split < splits; split += step) sum += static_cast<C>(element[split * size]);
   return sum;
+}
+template <class C>
+__device__ C sum_splits(const Partials& partials, std::int64_t size, std::int64_t element, int first, int step) {
+  if (partials.is_double) {
+    return sum_splits_of<C>(static_cast<const double*>(partials.data) + element, size, first, partials.splits, step);
+  }
+  return sum_splits_of<C>(static_cast<const float*>(partials.data) + element, size, first, partials.splits, step);
+}
+
+// Returns how many threads add the splits of one element.
+inline __device__ int threads_per_element(int splits) {
+  int threads = 1;
+  while (threads < 8 && 2 * threads <= splits) threads *= 2;
+  return threads;
 }
 
 // Calls put(row, j, K_ij), i = first + row, for all columns j of `rows` rows and, if `diagonal`, put(-1, j, K_jj) for all j.
-// Up to 8 threads add the splits of one element; their sums meet in `sums`.
+// If several threads add the splits of one element, their sums meet in `sums`.
 template <class C, class Put>
 __device__ void sum_rows(const Partials& partials, std::int64_t group, int samples, int first, int rows, bool diagonal,
                          C (&sums)[kForwardThreads * kMaxBlockRows], const Put& put) {
-  int threads = 1;  // that add the splits of one element
-  while (threads < 8 && 2 * threads <= partials.splits) threads *= 2;
+  const int threads = threads_per_element(partials.splits);
   const int width = kForwardThreads / threads, number = threadIdx.x / width;
   const int all = rows * samples + (diagonal ? samples : 0);
   const std::int64_t size = packed_size(samples);
@@ -38,9 +50,7 @@ __device__ void sum_rows(const Partials& partials, std::int64_t group, int sampl
     for (int e = threadIdx.x % width; e < kForwardThreads && base + e < all; e += width) {
       const int row = (base + e) / samples, j = (base + e) % samples, i = row < rows ? first + row : samples;
       const std::int64_t element = group * partials.splits * size + (j <= i ? packed(i, j) : packed(j, i));
-      sums[number * kForwardThreads + e] = partials.is_double
-                                               ? sum_splits<double, C>(partials, size, element, number, threads)
-                                               : sum_splits<float, C>(partials, size, element, number, threads);
+      sums[number * kForwardThreads + e] = sum_splits<C>(partials, size, element, number, threads);
     }
     __syncthreads();
     const int e = threadIdx.x;
@@ -52,6 +62,15 @@ __device__ void sum_rows(const Partials& partials, std::int64_t group, int sampl
     }
     __syncthreads();
   }
+}
+
+// Returns the same sum as `sum_rows`, in the same order, from one thread.
+template <class C>
+__device__ C sum_element(const Partials& partials, std::int64_t size, std::int64_t element) {
+  const int threads = threads_per_element(partials.splits);
+  C sum = sum_splits<C>(partials, size, element, 0, threads);
+  for (int number = 1; number < threads; ++number) sum += sum_splits<C>(partials, size, element, number, threads);
+  return sum;
 }
 
 // Writes K of one stage, (groups, samples, samples). A block takes `block_rows` rows of a group.
@@ -100,32 +119,45 @@ __device__ R merge_lanes(const D& loss, R row) {
   return row;
 }
 
+// Writes the inverse norms of all samples, for `rows_forward` if its shared memory is too small for them. Each thread takes
+// one sample.
+template <class C>
+__global__ void __launch_bounds__(kForwardThreads) norms_forward(RowsArguments<C> a, bool similarities) {
+  const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
+  const std::int64_t stage = item / (a.groups * a.samples), group = item / a.samples % a.groups;
+  if (stage > a.students) return;
+  const Partials& partials = a.partials[stage];
+  const std::int64_t size = packed_size(a.samples);
+  const std::int64_t element = group * partials.splits * size + packed(a.samples, item % a.samples);
+  a.inverse_norms[item] = similarities ? inverse_norm(sum_element<C>(partials, size, element), a.eps) : C(1);
+}
+
 template <class C, class D>
 __global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments<C> a, D loss) {
   __shared__ C sums[kForwardThreads * kMaxBlockRows];
-  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the teacher's samples, then of a student's
+  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the teacher's samples, then of a student's, unless they are known
   const int n = a.samples, row_blocks = (n + a.block_rows - 1) / a.block_rows;
   const int first = static_cast<int>(blockIdx.x % row_blocks) * a.block_rows;
   const int rows = min(a.block_rows, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t group = blockIdx.x / row_blocks;
-  C* const norms_t = norms;
-  C* const norms_s = norms + n;
 
-  const auto make_rows = [&](int stage, C* inverse_norms) {
-    sum_rows(a.partials[stage], group, n, first, rows, true, sums, [&](int row, int j, C sum) {
+  // Writes the rows of a stage's K and returns the inverse norms of its samples.
+  const auto make_rows = [&](int stage, C* shared) -> const C* {
+    C* const all = a.inverse_norms + a.index(stage, group, 0);
+    sum_rows(a.partials[stage], group, n, first, rows, !a.norms_known, sums, [&](int row, int j, C sum) {
       if (row < 0) {
-        inverse_norms[j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);
+        shared[j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);
       } else {
         a.row(stage, group, first + row)[j] = sum;
       }
     });
-    for (int row = threadIdx.x; row < rows; row += kForwardThreads) {
-      a.inverse_norms[a.index(stage, group, first + row)] = inverse_norms[first + row];
-    }
+    if (a.norms_known) return all;
+    for (int row = threadIdx.x; row < rows; row += kForwardThreads) all[first + row] = shared[first + row];
+    return shared;
   };
-  make_rows(a.students, norms_t);
+  const C* const norms_t = make_rows(a.students, norms);
   for (int student = 0; student < a.students; ++student) {
-    make_rows(student, norms_s);
+    const C* const norms_s = make_rows(student, norms + n);
     for (int k = warp; k < rows; k += kForwardThreads / 32) {
       const int i = first + k;
       const auto lane_row = reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n,

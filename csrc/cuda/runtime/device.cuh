@@ -1,14 +1,23 @@
 // Properties and limits of the current device.
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "cuda/runtime/launch.cuh"
 
 namespace icsd::cuda {
 
-inline int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
+inline int current_device() {
+  int device = 0;
   check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&value, name, device));
+  return device;
+}
+
+inline int attribute(cudaDeviceAttr name) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, current_device()));
   return value;
 }
 
@@ -25,12 +34,30 @@ inline unsigned blocks(std::int64_t count) {
   return static_cast<unsigned>(count);
 }
 
-// Allows launches of `kernel` with `bytes` of dynamic shared memory.
+// Returns how many bytes of dynamic shared memory a launch of `kernel` may have on the current device: what a block can
+// have at most, less the kernel's static shared memory. The first call for a kernel and device sets this limit.
+template <class Kernel>
+std::size_t dynamic_shared_limit(Kernel* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, Kernel*>, std::size_t> limits;
+  const std::pair key{current_device(), kernel};
+  const std::lock_guard lock(mutex);
+  if (const auto known = limits.find(key); known != limits.end()) return known->second;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel));
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
+  return limits[key] = limit;
+}
+
+// Allows launches of `kernel` with `bytes` of dynamic shared memory; throws if the device has less.
 template <class Kernel>
 void allow_shared(Kernel* kernel, std::size_t bytes) {
-  constexpr std::size_t kDefault = 48 << 10;
-  if (bytes <= kDefault) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  const std::size_t limit = dynamic_shared_limit(kernel);
+  if (bytes > limit) {
+    throw std::invalid_argument("icsd: a block needs " + std::to_string(bytes) + " bytes of shared memory, this device has " +
+                                std::to_string(limit) + "; use fewer samples, or the regime streamed");
+  }
 }
 
 }  // namespace icsd::cuda
