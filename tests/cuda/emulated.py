@@ -27,6 +27,7 @@ class EmulatedBackend(CUDABackend):
 
     def __init__(self, mode: str = "plain", arch: int = 80, seed: int = 1) -> None:
         super().__init__()
+        self.architecture = arch
         self.library = open_library(build_runtime(mode, arch), seed)
         native = import_lazily(f"{mode}_{arch}._native", build_native(mode, arch))
         self.kernels = native.cuda

@@ -27,8 +27,8 @@ EPS = 0.5  # above some norms and below others
 UPSTREAM = (1.0, -2.0, 0.5)  # gradients of the groups' losses
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Limits of the relative error of a gradient's rows, in each group. Results in half precision are rounded once: such an
-# error has a norm of 0.2 units in the last place and no bias. `dist` may have more: 1 - ρ cancels where eps makes the rows of
-# S much smaller than those of T.
+# error has a norm of 0.2 units in the last place and no bias. `dist` may have more: 1 - ρ cancels where eps makes the rows
+# of S much smaller than those of T.
 NORM = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
 
@@ -129,8 +129,8 @@ def check(case, backend, roundings=1):
 def far_apart(x):
     """Return a view of the values of `x`, (groups, samples, features), with rows more than 2^31 elements apart.
 
-    The memory between them is never touched, so that it exists as addresses only. It goes on for 2^32 elements before the
-    view: offsets that wrap around at 32 bits read zeros.
+    The memory between them is never touched, so that it exists as addresses only. It goes on for 2^32 elements before
+    the view: offsets that wrap around at 32 bits read zeros.
     """
     groups, samples, dim = x.shape
     row = 2**31 // (samples - 1) + 16

@@ -1,0 +1,78 @@
+"""Launches stay within the limits of the device, for every number of samples that a regime takes."""
+
+import platform
+
+import pytest
+import torch
+from emulated import EmulatedBackend
+from inputs import normal
+
+import icsd
+from icsd.ops import registry
+from icsd.ops.regimes import force_regime
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
+
+
+@pytest.fixture(scope="module", params=[75, 80], ids="sm_{}".format)
+def emulated(request):
+    backend = EmulatedBackend("plain", request.param)
+    registry.register(backend)
+    yield backend
+    del registry._backends[backend.name]
+
+
+@pytest.fixture
+def dry(emulated):
+    """Launches are checked, but nothing runs."""
+    emulated.library.emulator_dry_run(True)
+    yield emulated
+    emulated.library.emulator_dry_run(False)
+
+
+def run(*stages, loss="kl", regime="sample", backend="emulated"):
+    stages = [stage.detach().requires_grad_() for stage in stages]
+    with force_regime(regime):
+        loss = icsd.interstage_distillation_loss(stages, loss, detach_teacher=False, backend=backend)
+        return loss.detach(), *torch.autograd.grad(loss, stages)
+
+
+# The largest matrices that the regime takes, and sizes at which shared memory first exceeds a limit of some device.
+@pytest.mark.parametrize(
+    ("samples", "dtype"),
+    [(5121, torch.float32), (5792, torch.float32), (5792, torch.bfloat16)]
+    + [(samples, torch.float64) for samples in (2049, 3072, 3073, 4095)],
+    ids=str,
+)
+def test_the_largest_matrices_can_be_launched(samples, dtype, dry):
+    before = dry.library.emulator_launches()
+    run(torch.zeros(samples, 2, dtype=dtype), torch.zeros(samples, 3, dtype=dtype))
+    assert dry.library.emulator_launches() >= before + 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("samples", [1, 16, 64, 128, 300])
+def test_every_kernel_can_be_launched(samples, dtype, dry):
+    stages = [torch.zeros(3, samples, dim, dtype=dtype) for dim in (1000, 700, 40)]
+    for regime in ("sample", "streamed", "feature"):
+        run(*stages, loss="mse", regime=regime)
+
+
+def test_limits_are_set_once_per_kernel(emulated):
+    stages = normal(20, 30), normal(20, 40)
+    for regime in ("sample", "streamed", "feature"):
+        run(*stages, loss="mse", regime=regime)
+        before = emulated.library.emulator_attributes_set()
+        run(*stages, loss="mse", regime=regime)
+        assert emulated.library.emulator_attributes_set() == before
+
+
+def test_norms_that_shared_memory_is_too_small_for(emulated):
+    """The inverse norms of 3,100 samples in float64 fit in no block's shared memory on sm_75."""
+    if emulated.architecture != 75:
+        pytest.skip("they fit on this device")
+    x, y = normal(3100, 2, dtype=torch.float64), normal(3100, 1, seed=1, dtype=torch.float64)
+    similarities = [z @ z.T / (z.norm(dim=1) * z.norm(dim=1)[:, None]) for z in (x, y)]
+    with force_regime("sample"):
+        loss = icsd.similarity_distillation_loss(x, y, backend="emulated")
+    torch.testing.assert_close(loss, (similarities[0] - similarities[1]).square().mean(), rtol=1e-12, atol=0)
