@@ -27,7 +27,7 @@ EPS = 0.5  # above some norms and below others
 UPSTREAM = (1.0, -2.0, 0.5)  # gradients of the groups' losses
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Limits of the relative error of a gradient's rows, in each group. Results in half precision are rounded once: such an
-# error has a norm of 0.2 units in the last place and no bias. `dist` may have more: 1 - ρ cancels where eps makes the rows
+# error has a norm of 0.2 units in the last place and no bias. `dist` may have more: 1 - ρ cancels where eps makes rows
 # of S much smaller than those of T.
 NORM = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
