@@ -170,17 +170,19 @@ class AttnGANStep:
             reject = F.binary_cross_entropy(d.logits(generated), no)
             reject = reject + F.binary_cross_entropy(d.logits(generated, sentence), no)
             reject = reject + F.binary_cross_entropy(d.logits(mismatched, sentence.roll(1, 0)), no)
-            losses[f"discriminator/{side}"] = accept / 2 + reject / 3
-            losses[f"discriminator/{side}"].backward()
+            losses[f"discriminator/adversarial/{side}"] = accept / 2 + reject / 3
+            losses[f"discriminator/adversarial/{side}"].backward()
             optimizer.step()
         self.generator.zero_grad()
-        losses["generator/kl"] = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean()
-        loss = losses["generator/kl"]
+        losses["generator/condition_kl"] = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean()
+        loss = losses["generator/condition_kl"]
         for side, d, fake in zip(SIDES, self.discriminators, fakes, strict=True):
             generated = d.features(fake)
             accept = F.binary_cross_entropy(d.logits(generated), yes)
-            losses[f"generator/{side}"] = accept + F.binary_cross_entropy(d.logits(generated, sentence), yes)
-            loss = loss + losses[f"generator/{side}"]
+            losses[f"generator/adversarial/{side}"] = accept + F.binary_cross_entropy(
+                d.logits(generated, sentence), yes
+            )
+            loss = loss + losses[f"generator/adversarial/{side}"]
         loss.backward()
         self.generator_optimizer.step()
         with torch.no_grad():

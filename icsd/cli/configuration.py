@@ -13,6 +13,7 @@ import yaml
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
 from icsd.training.renamed import check_keys, leaves
+from icsd.training.run_folder import RunFolder
 
 LARGEST_FILE = 1 << 20
 """Bytes of a configuration file at most."""
@@ -42,6 +43,8 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
     check_keys([option.replace("-", "_") for option in options], "the command line")
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
     resumed = [given.resume / "config.yaml"] if resume and given.resume else []
+    if resumed and (note := RunFolder(given.resume).restore_config()):
+        print(f"note         {note}")
     if resume:
         parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
         parser.default_config_files = [glob.escape(str(path)) for path in resumed]

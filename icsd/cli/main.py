@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 import icsd
 from icsd.cli.parser import Parser
+from icsd.cli.streams import lenient_streams
 from icsd.errors import InputError
 
 COMMANDS = {
@@ -38,17 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after an error that the user can correct, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        return _run(arguments)
-    except InputError as error:
-        return _fail(str(error), 2)
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
-    except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted", 130)
+    with lenient_streams():
+        try:
+            return _run(arguments)
+        except InputError as error:
+            return _fail(str(error), 2)
+        except OSError as error:
+            return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+        except KeyboardInterrupt as interrupt:
+            return _fail(str(interrupt) or "interrupted", 130)
 
 
 def _fail(message: str, code: int) -> int:

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from icsd.cli.configuration import add_configuration
 from icsd.cli.parser import Parser
-from icsd.training.pretrain import PretrainConfig
+from icsd.training.config import PretrainConfig
 
 DESCRIPTION = """Pretrain a text and an image encoder (DAMSM): each image should find its sentence among a batch's,
 each sentence its image, and each word its region. The run folder gets the resolved configuration, metrics with the

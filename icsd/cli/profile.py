@@ -45,7 +45,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Profile."""
-    from icsd.training.run import profile
+    from icsd.training.train import profile
 
     options.pop("config")
     steps = options.pop("profile_steps")

@@ -51,7 +51,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Train."""
-    from icsd.training.run import dry_run, train
+    from icsd.training.train import dry_run, train
 
     resume = options.pop("resume")
     options.pop("config")

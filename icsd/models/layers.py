@@ -1,17 +1,16 @@
-"""Layers with a fast form: the same function as PyTorch's, computed with fewer products or fewer passes over memory."""
+"""Layers that compute the function of PyTorch's with fewer products or fewer passes over memory."""
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 SMALLEST_TRANSPOSED = 16
-"""Side from which `UpsampleConv2d` is a transposed convolution: below it, summing the kernel's taps takes longer."""
+"""Resolution from which `UpsampleConv2d` is a transposed convolution: below it, summing the kernel takes longer."""
 
 
 class GLU(nn.Module):
-    """Half of the channels gate the other half, as `torch.nn.GLU`, whose gradient leaves the channels-last layout."""
+    """`torch.nn.GLU` over channels, with a gradient that keeps the channels-last layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, 2C, ...)` -> `(B, C, ...)`."""
@@ -43,14 +42,11 @@ class UpsampleConv2d(nn.Conv2d):
         return F.conv_transpose2d(x, kernel.transpose(0, 1).flip(2, 3), stride=2, padding=1)
 
 
-class PatchConv2d(nn.Module):
-    """A convolution without bias that is one matrix product where its weights outweigh its patches.
+class PatchConv2d(nn.Conv2d):
+    """A convolution without bias, with padding 1, that is one matrix product where that is faster.
 
-    On the CPU the many weights of a deep layer over a few pixels cost a convolution more to rearrange than to multiply.
-
-    Attributes:
-        weight: `(out_channels, kernel_size * kernel_size * channels)`, the kernel's rows, columns and channels in this
-            order: a channels-last convolution takes it as it lies, and so do products and optimizers.
+    On the CPU, a convolution spends more time on rearranging the many weights of a deep layer over a few pixels than on
+    multiplying. The weight is an ordinary one in the channels-last layout, whose rows the product takes as they lie.
 
     Args:
         channels: Channels of the input.
@@ -60,19 +56,23 @@ class PatchConv2d(nn.Module):
     """
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
-        super().__init__()
-        self.channels, self.out_channels, self.kernel_size, self.stride = channels, out_channels, kernel_size, stride
-        self.weight = nn.Parameter(torch.empty(out_channels, kernel_size * kernel_size * channels))
-        nn.init.kaiming_uniform_(self.weight, math.sqrt(5))  # as nn.Conv2d
+        super().__init__(channels, out_channels, kernel_size, stride, padding=1, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Initialize the weight as `nn.Conv2d` does, in the channels-last layout."""
+        out, channels, *size = self.weight.shape
+        rows = self.weight.new_empty(out, *size, channels)
+        nn.init.kaiming_uniform_(rows, math.sqrt(5))
+        self.weight.data = rows.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, channels, H, W)` -> `(B, out_channels, H / stride, W / stride)`."""
-        weight, size, stride = self.weight, self.kernel_size, self.stride
+        size, stride = self.kernel_size[0], self.stride[0]
         patches = x.shape[0] * (x.shape[2] // stride) * (x.shape[3] // stride)
         if x.device.type != "cpu" or patches > self.out_channels:
-            kernel = weight.unflatten(1, (size, size, self.channels)).permute(0, 3, 1, 2)
-            return F.conv2d(x, kernel, stride=stride, padding=1)
+            return super().forward(x)
         pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         windows = pixels.unfold(1, size, stride).unfold(2, size, stride)  # (B, H', W', channels, size, size)
         rows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
-        return (rows @ weight.T).unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
+        columns = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        return (rows @ columns).unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from icsd.errors import InputError
 from icsd.models.tokens import Tokenizer, Tokens
 from icsd.training.randomness import seeded
 
@@ -57,8 +58,11 @@ class Batch:
         return self
 
 
-def collate(items: Sequence[dict[str, Any]]) -> Batch:
-    """Join items of `SampledDataset` into a batch."""
+def collate(items: Sequence[dict[str, Any] | InputError]) -> Batch | InputError:
+    """Join items of `SampledDataset` into a batch; an error among them takes its place."""
+    error = next((item for item in items if isinstance(item, InputError)), None)
+    if error is not None:
+        return error
     images, captions, class_ids, rows = (
         [item[key] for item in items] for key in ("image", "caption", "class_id", "ids")
     )
@@ -130,24 +134,33 @@ class SampledDataset(Dataset):
         for number, indices in enumerate(drawn, start):
             yield list(enumerate(indices, number * self.batch_size))
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """Return the item of a key, with the token ids of its caption."""
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | InputError:
+        """Return the item of a key, with the token ids of its caption.
+
+        An error is returned, not raised: the data loader would wrap the traceback of its process around it.
+        """
         place, index = key
         with seeded(self.seed, place):
-            item = self.dataset[index]
+            try:
+                item = self.dataset[index]
+            except InputError as error:
+                return error
             ids, _ = self.tokenizer([item["caption"]], sample=True)
         return {**item, "ids": ids[0]}
 
-    def loader(self, start: int, stop: int, workers: int, *, pin_memory: bool = False) -> DataLoader:
-        """Return a loader of batches ``start`` to ``stop``.
+    def batches_of(self, start: int, stop: int, workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
+        """Yield batches ``start`` to ``stop``.
 
         Args:
             start: Number of the first batch.
             stop: Number after that of the last batch.
             workers: Processes that load data; 0 loads in the calling process.
             pin_memory: Copy tensors to page-locked memory, for a GPU.
+
+        Raises:
+            InputError: An image cannot be read.
         """
-        return DataLoader(
+        loader = DataLoader(
             self,
             batch_sampler=self.batches(start, stop),
             num_workers=workers,
@@ -155,3 +168,7 @@ class SampledDataset(Dataset):
             generator=torch.Generator(),  # the global one belongs to the networks
             pin_memory=pin_memory,
         )
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch

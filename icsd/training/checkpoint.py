@@ -93,7 +93,8 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes files private
         os.replace(temporary, path)
     except SafetensorError as error:
-        raise OSError(f"checkpoint {path} could not be written: {error}") from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(number and int(number[1]), f"checkpoint {path} could not be written: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -1,4 +1,4 @@
-"""The configuration of a training run. Its defaults are the emoji demo; `configs/` holds the others."""
+"""The configurations of training and pretraining."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Literal
 from icsd.data import DataConfig
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig
+from icsd.models.damsm import DAMSMConfig
+from icsd.models.image_encoder import ImageEncoderConfig
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.losses import LossesConfig
 
@@ -25,17 +27,17 @@ class OptimizerConfig:
     """Adam's decay rates of gradient and squared gradient."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of both learning rates after the warm-up: constant, or down to 0 at the last step, straight or on half a
+    """Both learning rates after the warm-up: constant, or falling to 0 at the last step, linearly or on half a
     cosine."""
 
     warmup: int = 0
     """Steps in which both learning rates rise from nearly 0."""
 
     clip: float | None = None
-    """Largest norm of the generator's gradient, and of the discriminators'; null leaves gradients as they are."""
+    """Largest norm of the generator's gradient, and of that of the discriminators; null does not clip."""
 
     ema_decay: float = 0.99
-    """Share of the old average kept at each step in the averaged model, from which all images are made."""
+    """Decay rate of the moving average of the model, which generates all images."""
 
     def __post_init__(self) -> None:
         for key in ("generator_lr", "discriminator_lr"):
@@ -58,12 +60,65 @@ class GuidanceConfig:
 
     checkpoint: Path | None = None
     """Run folder or checkpoint of `icsd pretrain`. Its text encoder is used as it is, in the place of text.*, and its
-    image encoder in the place of the discriminators' matching heads. None: the text encoder learns with the
+    image encoder in the place of the discriminators' matching heads. null: the text encoder learns with the
     discriminators."""
 
 
 @dataclass
-class TrainConfig:
+class RunConfig:
+    """What every run has."""
+
+    output: Path = Path("runs")
+    """Folder that gets the run folder."""
+
+    name: str | None = None
+    """Name of the run folder, which must be new; by default that of the data set, with a number if there is one."""
+
+    seed: int = 0
+    """Seed of initial weights, noise and order of the data."""
+
+    steps: int = 2500
+    """Training steps."""
+
+    batch_size: int = 16
+    """Images that go through the networks together."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
+
+    threads: int | None = 1
+    """CPU threads; null takes all cores."""
+
+    workers: int = 0
+    """Processes that load data; 0 loads in the main process."""
+
+    log_every: int = 20
+    """Steps between two lines of metrics."""
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb (Weights & Biases, pip install wandb), or both."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not self.name.strip(". ") or Path(self.name).name != self.name):
+            raise InputError(f"name is {self.name!r}: give the name of a folder, without a path")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"seed is {self.seed}: give a number from 0 to 2**63 - 1")
+        if self.batch_size < 2:
+            raise InputError(f"batch_size is {self.batch_size}: give at least 2, losses compare images of a batch")
+        for key in ("steps", "log_every", "checkpoint_every"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
+        if self.workers < 0:
+            raise InputError(f"workers is {self.workers}: give 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}: give at least 1, or null for all cores")
+
+
+@dataclass
+class TrainConfig(RunConfig):
     """A training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -76,72 +131,102 @@ class TrainConfig:
     losses: LossesConfig = field(default_factory=LossesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
-    output: Path = Path("runs")
-    """Folder that gets the run's folder."""
-
-    seed: int = 0
-    """Seed of initial weights, noise and order of the data."""
-
-    steps: int = 2500
-    """Training steps, each one update of the discriminators and one of the generator."""
-
-    batch_size: int = 16
-    """Images that go through the networks together; batch statistics and cross-sample relations are among these."""
-
     accumulate: int = 1
-    """Batches per step, whose gradients are averaged."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
-
-    threads: int | None = 1
-    """CPU threads; null takes all cores. One is fastest for small images, and no busy neighbor slows it down."""
+    """Batches per step, whose gradients are averaged; relations between images stay within a batch."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of activations and products; weights, losses and penalties stay float32. bf16 pays on recent CPUs and GPUs, fp16
-    (with scaled losses) on older GPUs."""
+    """Precision of activations and products; weights, losses and penalties stay float32. bf16 suits recent CPUs and
+    GPUs, fp16 (with scaled losses) older GPUs."""
 
     compile: bool = False
-    """Whether torch.compile translates generator and discriminators, a minute or more before the first step."""
+    """Compile generator and discriminators with torch.compile, which takes a minute or more before the first step."""
 
     channels_last: bool = True
-    """Whether maps lie in memory pixel by pixel, which most convolutions prefer."""
-
-    workers: int = 0
-    """Processes that load data; 0 loads in the main process, best for sets held in memory."""
-
-    log_every: int = 20
-    """Steps between two lines in the metrics file."""
+    """Store feature maps channels-last, which most convolutions prefer."""
 
     sample_every: int = 250
     """Steps between two image grids."""
-
-    checkpoint_every: int = 500
-    """Steps between two checkpoints."""
 
     evaluate_every: int | None = None
     """Steps between two scores on held-out captions; the best model is kept as checkpoints/best.safetensors."""
 
     evaluate: bool = True
-    """Whether a data set with attributes is scored with the attribute classifier at the end."""
+    """Score the model with an attribute classifier at the end, if the data set has attributes."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise InputError(f"batch_size is {self.batch_size}: give at least 2, relations need two images")
+        super().__post_init__()
+        taught = len(self.generator.resolutions) - 1
         for side in (self.distillation.generator, self.distillation.discriminator):
-            taught = len(self.generator.resolutions) - 1
             if side.stage_weights is not None and len(side.stage_weights) != taught:
                 raise InputError(f"distillation.*.stage_weights is {side.stage_weights}: give {taught} weights")
         if self.compile and self.losses.discriminator.penalized:
             raise InputError(
                 "compile does not work with a gradient penalty, which needs a second derivative: leave one of them out"
             )
-        for key in ("steps", "accumulate", "log_every", "sample_every", "checkpoint_every"):
+        for key in ("accumulate", "sample_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise InputError(f"evaluate_every is {self.evaluate_every}: give at least 1, or leave it out")
-        if self.workers < 0:
-            raise InputError(f"workers is {self.workers}: give 0 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}: give at least 1, or leave it out")
+
+
+@dataclass
+class PretrainLosses:
+    """The weight of every loss; a weight of 0 leaves a loss out."""
+
+    words: float = 1.0
+    """Weight of the loss of words and regions, L1w + L2w of the paper."""
+
+    sentence: float = 1.0
+    """Weight of the loss of sentences and whole images, L1s + L2s of the paper."""
+
+    def __post_init__(self) -> None:
+        for name in ("words", "sentence"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"losses.{name} is {getattr(self, name)}: give 0, which leaves it out, or a weight")
+        if not self.words + self.sentence:
+            raise InputError("losses.words and losses.sentence are 0: there is nothing to learn")
+
+
+@dataclass
+class PretrainConfig(RunConfig):
+    """A pretraining run. Its defaults are those of AttnGAN (Xu et al. 2018), except for the number of steps."""
+
+    steps: int = 40000
+    """Training steps."""
+
+    batch_size: int = 48
+    """Pairs per step; the captions of the other images are the wrong answers for an image."""
+
+    threads: int | None = None
+    """CPU threads; null takes all cores."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=lambda: TextConfig(dim=256, embedding_dim=300, dropout=0.5))
+    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    damsm: DAMSMConfig = field(default_factory=DAMSMConfig)
+    losses: PretrainLosses = field(default_factory=PretrainLosses)
+
+    resolution: int = 299
+    """Side of the images in pixels."""
+
+    lr: float = 0.002
+    """Adam's learning rate at the beginning."""
+
+    lr_decay: float = 0.98
+    """Factor on the learning rate after each pass over the data."""
+
+    clip: float = 0.25
+    """Largest norm of the text encoder's gradient."""
+
+    evaluate_every: int = 500
+    """Steps between two measurements of R-precision on held-out pairs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("resolution", "evaluate_every"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
+        for key in ("lr", "lr_decay", "clip"):
+            if not getattr(self, key) > 0:
+                raise InputError(f"{key} is {getattr(self, key)}: give a positive number")

@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 NO_CONTEST = 0.02
-"""Loss of a discriminator that has won: the generator learns little from it."""
+"""Loss of a discriminator below which the generator learns little from it."""
 
 NO_CONTEST_LINES = 10
 """Consecutive log lines with such a loss before the warning."""
 
 ALIKE = 0.1
-"""Diversity of generated images, as a share of the real ones', below which they count as one image."""
+"""Diversity of generated images, as a share of that of real images, below which they look alike."""
+
+FIRST_STEPS_SHARE = 0.1
+"""Share of the weights of the first step in the moving average above which it does not count."""
 
 
 def diversity(images: Tensor) -> float:
-    """How much images differ from each other: the standard deviation over them, averaged over pixels.
+    """Return how much images differ from each other: the standard deviation over them, averaged over pixels.
 
     Args:
         images: `(B, 3, r, r)`.
@@ -27,36 +30,44 @@ def diversity(images: Tensor) -> float:
 
 
 class TrainingMonitor:
-    """Looks at losses and images, and says once what is wrong, until it is right again.
+    """A watch on losses and images that gives each warning once, until what it warns of is over.
 
     Args:
-        resolutions: Sides of the stages.
+        resolutions: Resolutions of the stages.
+        ema_decay: Decay rate of the moving average that generates the images.
     """
 
-    def __init__(self, resolutions: Sequence[int]) -> None:
+    def __init__(self, resolutions: Sequence[int], ema_decay: float) -> None:
         self._won = dict.fromkeys(resolutions, 0)
         self._alike = False
+        self._ema_decay = ema_decay
 
     def losses(self, losses: Mapping[str, float]) -> list[str]:
-        """Warnings after another line of losses, which are named as `Trainer.step` names them."""
+        """Return warnings after another line of losses, which have the names that `Trainer.step` gives them."""
         warnings = []
-        for side in self._won:
-            won = losses.get(f"discriminator/adversarial/{side}", NO_CONTEST) < NO_CONTEST
-            self._won[side] = self._won[side] + 1 if won else 0
-            if self._won[side] == NO_CONTEST_LINES:
+        for resolution in self._won:
+            won = losses.get(f"discriminator/adversarial/{resolution}", NO_CONTEST) < NO_CONTEST
+            self._won[resolution] = self._won[resolution] + 1 if won else 0
+            if self._won[resolution] == NO_CONTEST_LINES:
                 warnings.append(
-                    f"the discriminator of {side} pixels has had a loss below {NO_CONTEST} for {NO_CONTEST_LINES} log "
-                    "lines, and the generator learns little from it: lower optimizer.discriminator_lr, set "
-                    "adversarial.augment, or use losses.discriminator.r1"
+                    f"the discriminator of {resolution} pixels has had a loss below {NO_CONTEST} for "
+                    f"{NO_CONTEST_LINES} log lines, and the generator learns little from it: lower "
+                    "optimizer.discriminator_lr, set adversarial.augment, or use losses.discriminator.r1"
                 )
         return warnings
 
-    def diversity(self, share: float) -> list[str]:
-        """Warnings after images whose diversity is this share of the real ones'."""
+    def diversity(self, step: int, share: float) -> list[str]:
+        """Return warnings after images whose diversity is this share of that of the real images.
+
+        There are none as long as the moving average has not left the weights of the first steps behind: its images are
+        alike at first.
+        """
+        if self._ema_decay**step > FIRST_STEPS_SHARE:
+            return []
         before, self._alike = self._alike, share < ALIKE
         if self._alike and not before:
             return [
-                f"the generated images look alike (their diversity is {share:.0%} of the real ones'): if it stays so, "
-                "go back to an earlier checkpoint and lower optimizer.generator_lr"
+                f"the generated images look alike (their diversity is {share:.0%} of that of real images): if it stays "
+                "so, go back to an earlier checkpoint and lower optimizer.generator_lr"
             ]
         return []

@@ -1,21 +1,21 @@
 """DAMSM pretraining: a text and an image encoder learn to find each other's images and sentences.
 
 A run folder such as ``runs/damsm-emoji-busts`` holds ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/`` as those
-of `icsd.training.run` do; `icsd train --damsm.checkpoint` takes it.
+of `icsd.training.train` do; `icsd train --damsm.checkpoint` takes it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shlex
-import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from icsd.data import CaptionedImages, DataConfig, open_dataset
 from icsd.errors import InputError
@@ -25,76 +25,21 @@ from icsd.models.image_encoder import ImageEncoderConfig, build_image_encoder, r
 from icsd.models.text import TextConfig, build_text_encoder, restore_text_encoder
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch, SampledDataset
-from icsd.training.interruption import finishing_steps
-from icsd.training.randomness import random_state, restore_random_state
+from icsd.training.captions import check_captions, describe_data, differences
+from icsd.training.config import PretrainConfig
+from icsd.training.loggers import require_wandb
+from icsd.training.loop import Command, Event, Loop
+from icsd.training.randomness import random_state, restore_random_state, seed_everything
+from icsd.training.run_folder import RunFolder
 from icsd.training.trainer import choose_device
 
 CHECKPOINTS_KEPT = 2
+
 FREE_ON_RESUME = (
-    *("steps", "output", "data.root", "image.weights", "device", "threads", "workers", "log_every", "evaluate_every"),
-    *("lr", "clip"),  # the remedies for loss
+    *("steps", "output", "name", "data.root", "image.weights", "device", "threads", "workers", "loggers"),
+    *("log_every", "checkpoint_every", "evaluate_every", "lr", "clip"),
 )
-
-
-@dataclass
-class PretrainConfig:
-    """A pretraining run. Its defaults are those of AttnGAN (Xu et al. 2018), but for the number of steps."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    text: TextConfig = field(default_factory=lambda: TextConfig(dim=256, embedding_dim=300, dropout=0.5))
-    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    damsm: DAMSMConfig = field(default_factory=DAMSMConfig)
-
-    output: Path = Path("runs")
-    """Folder that gets the run's folder."""
-
-    seed: int = 0
-    """Seed of initial weights and of the order of the data."""
-
-    resolution: int = 299
-    """Side of the images in pixels."""
-
-    steps: int = 40000
-    """Training steps."""
-
-    batch_size: int = 48
-    """Pairs per step: each image's wrong answers are the others' sentences."""
-
-    lr: float = 0.002
-    """Adam's learning rate at the beginning."""
-
-    lr_decay: float = 0.98
-    """Factor on the learning rate after each pass over the data."""
-
-    clip: float = 0.25
-    """Largest norm of the text encoder's gradient."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
-
-    threads: int | None = None
-    """CPU threads; null takes all cores."""
-
-    workers: int = 0
-    """Processes that load data."""
-
-    log_every: int = 20
-    """Steps between two lines in the metrics file."""
-
-    evaluate_every: int = 500
-    """Steps between two measurements of R-precision on held-out pairs, each with a checkpoint."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise InputError(f"batch_size is {self.batch_size}: give at least 2, a match needs a wrong answer")
-        for key in ("steps", "resolution", "log_every", "evaluate_every"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
-        for key in ("lr", "lr_decay", "clip"):
-            if not getattr(self, key) > 0:
-                raise InputError(f"{key} is {getattr(self, key)}: give a positive number")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}: give at least 1, or leave it out")
+"""Keys that a resumed run may change: length, place and intervals, and the remedies for divergence."""
 
 
 class Pretrainer:
@@ -115,45 +60,52 @@ class Pretrainer:
         self.steps_per_epoch = steps_per_epoch
         self.step_count = 0
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Update the encoders.
 
         Args:
-            batch: Images with their captions.
+            batches: One batch.
 
         Returns:
-            Losses by name: scalars without graph.
+            Weighted losses by name: scalars without graph.
         """
+        (batch,) = batches
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self.config.lr_decay ** (self.step_count // self.steps_per_epoch)
         text = self.damsm.text_encoder(batch.ids, batch.lengths)
-        images, class_ids, caption_ids = (
-            each.to(self.device) for each in (batch.images, batch.class_ids, batch.caption_ids)
-        )
-        losses = self.damsm(images, text, class_ids, caption_ids)
+        inputs = (each.to(self.device) for each in (batch.images, batch.class_ids, batch.caption_ids))
+        images, class_ids, caption_ids = inputs
+        values = self.damsm(images, text, class_ids, caption_ids)
+        weights = {"words": self.config.losses.words, "sentence": self.config.losses.sentence}
+        losses = {name: weight * getattr(values, name) for name, weight in weights.items() if weight}
         self.optimizer.zero_grad(set_to_none=True)
-        sum(losses).backward()
+        sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.damsm.text_encoder.parameters(), self.config.clip)
         self.optimizer.step()
         self.step_count += 1
-        return {f"damsm/{name}": loss.detach() for name, loss in losses._asdict().items()}
+        return {f"damsm/{name}": loss.detach() for name, loss in losses.items()}
 
     @torch.no_grad()
     def r_precision(self, dataset: CaptionedImages, batch_size: int = 64) -> float:
-        """R-precision of held-out images with their first captions."""
+        """Return the R-precision of held-out images with their first captions, NaN where no caption is a wrong one."""
         self.damsm.eval()
-        image_features, sentences = [], []
+        captions = [sentences[0] for sentences in dataset.captions]
+        image_features, sentence_features = [], []
         for start in range(0, len(dataset), batch_size):
             places = range(start, min(start + batch_size, len(dataset)))
             images = torch.stack([dataset[place]["image"] for place in places]).to(self.device)
             image_features.append(self.damsm.image_encoder(images).whole)
-            sentences.append(self.damsm.text_encoder.encode([dataset.captions[place][0] for place in places]).sentence)
+            sentence_features.append(self.damsm.text_encoder.encode([captions[place] for place in places]).sentence)
         self.damsm.train()
         class_ids = None if self.config.damsm.same_class_is_wrong else dataset.class_ids
-        return r_precision(torch.cat(image_features), torch.cat(sentences), class_ids)
+        return r_precision(torch.cat(image_features), torch.cat(sentence_features), class_ids, captions=captions)
+
+    def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """Return the weights of both encoders with their names."""
+        return self.damsm.named_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on but configuration and data."""
+        """Return everything that the next step depends on except configuration and data."""
         return {
             "step": self.step_count,
             "text": self.damsm.text_encoder.description(),
@@ -163,7 +115,7 @@ class Pretrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken, on a pretrainer of the same configuration and vocabulary."""
+        """Continue where `state_dict` was taken, on a pretrainer of the same configuration and vocabulary."""
         self.step_count = state["step"]
         checkpoint.load_module(self.damsm, state["damsm"], "damsm")
         checkpoint.load_adam(self.optimizer, state["optimizer"], "optimizer")
@@ -173,7 +125,7 @@ class Pretrainer:
 def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
     """Pretrain the encoders in a run folder of their own, or continue a run.
 
-    Ctrl-C (SIGINT) and SIGTERM end the run after the step in progress, with a checkpoint.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP end the run after the step in progress, with a checkpoint.
 
     Args:
         config: The configuration.
@@ -186,29 +138,73 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data, weights or checkpoint cannot be used, or the loss is no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
+    with contextlib.ExitStack() as stack:
+        if resume is not None:
+            folder = RunFolder(resume)
+            stack.enter_context(folder.locked())
+        pretrainer, train_set, test_set, notes = prepare(config, resume)
+        if resume is None:
+            folder = RunFolder.create(config.output, config.name, f"damsm-{train_set.name}")
+            stack.enter_context(folder.locked())
+        print(f"run          {folder.path}")
+        print(f"data         {train_set.name}: {len(train_set)} images, {len(test_set)} more held out")
+        for note in notes:
+            print(f"note         {note}")
+        learned = sum(weight.numel() for weight in pretrainer.weights)
+        print(f"networks     {learned / 1e6:.2f} M weights to learn", flush=True)
+        _run(folder, pretrainer, train_set, test_set)
+    return folder.path
+
+
+def prepare(
+    config: PretrainConfig, resume: Path | None
+) -> tuple[Pretrainer, CaptionedImages, CaptionedImages, list[str]]:
+    """Open the data and build the pretrainer, new or restored.
+
+    Returns:
+        The pretrainer, both splits, and notes for the user.
+
+    Raises:
+        InputError: Configuration, data, weights or checkpoint cannot be used.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
-    train_set = open_dataset(config.data, "train", config.resolution)
-    test_set = open_dataset(config.data, "test", config.resolution)
+    if "wandb" in config.loggers:
+        require_wandb()
+    train_set, test_set = (open_dataset(config.data, split, config.resolution) for split in ("train", "test"))
+    _check_wrong_answers(config, train_set)
+    notes = list(getattr(train_set, "notes", []))
     steps_per_epoch = max(1, len(train_set) // config.batch_size)
+    seed_everything(config.seed)
     if resume is None:
-        torch.manual_seed(config.seed)
         captions = [caption for captions in train_set.captions for caption in captions]
         text_encoder = build_text_encoder(config.text, captions, train_set.vocabulary)
         image_encoder = build_image_encoder(config.image, config.text.dim, config.resolution)
         pretrainer = Pretrainer(config, DAMSM(text_encoder, image_encoder, config.damsm), steps_per_epoch)
-        folder = run_folder.new_folder(config.output, f"damsm-{train_set.name}")
     else:
-        folder, path = resume, checkpoint.find(resume, checkpoint.ENCODERS)
+        path = checkpoint.find(resume, checkpoint.ENCODERS)
         state = checkpoint.load(path)
         with checkpoint.restoring(path):
             checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
             if state["step"] >= config.steps:
-                raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
+                raise InputError(f"{resume} has taken its {state['step']} steps: give a larger `--steps` to train on")
             pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch)
             pretrainer.load_state_dict(state)
-    _run(folder, config, pretrainer, train_set, test_set)
-    return folder
+        notes += differences(state.get("data"), describe_data(train_set))
+    notes += check_captions(pretrainer.damsm.text_encoder.tokenizer, train_set, test_set)
+    return pretrainer, train_set, test_set, notes
+
+
+def _check_wrong_answers(config: PretrainConfig, train_set: CaptionedImages) -> None:
+    """Refuse data without wrong answers, on which every loss is 0 and every score perfect."""
+    captions = {caption for captions in train_set.captions for caption in captions}
+    if len(captions) < 2:
+        raise InputError(f"all {len(train_set)} images of {train_set.name} have one caption: there is nothing to learn")
+    if not config.damsm.same_class_is_wrong and len(set(map(int, train_set.class_ids))) < 2:
+        raise InputError(
+            f"all {len(train_set)} images of {train_set.name} are of one class, so no caption is a wrong one for them "
+            "and nothing can be learned: give --damsm.same-class-is-wrong if captions tell the images of a class apart"
+        )
 
 
 def load_damsm(path: Path, resolution: int) -> tuple[DAMSM, TextConfig]:
@@ -248,67 +244,53 @@ def _frozen_damsm(path: Path, state: dict[str, Any], resolution: int) -> tuple[D
 
 
 def _restore(config: PretrainConfig, state: dict[str, Any]) -> DAMSM:
+    """Return encoders of a checkpoint's configuration, ready for `load_state_dict`."""
     text_encoder = restore_text_encoder(config.text, state["text"])
     return DAMSM(text_encoder, restore_image_encoder(config.image, config.text.dim, config.resolution), config.damsm)
 
 
-def _run(
-    folder: Path, config: PretrainConfig, pretrainer: Pretrainer, train_set: CaptionedImages, test_set: CaptionedImages
-) -> None:
-    start, stop = pretrainer.step_count, config.steps
-    run_folder.begin(folder, config, start)
-    print(f"run          {folder}")
-    print(f"data         {train_set.name}: {len(train_set)} images, {len(test_set)} more held out")
-    print(
-        f"networks     {sum(weight.numel() for weight in pretrainer.weights) / 1e6:.2f} M weights to learn", flush=True
+def _run(folder: RunFolder, pretrainer: Pretrainer, train_set: CaptionedImages, test_set: CaptionedImages) -> None:
+    """Take the steps and print what to try next."""
+    config = pretrainer.config
+
+    def batches(start: int, stop: int) -> Iterator[tuple[Batch]]:
+        tokenizer = pretrainer.damsm.text_encoder.tokenizer
+        return zip(
+            SampledDataset(train_set, tokenizer, config.batch_size, config.seed).batches_of(start, stop, config.workers)
+        )
+
+    def evaluate() -> None:
+        precision = pretrainer.r_precision(test_set)
+        if math.isnan(precision):
+            loop.write(f"step {loop.step}: no R-precision, since no held-out image has a wrong caption")
+        else:
+            loop.log({"r_precision": precision})
+            loop.write(f"step {loop.step}: R-precision {precision:.3f} of {len(test_set)} held-out images")
+
+    loop = Loop(
+        config,
+        pretrainer,
+        folder,
+        batches,
+        Command("pretrain", "pair", (f"--lr {config.lr / 2:g}",)),
+        CHECKPOINTS_KEPT,
+        extra_state={"data": describe_data(train_set)},
+        events=[Event(config.evaluate_every, evaluate)],
     )
-    draws = SampledDataset(train_set, pretrainer.damsm.text_encoder.tokenizer, config.batch_size, config.seed)
-    loader = draws.loader(start, stop, config.workers)
-    interval = 0.5 if sys.stderr.isatty() else 30
-    progress = tqdm(
-        total=stop * config.batch_size, initial=start * config.batch_size, unit="pair", mininterval=interval
-    )
-    with progress, finishing_steps() as interruption:
-        recent, since = [], time.perf_counter()
-        for batch in loader:
-            recent.append(pretrainer.step(batch))
-            step = pretrainer.step_count
-            progress.set_description(f"step {step}", refresh=False)
-            progress.update(config.batch_size)
-            if step % config.log_every == 0 or step == stop:
-                losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
-                _check_finite(folder, pretrainer, losses)
-                now = time.perf_counter()
-                speed = round(len(recent) * config.batch_size / (now - since), 2)
-                run_folder.append_metrics(folder, {"step": step, "pairs_per_second": speed, **losses})
-                progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
-                recent, since = [], now
-            if step % config.evaluate_every == 0 or step == stop or interruption.signal:
-                _check_finite(folder, pretrainer, {})
-                state = {"config": run_folder.plain(config), **pretrainer.state_dict()}
-                checkpoint.save(checkpoint.step_path(folder, step), state)
-                checkpoint.prune(folder, CHECKPOINTS_KEPT)
-            if step % config.evaluate_every == 0 or step == stop:
-                precision = pretrainer.r_precision(test_set)
-                run_folder.append_metrics(folder, {"step": step, "r_precision": precision})
-                progress.write(f"step {step}: R-precision {precision:.3f} of {len(test_set)} held-out images")
-            if interruption.signal and step < stop:
-                command = f"icsd pretrain --resume {shlex.quote(str(folder))}"
-                raise KeyboardInterrupt(f"stopped at step {step} of {stop}; continue with\n  {command}")
-    print(f"checkpoint   {checkpoint.latest(folder)}")
-    print(f"try next     icsd train --damsm.checkpoint {shlex.quote(str(folder))}")
+    loop.run()
+    print(f"checkpoint   {checkpoint.latest(folder.path)}")
+    print(f"try next     {shlex.join(_next_command(config, folder.path))}")
 
 
-def _check_finite(folder: Path, pretrainer: Pretrainer, losses: dict[str, float]) -> None:
-    """Raise when pretraining has diverged, before a checkpoint of it replaces a good one."""
-    values = [*((name, torch.tensor(value)) for name, value in losses.items()), *pretrainer.damsm.named_parameters()]
-    bad = next((name for name, value in values if not value.isfinite().all()), None)
-    if bad is None:
-        return
-    remedy = f"--lr {pretrainer.config.lr / 2:g}"
-    try:
-        good = checkpoint.latest(folder)
-        advice = f"{good} is still good; continue from it with\n  icsd pretrain --resume {folder} {remedy}"
-    except InputError:
-        advice = f"there is no checkpoint yet; start again with smaller steps: {remedy}"
-    raise InputError(f"pretraining diverged by step {pretrainer.step_count}, {bad} is not finite: {advice}")
+def _next_command(config: PretrainConfig, folder: Path) -> list[str]:
+    """Return the command that trains a model with the encoders, on the same data at the same resolution."""
+    options = []
+    default = DataConfig()
+    for field in fields(DataConfig):
+        value = getattr(config.data, field.name)
+        if value != getattr(default, field.name):
+            options += [f"--data.{field.name.replace('_', '-')}", str(value)]
+    if config.image.encoder == "cnn":
+        resolutions = [side for side in (config.resolution // 2, config.resolution) if side >= 8]
+        options += ["--generator.resolutions", str(resolutions).replace(" ", "")]
+    return ["icsd", "train", *options, "--damsm.checkpoint", str(folder)]

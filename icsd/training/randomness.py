@@ -11,11 +11,19 @@ import numpy as np
 import torch
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch, so that equal runs write equal files."""
+    first, second = np.random.SeedSequence(seed).generate_state(2).tolist()
+    random.seed(first)
+    np.random.seed(second)
+    torch.manual_seed(seed)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Tensors and JSON values from which `restore_random_state` goes on.
+    """Return the state of every generator, tensors and JSON values, for `restore_random_state`.
 
     Args:
-        device: Its generator is part of the state, beside those of Python, NumPy and PyTorch on the CPU.
+        device: The device whose generator is part of the state, beside those of Python, NumPy and PyTorch on the CPU.
     """
     version, words, gauss = random.getstate()
     name, keys, *numbers = np.random.get_state()
@@ -30,7 +38,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Sets every generator as `random_state` found it; that of a device which it did not know stays as it is."""
+    """Set every generator to a state of `random_state`; one that is not part of the state stays as it is."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, *numbers = state["numpy"]
@@ -42,7 +50,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Has draws on the CPU depend on these numbers alone, and leaves the generators as they were."""
+    """Make draws on the CPU depend on these numbers only, and restore the generators afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     first, second = np.random.SeedSequence(entropy).generate_state(2).tolist()
     random.seed(first)

@@ -1,47 +1,165 @@
-"""What every run folder holds: the resolved configuration and the metrics, whatever is trained in it."""
+"""A run folder: configuration, metrics and checkpoints, whatever is trained in it.
+
+A file is written beside the one that it replaces and renamed, so a killed process or a full disk loses nothing. One
+process at a time writes into a folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
+
+from icsd.errors import InputError
+from icsd.training import checkpoint
 
 
-def new_folder(out: Path, name: str) -> Path:
-    """Make ``out/name``, or ``out/name-2``, ... if there is one."""
-    number = 1
-    while True:
-        folder = Path(out) / (name if number == 1 else f"{name}-{number}")
+class RunFolder:
+    """A folder such as ``runs/emoji-busts``.
+
+    Args:
+        path: The folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, output: Path, name: str | None, default: str) -> RunFolder:
+        """Make a new folder.
+
+        Args:
+            output: Folder to make it in.
+            name: Name of the folder, which must be new.
+            default: Name in the place of None; if there is such a folder, a number is appended.
+
+        Raises:
+            InputError: There is a folder of this name.
+        """
+        number = 1
+        while True:
+            path = output / (name or (default if number == 1 else f"{default}-{number}"))
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError as error:
+                if name is not None:
+                    raise InputError(
+                        f"name is {name}, but {path} exists: give another name, or --resume {path}"
+                    ) from error
+                number += 1
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing into the folder; the lock ends with the process, however it ends.
+
+        Raises:
+            InputError: Another process writes into the folder.
+        """
+        lock = FileLock(self.path / ".lock", blocking=False)
         try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"another process is training in {self.path}: wait until it ends, or train in a new run folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
+    @property
+    def config_path(self) -> Path:
+        """File of the resolved configuration."""
+        return self.path / "config.yaml"
 
-def begin(folder: Path, config: Any, step: int) -> None:
-    """Write the configuration, and drop the metrics past ``step``, which a resumed run writes again."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
-    metrics = metrics_path(folder)
-    if metrics.exists():
-        lines = metrics.read_text().splitlines(keepends=True)
-        metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    @property
+    def metrics_path(self) -> Path:
+        """File of metrics: a JSON object a line, each with its "step"."""
+        return self.path / "metrics.jsonl"
+
+    def begin(self, config: Any, step: int) -> list[str]:
+        """Write the configuration, and drop the metrics past a step, which a resumed run writes again.
+
+        Args:
+            config: The configuration, a dataclass.
+            step: Last step of the checkpoint that training goes on from, or 0.
+
+        Returns:
+            Notes about lines that could not be read and were dropped.
+        """
+        write_text(self.config_path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_bytes().splitlines(keepends=True)
+        steps = [_step_of(line) for line in lines]
+        kept = [line for line, place in zip(lines, steps, strict=True) if place is not None and place <= step]
+        if len(kept) < len(lines):
+            write_bytes(self.metrics_path, b"".join(kept))
+        torn = steps.count(None)
+        return [f"dropped {torn} unreadable line(s) of {self.metrics_path}, cut off when the run ended"] if torn else []
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add a line of metrics."""
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def restore_config(self) -> str | None:
+        """Write the configuration file again from the newest checkpoint where it is missing or empty.
+
+        Returns:
+            A note about it, or None where nothing was to be done.
+        """
+        if not self.path.is_dir() or (self.config_path.is_file() and self.config_path.read_bytes().strip(b"\0 \n")):
+            return None
+        newest = checkpoint.latest(self.path)
+        config = checkpoint.load(newest, ["config"])["config"]
+        write_text(self.config_path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        return f"{self.config_path} was missing or empty; it was written again from {newest}"
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration, a dataclass, as JSON values."""
+    """Return a configuration, a dataclass, as JSON values."""
     return json.loads(json.dumps(asdict(config), default=str))
 
 
-def metrics_path(folder: Path) -> Path:
-    """Return the file of metrics: a JSON object a line, each with its "step"."""
-    return folder / "metrics.jsonl"
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
-def append_metrics(folder: Path, line: dict[str, Any]) -> None:
-    """Add a line of metrics."""
-    with metrics_path(folder).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write or replace a file: at every moment it is the old one or the complete new one.
+
+    Raises:
+        OSError: The file cannot be written. What was there before is unchanged.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line of metrics, or None for a line that is cut off or damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) and line.endswith(b"\n") else None

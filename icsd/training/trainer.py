@@ -1,14 +1,13 @@
-"""One training step, from captions to losses."""
+"""A step of GAN training, from captions to losses."""
 
 import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -44,7 +43,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a configuration names.
+    """Return the device that a configuration names.
 
     Raises:
         InputError: There is no such device here.
@@ -62,11 +61,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> float:
-    """The share of its full value that a learning rate has.
+    """Return the factor on a learning rate.
 
     Args:
         config: Schedule and warm-up.
-        steps: Length of the training.
+        steps: Steps of the whole training.
         step: Steps taken.
 
     Returns:
@@ -93,19 +92,19 @@ class MicroBatch(NamedTuple):
 
 
 class Trainer:
-    """Networks, averages and optimizers, and the step that trains them.
+    """The networks, their averages and optimizers, and the step that trains them.
 
     Attributes:
         model: Text encoder and generator in training.
         ema: Their moving average, buffers too; the one to generate with.
         discriminators: One per stage.
-        matching: Their matching heads; none where DAMSM judges.
+        matching: Their matching heads; none with DAMSM.
         step_count: Steps taken so far.
 
     Args:
         config: The whole configuration.
-        text_encoder: Reads the captions; trained with the discriminators unless it is frozen.
-        damsm: Frozen encoders, of which `text_encoder` is one, that judge the generated images.
+        text_encoder: The text encoder, trained with the discriminators unless it is frozen.
+        damsm: Frozen encoders, of which `text_encoder` is one, for the DAMSM loss of the generated images.
     """
 
     def __init__(self, config: TrainConfig, text_encoder: TextEncoder, damsm: DAMSM | None = None) -> None:
@@ -153,17 +152,17 @@ class Trainer:
         return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
 
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Updates the discriminators and the text encoder, then the generator, then the average.
+        """Update the discriminators and the text encoder, then the generator, then the average.
 
         Args:
             batches: As many as the configuration accumulates, with images of the finest resolution.
 
         Returns:
-            Losses by name, their means over the batches: scalars on the device, without graph.
+            Weighted losses by name, their means over the batches: scalars on the device, without graph.
         """
         losses = Counter()
         micro_batches = [self._read(batch) for batch in batches]
-        generate_once = len(micro_batches) == 1  # several graphs would not fit into memory
+        generate_once = len(micro_batches) == 1  # the graphs of several would not fit into memory
         for micro_batch in micro_batches:
             text = micro_batch.text
             with self._autocast(), torch.set_grad_enabled(generate_once):
@@ -268,7 +267,7 @@ class Trainer:
         )
 
     def _freeze_discriminators(self, frozen: bool) -> None:
-        """Spares the generator's backward pass the gradients of what judges it."""
+        """Freeze the discriminators, whose gradients the generator's update does not need."""
         self.discriminators.requires_grad_(not frozen)
         self.matching.requires_grad_(not frozen)
 
@@ -295,40 +294,44 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
 
     def generate(self, captions: list[str], seed: int = 0) -> list[Tensor]:
-        """Generates captions with the averaged model; see `TextToImage.generate`."""
+        """Generate images of captions with the averaged model; see `TextToImage.generate`."""
         return self.ema.module.generate(captions, seed)
 
     @torch.no_grad()
-    def r_precision(self, captions: list[str], seed: int = 0) -> float:
-        """R@1 of generated images: the share that finds its own caption among all of these.
+    def embed(self, captions: list[str], seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Generate images of captions and embed both, so that they can be compared.
 
-        The judge is DAMSM's image encoder, or the finest discriminator with its matching head. The generator learned to
-        please it, so this flatters, but falls where training goes wrong.
+        The encoder is DAMSM's, or the finest discriminator with its matching head. The generator learned to minimize
+        its loss, so scores by it are too good, but fall where training goes wrong.
 
         Args:
-            captions: Different sentences.
+            captions: B sentences.
             seed: Seed of noise and conditions.
 
         Returns:
-            A number in [0, 1]; 1 / len(captions) at chance.
+            Features of the images and of the captions, `(B, E)` each.
         """
         networks = (self.discriminators[-1], self.matching, self.model.text_encoder)
-        training = [network.training for network in networks]
+        modes = [network.training for network in networks]
         for network in networks:
             network.eval()
         images = self.generate(captions, seed)[-1].to(self.device, memory_format=self.layout)
         if self.damsm is None:
-            seen = self.matching[-1](self.discriminators[-1].features(images))
+            embedded = self.matching[-1](self.discriminators[-1].features(images))
         else:
-            seen = self.damsm.image_encoder(images).whole
+            embedded = self.damsm.image_encoder(images).whole
         sentences = self.model.text_encoder.encode(captions).sentence
-        found = (F.normalize(seen, dim=1) @ F.normalize(sentences, dim=1).T).argmax(1)
-        for network, mode in zip(networks, training, strict=True):
+        for network, mode in zip(networks, modes, strict=True):
             network.train(mode)
-        return (found == torch.arange(len(captions), device=self.device)).float().mean().item()
+        return embedded, sentences
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights of model, discriminators and matching heads with their names."""
+        for network in (self.model, self.discriminators, self.matching):
+            yield from network.named_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on but configuration and data: nested dicts of tensors and JSON values.
+        """Return everything that the next step depends on except configuration and data: tensors and JSON values.
 
         Returns:
             Among others "text", the text encoder's description, and "ema", the averaged `TextToImage`.
@@ -347,10 +350,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken, on a trainer of the same configuration and vocabulary.
+        """Continue where `state_dict` was taken, on a trainer of the same configuration and vocabulary.
 
         Args:
-            state: What `state_dict` gave.
+            state: The result of `state_dict`.
         """
         self.step_count = state["step"]
         load_module(self.ema.module, state["ema"], "ema")
@@ -360,7 +363,7 @@ class Trainer:
         for name in ("generator_optimizer", "discriminator_optimizer"):
             optimizer = getattr(self, name)
             load_adam(optimizer, state[name], name)
-            for weight, moments in optimizer.state.items():  # the fused kernel takes it that all lie alike in memory
+            for weight, moments in optimizer.state.items():  # the fused kernel expects one memory layout
                 aligned = {key: torch.empty_like(weight).copy_(moments[key]) for key in ("exp_avg", "exp_avg_sq")}
                 moments.update(aligned)
         self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new

@@ -2,10 +2,13 @@ import pytest
 import torch
 
 from benchmarks import attngan_step
-from icsd.models import DiscriminatorConfig, DistillationConfig, GeneratorConfig, TextConfig, TextFeatures
+from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig, TextFeatures
 from icsd.models.text import TextEncoder
+from icsd.models.tokens import Tokens
 from icsd.training.adversarial import AdversarialConfig
+from icsd.training.batches import Batch
 from icsd.training.config import OptimizerConfig, TrainConfig
+from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
 from icsd.training.trainer import Trainer
 
 SIDES = (64, 128)
@@ -19,14 +22,8 @@ class Given(TextEncoder):
         self.features = features
         self.dim = features.sentence.shape[1]
 
-    def forward(self, captions):
+    def forward(self, ids, lengths):
         return self.features
-
-    def read(self, caption):
-        return []
-
-    def unknown(self, caption):
-        return []
 
     def description(self):
         return {}
@@ -45,7 +42,7 @@ def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
             text=TextConfig(dim=8),
             generator=GeneratorConfig(list(SIDES), 4, attngan_step.NOISE, attngan_step.CONDITION, residual_blocks=2),
             discriminator=DiscriminatorConfig(4),
-            distillation=DistillationConfig(enabled=False),
+            losses=LossesConfig(GeneratorLosses(distillation=0), DiscriminatorLosses(distillation=0)),
             adversarial=AdversarialConfig(loss="bce"),
             optimizer=OptimizerConfig(2e-4, 2e-4, (0.5, 0.999)),
             device="cpu",
@@ -57,9 +54,10 @@ def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
     for ours, theirs in zip(trainer.discriminators, rival.discriminators, strict=True):
         copy_weights(ours, theirs)
     fine = torch.rand(4, 3, 128, 128) * 2 - 1
+    tokens = Tokens(torch.ones(4, 5, dtype=torch.int64), lengths.squeeze(1))
     for _ in range(2):  # the second step sees the weights that the first one made
         torch.manual_seed(1)
-        ours = trainer.step([{"image": fine, "caption": [""] * 4, "class_id": torch.arange(4)}])
+        ours = trainer.step([Batch.of(fine, list("abcd"), list(range(4)), tokens)])
         torch.manual_seed(1)
         images = [torch.nn.functional.avg_pool2d(fine, 2), fine]
         theirs = rival(images, text.sentence, text.words, ~text.mask)
@@ -70,14 +68,11 @@ def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
 
 
 def copy_weights(ours, theirs):
-    """Weights in the order of use, those of our matrix layout back in a convolution's."""
+    """Copy our weights in the order of use."""
     mine = sorted(ours.named_parameters(), key=lambda item: order(item[0]))
     others = sorted(theirs.named_parameters(), key=lambda item: order(item[0]))
     assert len(mine) == len(others)
     for (name, weight), (_, other) in zip(mine, others, strict=True):
-        if weight.dim() == 2 and other.dim() == 4:
-            out, channels, *size = other.shape
-            weight = weight.reshape(out, *size, channels).permute(0, 3, 1, 2)
         assert weight.shape == other.shape, name
         other.data.copy_(weight.detach())
 

@@ -17,7 +17,7 @@ from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.sampling import Sampler
 from icsd.training.config import TrainConfig
-from icsd.training.run import train
+from icsd.training.train import train
 
 
 def prepare(name, paths, out, **options):

@@ -28,5 +28,20 @@ def test_mismatched_captions_are_of_other_classes():
 
 def test_few_images():
     one = torch.ones(1, 3)
-    assert r_precision(one, one) == 1
+    assert math.isnan(r_precision(one, one))
     assert math.isnan(r_precision(one[:0], one[:0]))
+
+
+def test_equal_captions_are_no_wrong_captions():
+    sentences = torch.eye(3)[[0, 1, 0, 2, 1]]
+    captions = ["red", "blue", "red", "green", "blue"]
+    assert r_precision(sentences, sentences) < 1
+    assert r_precision(sentences, sentences, captions=captions) == 1
+    images = torch.eye(3)[[0, 1, 1, 2, 1]]
+    assert r_precision(images, sentences, captions=captions) == 0.8
+
+
+def test_without_a_wrong_caption_there_is_no_score():
+    features = torch.randn(4, 3)
+    assert math.isnan(r_precision(features, features, captions=["a bird"] * 4))
+    assert not math.isnan(r_precision(features, features, [0] * 4))

@@ -4,7 +4,6 @@ from torch import nn
 
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, build_discriminators
-from icsd.models.layers import PatchConv2d
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32, 64, 128, 256])
@@ -25,12 +24,12 @@ def test_parameters_at_the_scale_of_birds():
 
 
 @pytest.mark.parametrize("normalization", ["batch", "spectral", "none"])
-def test_parts_are_judged_as_if_alone(normalization):
+def test_parts_have_the_logits_that_they_have_alone(normalization):
     torch.manual_seed(0)
     (discriminator,) = build_discriminators(DiscriminatorConfig(width=2, normalization=normalization), [32], 5)
     discriminator.requires_grad_(False)
     images, sentences = torch.randn(6, 3, 32, 32), torch.randn(6, 5)
-    for _ in range(20):  # the power iteration of spectral normalization converges
+    for _ in range(60):  # the power iteration of spectral normalization converges
         discriminator.conditional(discriminator.features(images), sentences)
     together = discriminator.features(images, parts=2)
     alone = [discriminator.features(part) for part in images.chunk(2)]
@@ -49,13 +48,13 @@ def test_spectral_normalization_holds_every_weight_to_norm_one():
         discriminator.unconditional(features)
         discriminator.conditional(features, torch.randn(2, 5))
     discriminator.eval()
-    weights = [layer.weight for layer in discriminator.modules() if isinstance(layer, PatchConv2d | nn.Conv2d)]
+    weights = [layer.weight for layer in discriminator.modules() if isinstance(layer, nn.Conv2d)]
     assert len(weights) == 3 + 1 + 2
     for weight in weights:
         assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
 
 
-def test_only_the_conditional_judgement_reads_the_sentence():
+def test_only_conditional_logits_depend_on_the_sentence():
     torch.manual_seed(0)
     (discriminator,) = build_discriminators(DiscriminatorConfig(width=2), [16], 5)
     features = discriminator.features(torch.randn(2, 3, 16, 16))

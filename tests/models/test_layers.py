@@ -38,10 +38,20 @@ def test_product_of_patches_is_a_convolution(size, stride, out_channels):
     layer = PatchConv2d(3, out_channels, size, stride).double()
 
     def convolved(x):
-        kernel = layer.weight.reshape(out_channels, size, size, 3).permute(0, 3, 1, 2)
-        return F.conv2d(x, kernel, stride=stride, padding=1)
+        return F.conv2d(x, layer.weight, stride=stride, padding=1)
 
-    check_same(layer, convolved, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    for layout in (torch.channels_last, torch.contiguous_format):
+        layer.to(memory_format=layout)
+        check_same(layer, convolved, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+def test_the_weight_of_a_product_of_patches_has_the_shape_and_state_of_a_convolution():
+    layer, plain = PatchConv2d(3, 8, 4, stride=2), nn.Conv2d(3, 8, 4, stride=2, padding=1, bias=False)
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(layer(x), plain(x))
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_weights_begin_as_those_of_a_convolution():

@@ -42,9 +42,9 @@ def test_batches_may_be_larger_than_the_set():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_words_of_long_captions_depend_on_the_place_in_the_run_only(workers):
-    whole = list(sampled().loader(0, 6, workers))
+    whole = list(sampled().batches_of(0, 6, workers))
     torch.manual_seed(123)
-    late = list(sampled().loader(4, 6, 0))
+    late = list(sampled().batches_of(4, 6, 0))
     for first, second in zip(whole[4:], late, strict=True):
         assert first.captions == second.captions
         assert torch.equal(first.ids, second.ids)
@@ -60,14 +60,14 @@ def test_words_of_long_captions_depend_on_the_place_in_the_run_only(workers):
 
 
 def test_another_seed_reads_other_words():
-    first, second = (list(sampled(seed=seed).loader(0, 8, 0)) for seed in (1, 2))
+    first, second = (list(sampled(seed=seed).batches_of(0, 8, 0)) for seed in (1, 2))
     assert any(not torch.equal(a.ids, b.ids) for a, b in zip(first, second, strict=True))
 
 
 def test_a_batch_of_a_real_set_holds_what_the_networks_take():
     train_set = open_dataset(DataConfig(name="procedural-birds", size=20), "train", 8)
     captions = [caption for captions in train_set.captions for caption in captions]
-    (batch,) = SampledDataset(train_set, WordTokenizer(Vocabulary.build(captions), 18), 6, 0).loader(0, 1, 0)
+    (batch,) = SampledDataset(train_set, WordTokenizer(Vocabulary.build(captions), 18), 6, 0).batches_of(0, 1, 0)
     assert batch.images.shape == (6, 3, 8, 8)
     assert batch.ids.shape == (6, batch.lengths.max())
     assert len(batch.captions) == 6

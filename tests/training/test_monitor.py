@@ -9,7 +9,7 @@ def losses(coarse, fine):
 
 
 def test_a_discriminator_that_has_long_won_is_named_once():
-    monitor = TrainingMonitor([8, 16])
+    monitor = TrainingMonitor([8, 16], 0.9)
     warnings = [monitor.losses(losses(NO_CONTEST / 2, 1.0)) for _ in range(2 * NO_CONTEST_LINES)]
     (index,) = [index for index, one in enumerate(warnings) if one]
     assert index == NO_CONTEST_LINES - 1
@@ -18,17 +18,25 @@ def test_a_discriminator_that_has_long_won_is_named_once():
 
 
 def test_a_contest_in_between_starts_the_count_again():
-    monitor = TrainingMonitor([8, 16])
+    monitor = TrainingMonitor([8, 16], 0.9)
     for _ in range(3):
         for _ in range(NO_CONTEST_LINES - 1):
             assert monitor.losses(losses(1.0, 0.0)) == []
         assert monitor.losses(losses(1.0, 1.0)) == []
 
 
-def test_images_that_look_alike_are_told_of_again_after_a_recovery():
-    monitor = TrainingMonitor([8])
-    told = [bool(monitor.diversity(share)) for share in (1.0, ALIKE / 2, ALIKE / 3, 0.5, ALIKE / 2)]
-    assert told == [False, True, False, False, True]
+def test_images_that_look_alike_give_a_warning_again_after_a_recovery():
+    monitor = TrainingMonitor([8], 0.9)
+    warned = [bool(monitor.diversity(100, share)) for share in (1.0, ALIKE / 2, ALIKE / 3, 0.5, ALIKE / 2)]
+    assert warned == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize(("decay", "moved"), [(0.0, 1), (0.9, 22), (0.99, 230), (0.999, 2302)])
+def test_images_alike_count_once_the_moving_average_has_moved(decay, moved):
+    for first in (1, moved // 2, moved - 1):
+        assert TrainingMonitor([8], decay).diversity(first, 0.0) == [] or first == moved
+    monitor = TrainingMonitor([8], decay)
+    assert [bool(monitor.diversity(step, 0.0)) for step in (moved, moved + 1)] == [True, False]
 
 
 def test_diversity_is_that_between_images_not_within():

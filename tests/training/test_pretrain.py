@@ -1,8 +1,10 @@
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from icsd.data import DataConfig
 from icsd.errors import InputError
@@ -11,9 +13,9 @@ from icsd.models.damsm import DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig
 from icsd.models.text import TextConfig
 from icsd.sampling import Sampler
-from icsd.training import checkpoint, run
-from icsd.training.config import GuidanceConfig, TrainConfig
-from icsd.training.pretrain import PretrainConfig, Pretrainer, load_damsm, pretrain
+from icsd.training import checkpoint, train
+from icsd.training.config import GuidanceConfig, PretrainConfig, PretrainLosses, TrainConfig
+from icsd.training.pretrain import Pretrainer, load_damsm, pretrain
 
 NAN = {"damsm/words": torch.tensor(torch.nan)}
 
@@ -31,6 +33,7 @@ def config(tmp_path):
         batch_size=8,
         threads=1,
         log_every=2,
+        checkpoint_every=3,
         evaluate_every=3,
     )
 
@@ -40,7 +43,9 @@ def test_a_run_leaves_metrics_and_encoders(config, capsys):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "damsm/words" in line] == [2, 4, 6]
     assert [line["step"] for line in lines if "r_precision" in line] == [3, 6]
-    assert f"icsd train --damsm.checkpoint {folder}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "icsd train --data.name procedural-flowers --data.size 40 --generator.resolutions '[8,16]'" in printed
+    assert f"--damsm.checkpoint {folder}" in printed
 
     damsm, text = load_damsm(folder, 16)
     assert text == config.text
@@ -53,7 +58,7 @@ def test_a_run_leaves_metrics_and_encoders(config, capsys):
 
 
 def test_the_loss_falls(config):
-    folder = pretrain(replace(config, steps=60, log_every=20, evaluate_every=60))
+    folder = pretrain(replace(config, steps=60, log_every=20, checkpoint_every=60, evaluate_every=60))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["damsm/sentence"] for line in lines if "damsm/sentence" in line]
     assert losses[-1] < losses[0]
@@ -74,8 +79,8 @@ def test_resuming_ends_in_the_same_weights(config):
 def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
     plain = Pretrainer.step
 
-    def step(pretrainer, batch):
-        losses = plain(pretrainer, batch)
+    def step(pretrainer, batches):
+        losses = plain(pretrainer, batches)
         if pretrainer.step_count == 5:  # between two lines of metrics, before the checkpoint of step 6
             pretrainer.weights[0].data.fill_(torch.nan)
         return losses
@@ -90,7 +95,7 @@ def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
     assert str(folder) in str(raised.value)
     pretrain(replace(config, lr=config.lr / 2), resume=folder)
 
-    monkeypatch.setattr(Pretrainer, "step", lambda pretrainer, batch: plain(pretrainer, batch) | NAN)
+    monkeypatch.setattr(Pretrainer, "step", lambda pretrainer, batches: plain(pretrainer, batches) | NAN)
     with pytest.raises(InputError, match=r"damsm/words is not finite: there is no checkpoint yet"):
         pretrain(config)
 
@@ -136,12 +141,88 @@ def test_training_is_guided_and_resumed(config, tmp_path):
         sample_every=4,
         evaluate=False,
     )
-    whole = checkpoint.load(checkpoint.latest(run.train(replace(guided))))
+    whole = checkpoint.load(checkpoint.latest(train.train(replace(guided))))
     assert whole["config"]["text"]["dim"] == 8
-    part = run.train(replace(guided, steps=2))
-    run.train(replace(guided, text=config.text), part)
+    part = train.train(replace(guided, steps=2))
+    train.train(replace(guided, text=config.text), part)
     resumed = checkpoint.load(checkpoint.latest(part))
     assert all(torch.equal(resumed["ema"][name], value) for name, value in whole["ema"].items())
     assert Sampler.load(part).sample(["this flower has blue petals"])[0].images[-1].shape == (1, 3, 16, 16)
     with pytest.raises(InputError, match="no checkpoint at"):
-        run.train(replace(guided, damsm=GuidanceConfig(tmp_path / "missing")))
+        train.train(replace(guided, damsm=GuidanceConfig(tmp_path / "missing")))
+
+
+@pytest.mark.parametrize(
+    ("same_class_is_wrong", "captions", "message"),
+    [
+        (False, ["a red square", "a blue square"], "are of one class"),
+        (False, ["a square"], "have one caption"),
+        (True, ["a square"], "have one caption"),
+    ],
+)
+def test_data_without_wrong_captions_is_refused(config, tmp_path, same_class_is_wrong, captions, message):
+    data = one_class(tmp_path / "photos", captions)
+    damsm = DAMSMConfig(same_class_is_wrong=same_class_is_wrong)
+    with pytest.raises(InputError, match=message):
+        pretrain(replace(config, data=data, damsm=damsm))
+    assert not config.output.exists()
+
+
+def test_one_class_can_be_learned_where_captions_tell_its_images_apart(config, tmp_path):
+    data = one_class(tmp_path / "photos", ["a red square", "a blue square", "a green one"])
+    folder = pretrain(replace(config, data=data, steps=2))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["damsm/words"] > 0 for line in lines if "damsm/words" in line)
+
+
+def one_class(root, captions):
+    root.mkdir()
+    for index in range(24):
+        Image.new("RGB", (20, 20), (10 * index, 0, 0)).save(root / f"{index}.png")
+    rows = [{"file": f"{i}.png", "caption": captions[i % len(captions)], "class": "square"} for i in range(24)]
+    (root / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig("folder", root)
+
+
+def test_no_r_precision_is_reported_without_wrong_captions(config, tmp_path, capsys):
+    data = one_class(tmp_path / "photos", ["a red square", "a blue square"])
+    folder = pretrain(replace(config, data=replace(data, test_fraction=0.05), steps=3))
+    assert "r_precision" not in (folder / "metrics.jsonl").read_text()
+    assert "no R-precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weights", [{"words": 0.0}, {"sentence": 0.0}])
+def test_a_weight_of_0_leaves_a_loss_out(config, weights):
+    folder = pretrain(replace(config, losses=PretrainLosses(**weights), steps=2))
+    (line,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "damsm" in line]
+    (left_out,) = weights
+    assert [name for name in line if name.startswith("damsm/")] == [
+        f"damsm/{name}" for name in ("words", "sentence") if name != left_out
+    ]
+
+
+def test_encoders_that_know_no_word_are_refused(config, tmp_path):
+    encoders = pretrain(replace(config, steps=1))
+    data = one_class(tmp_path / "photos", ["un carré rouge", "une forêt"])
+    guided = TrainConfig(
+        data=data,
+        generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
+        damsm=GuidanceConfig(encoders),
+        output=tmp_path / "runs",
+        steps=1,
+    )
+    with pytest.raises(InputError, match="does not know any word of 2 of 2 captions"):
+        train.train(guided)
+
+
+def test_the_command_that_is_printed_at_the_end_trains_on_the_same_data(config, tmp_path, capsys):
+    from icsd.cli.main import main
+
+    data = one_class(tmp_path / "my photos", ["a red square", "a blue square"])
+    pretrain(replace(config, data=replace(data, test_fraction=0.2, margin=0.1), steps=1))
+    printed = capsys.readouterr().out
+    command = shlex.split(printed.split("try next     ")[1])
+    assert command[:2] == ["icsd", "train"]
+    assert main([*command[1:], "--dry-run", "--batch-size", "2", "--generator.width", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "data         my photos: 19 images, 5 more held out" in out

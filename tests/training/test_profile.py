@@ -2,7 +2,7 @@ import pytest
 
 from icsd.data import DataConfig
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
-from icsd.training import run
+from icsd.training import train
 from icsd.training.config import TrainConfig
 from icsd.training.profile import _labels
 from icsd.training.trainer import Trainer
@@ -18,7 +18,7 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def profile():
-    return run.profile(CONFIG, steps=2)
+    return train.profile(CONFIG, steps=2)
 
 
 def test_every_part_has_its_share(profile):
@@ -47,11 +47,11 @@ def test_backward_time_goes_to_the_part_it_is_of(profile, monkeypatch):
 
     plain = Trainer._matching
     monkeypatch.setattr(Trainer, "_matching", lambda *arguments: SlowBackward.apply(plain(*arguments)))
-    assert run.profile(CONFIG, steps=1).shares["matching"] > max(0.6, profile.shares["matching"])
+    assert train.profile(CONFIG, steps=1).shares["matching"] > max(0.6, profile.shares["matching"])
 
 
 def test_labels_come_off_again():
-    trainer = run._build(CONFIG, None)[0]
+    trainer = train.prepare(CONFIG, None).trainer
     before = [dict(vars(one)) for one in (trainer, trainer.model.generator, *trainer.discriminators)]
     with _labels(trainer):
         assert "step" in vars(trainer)

@@ -1,4 +1,6 @@
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from icsd.data import DataConfig, open_dataset, write_folder
 from icsd.errors import InputError
 from icsd.evaluation import AttributeScore, train_classifier
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
-from icsd.training import checkpoint, run, run_folder
+from icsd.training import checkpoint, run_folder, train
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, LossesConfig
@@ -61,9 +63,9 @@ def after_step(monkeypatch, step, action):
 
 
 def test_a_run_leaves_its_folder_and_says_where(config, capsys):
-    folder = run.train(config)
+    folder = train.train(config)
     assert folder == config.output / "procedural-flowers"
-    assert run.train(replace(config, steps=1)).name == "procedural-flowers-2"
+    assert train.train(replace(config, steps=1)).name == "procedural-flowers-2"
 
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["generator"]["resolutions"] == [8, 16]
@@ -92,15 +94,15 @@ def test_a_run_leaves_its_folder_and_says_where(config, capsys):
 
 
 def test_a_resumed_run_ends_in_the_same_weights(config):
-    whole = run.train(config)
-    half = run.train(replace(config, steps=3, sample_every=1))
-    assert run.train(config, resume=half) == half
+    whole = train.train(config)
+    half = train.train(replace(config, steps=3, sample_every=1))
+    assert train.train(config, resume=half) == half
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(half).read_bytes()
 
 
 @pytest.mark.parametrize(("stop", "precision"), [(1, "fp32"), (2, "fp16"), (5, "bf16")])
 def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
-    monkeypatch.setattr(run, "train_classifier", lambda train_set: train_classifier(train_set, steps=2))
+    monkeypatch.setattr(train, "train_classifier", lambda train_set: train_classifier(train_set, steps=2))
     config = replace(
         config,
         optimizer=OptimizerConfig(schedule="cosine", warmup=3, clip=1.0),
@@ -111,20 +113,20 @@ def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
         precision=precision,
         evaluate_every=4,
     )
-    whole = run.train(config)
+    whole = train.train(config)
     with monkeypatch.context() as patch:
         after_step(patch, stop, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match=f"step {stop} of 6"):
-            run.train(config)
+            train.train(config)
     part = config.output / "procedural-flowers-2"
-    run.train(config, resume=part)
+    train.train(config, resume=part)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(part).read_bytes()
 
 
 def test_processes_that_load_data_draw_the_same(config):
     config = replace(config, steps=3)
-    alone = run.train(config)
-    helped = run.train(replace(config, workers=2))
+    alone = train.train(config)
+    helped = train.train(replace(config, workers=2))
     first, second = (final_state(folder)["model"] for folder in (alone, helped))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -168,28 +170,28 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_weights(config):
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names[0].startswith(".step-00000004")  # the half-written file
     assert names[1:] == ["step-00000002.safetensors"]
-    run.train(config, resume=folder)
+    train.train(config, resume=folder)
     assert all(path.name.startswith("step-") for path in (folder / "checkpoints").iterdir())
     assert final_state(folder)["step"] == 6
-    whole = run.train(config)
+    whole = train.train(config)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(config):
-    whole = run.train(config)
+    whole = train.train(config)
     size = checkpoint.latest(whole).stat().st_size
     ended = in_a_process(FULL, config, size // 2)
     assert ended.returncode == 2
     assert "there is no checkpoint yet" in ended.stderr
     folder = config.output / "procedural-flowers-3"
-    run.train(replace(config, steps=2))
+    train.train(replace(config, steps=2))
     ended = in_a_process(FULL.replace('"train"', f'"train", "--resume", {str(folder)!r}'), config, size // 2)
     assert ended.returncode == 2
     assert "free some space" in ended.stderr
     assert f"icsd train --resume {folder}" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
-    run.train(config, resume=folder)
+    train.train(config, resume=folder)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
 
 
@@ -200,79 +202,79 @@ def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
         return [AttributeScore("petal", 8, 1.0, scores[steps[0]], 0.1)]
 
     steps = [0]
-    monkeypatch.setattr(run, "evaluate_attributes", evaluate)
-    monkeypatch.setattr(run, "train_classifier", lambda train_set: None)
+    monkeypatch.setattr(train, "evaluate_attributes", evaluate)
+    monkeypatch.setattr(train, "train_classifier", lambda train_set: None)
     for step in scores:
         after_step(monkeypatch, step, lambda trainer: steps.__setitem__(0, trainer.step_count))
-    folder = run.train(replace(config, steps=4, evaluate_every=1))
+    folder = train.train(replace(config, steps=4, evaluate_every=1))
     best = checkpoint.load(checkpoint.best_path(folder), ["step", "score"])
     assert best == {"step": 2, "score": 0.75}
-    run.train(replace(config, evaluate_every=1), resume=folder)
+    train.train(replace(config, evaluate_every=1), resume=folder)
     assert checkpoint.load(checkpoint.best_path(folder), ["step", "score"]) == {"step": 5, "score": 0.9}
     assert [line["score"] for line in lines_of(folder) if "score" in line] == list(scores.values())
 
 
 def test_without_attributes_the_score_is_r_precision(config, tmp_path):
     write_folder([open_dataset(config.data, "train", 16)], tmp_path / "images")
-    folder = run.train(replace(config, data=DataConfig("folder", tmp_path / "images", size=1), evaluate_every=3))
+    folder = train.train(replace(config, data=DataConfig("folder", tmp_path / "images", size=1), evaluate_every=3))
     scores = [line["score"] for line in lines_of(folder) if "score" in line]
     assert len(scores) == 2
     assert all(0 <= score <= 1 for score in scores)
     assert checkpoint.best_path(folder).exists()
 
 
-def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run.dry_run(config)
+    train.dry_run(config)
     printed = capsys.readouterr().out
     for word in ("generator", "discriminator 16", "steps/s", "6 steps", "MiB", "nothing was written"):
         assert word in printed
     assert list(tmp_path.iterdir()) == []
-    folder = run.train(replace(config, steps=2))
+    folder = train.train(replace(config, steps=2))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    run.dry_run(config, resume=folder)
+    train.dry_run(config, resume=folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_an_interrupted_run_leaves_a_checkpoint_that_resumes(config, monkeypatch):
-    whole = run.train(config)
+    whole = train.train(config)
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         after_step(patch, 3, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match=r"step 3 of 6.*\n.*icsd train --resume .*procedural-flowers-2"):
-            run.train(config)
+            train.train(config)
     assert signal.getsignal(signal.SIGINT) is handler
     folder = config.output / "procedural-flowers-2"
     assert final_state(folder)["step"] == 3
-    run.train(config, resume=folder)
+    train.train(config, resume=folder)
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
     assert [line["step"] for line in lines_of(folder) if "generator/distillation" in line] == [2, 4, 6]
 
 
 def test_resuming_drops_the_metrics_past_the_checkpoint(config):
-    folder = run.train(replace(config, checkpoint_every=2))
+    folder = train.train(replace(config, checkpoint_every=2))
     checkpoint.latest(folder).unlink()
-    run.train(config, resume=folder)
+    train.train(config, resume=folder)
     assert [line["step"] for line in lines_of(folder) if "generator/distillation" in line] == [2, 4, 6]
 
 
 def test_only_the_newest_checkpoints_stay(config):
-    folder = run.train(replace(config, checkpoint_every=1))
+    folder = train.train(replace(config, checkpoint_every=1))
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == [f"step-{step:08d}.safetensors" for step in (4, 5, 6)]
 
 
 def test_resuming_with_another_configuration_names_the_keys(config):
-    folder = run.train(replace(config, steps=1))
+    folder = train.train(replace(config, steps=1))
     other = replace(config, seed=5, generator=replace(config.generator, width=8))
     with pytest.raises(InputError, match=r"generator\.width \(checkpoint: 4, now: 8\), seed \(checkpoint: 0, now: 5\)"):
-        run.train(other, resume=folder)
+        train.train(other, resume=folder)
 
 
 def test_a_finished_run_asks_for_more_steps(config):
-    folder = run.train(replace(config, steps=1))
+    folder = train.train(replace(config, steps=1))
     with pytest.raises(InputError, match="larger `--steps`"):
-        run.train(replace(config, steps=1), resume=folder)
+        train.train(replace(config, steps=1), resume=folder)
 
 
 def test_divergence_keeps_the_last_good_checkpoint(config, monkeypatch):
@@ -281,7 +283,7 @@ def test_divergence_keeps_the_last_good_checkpoint(config, monkeypatch):
 
     after_step(monkeypatch, 4, spoil)
     with pytest.raises(InputError, match=r"diverged by step 4, generator\..* is not finite(.|\n)*--resume"):
-        run.train(replace(config, checkpoint_every=2))
+        train.train(replace(config, checkpoint_every=2))
     folder = config.output / "procedural-flowers"
     assert final_state(folder)["step"] == 2
     assert all(value.isfinite().all() for value in final_state(folder)["model"].values())
@@ -296,22 +298,22 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, monkeypatch):
 
     after_step(monkeypatch, 3, fill)
     with pytest.raises(OSError, match="No space left on device"):
-        run.train(replace(config, checkpoint_every=2))
+        train.train(replace(config, checkpoint_every=2))
     folder = config.output / "procedural-flowers"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
 
 
 def test_bad_data_leaves_no_run_folder(config, tmp_path):
     with pytest.raises(InputError, match=r"data\.root"):
-        run.train(replace(config, data=DataConfig(name="folder", root=tmp_path / "absent")))
+        train.train(replace(config, data=DataConfig(name="folder", root=tmp_path / "absent")))
     assert not config.output.exists()
 
 
 def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):
     score = AttributeScore("petal_color", 8, 0.93, 0.61, 0.13)
-    monkeypatch.setattr(run, "evaluate_attributes", lambda *arguments: [score])
-    monkeypatch.setattr(run, "train_classifier", lambda *arguments: None)
-    folder = run.train(replace(config, steps=1, evaluate=True))
+    monkeypatch.setattr(train, "evaluate_attributes", lambda *arguments: [score])
+    monkeypatch.setattr(train, "train_classifier", lambda *arguments: None)
+    folder = train.train(replace(config, steps=1, evaluate=True))
     printed = capsys.readouterr().out
     assert "petal_color" in printed
     assert "0.930    0.610    0.130" in printed
@@ -319,7 +321,131 @@ def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):
 
 
 def test_the_attribution_is_printed_and_lies_beside_the_images(config, capsys):
-    folder = run.train(replace(config, steps=1, data=DataConfig()))
+    folder = train.train(replace(config, steps=1, data=DataConfig()))
     assert "CC-BY" in capsys.readouterr().out
     assert "CC-BY" in (folder / "images" / "ATTRIBUTION").read_text()
     assert "CC-BY" in final_state(folder)["attribution"]
+
+
+def test_equal_runs_write_equal_files(config):
+    program = "import sys; from icsd.cli.main import main; sys.exit(main(['train', '--config', sys.argv[1]]))"
+    for _ in range(2):
+        ended = in_a_process(program, replace(config, steps=2))
+        assert ended.returncode == 0, ended.stderr
+    first, second = sorted(config.output.iterdir())
+    assert checkpoint.latest(first).read_bytes() == checkpoint.latest(second).read_bytes()
+
+
+def test_a_named_run_lies_in_a_folder_of_its_name(config):
+    folder = train.train(replace(config, steps=1, name="first try"))
+    assert folder == config.output / "first try"
+    with pytest.raises(InputError, match="exists: give another name, or --resume"):
+        train.train(replace(config, steps=1, name="first try"))
+    assert train.train(replace(config, steps=2, name="first try"), resume=folder) == folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"name": ".."}, r"name is '\.\.'"),
+        ({"name": ""}, "name is ''"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**30}, "seed is 10{30}: give a number from 0 to 2"),
+        ({"workers": -1}, "workers is -1"),
+    ],
+)
+def test_values_out_of_range_are_refused(config, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(config, **change)
+
+
+def test_the_largest_seed_trains(config):
+    train.train(replace(config, steps=1, seed=2**63 - 1))
+
+
+def test_a_killed_process_that_loads_data_is_one_line(config, monkeypatch):
+    def kill(trainer):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    after_step(monkeypatch, 2, kill)
+    with pytest.raises(InputError, match=r"a process that loads data ended \(.*\); lower workers"):
+        train.train(replace(config, workers=1, steps=60, checkpoint_every=100))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_one_line(config, tmp_path, monkeypatch, workers):
+    write_folder([open_dataset(config.data, "train", 16)], tmp_path / "images")
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError) as raised:
+        train.train(replace(config, data=DataConfig("folder", tmp_path / "images"), workers=workers))
+    assert "\n" not in str(raised.value)
+    assert ".png" in str(raised.value)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_metrics_on_a_full_disk_say_that_the_checkpoint_is_good(config, monkeypatch, step):
+    def full(folder, line):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder.metrics_path))
+
+    def fill(trainer):
+        monkeypatch.setattr(run_folder.RunFolder, "append_metrics", full)
+
+    after_step(monkeypatch, step, fill)
+    every = 100 if step == 1 else 1
+    with pytest.raises(OSError, match=r"metrics\.jsonl: No space left on device; free some space: ") as raised:
+        train.train(replace(config, checkpoint_every=every))
+    expected = "there is no checkpoint yet" if step == 1 else "step-00000003.safetensors is still good"
+    assert expected in str(raised.value)
+
+
+def recaption(folder, change):
+    """Change the captions of a folder of images, given the number of the image and a sentence."""
+    path = folder / "captions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["caption"] = [change(number, sentence) for sentence in row["caption"]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_changed_data_set_is_reported_on_resume(config, tmp_path, capsys):
+    dataset = open_dataset(config.data, "train", 16)
+    write_folder([dataset], tmp_path / "images")
+    config = replace(config, data=DataConfig("folder", tmp_path / "images"))
+    folder = train.train(replace(config, steps=1))
+    assert "note" not in capsys.readouterr().out
+    train.train(replace(config, steps=2), resume=folder)
+    assert "note" not in capsys.readouterr().out
+    recaption(tmp_path / "images", lambda number, sentence: f"an ultraviolet {sentence}" if number % 2 else sentence)
+    train.train(replace(config, steps=3), resume=folder)
+    printed = capsys.readouterr().out
+    assert "the data has changed since the checkpoint" in printed
+    assert "does not know a word of the" in printed
+    assert "ultraviolet" in printed
+
+
+def test_captions_of_another_language_are_refused_on_resume(config, tmp_path):
+    write_folder([open_dataset(config.data, "train", 16)], tmp_path / "images")
+    config = replace(config, data=DataConfig("folder", tmp_path / "images"))
+    folder = train.train(replace(config, steps=1))
+    recaption(tmp_path / "images", lambda number, sentence: "une fleur jaune")
+    with pytest.raises(InputError, match="does not know any word of"):
+        train.train(replace(config, steps=2), resume=folder)
+
+
+def test_a_hung_up_terminal_leaves_a_checkpoint(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        after_step(patch, 3, lambda trainer: os.kill(os.getpid(), signal.SIGHUP))
+        with pytest.raises(KeyboardInterrupt, match="step 3 of 6"):
+            train.train(config)
+    assert final_state(config.output / "procedural-flowers")["step"] == 3
+
+
+def test_an_ignored_signal_stays_ignored(config, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        after_step(monkeypatch, 3, lambda trainer: os.kill(os.getpid(), signal.SIGHUP))
+        assert final_state(train.train(config))["step"] == 6
+    finally:
+        signal.signal(signal.SIGHUP, before)

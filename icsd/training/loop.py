@@ -1,0 +1,230 @@
+"""The training loop under GAN training and DAMSM pretraining.
+
+It takes the steps and runs what follows some of them: lines of metrics, image grids, scores and checkpoints. It ends
+after a signal with a checkpoint, and before a checkpoint of weights that are not finite.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from icsd.errors import InputError
+from icsd.training import checkpoint, run_folder
+from icsd.training.batches import Batch
+from icsd.training.config import RunConfig
+from icsd.training.interruption import finishing_steps
+from icsd.training.loggers import Loggers
+from icsd.training.run_folder import RunFolder
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Steps(Protocol):
+    """Networks and optimizers, and the step that trains them."""
+
+    step_count: int
+    """Steps taken so far."""
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Take a step; return the losses by name, scalars without graph."""
+
+    def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """Return all weights that the step trains."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on except configuration and data."""
+
+
+@dataclass
+class Command:
+    """What the messages say of the command that a run belongs to."""
+
+    name: str
+    """Name of the command, such as "train"."""
+    unit: str
+    """What a step takes, in the singular."""
+    remedies: tuple[str, ...]
+    """Options that help against divergence."""
+
+
+@dataclass
+class Event:
+    """Something that happens every so many steps, and after the last step."""
+
+    every: int | None
+    """Steps between two times; None is never."""
+    action: Callable[[], None]
+
+
+@dataclass
+class Loop:
+    """A run in progress.
+
+    Args:
+        config: The configuration.
+        trainer: Networks and optimizers, new or restored.
+        folder: The run folder, locked.
+        batches: Returns the batches of each step from one step to another.
+        command: What the messages say.
+        checkpoints_kept: Number of checkpoints kept beside the best one.
+        extra_state: Entries of a checkpoint beside configuration and state of the trainer.
+        summarize: Returns what the progress bar shows of the losses.
+    """
+
+    config: RunConfig
+    trainer: Steps
+    folder: RunFolder
+    batches: Callable[[int, int], Iterable[Sequence[Batch]]]
+    command: Command
+    checkpoints_kept: int
+    extra_state: dict[str, Any] = field(default_factory=dict)
+    summarize: Callable[[dict[str, float]], dict[str, float]] = dict
+    on_losses: Callable[[dict[str, float]], None] | None = None
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self.trainer.step_count
+
+    def run(self) -> None:
+        """Take the remaining steps.
+
+        Raises:
+            InputError: The losses or weights are no longer finite, an image cannot be read, a process that loads data
+                was killed, or memory does not suffice.
+            OSError: A file cannot be written.
+            KeyboardInterrupt: A signal ended the run; the message says how to resume.
+        """
+        for note in self.folder.begin(self.config, self.step):
+            print(f"note         {note}", flush=True)
+        self.loggers = Loggers(self.folder, self.config.loggers, run_folder.plain(self.config), self.step)
+        try:
+            with self._progress() as self.progress, finishing_steps() as interruption:
+                self._take_steps(interruption)
+        except OSError as error:
+            space = "; free some space" if error.errno in _FULL else ""
+            raise OSError(f"{_described(error)}{space}: {self.last_good()}") from error
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"memory does not suffice for a step ({error}): lower batch_size") from error
+        finally:
+            self.loggers.close()
+
+    def log(self, values: dict[str, float]) -> None:
+        """Add numbers by name to the metrics of this step."""
+        self.loggers.scalars(self.step, values)
+
+    def save(self, path: Any, **extra: float) -> None:
+        """Save a checkpoint, unless the weights are not finite.
+
+        Args:
+            path: File to write or replace.
+            **extra: Further entries.
+        """
+        self._check_finite({})
+        state = {"config": run_folder.plain(self.config), **self.extra_state, **extra, **self.trainer.state_dict()}
+        checkpoint.save(path, state)
+
+    def last_good(self, *options: str) -> str:
+        """Return how to go on from the newest checkpoint.
+
+        Args:
+            *options: Options that the command should have.
+        """
+        try:
+            good = checkpoint.latest(self.folder.path)
+        except InputError:
+            return f"there is no checkpoint yet; start again {' '.join(options)}".rstrip()
+        return f"{good} is still good; continue from it with\n  {self.resume_command(*options)}"
+
+    def resume_command(self, *options: str) -> str:
+        """Return the command line that resumes the run."""
+        return " ".join(["icsd", self.command.name, "--resume", shlex.quote(str(self.folder.path)), *options])
+
+    def write(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self.progress.write(line)
+
+    def _take_steps(self, interruption: Any) -> None:
+        """Take the steps until the last one or a signal."""
+        stop, recent, since = self.config.steps, [], time.perf_counter()
+        for batches in self._draw(stop):
+            recent.append(self.trainer.step(batches))
+            self.progress.set_description(f"step {self.step}", refresh=False)
+            self.progress.update(sum(len(batch.images) for batch in batches))
+            if self._is_due(self.config.log_every):
+                now = time.perf_counter()
+                self._log_losses(recent, sum(len(batch.images) for batch in batches) * len(recent) / (now - since))
+                recent, since = [], now
+            for event in self.events:
+                if self._is_due(event.every):
+                    event.action()
+            if self._is_due(self.config.checkpoint_every) or interruption.signal:
+                self.save(checkpoint.step_path(self.folder.path, self.step))
+                checkpoint.prune(self.folder.path, self.checkpoints_kept)
+            if interruption.signal and self.step < stop:
+                message = f"stopped at step {self.step} of {stop}; continue with\n  {self.resume_command()}"
+                raise KeyboardInterrupt(message)
+
+    def _draw(self, stop: int) -> Iterator[Sequence[Batch]]:
+        """Yield the batches of the remaining steps."""
+        batches = iter(self.batches(self.step, stop))
+        while True:
+            try:
+                drawn = next(batches, None)
+            except (RuntimeError, ConnectionError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                message = f"a process that loads data ended ({' '.join(str(error).split())})"
+                raise InputError(f"{message}; lower workers if memory is short: {self.last_good()}") from error
+            if drawn is None:
+                return
+            yield drawn
+
+    def _is_due(self, every: int | None) -> bool:
+        """Return whether something that happens every so many steps happens after this one."""
+        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _log_losses(self, recent: Sequence[dict[str, Tensor]], rate: float) -> None:
+        """Log the mean losses of the last steps."""
+        losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
+        self._check_finite(losses)
+        self.log({f"{self.command.unit}s_per_second": round(rate, 2), **losses})
+        if self.on_losses:
+            self.on_losses(losses)
+        shown = {name: f"{value:.3f}" for name, value in self.summarize(losses).items()}
+        self.progress.set_postfix(shown, refresh=False)
+
+    def _check_finite(self, losses: dict[str, float]) -> None:
+        """Raise when training has diverged, before a checkpoint of it replaces a good one."""
+        values = [*((name, torch.tensor(value)) for name, value in losses.items()), *self.trainer.named_parameters()]
+        bad = next((name for name, value in values if not value.isfinite().all()), None)
+        if bad is not None:
+            advice = self.last_good(*self.command.remedies)
+            raise InputError(f"training diverged by step {self.step}, {bad} is not finite: {advice}")
+
+    def _progress(self) -> tqdm:
+        """Return the progress bar, which counts images."""
+        per_step = self.config.batch_size * getattr(self.config, "accumulate", 1)
+        return tqdm(
+            desc=f"step {self.step}",
+            total=self.config.steps * per_step,
+            initial=self.step * per_step,
+            unit=self.command.unit,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+
+def _described(error: OSError) -> str:
+    """Return an operating system's error as one line with its file."""
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)

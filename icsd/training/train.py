@@ -1,0 +1,390 @@
+"""GAN training: a run from its configuration to its last checkpoint.
+
+A run folder such as ``runs/emoji-busts`` holds
+
+* ``config.yaml``, the configuration with every value resolved;
+* ``metrics.jsonl``, one line every ``log_every`` steps, and ``tensorboard/`` with the same and the images;
+* ``images/``, a grid every ``sample_every`` steps: held-out captions, all stages, the real image beside;
+* ``checkpoints/``, the newest ones, and the best one by the score on held-out captions where ``evaluate_every`` is
+  given; see `icsd.training.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from icsd.data import CaptionedImages, open_dataset
+from icsd.errors import InputError
+from icsd.evaluation import (
+    AttributeClassifier,
+    AttributeScore,
+    evaluate_attributes,
+    format_scores,
+    train_classifier,
+)
+from icsd.evaluation.retrieval import r_precision
+from icsd.models import build_text_encoder, restore_text_encoder
+from icsd.ops.registry import select
+from icsd.training import checkpoint, run_folder
+from icsd.training.batches import Batch, SampledDataset
+from icsd.training.captions import check_captions, describe_data, differences
+from icsd.training.config import TrainConfig
+from icsd.training.loggers import require_wandb
+from icsd.training.loop import Command, Event, Loop
+from icsd.training.memory import peak_memory
+from icsd.training.monitor import TrainingMonitor, diversity
+from icsd.training.pretrain import load_damsm
+from icsd.training.profile import Profile, profile_training
+from icsd.training.randomness import seed_everything
+from icsd.training.run_folder import RunFolder
+from icsd.training.trainer import Trainer
+from icsd.visualization import caption_grid
+
+CHECKPOINTS_KEPT = 3
+IMAGES_PER_GRID = 12
+CAPTIONS_PER_SCORE = 64
+
+FREE_ON_RESUME = (
+    *("steps", "output", "name", "data.root", "damsm.checkpoint", "device", "threads", "channels_last", "compile"),
+    *("workers", "loggers", "log_every", "sample_every", "checkpoint_every", "evaluate_every", "evaluate"),
+    *("precision", "optimizer.generator_lr", "optimizer.discriminator_lr", "optimizer.clip"),
+)
+"""Keys that a resumed run may change: length, place and intervals, and the remedies for divergence."""
+
+
+def train(config: TrainConfig, resume: Path | None = None) -> Path:
+    """Train a model in a run folder of its own, or continue one.
+
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP end the run after the step in progress, with a checkpoint. On one machine an
+    interrupted and resumed run ends in the very weights of an uninterrupted one on the CPU, whatever ended it.
+
+    Args:
+        config: The configuration.
+        resume: Run folder to continue from its newest checkpoint; a new one below ``config.output`` by default.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: Configuration, data or checkpoint cannot be used, or the losses are no longer finite.
+        KeyboardInterrupt: A signal ended the run; the message says how to resume.
+    """
+    with contextlib.ExitStack() as stack:
+        if resume is not None:
+            folder = RunFolder(resume)
+            stack.enter_context(folder.locked())
+        session = prepare(config, resume)
+        if resume is None:
+            folder = RunFolder.create(config.output, config.name, session.train_set.name)
+            stack.enter_context(folder.locked())
+        print(f"run          {folder.path}")
+        session.announce()
+        run = Run(folder, session)
+        run.loop.run()
+        run.report()
+    return folder.path
+
+
+def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
+    """Build everything, take two steps, the first to warm up, and print what a run would take. Writes nothing.
+
+    Args:
+        config: The configuration.
+        resume: Run folder whose newest checkpoint to begin from.
+
+    Raises:
+        InputError: Configuration, data or checkpoint cannot be used.
+    """
+    session = prepare(config, resume)
+    session.announce()
+    trainer, start = session.trainer, session.trainer.step_count
+    for batches in session.batches(start, start + 2):
+        since = time.perf_counter()
+        losses = {name: loss.item() for name, loss in trainer.step(batches).items()}
+        seconds = time.perf_counter() - since
+    images = config.batch_size * config.accumulate
+    hours = (config.steps - start) * seconds / 3600
+    size = sum(each.nbytes for each in _tensors(trainer.state_dict()))
+    print(f"losses       {', '.join(f'{name} {value:.3f}' for name, value in losses.items())}")
+    print(f"speed        {1 / seconds:.3g} steps/s, {images / seconds:.3g} images/s, from one step")
+    print(f"whole run    {config.steps - start} steps, {hours:.2g} h, without data that is slow to load and images")
+    print(f"memory       {peak_memory(trainer.device) / 2**20:,.0f} MiB at most so far")
+    print(f"checkpoint   {size / 2**20:,.0f} MiB each, {CHECKPOINTS_KEPT} kept")
+    print("nothing was written")
+
+
+def profile(config: TrainConfig, steps: int) -> Profile:
+    """Build everything, train for a few steps, and find out where their time goes. Writes nothing.
+
+    Args:
+        config: The configuration.
+        steps: Steps timed, and as many looked into.
+
+    Returns:
+        Shares of time and peak memory.
+
+    Raises:
+        InputError: Configuration or data cannot be used.
+    """
+    session = prepare(config, None)
+    session.announce()
+    return profile_training(session.trainer, session.batches(0, 2 * steps + 1), steps)
+
+
+@dataclass
+class Session:
+    """A trainer and its data."""
+
+    trainer: Trainer
+    train_set: CaptionedImages
+    test_set: CaptionedImages
+    backend: str
+    """Name of the operator's backend."""
+    notes: list[str]
+    """What the user should know before training begins, one line each."""
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[Batch, ...]]:
+        """Yield the batches of each step from ``start`` to ``stop``."""
+        config = self.trainer.config
+        tokenizer = self.trainer.model.text_encoder.tokenizer
+        draws = SampledDataset(self.train_set, tokenizer, config.batch_size, config.seed)
+        batches = draws.batches_of(
+            start * config.accumulate,
+            stop * config.accumulate,
+            config.workers,
+            pin_memory=self.trainer.device.type == "cuda",
+        )
+        return zip(*[batches] * config.accumulate, strict=True)
+
+    def announce(self) -> None:
+        """Print what is about to be trained on what."""
+        trainer, config = self.trainer, self.trainer.config
+        networks = {"text encoder": trainer.model.text_encoder, "generator": trainer.model.generator}
+        networks |= {
+            f"discriminator {resolution}": discriminator
+            for resolution, discriminator in zip(trainer.resolutions, trainer.discriminators, strict=True)
+        }
+        sizes = ", ".join(
+            f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M"
+            for name, network in networks.items()
+        )
+        threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
+        print(f"data         {self.train_set.name}: {len(self.train_set)} images, {len(self.test_set)} more held out")
+        if self.train_set.attribution:
+            print(f"             {self.train_set.attribution}")
+        for note in self.notes:
+            print(f"note         {note}")
+        print(f"weights      {sizes}")
+        accumulated = f" in {config.accumulate} batches" if config.accumulate > 1 else ""
+        print(f"step         {config.batch_size * config.accumulate} images{accumulated}, {config.precision}")
+        print(f"device       {trainer.device}{threads}; operator: {self.backend}", flush=True)
+
+
+def prepare(config: TrainConfig, resume: Path | None) -> Session:
+    """Open the data and build the trainer, new or restored.
+
+    Raises:
+        InputError: Configuration, data or checkpoint cannot be used.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if "wandb" in config.loggers:
+        require_wandb()
+    resolution = config.generator.resolutions[-1]
+    train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
+    notes = list(getattr(train_set, "notes", []))
+    seed_everything(config.seed)
+    if resume is not None:
+        trainer, saved_data = _restored(config, resume)
+        notes += differences(saved_data, describe_data(train_set))
+    elif config.damsm.checkpoint is not None:
+        trainer = _guided(config)
+    else:
+        captions = [caption for captions in train_set.captions for caption in captions]
+        trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary))
+    notes += check_captions(trainer.model.text_encoder.tokenizer, train_set, test_set)
+    return Session(trainer, train_set, test_set, _backend(trainer.device), notes)
+
+
+def _guided(config: TrainConfig) -> Trainer:
+    """Return a trainer whose text encoder is pretrained, with the image encoder that was trained beside it."""
+    damsm, config.text = load_damsm(config.damsm.checkpoint, config.generator.resolutions[-1])
+    return Trainer(config, damsm.text_encoder, damsm)
+
+
+def _restored(config: TrainConfig, folder: Path) -> tuple[Trainer, dict[str, Any] | None]:
+    """Return the trainer that wrote the newest checkpoint of a run folder, and what the checkpoint says of its data."""
+    path = checkpoint.find(folder, checkpoint.MODEL)
+    state = checkpoint.load(path)
+    with checkpoint.restoring(path):
+        checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
+        if state["step"] >= config.steps:
+            raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
+        if config.damsm.checkpoint is not None:
+            trainer = _guided(config)
+        else:
+            trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
+        trainer.load_state_dict(state)
+    return trainer, state.get("data")
+
+
+def _backend(device: torch.device) -> str:
+    """Name the operator's backend for this device, before a run begins that could not use it."""
+    try:
+        return select(None, [torch.empty(2, 1, device=device)]).name
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the operator cannot be used: {error}") from error
+
+
+class Run:
+    """A run of GAN training in its folder: image grids, scores and the report at the end.
+
+    Args:
+        folder: The run folder, locked.
+        session: The trainer and its data.
+    """
+
+    def __init__(self, folder: RunFolder, session: Session) -> None:
+        self.folder = folder
+        self.trainer = session.trainer
+        self.config = config = session.trainer.config
+        self.train_set, self.test_set = session.train_set, session.test_set
+        self.monitor = TrainingMonitor(config.generator.resolutions, config.optimizer.ema_decay)
+        self.images = folder.path / "images"
+        self.images.mkdir(exist_ok=True)
+        if self.train_set.attribution:
+            (self.images / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
+        self.best = self._best_score()
+        rates = config.optimizer
+        self.loop = Loop(
+            config,
+            session.trainer,
+            folder,
+            session.batches,
+            Command(
+                "train",
+                "image",
+                (
+                    f"--optimizer.generator-lr {rates.generator_lr / 2:g}",
+                    f"--optimizer.discriminator-lr {rates.discriminator_lr / 2:g}",
+                ),
+            ),
+            CHECKPOINTS_KEPT,
+            extra_state={"attribution": self.train_set.attribution, "data": describe_data(self.train_set)},
+            summarize=_summary,
+            on_losses=lambda losses: self._warn(self.monitor.losses(losses)),
+            events=[Event(config.sample_every, self._draw), Event(config.evaluate_every, self._evaluate)],
+        )
+
+    def report(self) -> None:
+        """Score the model where the data has attributes, and print where everything is and what to try next."""
+        print()
+        if self.config.evaluate and self.test_set.attributes:
+            print("scoring: training a classifier of the attributes on real images ...", flush=True)
+            scores = self._score_attributes()
+            print("accuracy of the attributes: on real unseen images (ceiling), on images generated from unseen")
+            print("captions (result), and had those captions been shuffled (floor)\n")
+            print(f"{format_scores(scores)}\n")
+            attributes = [asdict(score) for score in scores]
+            self.folder.append_metrics({"step": self.trainer.step_count, "attributes": attributes})
+        folder = shlex.quote(str(self.folder.path))
+        sentence = shlex.quote(self.test_set.captions[0][0])
+        print(f"image        {self._grid_path()}")
+        print(f"checkpoint   {checkpoint.latest(self.folder.path)}")
+        if self.best is not None:
+            print(f"best         {checkpoint.best_path(self.folder.path)}, score {self.best:.3f}")
+        print(f"metrics      {self.folder.metrics_path}   (curves: tensorboard --logdir {folder})")
+        print(f"try next     icsd sample {sentence} --checkpoint {folder}")
+
+    def _best_score(self) -> float | None:
+        """Return the score of the best checkpoint; none if its step is to be taken again."""
+        best = checkpoint.best_path(self.folder.path)
+        if not best.exists():
+            return None
+        state = checkpoint.load(best, ["step", "score"])
+        return state["score"] if state["step"] <= self.trainer.step_count else None
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            tqdm.write(f"warning      step {self.trainer.step_count}: {warning}")
+
+    def _evaluate(self) -> None:
+        """Score the averaged model on held-out captions, and keep it if there was none better.
+
+        The score is the mean accuracy of a classifier of the attributes, where the data has them; else the R-precision
+        of generated images.
+        """
+        if self.test_set.attributes:
+            results = [score.result for score in self._score_attributes()]
+            score = sum(results) / len(results)
+        else:
+            captions = list(dict.fromkeys(captions[0] for captions in self.test_set.captions))[:CAPTIONS_PER_SCORE]
+            if len(captions) < 2:
+                return
+            score = r_precision(*self.trainer.embed(captions, self.config.seed), candidates=len(captions))
+        self.loop.log({"score": score})
+        if self.best is None or score > self.best:
+            self.loop.save(checkpoint.best_path(self.folder.path), score=score)
+            self.best = score
+
+    @cached_property
+    def _classifier(self) -> AttributeClassifier:
+        return train_classifier(self.train_set)
+
+    def _score_attributes(self) -> list[AttributeScore]:
+        return evaluate_attributes(
+            lambda captions, seed: self.trainer.generate(captions, seed)[-1], self._classifier, self.test_set
+        )
+
+    def _draw(self) -> None:
+        """Generate held-out captions, always the same with the same noise, beside the real images."""
+        count = min(IMAGES_PER_GRID, len(self.test_set))
+        chosen = [index * len(self.test_set) // count for index in range(count)]
+        captions = [self.test_set.captions[index][0] for index in chosen]
+        real = torch.stack([self.test_set[index]["image"] for index in chosen])
+        generated = self.trainer.generate(captions, self.config.seed)
+        step = self.trainer.step_count
+        if count > 1:
+            share = diversity(generated[-1]) / max(diversity(real), 1e-6)
+            self.loop.log({"diversity": share})
+            self._warn(self.monitor.diversity(step, share))
+        grid = caption_grid(
+            [*generated, real],
+            captions,
+            headers=[*(f"{resolution} px" for resolution in self.config.generator.resolutions), "real, unseen"],
+            title=f"{self.train_set.name}, step {step}",
+            footer=self.train_set.attribution,
+        )
+        grid.save(self._grid_path())
+        self.loop.loggers.image(step, "held-out captions", np.asarray(grid))
+
+    def _grid_path(self) -> Path:
+        return self.images / f"step-{self.trainer.step_count:08d}.png"
+
+
+def _summary(losses: dict[str, float]) -> dict[str, float]:
+    """Return the losses for the progress bar: those of the discriminators, the generator and the distillation."""
+    groups = {"D": 0.0, "G": 0.0, "distillation": 0.0}
+    for name, value in losses.items():
+        groups["distillation" if name.endswith("/distillation") else name[0].upper()] += value
+    return groups
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        yield from itertools.chain.from_iterable(map(_tensors, state.values()))
