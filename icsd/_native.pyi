@@ -1,6 +1,6 @@
 """The native module: the fused kernels, as functions of tensors, which it reads and makes by DLPack's exchange table.
 
-Inputs have adjacent features and one stride from group to group (`icsd.ops.fused.sample_dense`). The backends in
+Inputs have adjacent features and one stride from group to group (`icsd.ops.contract.sample_dense`). The backends in
 `icsd.ops.cpu` and `icsd.ops.cuda` call these functions.
 """
 

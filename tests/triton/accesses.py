@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpreterBuilder
 
-from icsd.ops.triton import launch
+from icsd.ops.triton import runtime
 
 
 class Trace:
@@ -80,10 +81,10 @@ def record(monkeypatch):
 
     def launched(kernel, out, grid, *arguments, **constants):
         found.kernels.append(getattr(kernel, "base_fn", kernel.fn).__name__)
-        found.given.append([extent(argument) for argument in arguments if isinstance(argument, torch.Tensor)])
+        found.given.append([extent(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
         original(kernel, out, grid, *arguments, **constants)
 
-    original = launch._launch
+    original = runtime.launch
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-    monkeypatch.setattr(launch, "_launch", launched)
+    monkeypatch.setattr(runtime, "launch", launched)
     return found

@@ -44,7 +44,7 @@ CASES = ["mse", KL(0.3), KL(include_diagonal=False), "smooth_l1"]
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_programs_keep_to_their_memory(shape, regime, trace, monkeypatch):
-    monkeypatch.setattr(streamed, "PANEL_BYTES", 1)
+    monkeypatch.setattr(streamed, "ROW_BLOCK_BYTES", 1)
     dtype = DTYPES[(SHAPES.index(shape) + REGIMES.index(regime)) % len(DTYPES)]
     loss = "mse" if regime == "feature" else CASES[SHAPES.index(shape) % len(CASES)]
     results = []

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import Autotuner, driver
 
 from icsd.ops.contract import Spec, saved_dtype, saved_shape
-from icsd.ops.triton import feature_space, kernels, launch, sample_space, streamed
+from icsd.ops.triton import feature, kernels, runtime, sample, streamed
 from tools.kernel_cases import CASES, TEMPERATURES
 from tools.occupancy import occupancy
 
@@ -81,8 +81,8 @@ def without_gpu(target: GPUTarget) -> Iterator[None]:
     precision = "tf32x3" if target.backend == "cuda" else "ieee"
     with (
         mock.patch.dict(os.environ, ICSD_TRITON_AUTOTUNE="0"),
-        mock.patch.object(launch, "_processors", return_value=132),
-        mock.patch.object(launch, "_accurate", return_value=precision),
+        mock.patch.object(runtime, "processors", return_value=132),
+        mock.patch.object(runtime, "fastest_precision", return_value=precision),
     ):
         driver.set_active(_Driver(target))
         try:
@@ -100,14 +100,14 @@ def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
         compiled = compiled[0] if isinstance(compiled, list) else compiled
         found.setdefault((case.regime, case.dtype, compiled.metadata.name), _resources(compiled, target))
 
-    with without_gpu(target), mock.patch.object(launch, "_launch", compile_):
+    with without_gpu(target), mock.patch.object(runtime, "launch", compile_):
         for case in CASES:
             x = torch.empty(1, case.samples, case.dim, dtype=getattr(torch, case.dtype), device="meta")
             dry_run(case.regime, case.loss, [x, torch.empty_like(x)], TEMPERATURES)
     return found
 
 
-REGIMES = {"sample": sample_space, "feature": feature_space, "streamed": streamed}
+REGIMES = {"sample": sample, "feature": feature, "streamed": streamed}
 
 
 def dry_run(

@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 import torch  # noqa: E402
 from machine_code import REGIMES, TARGETS, compile_for, dry_run, without_gpu  # noqa: E402
 
-from icsd.ops.triton import TritonBackend, kernels, launch  # noqa: E402
+from icsd.ops.triton import TritonBackend, kernels, runtime  # noqa: E402
 from icsd.ops.triton.kernels.tuning import SHARED_BYTES  # noqa: E402
 from tools.kernel_cases import TEMPERATURES  # noqa: E402
 
@@ -27,7 +27,7 @@ MATRIX = {
     "gfx950": "v_mfma_f32",
 }
 DTYPES = [torch.float64, torch.bfloat16, torch.float16, torch.float32]
-PRODUCTS = ("gram", "combine", "moments", "measure_streamed", "differentiate_streamed")
+PRODUCTS = ("gram_kernel", "combine_kernel", "covariance_kernel", "streamed_forward_kernel", "streamed_backward_kernel")
 
 
 @pytest.mark.timeout(600)
@@ -66,7 +66,7 @@ def test_everything_compiles(regime, loss, parameters, dtype, monkeypatch):
     def compile_(kernel, out, grid, *arguments, **constants):
         kernel.warmup(*arguments, grid=(1,), **constants)
 
-    monkeypatch.setattr(launch, "_launch", compile_)
+    monkeypatch.setattr(runtime, "launch", compile_)
     with without_gpu(next(target for target in TARGETS if target.arch == 90)):
         for student, teacher, teacher_gradient in [
             (torch.float32, torch.float32, False),
@@ -82,9 +82,9 @@ def test_what_adds_is_not_measured(monkeypatch):
     """A trial of such a launch would leave its sum behind."""
     monkeypatch.delenv("ICSD_TRITON_AUTOTUNE", raising=False)
     x = torch.empty(1, 64, 4096, device="meta")
-    for kernel in (kernels.combine, kernels.differentiate_streamed):
+    for kernel in (kernels.combine_kernel, kernels.streamed_backward_kernel):
         assert "ADD" in kernel.keys
-    sizes = {"SIDE": 64, "SAMPLES": 32, "matrix": x, "x": x}
+    sizes = {"TILE": 64, "SAMPLES": 32, "matrix": x, "x": x}
     for add in (False, True):
-        candidates = kernels.combine.early_config_prune(kernels.combine.configs, sizes, ADD=add)
+        candidates = kernels.combine_kernel.early_config_prune(kernels.combine_kernel.configs, sizes, ADD=add)
         assert (len(candidates) == 1) == add

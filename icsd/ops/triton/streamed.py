@@ -1,4 +1,4 @@
-"""Distillation without N x N matrices: rows keep a few numbers, the backward pass makes a panel of rows at a time."""
+"""Distillation without N x N matrices: a few numbers of each row are saved; the backward pass holds blocks of rows."""
 
 from __future__ import annotations
 
@@ -7,67 +7,77 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icsd.losses.gram import compute_dtype
-from icsd.ops.fused import MAX_STATISTICS, Distillation
-from icsd.ops.triton import launch
-from icsd.ops.triton.launch import Stage
+from icsd.ops.contract import MAX_STATISTICS, Spec
+from icsd.ops.triton.kernels.combine import combine
+from icsd.ops.triton.kernels.features import Features
+from icsd.ops.triton.kernels.norms import compute_inverse_norms
+from icsd.ops.triton.kernels.streamed import (
+    finish_row_block,
+    new_projections,
+    streamed_backward,
+    streamed_forward,
+)
 
-PANEL_BYTES = 1 << 26
+ROW_BLOCK_BYTES = 1 << 26
 
 
-def distill(stages: Sequence[Tensor], how: Distillation, saved: Tensor | None) -> Tensor:
-    """The loss `(groups,)` of stages `(groups, samples, features)`; fills `saved` of `saved_shape`, if any."""
+def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tensor:
+    """Return the loss `(groups,)` of stages `(groups, samples, dim)`, and fill `saved` (`saved_shape`) if given."""
     groups, samples, _ = stages[-1].shape
-    students = len(stages) - 1
     dtype = compute_dtype(*stages)
     if saved is None:
-        norms, statistics = stages[-1].new_empty((groups, len(stages), samples), dtype=dtype), None
+        inverse_norms = stages[-1].new_empty((groups, len(stages), samples), dtype=dtype)
+        statistics = None
     else:
-        norms, statistics = _parts(saved, groups, len(stages), samples)
-    for k, stage in enumerate(stages):
-        launch.inverse_norms(stage, norms[:, k], how.eps)
-    *sides, teacher = [Stage(stage, norms[:, k]) for k, stage in enumerate(stages)]
-    values = stages[-1].new_empty((groups, students, samples), dtype=dtype)
-    for k, (student, weight) in enumerate(zip(sides, how.weights, strict=True)):
-        numbers = None if statistics is None or how.loss != "kl" else statistics[:, k]
-        launch.measure_streamed(student, teacher, values[:, k], numbers, weight, how)
+        inverse_norms, statistics = _parts(saved, groups, len(stages), samples)
+    *students, teacher = _features(stages, inverse_norms)
+    for features in (*students, teacher):
+        compute_inverse_norms(features, spec.eps)
+    values = stages[-1].new_empty((groups, len(students), samples), dtype=dtype)
+    for k, (student, weight) in enumerate(zip(students, spec.weights, strict=True)):
+        of_student = None if statistics is None or spec.loss != "kl" else statistics[:, k]
+        streamed_forward(student, teacher, values[:, k], of_student, weight, spec)
     return values.sum((-2, -1))
 
 
 def distill_backward(
-    grad: Tensor, saved: Tensor, stages: Sequence[Tensor], outs: Sequence[Tensor | None], how: Distillation
+    grad: Tensor, saved: Tensor, stages: Sequence[Tensor], outs: Sequence[Tensor | None], spec: Spec
 ) -> None:
-    """Writes the gradients of the stages whose `outs` are not None."""
+    """Write the gradients of the stages whose `outs` are not None."""
     groups, samples, _ = stages[-1].shape
-    norms, statistics = _parts(saved, groups, len(stages), samples)
-    *students, teacher = [Stage(stage, norms[:, k]) for k, stage in enumerate(stages)]
-    tile = launch.streamed_columns(samples, saved.dtype)
-    most = max(128, PANEL_BYTES // max(1, groups * (samples + 1) * saved.dtype.itemsize) // 128 * 128)
+    inverse_norms, statistics = _parts(saved, groups, len(stages), samples)
+    *students, teacher = _features(stages, inverse_norms)
+    most = max(128, ROW_BLOCK_BYTES // max(1, groups * (samples + 1) * saved.dtype.itemsize) // 128 * 128)
     for begin in range(0, samples, most):
         rows = min(most, samples - begin)
-        panel = saved.new_empty((groups, rows, samples + 1))
-        projections = saved.new_empty((groups, tile, rows))
+        row_block = saved.new_empty((groups, rows, samples + 1))
+        projections = new_projections(row_block)
         for k, out in enumerate(outs):
             if out is None:
                 continue
             of_teacher = k == len(students)
             for number in range(len(students)) if of_teacher else [k]:
-                launch.differentiate_streamed(
+                streamed_backward(
                     students[number],
                     teacher,
-                    statistics[:, number] if how.loss == "kl" else None,
-                    panel,
+                    statistics[:, number] if spec.loss == "kl" else None,
+                    row_block,
                     projections,
                     begin,
-                    how.weights[number],
-                    how,
+                    spec.weights[number],
+                    spec,
                     of_teacher=of_teacher,
                     add=of_teacher and number > 0,
                 )
-            launch.project_panel(panel, projections, norms[:, k], begin, how.eps)
-            launch.combine(panel, stages[k], out[:, begin : begin + rows], panel[:, :, samples], grad)
+            finish_row_block(row_block, projections, teacher if of_teacher else students[k], begin, spec.eps)
+            combine(row_block, stages[k], out[:, begin : begin + rows], row_block[:, :, samples], grad)
+
+
+def _features(stages: Sequence[Tensor], inverse_norms: Tensor) -> list[Features]:
+    return [Features.of(stage, inverse_norms[:, k]) for k, stage in enumerate(stages)]
 
 
 def _parts(saved: Tensor, groups: int, stages: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Inverse norms `(groups, stages, samples)` and statistics `(groups, students, MAX_STATISTICS, samples)`."""
+    """Return inverse norms `(groups, stages, samples)` and statistics `(groups, students, MAX_STATISTICS, samples)`."""
     norms, statistics = saved.view(groups, -1).split([stages * samples, (stages - 1) * MAX_STATISTICS * samples], dim=1)
     return norms.unflatten(1, (stages, samples)), statistics.unflatten(1, (stages - 1, MAX_STATISTICS, samples))

@@ -1,23 +1,27 @@
-"""The Triton kernels. Importing them imports triton."""
+"""The Triton kernels, each in one file with its launcher. Importing this package imports triton."""
 
-from icsd.ops.triton.kernels.combine import combine
-from icsd.ops.triton.kernels.epilogue import differentiate, measure
-from icsd.ops.triton.kernels.gram import gram, gram_sums
-from icsd.ops.triton.kernels.moments import moment_sums, moments, project
-from icsd.ops.triton.kernels.norms import inverse_norms
-from icsd.ops.triton.kernels.streamed import differentiate_streamed, measure_streamed, project_panel
+from icsd.ops.triton.kernels.combine import combine_kernel
+from icsd.ops.triton.kernels.covariance import covariance_kernel, sum_covariances_kernel
+from icsd.ops.triton.kernels.gram import gram_kernel, sum_gram_kernel
+from icsd.ops.triton.kernels.norms import inverse_norms_kernel, normalize_backward_kernel
+from icsd.ops.triton.kernels.rows import rows_backward_kernel, rows_forward_kernel
+from icsd.ops.triton.kernels.streamed import (
+    finish_row_block_kernel,
+    streamed_backward_kernel,
+    streamed_forward_kernel,
+)
 
 __all__ = [
-    "combine",
-    "differentiate",
-    "differentiate_streamed",
-    "gram",
-    "gram_sums",
-    "inverse_norms",
-    "measure",
-    "measure_streamed",
-    "moment_sums",
-    "moments",
-    "project",
-    "project_panel",
+    "combine_kernel",
+    "covariance_kernel",
+    "finish_row_block_kernel",
+    "gram_kernel",
+    "inverse_norms_kernel",
+    "normalize_backward_kernel",
+    "rows_backward_kernel",
+    "rows_forward_kernel",
+    "streamed_backward_kernel",
+    "streamed_forward_kernel",
+    "sum_covariances_kernel",
+    "sum_gram_kernel",
 ]

@@ -1,7 +1,8 @@
-"""The losses of csrc/core/losses.h, on tiles of S and T.
+"""The losses on tiles of S and T, by the formulas of csrc/core/losses.h.
 
-A row is five numbers: the maxima of its student's and teacher's similarities, the sums of exponentials below them, and
-Σ e^{t'} (t' - s') of what the exponents are; a loss that only adds up uses the last one alone.
+A row is summarized by five numbers: the maxima of the student's and of the teacher's similarities, the sums of the
+exponentials relative to these maxima, and Σ e^{t'} (t' - s') where s' and t' are the exponents. A loss that is a plain
+sum uses the last number alone.
 """
 
 from __future__ import annotations
@@ -9,17 +10,40 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from icsd.ops.contract import Spec
+from icsd.ops.triton import runtime
+
+
+def loss_constants(spec: Spec) -> dict[str, str | bool]:
+    """Return what kernels are compiled for: the loss, and whether it includes the diagonal."""
+    return {"LOSS": spec.loss, "DIAGONAL": spec.loss != "kl" or spec.parameters[2] != 0}
+
+
+def loss_parameters(spec: Spec) -> tuple[int, int]:
+    """Return the bits of the first two parameters of the loss."""
+    first, second, *_ = [*spec.parameters, 0.0, 0.0]
+    return runtime.bits(first), runtime.bits(second)
+
+
+@triton.jit
+def in_loss(i, j, samples, DIAGONAL: tl.constexpr):
+    """Return which elements (i, j) of S and T the loss includes."""
+    mask = (i[:, None] < samples) & (j[None, :] < samples)
+    if not DIAGONAL:
+        mask = mask & (i[:, None] != j[None, :])
+    return mask
+
 
 @triton.jit
 def empty_rows(ROWS: tl.constexpr, dtype: tl.constexpr):
-    """Rows of which nothing is known yet."""
+    """Return the summary of rows without columns."""
     zeros = tl.zeros((ROWS,), dtype)
     return zeros - 2, zeros, zeros - 2, zeros, zeros  # maxima below any cosine
 
 
 @triton.jit
 def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
-    """Takes columns of the rows; `first` and `second` are the loss's parameters."""
+    """Return the summary with more columns of the rows; `first` and `second` are the parameters of the loss."""
     max_s, sum_s, max_t, sum_t, total = rows
     if LOSS == "mse":
         return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, (s - t) * (s - t), 0.0), axis=1)
@@ -42,11 +66,11 @@ def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
 
 @triton.jit
 def row_values(rows, samples, LOSS: tl.constexpr):
-    """What whole rows add to the mean."""
+    """Return what complete rows add to the loss."""
     _, sum_s, _, sum_t, total = rows
-    count = tl.cast(samples, total.dtype)  # a count of 1 is compiled in
+    count = tl.cast(samples, total.dtype)  # a constant if there is one sample
     if LOSS == "kl":
-        # The two terms nearly cancel. A single sample without its diagonal: nothing took part.
+        # The two terms nearly cancel. A single sample without its diagonal has no columns.
         wide_t = sum_t.to(tl.float64)
         value = total.to(tl.float64) / wide_t + tl.log(sum_s.to(tl.float64) / wide_t)
         return (tl.where(sum_t == 0, 0.0, value) / count).to(total.dtype)
@@ -55,14 +79,59 @@ def row_values(rows, samples, LOSS: tl.constexpr):
 
 @triton.jit
 def row_statistics(rows):
-    """The numbers of a row that gradients of `kl` need."""
+    """Return the five numbers of a row that the gradient of `kl` needs."""
     max_s, sum_s, max_t, sum_t, total = rows
     return max_s, 1 / sum_s, max_t, 1 / sum_t, total / sum_t
 
 
 @triton.jit
+def store_rows(rows, i, values, statistics, weight, samples, LOSS: tl.constexpr):
+    """Write what the rows `i` add to the loss and, if wanted, their statistics `(5, samples)`."""
+    tl.store(values + i, row_values(rows, samples, LOSS) * weight, mask=i < samples)
+    if statistics is not None:
+        numbers = row_statistics(rows)
+        for k in tl.static_range(5):
+            tl.store(statistics + k * samples + i, numbers[k], mask=i < samples)
+
+
+@triton.jit
+def load_statistics(statistics, i, samples, dtype: tl.constexpr):
+    """Return the statistics of the rows `i`, or zeros if there are none."""
+    if statistics is None:
+        zeros = tl.zeros(i.shape, dtype)
+        numbers = zeros, zeros, zeros, zeros, zeros
+    else:  # a return in the branch above would not end the function: the compiler goes on
+        mask = i < samples
+        numbers = (
+            tl.load(statistics + i, mask=mask, other=0.0),
+            tl.load(statistics + samples + i, mask=mask, other=0.0),
+            tl.load(statistics + 2 * samples + i, mask=mask, other=0.0),
+            tl.load(statistics + 3 * samples + i, mask=mask, other=0.0),
+            tl.load(statistics + 4 * samples + i, mask=mask, other=0.0),
+        )
+    return numbers
+
+
+@triton.jit
+def as_columns(statistics):
+    """Return the statistics of rows as columns, to combine with tiles of these rows."""
+    a, b, c, d, e = statistics
+    return a[:, None], b[:, None], c[:, None], d[:, None], e[:, None]
+
+
+@triton.jit
+def as_rows(statistics):
+    """Return the statistics of the rows j as rows, to combine with tiles whose columns are j."""
+    a, b, c, d, e = statistics
+    return a[None, :], b[None, :], c[None, :], d[None, :], e[None, :]
+
+
+@triton.jit
 def gradients(s, t, own, other, samples, first, second, LOSS: tl.constexpr, TEACHER: tl.constexpr):
-    """dL/dS_ij + dL/dS_ji and, for a teacher, dL/dT_ij + dL/dT_ji, from the statistics of the rows i and j."""
+    """Return dL/dS_ij + dL/dS_ji and, if `TEACHER`, dL/dT_ij + dL/dT_ji.
+
+    `own` and `other` are the statistics of the rows i and j. The second result is meaningless without `TEACHER`.
+    """
     count = tl.cast(samples, s.dtype)
     if LOSS == "mse":
         student = (s - t) * (4 / (count * count))
@@ -78,7 +147,7 @@ def gradients(s, t, own, other, samples, first, second, LOSS: tl.constexpr, TEAC
 
 @triton.jit
 def _kl_row(s, t, row, student_temperature, teacher_temperature, TEACHER: tl.constexpr):
-    """Of one row: p - q of its softmax distributions and, for a teacher, q (log q - log p - KL)."""
+    """Return p - q of the softmax distributions of a row and, if `TEACHER`, q (log q - log p - KL)."""
     max_s, inverse_s, max_t, inverse_t, mean = row
     below_s, below_t = (s - max_s) / student_temperature, (t - max_t) / teacher_temperature
     q = tl.exp(below_t) * inverse_t

@@ -1,8 +1,8 @@
-"""The choice of a kernel's tile along what it streams: at most three candidates, measured once for each shape.
+"""The choice of a kernel's block along the dimension that it streams: at most three candidates, measured once.
 
-What else a tile is made of follows from the shape (`launch.py`). Candidates differ in how many bytes a program has in
-flight; the widest that fits comes first. `ICSD_TRITON_AUTOTUNE=0` takes it without measuring. Measurements are kept in
-Triton's cache (`TRITON_CACHE_DIR`).
+Everything else about a tile follows from the shape. The candidates differ in how many bytes a program has in flight,
+and the widest that fits comes first. `ICSD_TRITON_AUTOTUNE=0` takes that one without measuring. Triton keeps the
+measurements in its cache (`TRITON_CACHE_DIR`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 import triton
+from torch import Tensor
 
-SHARED_BYTES = 64 << 10  # the least of a block on any target: AMD's CDNA3; NVIDIA's small chips have 99 KiB
-REGISTERS = 80  # of a thread's 255, for sums and operands; addresses and copies on their way take the others
+SHARED_BYTES = 64 << 10  # the least that a block may have on any target: AMD's CDNA3; NVIDIA's small chips have 99 KiB
+REGISTERS = 80  # of a thread's 255, for sums and operands; addresses and copies in flight take the others
 CANDIDATES = 3
 
 CONFIGS = [
@@ -29,25 +30,32 @@ CONFIGS = [
 Needs = Callable[[Mapping, int], tuple[int, int]]
 
 
+def tuning_class(*operands: Tensor) -> str:
+    """Name the calls that share a measurement, `TUNED_FOR` of a kernel: those of the same dtypes and dimensions."""
+    return " ".join(f"{x.dtype}:{x.shape[-1]}" for x in operands)
+
+
 def tuned(key: Sequence[str], needs: Needs):
-    """A decorator: `triton.autotune` among the candidates that fit.
+    """Return a decorator: `triton.autotune` among the candidates that fit.
 
     Args:
-        key: Arguments of the kernel whose values ask for a measurement of their own.
-        needs: From the kernel's arguments and BLOCK, the bytes of a stage in shared memory, and of the sums and the
-            operands in registers: about five times their bytes, since warps share them and tf32x3 splits them in two.
+        key: The kernel's arguments, beside `TUNED_FOR`, whose values need a measurement of their own.
+        needs: Maps the kernel's arguments and BLOCK to the bytes that one buffer takes in shared memory, and to the
+            bytes of sums and operands in registers. Operands count about five times, because several warps hold the
+            same ones and tf32x3 splits each in two.
     """
 
     def fitting(configs: list[triton.Config], arguments: Mapping, **constants) -> list[triton.Config]:
         arguments = {**arguments, **constants}
 
         def fits(config: triton.Config) -> bool:
-            stage, held = needs(arguments, config.kwargs["BLOCK"])
-            return stage * config.num_stages <= SHARED_BYTES and held <= 4 * REGISTERS * 32 * config.num_warps
+            buffer, held = needs(arguments, config.kwargs["BLOCK"])
+            return buffer * config.num_stages <= SHARED_BYTES and held <= 4 * REGISTERS * 32 * config.num_warps
 
         wanted = not triton.knobs.runtime.interpret and os.environ.get("ICSD_TRITON_AUTOTUNE") != "0"
         measured = wanted and not arguments.get("ADD")  # every trial would add once more
         fit = list(filter(fits, configs)) or configs[-1:]
         return fit[: CANDIDATES if measured else 1]
 
-    return triton.autotune(CONFIGS, list(key), prune_configs_by={"early_config_prune": fitting}, cache_results=True)
+    key = ["TUNED_FOR", *key]
+    return triton.autotune(CONFIGS, key, prune_configs_by={"early_config_prune": fitting}, cache_results=True)

@@ -1,0 +1,53 @@
+"""Distillation in sample space: the N x N matrices are computed, then the loss and the matrices of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from icsd.losses.gram import compute_dtype
+from icsd.ops.contract import Spec
+from icsd.ops.triton.kernels.combine import combine
+from icsd.ops.triton.kernels.gram import gram
+from icsd.ops.triton.kernels.rows import Gram, rows_backward, rows_forward
+
+
+def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tensor:
+    """Return the loss `(groups,)` of stages `(groups, samples, dim)`, and fill `saved` (`saved_shape`) if given."""
+    *students, teacher = stages
+    groups, samples, _ = teacher.shape
+    dtype = compute_dtype(*stages)
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return teacher.new_empty((groups, *shape), dtype=dtype)
+
+    values = empty(len(students), samples)
+    student_gram = Gram(empty(samples, samples), empty(samples, dtype=torch.float64))
+    target = empty(samples, samples)
+    statistics = None
+    if saved is not None:
+        saved = saved.view(len(stages), groups, samples, samples + 1)
+        statistics = empty(5, samples) if spec.loss == "kl" else None
+        if not spec.teacher_gradient:
+            target = saved[-1, :, :, :samples]
+    teacher_gram = Gram(target, empty(samples, dtype=torch.float64))
+    gram(teacher, *teacher_gram, spec.eps)
+    for k, (student, weight) in enumerate(zip(students, spec.weights, strict=True)):
+        gram(student, *student_gram, spec.eps)
+        rows_forward(student_gram, teacher_gram, values[:, k], statistics, weight, spec)
+        if saved is not None:
+            rows_backward(student_gram, teacher_gram, statistics, saved[k], saved[-1], weight, spec, first=k == 0)
+    return values.sum((-2, -1))
+
+
+def distill_backward(
+    grad: Tensor, saved: Tensor, stages: Sequence[Tensor], outs: Sequence[Tensor | None], spec: Spec
+) -> None:
+    """Write the gradients of the stages whose `outs` are not None."""
+    for matrix, stage, out in zip(saved, stages, outs, strict=False):
+        if out is not None:
+            groups, samples, _ = stage.shape
+            matrix = matrix.view(groups, samples, samples + 1)
+            combine(matrix, stage, out, matrix[:, :, samples], grad)
