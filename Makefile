@@ -1,4 +1,4 @@
-# Every target is complete on a machine that has python3-venv and build-essential: it makes and reuses .venv.
+# Every target works on a machine with python3-venv and build-essential: it makes .venv and uses it again.
 #   make demo VENV=.venv-cuda TORCH="torch==2.14.1 torchvision==0.29.1" PYTHON=python3.13     in an environment of its own
 
 PYTHON ?= python3
@@ -8,38 +8,55 @@ CUDA := .venv-cuda
 
 BIN := $(VENV)/bin
 HEADERS = $$(echo $(CURDIR)/$(VENV)/headers/usr/include $(CURDIR)/$(VENV)/headers/usr/include/python3* | tr ' ' ':')
+XDIST := --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest $(XDIST)
+# Compilation and peak memory do not depend on the instruction set.
+ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory"
+CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SENTENCE := a woman with dark skin, firefighter
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda bench clean
+.PHONY: help demo test lint test-isas test-cuda attack bench clean
 
-help:  ## say what there is
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
 
-demo: $(VENV)/installed  ## train on emoji, generate an unseen sentence, and say where the images are (about 10 minutes)
+demo: $(VENV)/installed  ## train on emoji, generate images of a new sentence and print where they are (about 10 minutes)
 	$(BIN)/icsd train --config configs/emoji.yaml
 	$(BIN)/icsd sample "$(SENTENCE)" --count 4
 
-test: $(VENV)/installed  ## run all tests and the linter
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+test: lint  ## check the sources and run all tests, except those of `make attack`
+	$(PYTEST)
+
+lint: $(VENV)/installed  ## check Python with ruff and C++ with clang-format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(wildcard .clang-format),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
+
+test-isas: $(VENV)/installed  ## run the operator's main tests with each instruction set that this machine can execute
+	for isa in $$($(BIN)/python -m tools.cpu_isas); do \
+		echo "ICSD_CPU_ISA=$$isa"; ICSD_CPU_ISA=$$isa ICSD_TEST_BACKENDS=cpu $(PYTEST) $(ISA_TESTS) || exit 1; \
+	done
 
 test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of torch; no GPU is needed
 	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1"
 	$(CUDA)/bin/icsd doctor
-	$(CUDA)/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/ops tests/models tests/cli -k "not sanitizers and not races"
+	$(CUDA)/bin/pytest $(XDIST) tests/ops tests/models tests/cli -k "not sanitizers and not races"
+
+attack: $(VENV)/installed  ## run the slow tests with hostile inputs, which `make test` leaves out
+	$(BIN)/pytest --numprocesses 0 -m attack --capture no tests
 
 bench: $(VENV)/installed-bench  ## measure the operator against plain and compiled PyTorch
 	CPATH=$(HEADERS) $(BIN)/python -m benchmarks
 
-clean:  ## remove the environment and everything built (runs/ stays)
+clean:  ## remove the environments and everything that was built; runs/ stays
 	rm -rf .venv $(CUDA) build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find icsd tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-# Python.h is in a Debian package of its own; where it is missing, unpack that package here: no root needed.
+# Debian has Python.h in a package of its own. Where it is missing, unpack that package here, which needs no root.
 $(VENV)/headers: | $(VENV)/bin/pip
 	mkdir -p $@
 	if ! test -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; then \
