@@ -1,16 +1,19 @@
-"""Builds the native module `icsd._native` with ninja; everything else stands in pyproject.toml.
+"""Builds the native module `icsd._native` with ninja; everything else is in pyproject.toml.
 
-No torch is needed: nothing under csrc/ includes its headers. With nvcc (CUDACXX, CUDA_HOME/bin or PATH) CUDA kernels
-are part of it; ICSD_CUDA=0 leaves them out, ICSD_CUDA_ARCHITECTURES="80 90" builds for fewer devices.
+No torch is needed: nothing under csrc/ includes its headers. With nvcc (CUDACXX, CUDA_HOME/bin or PATH) the module has
+CUDA kernels: for the GPUs of this machine or, if it has none, for all that are supported. ICSD_CUDA=0 builds without
+them; ICSD_CUDA_ARCHITECTURES="80 90" or "all" chooses the GPUs.
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import ninja
@@ -20,6 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 COMPILE_FLAGS = [
@@ -28,7 +32,7 @@ COMPILE_FLAGS = [
     *["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 ]
 
-# One object of kernels.cpp, rows.cpp, tiles.cpp (and amx.cpp) in csrc/cpu for each; dispatch.cpp chooses at run time.
+# csrc/cpu/kernels is compiled once for each of these; csrc/cpu/runtime/dispatch.cpp chooses one at run time.
 CPU_ISAS = {"portable": []}
 if X86:
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -37,26 +41,53 @@ if X86:
     CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": avx512bf16}
     CPU_ISAS |= {"amx": [*avx512bf16, "-mamx-tile", "-mamx-bf16"]}
 
-# Compute capabilities with machine code.
+# Compute capabilities that are supported.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2", "-compress-mode=size"]
+CUDA_VERSION = (12, 8)  # the first nvcc that knows sm_120 and -compress-mode
 
 
 def find_nvcc() -> str | None:
-    """CUDA's compiler, unless ICSD_CUDA=0 says to do without."""
+    """Return CUDA's compiler, or None if there is none or ICSD_CUDA=0."""
     if os.environ.get("ICSD_CUDA") == "0":
         return None
     home = os.environ.get("CUDA_HOME")
     return os.environ.get("CUDACXX") or (f"{home}/bin/nvcc" if home else shutil.which("nvcc"))
 
 
+def check_nvcc(nvcc: str) -> None:
+    """Exit with an explanation if nvcc is missing or too old."""
+    if shutil.which(nvcc) is None:
+        sys.exit(f"icsd: {nvcc} (from CUDACXX or CUDA_HOME) is not a program; correct it, or set ICSD_CUDA=0")
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", output)
+    if release is None:
+        sys.exit(f"icsd: `{nvcc} --version` names no release; correct CUDACXX or CUDA_HOME, or set ICSD_CUDA=0")
+    if tuple(map(int, release.groups())) < CUDA_VERSION:
+        found, needed = ".".join(release.groups()), ".".join(map(str, CUDA_VERSION))
+        sys.exit(f"icsd: {nvcc} is of CUDA {found}, CUDA {needed} or later is needed; install it, or set ICSD_CUDA=0")
+
+
+def installed_gpus() -> list[str]:
+    """Return the compute capabilities of this machine's GPUs, e.g. 90."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return sorted({line.strip().replace(".", "") for line in output.splitlines() if re.fullmatch(r"\d+\.\d\s*", line)})
+
+
+@cache
 def cuda_architectures() -> list[str]:
-    """The capabilities to build for."""
-    return os.environ.get("ICSD_CUDA_ARCHITECTURES", "").replace(",", " ").split() or CUDA_ARCHITECTURES
+    """Return the compute capabilities to build for."""
+    chosen = os.environ.get("ICSD_CUDA_ARCHITECTURES", "").replace(",", " ").split()
+    if chosen == ["all"]:
+        return CUDA_ARCHITECTURES
+    return chosen or installed_gpus() or CUDA_ARCHITECTURES
 
 
 def generate_code(architectures: list[str]) -> list[str]:
-    """Machine code for each, and PTX for drivers: sm_80's for devices in between, the newest's for those to come."""
+    """Return nvcc's flags: machine code for each, and PTX of sm_80, for devices in between, and of the newest."""
     new = sorted((arch for arch in architectures if int(arch) >= 80), key=int)
     codes = [f"-gencode=arch=compute_75,code=sm_{arch}" for arch in architectures if arch not in new]
     if new:
@@ -67,15 +98,15 @@ def generate_code(architectures: list[str]) -> list[str]:
 
 
 def for_host(flags: list[str]) -> str:
-    """Flags for nvcc to hand to the host's compiler."""
+    """Return flags that nvcc hands to the host's compiler."""
     return " ".join("-Xcompiler " + shlex.quote(flag.replace(",", "\\,")) for flag in flags)
 
 
 class NinjaBuild(build_ext):
-    """Writes a build.ninja into a folder of its own under build/ and runs it.
+    """A build with ninja, in a folder of its own under build/.
 
-    What did not change since it was last built is not compiled again, whatever environment it is for: of all sources,
-    only the binding includes headers from there.
+    A file that has not changed is not compiled again, whatever environment it is built for: only the binding includes
+    headers of Python.
     """
 
     def build_extension(self, ext: Extension) -> None:
@@ -83,88 +114,87 @@ class NinjaBuild(build_ext):
         headers = [sysconfig.get_paths()["include"], *os.environ.get("CPATH", "").split(":")]
         if not any((Path(folder) / "Python.h").exists() for folder in headers if folder):
             sys.exit(f"icsd: {headers[0]}/Python.h is missing; install Python's headers (apt-get install python3-dev)")
+        if shutil.which(COMPILER[-1]) is None:
+            sys.exit(f"icsd: there is no C++ compiler {COMPILER[-1]}; install one (apt-get install g++), or set CXX")
         nvcc = find_nvcc()
-        if nvcc is not None and shutil.which(nvcc) is None:
-            sys.exit(f"icsd: {nvcc} (from CUDACXX or CUDA_HOME) is no program; correct it, or set ICSD_CUDA=0")
+        if nvcc is not None:
+            check_nvcc(nvcc)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with (folder / "build.ninja").open("w") as file:
-            self.write(Writer(file, width=120), target, nvcc)
+            write_build(Writer(file, width=120), target, nvcc)
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])]
         if subprocess.run(command, check=False).returncode:
             sys.exit(
-                f"icsd: the native module did not compile; a C++17 compiler is needed ({self.compiler_command()})"
-                + (f", and an nvcc that knows it ({nvcc}); ICSD_CUDA=0 builds for the CPU alone" if nvcc else "")
+                "icsd: the native module was not built; the command that failed and its errors are above. It takes a "
+                f"compiler of C++17 (CXX is {shlex.join(COMPILER)})"
+                + (f" and an nvcc that works with it ({nvcc}; ICSD_CUDA=0 builds for the CPU only)" if nvcc else "")
             )
         if nvcc is None:
-            print("icsd: built for the CPU alone: no nvcc in CUDACXX, CUDA_HOME or PATH, or ICSD_CUDA=0")
+            print("icsd: built for the CPU only: there is no nvcc in CUDACXX, CUDA_HOME or PATH, or ICSD_CUDA=0")
         else:
             print(f"icsd: built for the CPU and, with {nvcc}, for sm_{', sm_'.join(cuda_architectures())}")
 
-    @staticmethod
-    def compiler_command() -> str:
-        """The C++ compiler, as CXX names it."""
-        return os.environ.get("CXX", "c++")
 
-    def write(self, ninja_file: Writer, target: Path, nvcc: str | None) -> None:
-        """The rules: every source once, the CPU's kernels once for each instruction set."""
-        flags = [
-            *COMPILE_FLAGS,
-            f"-I{ROOT / 'csrc'}",
-            *(["-DICSD_X86"] if X86 else []),
-            *shlex.split(os.environ.get("CXXFLAGS", "")),
-        ]
-        quoted = " ".join(shlex.quote(flag) for flag in flags)
-        ninja_file.rule(
-            "compile",
-            f"{self.compiler_command()} -MMD -MF $out.d {quoted} $flags -c $in -o $out",
-            depfile="$out.d",
-            deps="gcc",
-        )
-        link_flags = ["-fopenmp", *shlex.split(os.environ.get("LDFLAGS", ""))]
-        if nvcc is None:
-            link = f"{self.compiler_command()} -shared $in {' '.join(link_flags)} -o $out"
-        else:
-            host = f"-ccbin {shlex.quote(self.compiler_command().split()[-1])}"  # without a ccache before it
-            link = f"{nvcc} {host} -shared -cudart static $in {for_host(link_flags)} -o $out"
-            flags = [*CUDA_FLAGS, *map(shlex.quote, generate_code(cuda_architectures())), f"-I{ROOT / 'csrc'}"]
-            host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
-            ninja_file.rule(
-                "compile_cuda",
-                f"{nvcc} {host} -MMD -MF $out.d {' '.join(flags)} {host_flags} -c $in -o $out",
-                depfile="$out.d",
-                deps="gcc",
-            )
-        ninja_file.rule("link", link)
-        objects = []
+def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
+    """Write the rules and every object's: each source once, those of the CPU's kernels once for each instruction set.
 
-        def compile_source(source: str, name: str, source_flags: list[str]) -> None:
-            ninja_file.build(
-                f"{name}.o", "compile", str(ROOT / "csrc" / source), variables={"flags": " ".join(source_flags)}
-            )
-            objects.append(f"{name}.o")
+    Sources are named from the build folder, whose own path may have a space in it.
+    """
+    sources = Path("../../csrc")
+    flags = [*COMPILE_FLAGS, f"-I{sources}", *(["-DICSD_X86"] if X86 else [])]
+    flags += shlex.split(os.environ.get("CXXFLAGS", ""))
+    compiler = shlex.join(COMPILER)
+    rule(build, "compile", f"{compiler} -MMD -MF $out.d {shlex.join(flags)} $flags -c $in -o $out")
+    link_flags = ["-fopenmp", *shlex.split(os.environ.get("LDFLAGS", ""))]
+    if nvcc is None:
+        build.rule("link", f"{compiler} -shared $in {shlex.join(link_flags)} -o $out")
+    else:
+        nvcc_on_host = shlex.join([nvcc, "-ccbin", COMPILER[-1]])  # without a ccache before it
+        cuda_flags = shlex.join([*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{sources}"])
+        host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
+        rule(build, "compile_cuda", f"{nvcc_on_host} -MMD -MF $out.d {cuda_flags} {host_flags} -c $in -o $out")
+        build.rule("link", f"{nvcc_on_host} -shared -cudart static $in {for_host(link_flags)} -o $out")
+    objects = []
 
-        binding_flags = [
-            f"-DICSD_CPU_ISAS='\"{' '.join(CPU_ISAS)}\"'",
-            f"-DICSD_CUDA_ARCHITECTURES='\"{' '.join(cuda_architectures()) if nvcc else ''}\"'",
-            *(["-DICSD_CUDA"] if nvcc else []),
-            "-DICSD_COMPILER=__VERSION__",
-            *(shlex.quote(f"-I{path}") for path in (sysconfig.get_paths()["include"], pybind11.get_include())),
-        ]
-        for source in ("module", "cpu", *(["cuda"] if nvcc else [])):
-            compile_source(f"binding/{source}.cpp", f"binding_{source}", binding_flags)
-        for source in ("operator", "streamed", "feature", "dispatch", "memory", "threads"):
-            compile_source(f"cpu/{source}.cpp", source, [])
-        for isa, isa_flags in CPU_ISAS.items():
-            for source in ["kernels", "rows", "tiles", *(["amx"] if isa == "amx" else [])]:
-                compile_source(f"cpu/{source}.cpp", f"{source}_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
-        for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")) if nvcc else []:
-            ninja_file.build(f"{source.stem}_cuda.o", "compile_cuda", str(source))
-            objects.append(f"{source.stem}_cuda.o")
-        ninja_file.build(str(target), "link", objects)
-        ninja_file.default(str(target))
+    def compile_all(folder: str, suffix: str, flags: list[str], rule: str = "compile") -> None:
+        for source in sorted((ROOT / "csrc" / folder).glob("*.cu" if rule == "compile_cuda" else "*.cpp")):
+            if (source.stem, suffix) in left_out:
+                continue
+            name = f"{folder.replace('/', '_')}_{source.stem}{suffix}.o"
+            build.build(name, rule, str(sources / folder / source.name), variables={"flags": shlex.join(flags)})
+            objects.append(name)
+
+    left_out = {("amx", f"_{isa}") for isa in CPU_ISAS if isa != "amx"} | (set() if nvcc else {("cuda", "")})
+    compile_all("binding", "", binding_flags(nvcc))
+    compile_all("cpu", "", [])
+    compile_all("cpu/runtime", "", [])
+    for isa, isa_flags in CPU_ISAS.items():
+        compile_all("cpu/kernels", f"_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
+    for folder in ("cuda", "cuda/kernels") if nvcc else ():
+        compile_all(folder, "", [], "compile_cuda")
+    build.build(str(target), "link", objects)
+    build.default(str(target))
+
+
+def rule(build: Writer, name: str, command: str) -> None:
+    """Write a rule whose compiler lists the headers that it reads."""
+    build.rule(name, command, depfile="$out.d", deps="gcc")
+
+
+def binding_flags(nvcc: str | None) -> list[str]:
+    """Return the flags for csrc/binding."""
+    architectures = " ".join(cuda_architectures()) if nvcc else ""
+    return [
+        f'-DICSD_CPU_ISAS="{" ".join(CPU_ISAS)}"',
+        f'-DICSD_CUDA_ARCHITECTURES="{architectures}"',
+        *(["-DICSD_CUDA"] if nvcc else []),
+        "-DICSD_COMPILER=__VERSION__",
+        f"-I{sysconfig.get_paths()['include']}",
+        f"-I{pybind11.get_include()}",
+    ]
 
 
 setup(ext_modules=[Extension("icsd._native", sources=[])], cmdclass={"build_ext": NinjaBuild})

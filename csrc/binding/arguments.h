@@ -9,7 +9,7 @@
 
 #include "binding/tensor.h"
 #include "core/features.h"
-#include "core/moments.h"
+#include "core/covariance.h"
 #include "core/spec.h"
 #include "cpu/streamed.h"
 
@@ -193,12 +193,12 @@ inline std::vector<int64_t> saved_sizes(const Tensor& like, const Inputs& inputs
   int64_t numbers = 0;
   if (regime == Regime::streamed) {
     product(n, stages, kMaxStatistics + 1);
-    numbers = cpu::streamed_numbers(stages, n);
+    numbers = cpu::streamed_elements(stages, n);
   } else {
     int64_t widest = 0;
-    for (const Features& stage : inputs.features) widest = std::max(widest, stage.features);
+    for (const Features& stage : inputs.features) widest = std::max(widest, stage.dim);
     product(2 * stages, widest, widest);
-    numbers = feature_moments(inputs.features);
+    numbers = covariance_elements(inputs.features);
   }
   product(groups, numbers, 1);
   return sizes_like(like, {numbers});

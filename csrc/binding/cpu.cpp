@@ -5,9 +5,9 @@
 
 #include "binding/functions.h"
 #include "cpu/feature.h"
-#include "cpu/kernels.h"
-#include "cpu/memory.h"
-#include "cpu/operator.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/runtime/memory.h"
+#include "cpu/sample.h"
 #include "cpu/streamed.h"
 
 namespace py = pybind11;

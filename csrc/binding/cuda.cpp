@@ -86,7 +86,7 @@ class CUDA {
       if (regime == Regime::feature && x.dtype != inputs.features[0].dtype) {
         refuse("the regime feature takes inputs of one type");
       }
-      if (regime == Regime::feature && x.features > kMost) refuse("more features than 32 bits count");
+      if (regime == Regime::feature && x.dim > kMost) refuse("more features than 32 bits count");
       if (regime == Regime::streamed && (x.dtype == DType::float64) != inputs.is_double()) {
         refuse("the regime streamed takes float64 with float64 only");
       }

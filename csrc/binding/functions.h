@@ -46,7 +46,7 @@ pybind11::object combine(const Tensor& matrix, const Tensor& x) {
   check_device(x, device, "x");
   check_device(matrix, device, "matrix");
   const Batch batch = batch_of(x, "x");
-  const int64_t outputs = outputs_of(matrix, batch), dim = batch.features.features;
+  const int64_t outputs = outputs_of(matrix, batch), dim = batch.features.dim;
   const DType dtype = batch.features.dtype;
   Backend backend(x, {{batch.features}, batch.shape});
   return with_compute_type(dtype == DType::float64, [&](auto c) {
@@ -89,7 +89,7 @@ std::vector<Features> new_gradients(Backend& backend, const std::vector<Tensor>&
       continue;
     }
     const DType dtype = inputs.features[k].dtype;
-    const int64_t n = inputs.shape.samples, dim = inputs.features[k].features;
+    const int64_t n = inputs.shape.samples, dim = inputs.features[k].dim;
     const NewTensor gradient = backend.new_tensor(dtype, sizes_like(tensors[k], {n, dim}));
     gradients.push_back({gradient.data, dtype, dim, product(n, dim, 1), dim});
     list.append(gradient.object);

@@ -3,8 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "binding/functions.h"
-#include "cpu/kernels.h"
-#include "cpu/memory.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/runtime/memory.h"
 
 namespace py = pybind11;
 

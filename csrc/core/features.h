@@ -11,7 +11,7 @@ namespace icsd {
 struct Features {
   void* data;
   DType dtype;
-  std::int64_t features, group_stride, sample_stride;
+  std::int64_t dim, group_stride, sample_stride;
 };
 
 struct Shape {
@@ -20,8 +20,8 @@ struct Shape {
 
 // Elements from the first to the last, inclusive.
 inline std::int64_t extent(const Features& x, Shape shape) {
-  if (!shape.groups || !shape.samples || !x.features) return 0;
-  return (shape.groups - 1) * x.group_stride + (shape.samples - 1) * x.sample_stride + x.features;
+  if (!shape.groups || !shape.samples || !x.dim) return 0;
+  return (shape.groups - 1) * x.group_stride + (shape.samples - 1) * x.sample_stride + x.dim;
 }
 
 }  // namespace icsd

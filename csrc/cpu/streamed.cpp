@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/kernels.h"
-#include "cpu/threads.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/runtime/threads.h"
 
 namespace icsd::cpu {
 namespace {
@@ -12,20 +12,19 @@ using std::int64_t;
 
 // One stage of a group, its samples of norm 1 (or as they are, for a loss of products) in panels.
 template <class C>
-class Stage {
+class PackedInput {
  public:
   // With panels by feature too if its gradient is wanted.
-  Stage(const Features& x, int64_t group, int64_t samples, bool wanted)
+  PackedInput(const Features& x, int64_t group, int64_t samples, bool wanted)
       : x_(x),
         group_(group),
         samples_(samples),
         squares_(samples),
         inverse_norms_(samples),
-        by_sample_(blocks_of(samples, tiles().panel) * tiles().panel * x.features),
-        by_feature_(wanted ? samples * padded_features() : 0) {}
+        by_sample_(blocks_of(samples, products().panel) * products().panel * x.dim),
+        by_feature_(wanted ? samples * padded_dim() : 0) {}
 
-  int64_t padded_features() const { return blocks_of(x_.features, tiles().panel) * tiles().panel; }
-  const Features& features() const { return x_; }
+  int64_t padded_dim() const { return blocks_of(x_.dim, products().panel) * products().panel; }
   const C* squares() const { return squares_.data(); }
 
   // Of a block of samples; their squared norms are taken from `squares`, of all samples, unless it is null.
@@ -36,40 +35,40 @@ class Stage {
     if (squares) {
       std::copy_n(squares + first, count, squares_.data() + first);
     } else {
-      tiles().squares[dtype](x, x_.sample_stride, count, x_.features, squares_.data() + first);
+      products().squares[dtype](x, x_.sample_stride, count, x_.dim, squares_.data() + first);
     }
     for (int64_t i = first; i < first + count; ++i) inverse_norms_[i] = normalize ? inverse_norm(squares_[i], eps) : 1;
-    tiles().by_sample[dtype](x, x_.sample_stride, count, x_.features, inverse_norms_.data() + first,
-                             by_sample_.data() + first * x_.features, tiles().panel * x_.features);
+    products().by_sample[dtype](x, x_.sample_stride, count, x_.dim, inverse_norms_.data() + first,
+                             by_sample_.data() + first * x_.dim, products().panel * x_.dim);
     if (by_feature_.data()) {
-      tiles().by_feature[dtype](x, x_.sample_stride, count, x_.features, inverse_norms_.data() + first,
-                                by_feature_.data() + first * tiles().panel, tiles().panel * samples_);
+      products().by_feature[dtype](x, x_.sample_stride, count, x_.dim, inverse_norms_.data() + first,
+                                by_feature_.data() + first * products().panel, products().panel * samples_);
     }
   }
 
   // The block (row, column) of X̂ X̂ᵀ.
   void multiply(int64_t row, int64_t column, C* block) const {
-    const Panels<C> panels{by_sample_.data(), tiles().panel, tiles().panel, tiles().panel * x_.features};
-    tiles().multiply(panels.from(0, row * kBlock), panels.from(0, column * kBlock),
-                     std::min(kBlock, samples_ - row * kBlock), std::min(kBlock, samples_ - column * kBlock), x_.features,
+    const Panels<C> panels{by_sample_.data(), products().panel, products().panel, products().panel * x_.dim};
+    products().multiply(panels.from(0, row * kBlock), panels.from(0, column * kBlock),
+                     std::min(kBlock, samples_ - row * kBlock), std::min(kBlock, samples_ - column * kBlock), x_.dim,
                      block, kBlock, false);
   }
 
   // sums += the transpose of `matrix`, (samples of the block) x (outputs), times the block's samples.
   void combine(const C* matrix, int64_t outputs, int64_t block, C* sums) const {
-    const Panels<C> panels{by_feature_.data(), tiles().panel, tiles().panel, tiles().panel * samples_};
-    tiles().multiply({matrix, kBlock, kBlock, 0}, panels.from(block * kBlock, 0), outputs, x_.features,
-                     std::min(kBlock, samples_ - block * kBlock), sums, padded_features(), true);
+    const Panels<C> panels{by_feature_.data(), products().panel, products().panel, products().panel * samples_};
+    products().multiply({matrix, kBlock, kBlock, 0}, panels.from(block * kBlock, 0), outputs, x_.dim,
+                     std::min(kBlock, samples_ - block * kBlock), sums, padded_dim(), true);
   }
 
   // The gradient of sample i from that of its panels' row.
   void finish(int64_t i, const C* gradient, bool normalized, double eps, C factor, const Features& out) const {
-    tiles().finish[static_cast<int>(x_.dtype)](gradient, at(x_, group_, i, 0), x_.features, inverse_norms_[i],
+    products().finish[static_cast<int>(x_.dtype)](gradient, at(x_, group_, i, 0), x_.dim, inverse_norms_[i],
                                                normalized && !is_clamped(squares_[i], eps), factor, at(out, group_, i, 0));
   }
 
  private:
-  static const TileKernels<C>& tiles() { return kernels().template tiles<C>(); }
+  static const ProductKernels<C>& products() { return kernels().template products<C>(); }
 
   Features x_;
   int64_t group_, samples_;
@@ -77,18 +76,18 @@ class Stage {
   Buffer<C> by_sample_, by_feature_;
 };
 
-// The symmetric matrix of blocks, a square of `side` x `side` of them at a time. The threads of a parallel region share
+// The symmetric matrix of blocks, a square of `window` x `window` of them at a time. The threads of a parallel region share
 // first `make(row, column, slot)` of every block of the lower triangle; then, for every block of samples, in the order of
 // the other block, `take(samples, other, slot, transposed)` of the block (samples, other), or of (other, samples)
-// transposed. What a block of samples takes, and in which order, depends neither on `side` nor on the threads.
+// transposed. What a block of samples takes, and in which order, depends neither on `window` nor on the threads.
 template <class Make, class Take>
-void walk(Member member, Loops& loops, int64_t blocks, int64_t side, const Make& make, const Take& take) {
-  for (int64_t top = 0; top < blocks; top += side) {
-    for (int64_t left = 0; left <= top; left += side) {
-      const int64_t bottom = std::min(top + side, blocks), right = std::min(left + side, blocks);
-      const auto slot = [&](int64_t row, int64_t column) { return (row - top) * side + (column - left); };
-      loops.each(member, (bottom - top) * side, [&](int64_t item) {
-        const int64_t row = top + item / side, column = left + item % side;
+void walk(Member member, Loops& loops, int64_t blocks, int64_t window, const Make& make, const Take& take) {
+  for (int64_t top = 0; top < blocks; top += window) {
+    for (int64_t left = 0; left <= top; left += window) {
+      const int64_t bottom = std::min(top + window, blocks), right = std::min(left + window, blocks);
+      const auto slot = [&](int64_t row, int64_t column) { return (row - top) * window + (column - left); };
+      loops.each(member, (bottom - top) * window, [&](int64_t item) {
+        const int64_t row = top + item / window, column = left + item % window;
         if (column <= row) make(row, column, item);
       });
       const int64_t apart = left < top ? right - left : 0;
@@ -109,9 +108,9 @@ void walk(Member member, Loops& loops, int64_t blocks, int64_t side, const Make&
   }
 }
 
-constexpr int64_t kLeastSide = 6, kMostSide = 16;
-int64_t side_for(int64_t blocks, int threads) {
-  return std::min(blocks, std::clamp<int64_t>(threads, kLeastSide, kMostSide));
+constexpr int64_t kLeastWindow = 6, kMostWindow = 16;
+int64_t window_for(int64_t blocks, int threads) {
+  return std::min(blocks, std::clamp<int64_t>(threads, kLeastWindow, kMostWindow));
 }
 
 // What both passes have in common: the stages of a group, and a thread's blocks of the matrices.
@@ -126,11 +125,11 @@ class Group {
         rows_(kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
         samples_(shape.samples),
         blocks_(blocks_of(shape.samples, kBlock)),
-        side_(side_for(blocks_, threads)),
+        window_(window_for(blocks_, threads)),
         students_(static_cast<int64_t>(stages.size()) - 1),
         loops_(threads),
         ones_(kBlock, 1),
-        scratch_(threads * kScratch * kBlock * kBlock) {
+        workspace_(threads * kBuffers * kBlock * kBlock) {
     for (std::size_t k = 0; k < stages.size(); ++k) {
       stages_.emplace_back(stages[k], group, samples_, !outs.empty() && outs[k].data);
     }
@@ -138,7 +137,7 @@ class Group {
 
  protected:
   using Row = typename D<C>::template Row<C>;
-  static constexpr int64_t kScratch = 4;
+  static constexpr int64_t kBuffers = 4;
 
   void prepare(Member member, const C* saved) {
     loops_.each(member, blocks_ * (students_ + 1), [&](int64_t item) {
@@ -148,8 +147,8 @@ class Group {
   }
 
   int64_t count(int64_t block) const { return std::min(kBlock, samples_ - block * kBlock); }
-  C* scratch(Member member, int index) {
-    return scratch_.data() + (member.thread * kScratch + index) * kBlock * kBlock;
+  C* workspace(Member member, int index) {
+    return workspace_.data() + (member.thread * kBuffers + index) * kBlock * kBlock;
   }
   SimilarityRow<C> row(const C* block, int64_t i) const { return {block + i * kBlock, ones_.data(), 1}; }
 
@@ -157,11 +156,11 @@ class Group {
   LossArguments<C> arguments_;
   D<C> loss_;
   const RowKernels<C>& rows_;
-  int64_t samples_, blocks_, side_, students_;
+  int64_t samples_, blocks_, window_, students_;
   Loops loops_;
   std::vector<C> ones_;
-  Buffer<C> scratch_;
-  std::vector<Stage<C>> stages_;
+  Buffer<C> workspace_;
+  std::vector<PackedInput<C>> stages_;
 };
 
 template <class C, template <class> class D>
@@ -170,13 +169,13 @@ class Forward : Group<C, D> {
   Forward(const std::vector<Features>& stages, int64_t group, Shape shape, const Spec& spec, int threads)
       : Group<C, D>(stages, {}, group, shape, spec, threads),
         whole_(students_ * samples_),
-        parts_(side_ * side_ * 2 * students_ * kBlock) {}
+        parts_(window_ * window_ * 2 * students_ * kBlock) {}
 
   void run(Member member) {
     this->prepare(member, nullptr);
     walk(
-        member, this->loops_, blocks_, side_,
-        [&](int64_t row, int64_t column, int64_t slot) { measure(member, row, column, slot); },
+        member, this->loops_, blocks_, window_,
+        [&](int64_t row, int64_t column, int64_t slot) { forward_block(member, row, column, slot); },
         [&](int64_t samples, int64_t, int64_t slot, bool transposed) {
           for (int64_t student = 0; student < students_; ++student) {
             const Row* part = parts(slot, transposed, student);
@@ -197,7 +196,7 @@ class Forward : Group<C, D> {
   }
 
   void save(C* saved) const {
-    for (const Stage<C>& stage : stages_) saved = std::copy_n(stage.squares(), samples_, saved);
+    for (const PackedInput<C>& stage : stages_) saved = std::copy_n(stage.squares(), samples_, saved);
     std::fill_n(saved, students_ * kMaxStatistics * samples_, C(0));
     for (int64_t item = 0; item < students_ * samples_; ++item) {
       C numbers[kMaxStatistics];
@@ -210,31 +209,31 @@ class Forward : Group<C, D> {
  private:
   using Base = Group<C, D>;
   using typename Base::Row;
-  using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+  using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::window_, Base::stages_, Base::students_;
 
   Row* parts(int64_t slot, bool transposed, int64_t student) {
     return parts_.data() + ((slot * 2 + transposed) * students_ + student) * kBlock;
   }
 
-  void measure(Member member, int64_t row, int64_t column, int64_t slot) {
-    C *t = this->scratch(member, 0), *s = this->scratch(member, 1);
-    C *t_transposed = this->scratch(member, 2), *s_transposed = this->scratch(member, 3);
-    const auto transpose = kernels().template tiles<C>().transpose;
+  void forward_block(Member member, int64_t row, int64_t column, int64_t slot) {
+    C *t = this->workspace(member, 0), *s = this->workspace(member, 1);
+    C *t_transposed = this->workspace(member, 2), *s_transposed = this->workspace(member, 3);
+    const auto transpose = kernels().template products<C>().transpose;
     stages_[students_].multiply(row, column, t);
     if (row != column) transpose(t, t_transposed);
     for (int64_t student = 0; student < students_; ++student) {
       stages_[student].multiply(row, column, s);
-      measure_rows(s, t, row, column, parts(slot, false, student));
+      forward_rows(s, t, row, column, parts(slot, false, student));
       if (row == column) continue;
       transpose(s, s_transposed);
-      measure_rows(s_transposed, t_transposed, column, row, parts(slot, true, student));
+      forward_rows(s_transposed, t_transposed, column, row, parts(slot, true, student));
     }
   }
 
-  void measure_rows(const C* s, const C* t, int64_t row, int64_t column, Row* part) {
+  void forward_rows(const C* s, const C* t, int64_t row, int64_t column, Row* part) {
     for (int64_t i = 0; i < this->count(row); ++i) {
       const auto add = [&](int64_t begin, int64_t end) {
-        this->rows_.measure(this->arguments_, this->row(s, i), this->row(t, i), begin, end, part + i);
+        this->rows_.forward(this->arguments_, this->row(s, i), this->row(t, i), begin, end, part + i);
       };
       part[i] = Row{};
       if (row == column && !loss_.diagonal) {
@@ -257,8 +256,8 @@ class Backward : Group<C, D> {
       : Group<C, D>(stages, outs, group, shape, spec, threads), outs_(outs), saved_(saved), grad_(grad) {
     for (std::size_t k = 0; k < stages.size(); ++k) {
       const bool wanted = outs[k].data;
-      derivatives_.emplace_back(wanted ? side_ * side_ * 2 * kBlock * kBlock : 0);
-      gradients_.emplace_back(wanted ? blocks_ * kBlock * stages_[k].padded_features() : 0);
+      derivatives_.emplace_back(wanted ? window_ * window_ * 2 * kBlock * kBlock : 0);
+      gradients_.emplace_back(wanted ? blocks_ * kBlock * stages_[k].padded_dim() : 0);
     }
   }
 
@@ -266,23 +265,23 @@ class Backward : Group<C, D> {
     this->prepare(member, saved_);
     this->loops_.each(member, blocks_, [&](int64_t block) {
       for_wanted([&](int64_t k) {
-        const int64_t elements = kBlock * stages_[k].padded_features();
+        const int64_t elements = kBlock * stages_[k].padded_dim();
         std::fill_n(gradients_[k].data() + block * elements, elements, C(0));
       });
     });
     walk(
-        member, this->loops_, blocks_, side_,
-        [&](int64_t row, int64_t column, int64_t slot) { differentiate(member, row, column, slot); },
+        member, this->loops_, blocks_, window_,
+        [&](int64_t row, int64_t column, int64_t slot) { backward_block(member, row, column, slot); },
         [&](int64_t samples, int64_t other, int64_t slot, bool transposed) {
           for_wanted([&](int64_t k) {
             stages_[k].combine(derivative(k, slot, !transposed), this->count(samples), other,
-                               gradients_[k].data() + samples * kBlock * stages_[k].padded_features());
+                               gradients_[k].data() + samples * kBlock * stages_[k].padded_dim());
           });
         });
     this->loops_.each(member, blocks_, [&](int64_t block) {
       for_wanted([&](int64_t k) {
         for (int64_t i = block * kBlock; i < block * kBlock + this->count(block); ++i) {
-          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_features(), loss_.similarities,
+          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_dim(), loss_.similarities,
                             spec_.eps, grad_, outs_[k]);
         }
       });
@@ -291,7 +290,7 @@ class Backward : Group<C, D> {
 
  private:
   using Base = Group<C, D>;
-  using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::side_, Base::stages_, Base::students_;
+  using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::window_, Base::stages_, Base::students_;
 
   template <class Call>
   void for_wanted(const Call& call) {
@@ -304,8 +303,8 @@ class Backward : Group<C, D> {
     return derivatives_[stage].data() + (slot * 2 + transposed) * kBlock * kBlock;
   }
 
-  void differentiate(Member member, int64_t row, int64_t column, int64_t slot) {
-    C *t = this->scratch(member, 0), *s = this->scratch(member, 1);
+  void backward_block(Member member, int64_t row, int64_t column, int64_t slot) {
+    C *t = this->workspace(member, 0), *s = this->workspace(member, 1);
     const bool teacher = outs_[students_].data;
     stages_[students_].multiply(row, column, t);
     for_wanted([&](int64_t k) { std::fill_n(derivative(k, slot, false), kBlock * kBlock, C(0)); });
@@ -320,11 +319,11 @@ class Backward : Group<C, D> {
       if (row == column && !loss_.diagonal) {
         for (int64_t i = 0; i < kBlock; ++i) g[i * kBlock + i] = 0;
       }
-      kernels().template tiles<C>().transpose(g, derivative(k, slot, true));
+      kernels().template products<C>().transpose(g, derivative(k, slot, true));
     });
   }
 
-  void add_derivative(typename RowKernels<C>::Differentiate add, const C* s, const C* t, int64_t row, int64_t column,
+  void add_derivative(typename RowKernels<C>::Backward add, const C* s, const C* t, int64_t row, int64_t column,
                       int64_t student, C* g) {
     const C* statistics = saved_ + (students_ + 1 + student * kMaxStatistics) * samples_;
     for (int64_t i = 0; i < this->count(row); ++i) {
@@ -338,14 +337,14 @@ class Backward : Group<C, D> {
   const std::vector<Features>& outs_;
   const C* saved_;
   C grad_;
-  std::vector<Buffer<C>> derivatives_;  // (side, side, 2, kBlock, kBlock), each block and its transpose
+  std::vector<Buffer<C>> derivatives_;  // (window, window, 2, kBlock, kBlock), each block and its transpose
   std::vector<Buffer<C>> gradients_;    // with respect to the panels, (samples, padded features)
 };
 
 int64_t work_of(const std::vector<Features>& stages, Shape shape) {
-  int64_t features = 0;
-  for (const Features& stage : stages) features += stage.features;
-  return shape.samples * shape.samples * features;
+  int64_t dim = 0;
+  for (const Features& stage : stages) dim += stage.dim;
+  return shape.samples * shape.samples * dim;
 }
 
 }  // namespace
@@ -358,7 +357,7 @@ void distill_streamed(const std::vector<Features>& stages, Shape shape, const Sp
       Forward<C, decltype(tag)::template Of> pass(stages, group, shape, spec, threads);
       in_parallel(threads, [&](Member member) { pass.run(member); });
       loss[group] = pass.loss();
-      if (saved) pass.save(saved + group * streamed_numbers(stages.size(), shape.samples));
+      if (saved) pass.save(saved + group * streamed_elements(stages.size(), shape.samples));
     }
   });
 }
@@ -369,7 +368,7 @@ void distill_streamed_backward(const C* grad, const C* saved, const std::vector<
   const int threads = threads_for(work_of(stages, shape));
   with_loss(spec.loss, [&](auto tag) {
     for (int64_t group = 0; group < shape.groups; ++group) {
-      const C* of_group = saved + group * streamed_numbers(stages.size(), shape.samples);
+      const C* of_group = saved + group * streamed_elements(stages.size(), shape.samples);
       Backward<C, decltype(tag)::template Of> pass(stages, outs, group, shape, spec, of_group, grad[group], threads);
       in_parallel(threads, [&](Member member) { pass.run(member); });
     }

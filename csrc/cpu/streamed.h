@@ -3,17 +3,17 @@
 
 #include <vector>
 
-#include "cpu/operator.h"
+#include "cpu/sample.h"
 
 namespace icsd::cpu {
 
 // Numbers that the backward pass needs of a group: the squared norms of all stages' samples (stages, N), then of every
 // student kMaxStatistics numbers of its rows (students, kMaxStatistics, N), zeros where a loss has fewer.
-inline std::int64_t streamed_numbers(std::int64_t stages, std::int64_t samples) {
+inline std::int64_t streamed_elements(std::int64_t stages, std::int64_t samples) {
   return samples * (stages + kMaxStatistics * (stages - 1));
 }
 
-// As `distill`; `saved` (groups, streamed_numbers) or null.
+// As `distill`; `saved` (groups, streamed_elements) or null.
 template <class C>
 void distill_streamed(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved);
 

@@ -10,17 +10,17 @@ namespace {
 
 CovarianceMatrices matrices_of(const std::vector<Features>& stages) {
   CovarianceMatrices matrices{};
-  for (const Moment& moment : moments_of(stages)) {
-    matrices.of[matrices.count++] = {static_cast<int>(moment.left),
-                                     static_cast<int>(moment.right),
-                                     static_cast<int>(moment.rows),
-                                     static_cast<int>(moment.columns),
+  for (const Covariance& covariance : covariances_of(stages)) {
+    matrices.of[matrices.count++] = {static_cast<int>(covariance.left),
+                                     static_cast<int>(covariance.right),
+                                     static_cast<int>(covariance.rows),
+                                     static_cast<int>(covariance.columns),
                                      matrices.tiles,
-                                     moment.offset};
-    const std::int64_t rows = divide_up(moment.rows, kTileColumns), columns = divide_up(moment.columns, kTileColumns);
-    matrices.tiles += static_cast<int>(moment.left == moment.right ? rows * (rows + 1) / 2 : rows * columns);
+                                     covariance.offset};
+    const std::int64_t rows = divide_up(covariance.rows, kTileColumns), columns = divide_up(covariance.columns, kTileColumns);
+    matrices.tiles += static_cast<int>(covariance.left == covariance.right ? rows * (rows + 1) / 2 : rows * columns);
   }
-  matrices.elements = feature_moments(stages);
+  matrices.elements = covariance_elements(stages);
   return matrices;
 }
 
@@ -30,7 +30,7 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 struct Plan {
   CovarianceMatrices matrices;
   std::int64_t share, splits;  // samples of a split; none if there are no samples
-  std::size_t inverse_norms, partials, squares, close_squares, moments, bytes = 0;
+  std::size_t inverse_norms, partials, squares, close_squares, covariances, bytes = 0;
 
   Plan(const std::vector<Features>& stages, Shape shape, bool save) : matrices(matrices_of(stages)) {
     // As many blocks as fill the chip twice, but none of fewer samples than are summed without a pause.
@@ -43,7 +43,7 @@ struct Plan {
     partials = take(splits * numbers);
     squares = take(parts);
     close_squares = take(parts);
-    moments = take(save ? 0 : numbers);
+    covariances = take(save ? 0 : numbers);
   }
 
  private:
@@ -57,7 +57,7 @@ struct Plan {
 template <class T>
 void describe(const std::vector<Features>& stages, FeatureStage<T>* to) {
   for (const Features& x : stages) {
-    *to++ = {static_cast<const T*>(x.data), x.group_stride, x.sample_stride, static_cast<int>(x.features),
+    *to++ = {static_cast<const T*>(x.data), x.group_stride, x.sample_stride, static_cast<int>(x.dim),
              copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T))};
   }
 }
@@ -71,9 +71,9 @@ void launch_tiles(Kernel* kernel, std::int64_t grid, int threads, std::size_t sh
   launch(kernel, blocks(grid), threads, shared, stream, arguments);
 }
 
-// The moments from products of type C, where `arguments` say.
+// The covariances from products of type C, where `arguments` say.
 template <class T, class C>
-void launch_covariance(CovarianceArguments<T> arguments, double* squares, double* moments, cudaStream_t stream) {
+void launch_covariance(CovarianceArguments<T> arguments, double* squares, double* covariances, cudaStream_t stream) {
   const std::int64_t grid = arguments.groups * arguments.splits * arguments.matrices.tiles;
   const auto run = [&](auto kernel, auto tile) {
     using Tile = decltype(tile);
@@ -86,13 +86,13 @@ void launch_covariance(CovarianceArguments<T> arguments, double* squares, double
   }
   if (!tensor_cores) run(covariance_fma<T, C>, FmaTile<C, false>{});
   const CovarianceSums<C> sums{arguments.matrices, static_cast<const C*>(arguments.partials), arguments.splits, arguments.squares,
-                           squares, moments};
+                           squares, covariances};
   launch(sum_covariances<C>, blocks(arguments.groups * arguments.matrices.count * kSquareSplits), kRowThreads, 0, stream, sums);
 }
 
 std::int64_t widest(const std::vector<Features>& stages) {
   std::int64_t features = 0;
-  for (const Features& stage : stages) features = std::max(features, stage.features);
+  for (const Features& stage : stages) features = std::max(features, stage.dim);
   return features;
 }
 
@@ -139,15 +139,15 @@ std::size_t backward_bytes(const std::vector<Features>& stages, Shape shape) {
 }  // namespace
 
 template <class C>
-void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* moments,
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* covariances,
                      const Context& context) {
   if (shape.groups == 0) return;
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  const Plan plan(stages, shape, moments);
+  const Plan plan(stages, shape, covariances);
   char* const workspace = static_cast<char*>(context.allocate(plan.bytes));
   const auto at = [&](std::size_t offset) { return reinterpret_cast<double*>(workspace + offset); };
   double *const squares = at(plan.squares), *close_squares = nullptr;
-  if (!moments) moments = at(plan.moments);
+  if (!covariances) covariances = at(plan.covariances);
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<Compute<T>, C>) {
@@ -164,11 +164,11 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Spe
       const int count = static_cast<int>(stages.size());
       const std::int64_t rows = count * shape.groups * shape.samples;
       if (rows) launch(compute_inverse_norms<T>, blocks(divide_up(rows, kRowThreads / 32)), kRowThreads, 0, stream, arguments, count);
-      launch_covariance<T, C>(arguments, squares, moments, stream);
+      launch_covariance<T, C>(arguments, squares, covariances, stream);
       if constexpr (!std::is_same_v<C, double>) {
         arguments.squares = squares;
         close_squares = at(plan.close_squares);
-        launch_covariance<T, double>(arguments, close_squares, moments, stream);
+        launch_covariance<T, double>(arguments, close_squares, covariances, stream);
       }
     }
   });
@@ -183,7 +183,7 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Spe
 }
 
 template <class C>
-void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
+void distill_feature_backward(const C* grad, const double* covariances, const std::vector<Features>& stages,
                               const std::vector<Features>& outs, Shape shape, const Spec& spec, const Context& context) {
   if (shape.groups * shape.samples == 0) return;
   const auto stream = static_cast<cudaStream_t>(context.stream);
@@ -195,7 +195,7 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
       FeatureBackwardArguments<T> arguments{};
       describe(stages, arguments.stages);
       for (std::size_t k = 0; k < stages.size(); ++k) {
-        if (!outs[k].data || !outs[k].features) continue;
+        if (!outs[k].data || !outs[k].dim) continue;
         arguments.outs[k] = {static_cast<T*>(outs[k].data), outs[k].group_stride, outs[k].sample_stride};
         arguments.targets[arguments.target_count++] = static_cast<int>(k);
       }
@@ -206,7 +206,7 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
       }
       arguments.samples = static_cast<int>(shape.samples);
       arguments.groups = shape.groups;
-      arguments.covariances = moments;
+      arguments.covariances = covariances;
       arguments.group_scale = grad;
       arguments.eps = spec.eps;
       arguments.workspace = static_cast<unsigned char*>(workspace) + squares_bytes(stages, shape);
@@ -219,7 +219,7 @@ void distill_feature_backward(const C* grad, const double* moments, const std::v
       };
       if constexpr (!std::is_same_v<C, double>) {
         arguments.squares = squares;
-        const CovarianceSums<double> sums{arguments.matrices, moments, 1, nullptr, squares, nullptr};
+        const CovarianceSums<double> sums{arguments.matrices, covariances, 1, nullptr, squares, nullptr};
         launch(sum_covariances<double>, blocks(shape.groups * arguments.matrices.count * kSquareSplits), kRowThreads, 0, stream, sums);
         with_backward_kernel<T, C>(run);
       }

@@ -64,14 +64,14 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
     plan.tile = static_cast<int>(side);
     plan.tiles = static_cast<int>(divide_up(samples, side));
     plans.stages.push_back(plan);
-    tiles += shape.groups * plan.tiles * (plan.tiles + 1) / 2 * divide_up(stage.features, line_of(stage.dtype));
+    tiles += shape.groups * plan.tiles * (plan.tiles + 1) / 2 * divide_up(stage.dim, line_of(stage.dtype));
   }
   // As many blocks as fill the chip twice, but none so short that its part of the partial matrix is more than a fraction of
   // what it reads.
   const std::int64_t filling = divide_up(tiles, 2 * multiprocessors());
   for (std::size_t k = 0; k < stages.size(); ++k) {
     GramPlan& plan = plans.stages[k];
-    const std::int64_t line = line_of(stages[k].dtype), lines = std::max<std::int64_t>(1, divide_up(stages[k].features, line));
+    const std::int64_t line = line_of(stages[k].dtype), lines = std::max<std::int64_t>(1, divide_up(stages[k].dim, line));
     const std::int64_t worthwhile = divide_up(kBytesForEach * plan.tile, kLineBytes);
     const std::int64_t wanted = std::min(lines, std::max<std::int64_t>(filling, worthwhile));
     plan.splits = static_cast<int>(divide_up(lines, wanted));
@@ -101,7 +101,7 @@ void launch_types(const std::vector<Features>& stages, Shape shape, const GramPl
         plan = &plans.stages[k];
         const Features& x = stages[k];
         arguments.stages[arguments.count++] = {static_cast<const T*>(x.data),
-                                               x.features,
+                                               x.dim,
                                                x.group_stride,
                                                x.sample_stride,
                                                static_cast<Compute<T>*>(place(k)),
@@ -134,7 +134,7 @@ void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, std
   GramPlans plans = plan_grams(stages, shape);
   for (std::size_t k = 0; k < stages.size(); ++k) {
     plans.stages[k].splits = 1;
-    plans.stages[k].split_dim = stages[k].features;
+    plans.stages[k].split_dim = stages[k].dim;
   }
   launch_types(
       stages, shape, plans,

@@ -36,12 +36,12 @@ template <class C>
 void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape, const Context& context);
 
-// `mse` in feature space, stages of one type; `moments` is (groups, feature_moments) of core/moments.h, or null.
+// `mse` in feature space, stages of one type; `covariances` is (groups, covariance_elements) of core/covariances.h, or null.
 template <class C>
-void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* moments,
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* covariances,
                      const Context& context);
 template <class C>
-void distill_feature_backward(const C* grad, const double* moments, const std::vector<Features>& stages,
+void distill_feature_backward(const C* grad, const double* covariances, const std::vector<Features>& stages,
                               const std::vector<Features>& outs, Shape shape, const Spec& spec, const Context& context);
 
 // Makes row blocks of the N x N matrices, one after the other, instead of the whole, in as many launches as it takes. Stages

@@ -73,7 +73,7 @@ void for_each_row_block(const std::vector<Features>& stages, Shape shape, const 
         if (!grid) return;
         if constexpr (sizeof(Compute<T>) <= sizeof(C)) {
           launch(compute_norms<T, C>, grid, kNormThreads, 0, stream, arguments, static_cast<const T*>(stages[k].data),
-                 stages[k].features, stages[k].group_stride, stages[k].sample_stride, k,
+                 stages[k].dim, stages[k].group_stride, stages[k].sample_stride, k,
                  static_cast<bool>(loss.similarities), known);
         }
       });

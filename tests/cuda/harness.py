@@ -111,7 +111,7 @@ def build_native(mode: str = "plain", arch: int = 80) -> Path:
     definitions.append(f'-DICSD_CUDA_ARCHITECTURES="{arch}"')
     flags = ["-O1", "-w", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", *definitions]
     binding = [compile_object(source, flags) for source in sorted((ROOT / "csrc" / "binding").glob("*.cpp"))]
-    memory = compile_object(ROOT / "csrc" / "cpu" / "memory.cpp", ["-O1"])
+    memory = compile_object(ROOT / "csrc" / "cpu" / "runtime" / "memory.cpp", ["-O1"])
     # Apart, since the binding has thread-local storage of its own, and that of the kernels is their shared memory.
     kernels = link_library("kernels", sorted((ROOT / "csrc" / "cuda").rglob("*.cu")), mode, arch)
     return link("_native.so", [*binding, memory, kernels], ["-shared", "-Wl,-z,lazy", *LINK_FLAGS[mode]])

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "cpu/feature.h"
-#include "cpu/memory.h"
-#include "cpu/operator.h"
+#include "cpu/runtime/memory.h"
+#include "cpu/sample.h"
 #include "cpu/streamed.h"
 
 namespace {
@@ -93,7 +93,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
       {LossKind::mse, {}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {1}}};
   const std::vector<icsd::Features> stages{student.features, teacher.features}, outs{gradient.features, {}};
   const std::vector<float> grad(shape.groups, 1);
-  std::vector<float> statistics(shape.groups * icsd::cpu::streamed_numbers(2, shape.samples));
+  std::vector<float> statistics(shape.groups * icsd::cpu::streamed_elements(2, shape.samples));
   for (const auto& [kind, parameters] : losses) {
     const Spec spec{kind, parameters, {1}, 1e-8, false, Regime::sample};
     icsd::cpu::distill_sample<float>(stages, shape, spec, loss.data(), slots.data());
@@ -106,10 +106,10 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
     large.data()[i] = 1;
   }
   if (!narrow(student) || !narrow(teacher)) return;
-  std::vector<double> moments(shape.groups * icsd::feature_moments(stages));
+  std::vector<double> covariances(shape.groups * icsd::covariance_elements(stages));
   const Spec mse{LossKind::mse, {}, {1}, 1e-8, false, Regime::feature};
-  icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), moments.data());
-  icsd::cpu::distill_feature_backward<float>(grad.data(), moments.data(), stages, outs, shape, mse);
+  icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), covariances.data());
+  icsd::cpu::distill_feature_backward<float>(grad.data(), covariances.data(), stages, outs, shape, mse);
 }
 
 }  // namespace

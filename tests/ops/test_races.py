@@ -18,7 +18,7 @@ def program(tmp_path_factory):
     compiler = os.environ.get("CXX", "c++").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no compiler {compiler[0]}")
-    sources = [source for source in (ROOT / "csrc" / "cpu").glob("*.cpp") if source.stem != "amx"]  # not portable
+    sources = [source for source in (ROOT / "csrc" / "cpu").rglob("*.cpp") if source.stem != "amx"]  # not portable
     sources.append(Path(__file__).with_name("races.cpp"))
     for source in sources:
         subprocess.run([*compiler, *FLAGS, "-fopenmp", "-c", str(source)], cwd=folder, check=True)

@@ -13,7 +13,7 @@ namespace {
 // multiprocessors must have blocks.
 int tiles_per_block(const std::vector<Product>& products, Shape shape, std::int64_t output_tiles) {
   std::int64_t tiles = 0;
-  for (const Product& p : products) tiles += shape.groups * output_tiles * divide_up(p.x.features, kTileFeatures);
+  for (const Product& p : products) tiles += shape.groups * output_tiles * divide_up(p.x.dim, kTileFeatures);
   return static_cast<int>(std::clamp<std::int64_t>(tiles / (2 * multiprocessors()), 1, 64));
 }
 
@@ -48,7 +48,7 @@ void launch_combine(const std::vector<Product>& products, Shape shape, std::int6
         const int out_bytes = copy_bytes(p.out.data, p.out.group_stride, p.out.sample_stride, sizeof(T));
         arguments.stages[arguments.count++] = {static_cast<const T*>(p.x.data),
                                                static_cast<T*>(p.out.data),
-                                               p.x.features,
+                                               p.x.dim,
                                                p.x.group_stride,
                                                p.x.sample_stride,
                                                p.out.group_stride,
@@ -60,7 +60,7 @@ void launch_combine(const std::vector<Product>& products, Shape shape, std::int6
                                                blocks(grid),
                                                copy_bytes(p.x.data, p.x.group_stride, p.x.sample_stride, sizeof(T)),
                                                out_bytes == 16};
-        grid += shape.groups * divide_up(outputs, tile_outputs) * divide_up(p.x.features, tile_features);
+        grid += shape.groups * divide_up(outputs, tile_outputs) * divide_up(p.x.dim, tile_features);
       }
       if (!grid) return;
       if constexpr (!std::is_same_v<T, double>) {

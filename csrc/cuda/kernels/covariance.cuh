@@ -1,4 +1,4 @@
-// The loss `mse` in feature space (core/moments.h): `compute_inverse_norms` of all samples, `covariance_tensor` or
+// The loss `mse` in feature space (core/covariances.h): `compute_inverse_norms` of all samples, `covariance_tensor` or
 // `covariance_fma` with one block for each split of the samples and each tile of the matrices, `sum_covariances` over the
 // splits, and `feature_loss`. Where the terms of the loss cancel, matrices and sums are computed again from products in
 // float64. Only the device knows where, so these kernels are always launched and return at once if nothing cancels.
@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "core/moments.h"
+#include "core/covariance.h"
 #include "cuda/runtime/launch.cuh"
 #include "cuda/kernels/norms.cuh"
 #include "cuda/operator.h"

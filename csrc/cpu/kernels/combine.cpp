@@ -1,163 +1,30 @@
-// Compiled once for each instruction set, with ICSD_ISA its namespace.
-//
-// Both passes copy a panel of features, converted to what is multiplied and padded to whole vectors, next to each other
-// into the cache before they use it many times: rows a power of two apart would evict each other, and half types convert
-// once.
-#include "cpu/kernels.h"
-
+// The kernels of combine.h: outputs of a small matrix times some features. Compiled once for each instruction set, with
+// ICSD_ISA its namespace.
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/narrow.h"
-#include "cpu/panel.h"
-#include "cpu/simd.h"
-
-#define ICSD_STRING_(x) #x
-#define ICSD_STRING(x) ICSD_STRING_(x)
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/narrow.h"
+#include "cpu/kernels/panel.h"
+#include "cpu/runtime/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
 namespace {
 
 using std::int64_t;
 
-// Register tiles: Gram kTile x kTile sums; combine up to kOutputs outputs x kColumns vectors.
+// A register tile has up to kOutputs outputs x kColumns vectors.
 #if defined(__AVX512F__)
-constexpr int kTile = 4, kOutputs = 6, kColumns = 4;
+constexpr int kOutputs = 6, kColumns = 4;
 #elif defined(__AVX2__)
-constexpr int kTile = 3, kOutputs = 6, kColumns = 2;
+constexpr int kOutputs = 6, kColumns = 2;
 #else
-constexpr int kTile = 3, kOutputs = 4, kColumns = 2;
+constexpr int kOutputs = 4, kColumns = 2;
 #endif
 
-constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel of `gram`
-constexpr int64_t kInPlaceSamples = 16;  // so few rows are not read often enough for a panel to pay
 // Results above so many bytes go past the cache, which saves reading their lines, where few samples leave the processor
 // waiting for memory; otherwise the lines are fetched in the shadow of the multiplications.
 constexpr int64_t kStreamBytes = int64_t{16} << 20, kStreamSamples = 16;
-
-// `width` elements as P, then zeros up to a whole vector.
-template <class T, class P>
-void copy_row(const T* from, int64_t width, P* to) {
-  constexpr int kStep = kLanes<P>;
-  int64_t k = 0;
-  for (; k + kStep <= width; k += kStep) store(to + k, load_as<P>(from + k));
-  if (k < width) store(to + k, load_partial<P>(from + k, width - k));
-}
-
-// A panel's rows, `stride` elements apart.
-template <class P>
-struct Rows {
-  P* data;
-  int64_t stride;
-
-  Rows from(int64_t row) const { return {data + row * stride, stride}; }
-};
-
-// The products of I rows of `a` and J rows of `b`, whole vectors of them, as far apart as each other: gram[r][c] += <a_r, b_c>.
-// With kFill, the rows of `a` are read from `source` and left in the panel for the tiles to come, in the shadow of the
-// multiplications. With kDiagonal, `b` is `a`, and one triangle is enough.
-template <class T, int I, int J, bool kFill, bool kDiagonal>
-void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, Prefetch& next, double* gram,
-               int64_t gram_stride) {
-  using C = Compute<T>;
-  using P = Operand<T>;
-  constexpr int kStep = kLanes<P>;
-  Prefetch ahead = next;  // in registers
-  Vector<C> sums[I * J];
-#pragma GCC unroll 32
-  for (int i = 0; i < I * J; ++i) sums[i] = Vector<C>{};  // in registers too
-  const P* const end = a.data + width;
-  do {
-    // Three pointers and their strides fit into the registers that are left, a pointer for each row does not.
-    asm("" : "+r"(a.data), "+r"(b.data), "+r"(source.data));
-    Vector<P> left[I];
-    for (int r = 0; r < I; ++r) {
-      if constexpr (kFill) {
-        left[r] = load_as<P>(source.data + r * source.stride);
-        store(a.data + r * a.stride, left[r]);
-      } else {
-        left[r] = load_as<P>(a.data + r * a.stride);
-      }
-    }
-    for (int c = 0; c < J; ++c) {
-      const Vector<P> right = kDiagonal ? left[c] : load_as<P>(b.data + c * a.stride);
-      for (int r = kDiagonal ? c : 0; r < I; ++r) sums[r * J + c] = multiply_add(left[r], right, sums[r * J + c]);
-    }
-    ahead.step();
-    a.data += kStep;
-    b.data += kStep;
-    source.data += kStep;
-  } while (a.data < end);
-  next = ahead;
-  C totals[I * J];
-  sum_each(sums, totals);
-  for (int r = 0; r < I; ++r) {
-    for (int c = 0; c < J; ++c) gram[r * gram_stride + c] += totals[r * J + c];
-  }
-}
-
-template <class T>
-using GramTile = void (*)(Rows<Operand<T>>, Rows<Operand<T>>, Rows<const T>, int64_t, Prefetch&, double*, int64_t);
-
-// gram_tile for each number of rows and columns that an edge can leave.
-template <class T, bool kFill, int I = kTile, int J = kTile>
-GramTile<T> gram_tile_of(int64_t rows, int64_t columns, bool diagonal) {
-  if (rows < I) {
-    if constexpr (I > 1) return gram_tile_of<T, kFill, I - 1, J>(rows, columns, diagonal);
-  }
-  if (columns < J) {
-    if constexpr (J > 1) return gram_tile_of<T, kFill, I, J - 1>(rows, columns, diagonal);
-  }
-  if constexpr (I == J) {
-    if (diagonal) return gram_tile<T, I, J, kFill, true>;
-  }
-  return gram_tile<T, I, J, kFill, false>;
-}
-
-template <class T>
-void gram(const void* data, int64_t stride, int64_t features, GramBlock block, double* out, int64_t out_stride) {
-  using P = Operand<T>;
-  constexpr int kStep = kLanes<P>;
-  const int64_t rows = block.row_end - block.row_begin, columns = block.column_end - block.column_begin;
-  const bool on_diagonal = block.row_begin == block.column_begin;
-  const int64_t samples = on_diagonal ? rows : rows + columns;
-  const int64_t width =
-      std::min(panel_width(samples, sizeof(P), kStep, kLeastBytes / sizeof(P), kMostBytes / sizeof(P)),
-               round_up(features, kStep));
-  const int64_t panel_stride = width + kStep;  // not a power of two
-  const Rows<P> panel_rows{panel<P>(0, samples * panel_stride), panel_stride};
-  const T* x = static_cast<const T*>(data);
-
-  const int64_t tiles = (rows + kTile - 1) / kTile * ((columns + kTile - 1) / kTile);
-  for (int64_t k = 0; k < features; k += width) {
-    const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
-    const auto fill = [&](Rows<P> to, int64_t first, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) copy_row(x + (first + i) * stride + k, take, to.from(i).data);
-    };
-    const bool whole = take % kStep == 0;
-    Rows<P> a = panel_rows, b = a;
-    bool in_place = false;
-    if constexpr (std::is_same_v<P, T>) {
-      in_place = on_diagonal && whole && rows <= kInPlaceSamples;
-      if (in_place) a = b = {const_cast<T*>(x) + block.row_begin * stride + k, stride};
-    }
-    if (!on_diagonal) fill(b = a.from(rows), block.column_begin, columns);
-    if (!whole) fill(a, block.row_begin, rows);
-    Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), rows, next * sizeof(T),
-                   (on_diagonal ? (tiles + 1) / 2 : tiles) * (width / kStep));
-    for (int64_t i = 0; i < rows; i += kTile) {
-      const Rows<const T> source{x + (block.row_begin + i) * stride + k, stride};
-      const int64_t last = on_diagonal ? i : (columns - 1) / kTile * kTile;
-      for (int64_t j = last; j >= 0; j -= kTile) {  // the tile on the diagonal first: it has fewest products, and fills
-        const int64_t height = std::min<int64_t>(kTile, rows - i), breadth = std::min<int64_t>(kTile, columns - j);
-        const bool filling = whole && !in_place && j == last, diagonal = on_diagonal && j == i;
-        const auto tile = filling ? gram_tile_of<T, true>(height, breadth, diagonal)
-                                  : gram_tile_of<T, false>(height, breadth, diagonal);
-        tile(a.from(i), b.from(j), source, round_up(take, kStep), ahead, out + i * out_stride + j, out_stride);
-      }
-    }
-  }
-}
 
 // Outputs are shared out evenly over blocks of at most kOutputs, so that no block is nearly empty.
 int64_t blocks_of(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
@@ -248,11 +115,11 @@ CombineTile<T> combine_tile_of(int64_t outputs) {
 
 // Whether every row begins on a whole vector, so that results may go past the cache.
 template <class T>
-bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t features) {
+bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t dim) {
   if constexpr (kStreams<T>) {
     return reinterpret_cast<std::uintptr_t>(out) % ICSD_VECTOR_BYTES == 0 &&
            out_stride * static_cast<int64_t>(sizeof(T)) % ICSD_VECTOR_BYTES == 0 &&
-           outputs <= kStreamSamples && outputs * features * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+           outputs <= kStreamSamples && outputs * dim * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   } else {
     return false;
   }
@@ -260,18 +127,18 @@ bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t features
 
 template <class T>
 void combine(const void* packed, const double* scale, const void* data, int64_t stride, int64_t samples,
-             int64_t features, void* result, int64_t out_stride, int64_t outputs) {
+             int64_t dim, void* result, int64_t out_stride, int64_t outputs) {
   using C = Compute<T>;
   constexpr int64_t kWidth = kLanes<C> * kColumns;
   const T* x = static_cast<const T*>(data);
   T* out = static_cast<T*>(result);
   const C* matrix = static_cast<const C*>(packed);
-  const bool streamed = streams(out, out_stride, outputs, features);
+  const bool streamed = streams(out, out_stride, outputs, dim);
   const int64_t width = panel_width(2 * samples, sizeof(C), kWidth, kWidth, 512);
   const bool in_place = std::is_same_v<T, C> && samples <= kInPlaceSamples;
   const Rows<C> strip_rows{panel<C>(0, samples * kWidth), kWidth};
-  for (int64_t k = 0; k < features; k += width) {
-    const int64_t take = std::min(width, features - k), next = std::min(width, features - k - take);
+  for (int64_t k = 0; k < dim; k += width) {
+    const int64_t take = std::min(width, dim - k), next = std::min(width, dim - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
     Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T),
                    strips * blocks_of(outputs) * samples);
@@ -376,15 +243,15 @@ NarrowTile narrow_tile_of(int64_t outputs) {
 }
 
 void combine_narrow(const void* data, const float* rest, const double* scale, const bfloat16* x,
-                    int64_t stride, int64_t samples, int64_t features, bfloat16* out, int64_t out_stride) {
+                    int64_t stride, int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride) {
   constexpr int64_t kWidth = kLanes<float> * kColumns;
   const int64_t pairs = (samples + 1) / 2;
   const auto* packed = static_cast<const std::uint32_t*>(data);
   auto* const rows = reinterpret_cast<Bfloat16Vector*>(panel<bfloat16>(0, 2 * pairs * kWidth));
-  for (int64_t k = 0; k < features; k += kWidth) {
-    const int64_t count = std::min(kWidth, features - k);
-    Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < features ? samples : 0,
-                   std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), blocks_of(samples) * pairs);
+  for (int64_t k = 0; k < dim; k += kWidth) {
+    const int64_t count = std::min(kWidth, dim - k);
+    Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < dim ? samples : 0,
+                   std::min(kWidth, dim - k - kWidth) * sizeof(bfloat16), blocks_of(samples) * pairs);
     interleave_pairs(x + k, stride, samples, count, kColumns, rows);
     for (int64_t block = 0; block < blocks_of(samples); ++block) {
       const int64_t begin = block_start(block, samples), height = block_start(block + 1, samples) - begin;
@@ -395,39 +262,18 @@ void combine_narrow(const void* data, const float* rest, const double* scale, co
   }
 }
 
-constexpr NarrowKernels narrow_kernels = {narrow_bytes, pack_narrow, combine_narrow};
 #endif
 
 }  // namespace
 
-extern const AllRowKernels<float> rows_float;
-extern const AllRowKernels<double> rows_double;
-extern const TileKernels<float> tiles_float;
-extern const TileKernels<double> tiles_double;
-#if defined(__AMX_BF16__)
-extern const NarrowKernels narrow_kernels;
-void gram_tiles(const void*, int64_t, int64_t, GramBlock, double*, int64_t);
+extern const CombineKernel combine_kernels[kDTypes] = {combine<float>, combine<double>, combine<bfloat16>,
+                                                       combine<float16>};
+extern const PackKernel<float> pack_float[kDTypes] = {pack<float, float>, pack<double, float>, pack<bfloat16, float>,
+                                                      pack<float16, float>};
+extern const PackKernel<double> pack_double[kDTypes] = {pack<float, double>, pack<double, double>,
+                                                        pack<bfloat16, double>, pack<float16, double>};
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+extern const NarrowKernels narrow_kernels = {narrow_bytes, pack_narrow, combine_narrow};
 #endif
-
-const Kernels kernels = {
-    ICSD_STRING(ICSD_ISA),
-#if defined(__AMX_BF16__)
-    {gram<float>, gram<double>, gram_tiles, gram<float16>},
-#else
-    {gram<float>, gram<double>, gram<bfloat16>, gram<float16>},
-#endif
-    {combine<float>, combine<double>, combine<bfloat16>, combine<float16>},
-    {pack<float, float>, pack<double, float>, pack<bfloat16, float>, pack<float16, float>},
-    {pack<float, double>, pack<double, double>, pack<bfloat16, double>, pack<float16, double>},
-    &rows_float,
-    &rows_double,
-    &tiles_float,
-    &tiles_double,
-#if defined(__AVX512BF16__)
-    &narrow_kernels,
-#else
-    nullptr,
-#endif
-};
 
 }  // namespace icsd::cpu::ICSD_ISA

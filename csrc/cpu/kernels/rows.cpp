@@ -1,10 +1,10 @@
 // Compiled once for each instruction set, with ICSD_ISA its namespace.
-#include "cpu/rows.h"
+#include "cpu/kernels/row_kernels.h"
 
 #include <cstring>
 
-#include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/runtime/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
 namespace {
@@ -25,7 +25,7 @@ C similarity_at(SimilarityRow<C> row, int64_t j) {
 }
 
 template <class C, template <class> class D>
-void measure(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
+void forward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
              void* result) {
   using V = Vector<C>;
   using Row = typename D<C>::template Row<C>;
@@ -53,7 +53,7 @@ void measure(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
 // What is left of a row goes through vectors too wherever results are stored: of a loop over single elements, the compiler
 // makes two versions that round differently, and the addresses choose.
 template <class C, template <class> class D, bool kTeacher>
-void differentiate(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
+void backward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
                    const C* own, Statistics<C> others, C weight, C* g) {
   using V = Vector<C>;
   constexpr int kCount = D<C>::kStatistics;
@@ -97,7 +97,7 @@ C project(SimilarityRow<C> s, const C* g, int64_t begin, int64_t end, C* a) {
 }
 
 template <class C, template <class> class D>
-constexpr RowKernels<C> kernels_of = {measure<C, D>, differentiate<C, D, false>, differentiate<C, D, true>};
+constexpr RowKernels<C> kernels_of = {forward<C, D>, backward<C, D, false>, backward<C, D, true>};
 
 #define ICSD_LOSS(name, Loss) kernels_of<C, Loss>,
 template <class C>

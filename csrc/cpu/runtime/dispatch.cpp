@@ -8,7 +8,7 @@
 #include <unistd.h>
 #endif
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace icsd::cpu {
 namespace {

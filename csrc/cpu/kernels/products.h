@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
-#include "cpu/memory.h"
+#include "cpu/runtime/memory.h"
 
 namespace icsd::cpu {
 
@@ -25,17 +25,17 @@ struct Panels {
 
 // Compute type C; features of any type that C holds, samples `stride` elements apart.
 template <class C>
-struct TileKernels {
+struct ProductKernels {
   // Width of the panels below; results are written in whole tiles: up to `panel` columns and 8 rows.
   std::int64_t panel;
 
   // Squared norms of the samples.
-  using Squares = void (*)(const void* x, std::int64_t stride, std::int64_t samples, std::int64_t features, C* squares);
+  using Squares = void (*)(const void* x, std::int64_t stride, std::int64_t samples, std::int64_t dim, C* squares);
   Squares squares[kDTypes];
 
   // scale_i x_i, or x_i if it is null, as panels of features, (k, r) = (sample, feature), or of samples, (k, r) =
   // (feature, sample); zeros fill the last panel.
-  using Pack = void (*)(const void* x, std::int64_t stride, std::int64_t samples, std::int64_t features, const C* scale,
+  using Pack = void (*)(const void* x, std::int64_t stride, std::int64_t samples, std::int64_t dim, const C* scale,
                         C* panels, std::int64_t panel_stride);
   Pack by_feature[kDTypes], by_sample[kDTypes];
 
@@ -48,7 +48,7 @@ struct TileKernels {
 
   // out = factor r (h - <h, r x> r x), a gradient with respect to x from that with respect to r x; without the second
   // term where r does not depend on x.
-  using Finish = void (*)(const C* h, const void* x, std::int64_t features, C r, bool project, C factor, void* out);
+  using Finish = void (*)(const C* h, const void* x, std::int64_t dim, C r, bool project, C factor, void* out);
   Finish finish[kDTypes];
 };
 

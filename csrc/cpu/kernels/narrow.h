@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/simd.h"
+#include "cpu/runtime/simd.h"
 
 #if defined(__AVX512BF16__)
 namespace icsd::cpu::ICSD_ISA {

@@ -58,7 +58,7 @@ class Loops {
 struct Range {
   std::int64_t begin, end;
 };
-inline Range part(std::int64_t total, int index, int count) {
+inline Range split_of(std::int64_t total, int index, int count) {
   return {total * index / count, total * (index + 1) / count};
 }
 
@@ -72,7 +72,7 @@ class Queue {
   void each(Member member, const Work& work) {
     for (int turn = 0; turn < member.threads; ++turn) {
       const int owner = (member.thread + turn) % member.threads;
-      const Range own = part(total_, owner, member.threads);
+      const Range own = split_of(total_, owner, member.threads);
       for (std::int64_t item = own.begin + next_[owner].value++; item < own.end; item = own.begin + next_[owner].value++) {
         work(item);
       }

@@ -1,11 +1,12 @@
-// Panels: features laid out next to each other in the cache, to be used many times.
+// Panels: features, converted to what is multiplied and padded to whole vectors, next to each other in the cache, to be used
+// many times. Rows a power of two apart would evict each other, and half types convert once.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/memory.h"
-#include "cpu/simd.h"
+#include "cpu/runtime/memory.h"
+#include "cpu/runtime/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
 namespace {
@@ -32,6 +33,26 @@ C* panel(int slot, int64_t elements) {
   if (slots[slot].bytes() < bytes) slots[slot] = Allocation(std::max(bytes, kLargeBytes));
   return static_cast<C*>(slots[slot].data());
 }
+
+constexpr int64_t kInPlaceSamples = 16;  // so few rows are not read often enough for a panel to pay
+
+// `width` elements as P, then zeros up to a whole vector.
+template <class T, class P>
+[[maybe_unused]] void copy_row(const T* from, int64_t width, P* to) {
+  constexpr int kStep = kLanes<P>;
+  int64_t k = 0;
+  for (; k + kStep <= width; k += kStep) store(to + k, load_as<P>(from + k));
+  if (k < width) store(to + k, load_partial<P>(from + k, width - k));
+}
+
+// A panel's rows, `stride` elements apart.
+template <class P>
+struct Rows {
+  P* data;
+  int64_t stride;
+
+  Rows from(int64_t row) const { return {data + row * stride, stride}; }
+};
 
 // Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would wait
 // for memory where single lines arrive in the shadow of the multiplications. A few rows go side by side: their pages are

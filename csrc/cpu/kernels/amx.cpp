@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/kernels.h"
-#include "cpu/narrow.h"
-#include "cpu/panel.h"
-#include "cpu/simd.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/narrow.h"
+#include "cpu/kernels/panel.h"
+#include "cpu/runtime/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
 namespace {
@@ -78,9 +78,9 @@ Multiply multiply_of(int64_t rows, int64_t columns) {
 int64_t tiles_of(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 
 // At most kTile samples as tiles of a left or a right operand, either of which may be null.
-void lay_out(const bfloat16* x, int64_t stride, int64_t samples, int64_t features, char* left, char* right) {
-  for (int64_t k = 0; k < features; k += kTerms) {
-    const int64_t count = std::min(kTerms, features - k);
+void lay_out(const bfloat16* x, int64_t stride, int64_t samples, int64_t dim, char* left, char* right) {
+  for (int64_t k = 0; k < dim; k += kTerms) {
+    const int64_t count = std::min(kTerms, dim - k);
     FloatVector rows[kTile] = {};
     for (int64_t i = 0; i < samples; ++i) {
       const bfloat16* from = x + i * stride + k;
@@ -124,7 +124,7 @@ bool pack(const float* matrix, int64_t row_stride, int64_t samples, void* packed
 }
 
 void combine_tiles(const void* packed, const float* rest, const double* scale, const bfloat16* x, int64_t stride,
-                   int64_t samples, int64_t features, bfloat16* out, int64_t out_stride) {
+                   int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride) {
   constexpr int64_t kLanes = kTile, kWidth = kLanes * kVectors, kPitch = kVectors * 64;
   const TileRegisters registers;
   const int64_t terms = tiles_of(samples, kTerms), outputs = tiles_of(samples, kTile);
@@ -132,10 +132,10 @@ void combine_tiles(const void* packed, const float* rest, const double* scale, c
   auto* const rows = reinterpret_cast<Bfloat16Vector*>(panel<bfloat16>(0, terms * kTerms * kWidth));
   std::fill_n(rows, terms * kTile * kVectors, Bfloat16Vector{});
   alignas(64) float sums[4][kTile * kTile];
-  for (int64_t k = 0; k < features; k += kWidth) {
-    const int64_t count = std::min(kWidth, features - k);
-    Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < features ? samples : 0,
-                   std::min(kWidth, features - k - kWidth) * sizeof(bfloat16), (outputs + 1) / 2);
+  for (int64_t k = 0; k < dim; k += kWidth) {
+    const int64_t count = std::min(kWidth, dim - k);
+    Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < dim ? samples : 0,
+                   std::min(kWidth, dim - k - kWidth) * sizeof(bfloat16), (outputs + 1) / 2);
     interleave_pairs(x + k, stride, samples, count, kVectors, rows);
     finish_stores();
     for (int64_t top = 0; top < outputs; top += 2, ahead.step()) {
@@ -159,7 +159,7 @@ void combine_tiles(const void* packed, const float* rest, const double* scale, c
 
 // A GramKernel. The operands of some features are laid out at a time, each sample's in tiles of both kinds where a block
 // lies on the diagonal.
-void gram_tiles(const void* data, int64_t stride, int64_t features, GramBlock block, double* out, int64_t out_stride) {
+void gram_tiles(const void* data, int64_t stride, int64_t dim, GramBlock block, double* out, int64_t out_stride) {
   constexpr int64_t kOperandBytes = 512 << 10;  // of a second-level cache of 2 MiB, which these processors have
   const TileRegisters registers;
   const auto* x = static_cast<const bfloat16*>(data);
@@ -167,13 +167,13 @@ void gram_tiles(const void* data, int64_t stride, int64_t features, GramBlock bl
   const bool on_diagonal = block.row_begin == block.column_begin;
   const int64_t tile_rows = tiles_of(rows, kTile), tile_columns = tiles_of(columns, kTile);
   const int64_t fit = kOperandBytes / kTileBytes / std::max<int64_t>(1, tile_rows + tile_columns);
-  const int64_t depth = std::min(std::clamp<int64_t>(fit, 4, kMostTerms / kTerms), tiles_of(features, kTerms));
+  const int64_t depth = std::min(std::clamp<int64_t>(fit, 4, kMostTerms / kTerms), tiles_of(dim, kTerms));
   const int64_t length = depth * kTileBytes;  // of the tiles of kTile samples
   char* const left = reinterpret_cast<char*>(panel<bfloat16>(0, tile_rows * length / 2));
   char* const right = reinterpret_cast<char*>(panel<bfloat16>(1, tile_columns * length / 2));
   alignas(64) float sums[4][kTile * kTile];
-  for (int64_t k = 0; k < features; k += depth * kTerms) {
-    const int64_t take = std::min(depth * kTerms, features - k);
+  for (int64_t k = 0; k < dim; k += depth * kTerms) {
+    const int64_t take = std::min(depth * kTerms, dim - k);
     const auto lay_out_samples = [&](int64_t begin, int64_t count, char* to_left, char* to_right) {
       for (int64_t i = 0; i < count; i += kTile) {
         lay_out(x + (begin + i) * stride + k, stride, std::min(kTile, count - i), take,

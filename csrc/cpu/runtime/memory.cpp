@@ -1,4 +1,4 @@
-#include "cpu/memory.h"
+#include "cpu/runtime/memory.h"
 
 #include <pthread.h>
 #include <sys/mman.h>

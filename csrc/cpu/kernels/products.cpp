@@ -1,10 +1,10 @@
 // Compiled once for each instruction set, with ICSD_ISA its namespace.
-#include "cpu/tiles.h"
+#include "cpu/kernels/products.h"
 
 #include <algorithm>
 
-#include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/runtime/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
 namespace {
@@ -61,20 +61,20 @@ void store_some(T* p, Vector<C> v, int64_t count) {
 }
 
 template <class C, class T>
-void squares(const void* data, int64_t stride, int64_t samples, int64_t features, C* out) {
+void squares(const void* data, int64_t stride, int64_t samples, int64_t dim, C* out) {
   constexpr int64_t kStep = kLanes<double>;
   const T* x = static_cast<const T*>(data);
   for (int64_t i = 0; i < samples; ++i, x += stride) {
     DoubleVector sums[2] = {};
     int64_t k = 0;
-    for (; k + 2 * kStep <= features; k += 2 * kStep) {
+    for (; k + 2 * kStep <= dim; k += 2 * kStep) {
       for (int part = 0; part < 2; ++part) {
         const DoubleVector value = load_some<double>(x + k + part * kStep, kStep);
         sums[part] += value * value;
       }
     }
-    for (; k < features; k += kStep) {
-      const DoubleVector value = load_some<double>(x + k, std::min(kStep, features - k));
+    for (; k < dim; k += kStep) {
+      const DoubleVector value = load_some<double>(x + k, std::min(kStep, dim - k));
       sums[0] += value * value;
     }
     out[i] = static_cast<C>(sum(sums[0] + sums[1]));
@@ -82,16 +82,16 @@ void squares(const void* data, int64_t stride, int64_t samples, int64_t features
 }
 
 template <class C, class T>
-void by_feature(const void* data, int64_t stride, int64_t samples, int64_t features, const C* scale, C* panels,
+void by_feature(const void* data, int64_t stride, int64_t samples, int64_t dim, const C* scale, C* panels,
                 int64_t panel_stride) {
   constexpr int64_t kStep = kLanes<C>;
   const T* x = static_cast<const T*>(data);
   for (int64_t i = 0; i < samples; ++i, x += stride) {
     const C factor = scale ? scale[i] : C(1);
-    for (int64_t k = 0; k < features; k += kPanel<C>) {
+    for (int64_t k = 0; k < dim; k += kPanel<C>) {
       C* to = panels + k / kPanel<C> * panel_stride + i * kPanel<C>;
       for (int64_t v = 0; v < kPanel<C>; v += kStep) {
-        const int64_t count = std::clamp<int64_t>(features - k - v, 0, kStep);
+        const int64_t count = std::clamp<int64_t>(dim - k - v, 0, kStep);
         store(to + v, factor * (count > 0 ? load_some<C>(x + k + v, count) : Vector<C>{}));
       }
     }
@@ -99,15 +99,15 @@ void by_feature(const void* data, int64_t stride, int64_t samples, int64_t featu
 }
 
 template <class C, class T>
-void by_sample(const void* data, int64_t stride, int64_t samples, int64_t features, const C* scale, C* panels,
+void by_sample(const void* data, int64_t stride, int64_t samples, int64_t dim, const C* scale, C* panels,
                int64_t panel_stride) {
   constexpr int64_t kStep = kLanes<C>;
   const T* x = static_cast<const T*>(data);
   const int64_t padded = (samples + kPanel<C> - 1) / kPanel<C> * kPanel<C>;
   for (int64_t i = 0; i < padded; i += kStep) {
     C* to = panels + i / kPanel<C> * panel_stride + i % kPanel<C>;
-    for (int64_t k = 0; k < features; k += kStep) {
-      const int64_t count = std::min(kStep, features - k);
+    for (int64_t k = 0; k < dim; k += kStep) {
+      const int64_t count = std::min(kStep, dim - k);
       Vector<C> rows[kStep];
       for (int64_t r = 0; r < kStep; ++r) {
         rows[r] = i + r < samples ? (scale ? scale[i + r] : C(1)) * load_some<C>(x + (i + r) * stride + k, count) : Vector<C>{};
@@ -166,17 +166,17 @@ void transpose(const C* block, C* transposed) {
 }
 
 template <class C, class T>
-void finish(const C* h, const void* data, int64_t features, C r, bool project, C factor, void* out) {
+void finish(const C* h, const void* data, int64_t dim, C r, bool project, C factor, void* out) {
   constexpr int64_t kStep = kLanes<C>;
   const T* x = static_cast<const T*>(data);
   Vector<C> products{};
-  for (int64_t k = 0; project && k < features; k += kStep) {
-    const int64_t count = std::min(kStep, features - k);
+  for (int64_t k = 0; project && k < dim; k += kStep) {
+    const int64_t count = std::min(kStep, dim - k);
     products += load_some<C>(h + k, count) * (r * load_some<C>(x + k, count));
   }
   const C projection = sum(products);
-  for (int64_t k = 0; k < features; k += kStep) {
-    const int64_t count = std::min(kStep, features - k);
+  for (int64_t k = 0; k < dim; k += kStep) {
+    const int64_t count = std::min(kStep, dim - k);
     const Vector<C> direction = r * load_some<C>(x + k, count);
     store_some<C>(static_cast<T*>(out) + k, (factor * r) * (load_some<C>(h + k, count) - projection * direction), count);
   }
@@ -184,7 +184,7 @@ void finish(const C* h, const void* data, int64_t features, C r, bool project, C
 
 }  // namespace
 
-extern const TileKernels<float> tiles_float = {
+extern const ProductKernels<float> products_float = {
     kPanel<float>,
     {squares<float, float>, nullptr, squares<float, bfloat16>, squares<float, float16>},
     {by_feature<float, float>, nullptr, by_feature<float, bfloat16>, by_feature<float, float16>},
@@ -193,7 +193,7 @@ extern const TileKernels<float> tiles_float = {
     transpose<float>,
     {finish<float, float>, nullptr, finish<float, bfloat16>, finish<float, float16>},
 };
-extern const TileKernels<double> tiles_double = {
+extern const ProductKernels<double> products_double = {
     kPanel<double>,
     {squares<double, float>, squares<double, double>, squares<double, bfloat16>, squares<double, float16>},
     {by_feature<double, float>, by_feature<double, double>, by_feature<double, bfloat16>, by_feature<double, float16>},

@@ -26,12 +26,12 @@ struct Statistics {
 template <class C>
 struct RowKernels {
   // Adds them to a Row<C>.
-  void (*measure)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
+  void (*forward)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
                   std::int64_t end, void* row);
   // g_j += weight (dL/dS_ij + dL/dS_ji), or of T; `own` are the row's own statistics.
-  using Differentiate = void (*)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
+  using Backward = void (*)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
                                  std::int64_t begin, std::int64_t end, const C* own, Statistics<C> others, C weight, C* g);
-  Differentiate student, teacher;
+  Backward student, teacher;
 };
 
 // a_j = g_j r_j, in place of g or elsewhere; returns Σ_j g_j S_j.

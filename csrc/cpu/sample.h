@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/spec.h"
-#include "cpu/features.h"
+#include "cpu/kernels/norms.h"
 
 namespace icsd::cpu {
 

@@ -1,4 +1,4 @@
-// `mse` of many samples by way of the products of their features, the moments: with X̂ the samples of norm 1,
+// `mse` of many samples by way of the products of their features, the covariances: with X̂ the samples of norm 1,
 //   |X̂X̂ᵀ - ŶŶᵀ|² = |X̂ᵀX̂|² - 2 |X̂ᵀŶ|² + |ŶᵀŶ|²,    d/dX̂ = 4 (X̂ (X̂ᵀX̂) - Ŷ (ŶᵀX̂)),
 // so that no matrix has more than D x D elements.
 //
@@ -16,32 +16,32 @@ namespace icsd {
 
 constexpr double kLeastRemainder = 1e-2;
 
-// One matrix of the moments: left features x right features, (left, left) being symmetric.
-struct Moment {
+// One matrix of the covariances: left features x right features, (left, left) being symmetric.
+struct Covariance {
   std::int64_t left, right;  // stages
   std::int64_t rows, columns, offset;
 };
 
 // Those of a group, one after the other: of every student X̂ᵀX̂ (D, D) and X̂ᵀŶ (D, D_teacher), then ŶᵀŶ.
-inline std::vector<Moment> moments_of(const std::vector<Features>& stages) {
-  std::vector<Moment> moments;
+inline std::vector<Covariance> covariances_of(const std::vector<Features>& stages) {
+  std::vector<Covariance> covariances;
   const std::int64_t teacher = static_cast<std::int64_t>(stages.size()) - 1;
   std::int64_t offset = 0;
   const auto add = [&](std::int64_t left, std::int64_t right) {
-    moments.push_back({left, right, stages[left].features, stages[right].features, offset});
-    offset += stages[left].features * stages[right].features;
+    covariances.push_back({left, right, stages[left].dim, stages[right].dim, offset});
+    offset += stages[left].dim * stages[right].dim;
   };
   for (std::int64_t k = 0; k < teacher; ++k) {
     add(k, k);
     add(k, teacher);
   }
   add(teacher, teacher);
-  return moments;
+  return covariances;
 }
 
 // Their numbers.
-inline std::int64_t feature_moments(const std::vector<Features>& stages) {
-  const Moment last = moments_of(stages).back();
+inline std::int64_t covariance_elements(const std::vector<Features>& stages) {
+  const Covariance last = covariances_of(stages).back();
   return last.offset + last.rows * last.columns;
 }
 

@@ -4,22 +4,22 @@
 #include <cstdint>
 
 #include "core/dtype.h"
-#include "cpu/rows.h"
-#include "cpu/tiles.h"
+#include "cpu/kernels/row_kernels.h"
+#include "cpu/kernels/products.h"
 
 namespace icsd::cpu {
 
-// gram_ij += <x_i, x_j> over `features` columns, for the rows [row_begin, row_end) of the lower triangle and the columns
+// gram_ij += <x_i, x_j> over `dim` features, for the rows [row_begin, row_end) of the lower triangle and the columns
 // [column_begin, column_end); register tiles on the diagonal may add to a few elements above it.
 struct GramBlock {
   std::int64_t row_begin, row_end, column_begin, column_end;
 };
-using GramKernel = void (*)(const void* x, std::int64_t sample_stride, std::int64_t features, GramBlock block,
+using GramKernel = void (*)(const void* x, std::int64_t sample_stride, std::int64_t dim, GramBlock block,
                             double* gram, std::int64_t gram_stride);
 
-// out_i = scale_i Σ_j matrix_ij x_j over `features` columns, the (outputs x samples) matrix as `pack` lays it out.
+// out_i = scale_i Σ_j matrix_ij x_j over `dim` features, the (outputs x samples) matrix as `pack` lays it out.
 using CombineKernel = void (*)(const void* packed, const double* scale, const void* x, std::int64_t sample_stride,
-                               std::int64_t samples, std::int64_t features, void* out, std::int64_t out_stride,
+                               std::int64_t samples, std::int64_t dim, void* out, std::int64_t out_stride,
                                std::int64_t outputs);
 
 // Lays out a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type. One of
@@ -36,20 +36,20 @@ struct NarrowKernels {
   // False if the matrix is not one of these. `rest` is what the diagonal is more than a bfloat16 number.
   bool (*pack)(const float* matrix, std::int64_t row_stride, std::int64_t samples, void* packed, float* rest);
   void (*combine)(const void* packed, const float* rest, const double* scale, const bfloat16* x,
-                  std::int64_t sample_stride, std::int64_t samples, std::int64_t features, bfloat16* out,
+                  std::int64_t sample_stride, std::int64_t samples, std::int64_t dim, bfloat16* out,
                   std::int64_t out_stride);
 };
 
 struct Kernels {
   const char* isa;
-  GramKernel gram[kDTypes];
-  CombineKernel combine[kDTypes];
-  PackKernel<float> pack_float[kDTypes];
-  PackKernel<double> pack_double[kDTypes];
+  const GramKernel* gram;  // these four have one for each DType
+  const CombineKernel* combine;
+  const PackKernel<float>* pack_float;
+  const PackKernel<double>* pack_double;
   const AllRowKernels<float>* rows_float;
   const AllRowKernels<double>* rows_double;
-  const TileKernels<float>* tiles_float;
-  const TileKernels<double>* tiles_double;
+  const ProductKernels<float>* products_float;
+  const ProductKernels<double>* products_double;
   const NarrowKernels* narrow;  // null where the processor does not multiply bfloat16
 
   template <class C>
@@ -69,11 +69,11 @@ struct Kernels {
     }
   }
   template <class C>
-  const TileKernels<C>& tiles() const {
+  const ProductKernels<C>& products() const {
     if constexpr (sizeof(C) == 8) {
-      return *tiles_double;
+      return *products_double;
     } else {
-      return *tiles_float;
+      return *products_float;
     }
   }
 };

@@ -1,4 +1,4 @@
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
 
 #include <omp.h>
 #include <pthread.h>

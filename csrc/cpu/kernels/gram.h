@@ -1,0 +1,178 @@
+// Gram matrices by all threads of a parallel region. gram.cpp is the kernel that each of them runs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "core/features.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/norms.h"
+#include "cpu/runtime/memory.h"
+#include "cpu/runtime/threads.h"
+
+namespace icsd::cpu {
+
+using std::int64_t;
+
+// Gram matrices, rows `stride` apart and groups `group_stride`, both halves of each.
+template <class C>
+struct Matrices {
+  C* data;
+  int64_t stride, group_stride;
+
+  C* row(int64_t group, int64_t i) const { return data + group * group_stride + i * stride; }
+};
+
+// The Gram matrices of all stages and groups, by the threads of one parallel region: each thread calls `accumulate`,
+// then, after a barrier, `finish`.
+//
+// Few samples: the threads share the features out and their sums are added up in a fixed order.
+// Several groups: they share blocks of the matrices out, and nothing is left to add.
+// Many samples: so they do, and lay a few features of all samples out at a time, for each block to be used many times.
+template <class C>
+class Grams {
+ public:
+  Grams(const std::vector<Features>& stages, const std::vector<Matrices<C>>& out, Shape shape, int threads)
+      : stages_(stages),
+        out_(out),
+        shape_(shape),
+        threads_(threads),
+        matrices_(static_cast<int64_t>(stages.size()) * shape.groups),
+        split_dim_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
+        tile_size_(split_dim_ ? shape.samples : std::min(shape.samples, kTileSize)),
+        tiles_(blocks_of(shape.samples, kTileSize)),
+        blocks_(matrices_ * (tiles_ * (tiles_ + 1) / 2), threads),
+        sums_((split_dim_ ? matrices_ * threads : threads) * tile_size_ * tile_size_),
+        loops_(threads),
+        panels_(lays_out() ? blocks_of(shape.samples, kBlock) * kBlock * kFeatures : 0),
+        products_(lays_out() ? threads * 2 * kBlock * kBlock : 0) {}
+
+  void accumulate(Member member) {
+    if (lays_out()) {
+      for (int64_t matrix = 0; matrix < matrices_; ++matrix) multiply(member, matrix);
+      return;
+    }
+    if (split_dim_) {
+      for (int64_t matrix = 0; matrix < matrices_; ++matrix) {
+        const int64_t dim = stages_[matrix / shape_.groups].dim;
+        const Range lines = split_of(blocks_of(dim, kLine), member.thread, member.threads);
+        add_block(matrix, {0, tile_size_, 0, tile_size_}, {lines.begin * kLine, std::min(lines.end * kLine, dim)},
+                  partial(matrix, member.thread));
+      }
+      return;
+    }
+    double* sums = sums_.data() + member.thread * tile_size_ * tile_size_;
+    blocks_.each(member, [&](int64_t item) {
+      const int64_t per_matrix = tiles_ * (tiles_ + 1) / 2, matrix = item / per_matrix;
+      const auto [row, column] = in_triangle(item % per_matrix);
+      const GramBlock block{row * kTileSize, std::min((row + 1) * kTileSize, shape_.samples), column * kTileSize,
+                            std::min((column + 1) * kTileSize, shape_.samples)};
+      std::fill_n(sums, tile_size_ * tile_size_, 0.0);
+      add_block(matrix, block, {0, stages_[matrix / shape_.groups].dim}, sums);
+      for (int64_t i = block.row_begin; i < block.row_end; ++i) {
+        for (int64_t j = block.column_begin; j < std::min(block.column_end, i + 1); ++j) {
+          put(matrix, i, j, sums[(i - block.row_begin) * tile_size_ + (j - block.column_begin)]);
+        }
+      }
+    });
+  }
+
+  void finish(Member member) {
+    if (!split_dim_) return;
+    const int64_t n = shape_.samples;
+    const Range rows = split_of(matrices_ * n, member.thread, member.threads);
+    for (int64_t item = rows.begin; item < rows.end; ++item) {
+      const int64_t matrix = item / n, i = item % n;
+      for (int64_t j = 0; j <= i; ++j) {
+        double sum = 0;
+        for (int owner = 0; owner < member.threads; ++owner) sum += partial(matrix, owner)[i * n + j];
+        put(matrix, i, j, sum);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxSplit = 512;  // samples up to which the features are shared out
+  static constexpr int64_t kTileSize = 128;      // side of a block of the matrix
+  static constexpr int64_t kLine = 64;       // threads' shares begin on whole cache lines of features
+  static constexpr int64_t kFeatures = 1024;  // laid out at a time
+
+  bool lays_out() const { return matrices_ > 0 && shape_.samples > kMaxSplit; }
+
+  struct Place {
+    int64_t row, column;
+  };
+  static Place in_triangle(int64_t item) {
+    Place place{0, item};
+    for (; place.column > place.row; ++place.row) place.column -= place.row + 1;
+    return place;
+  }
+
+  void multiply(Member member, int64_t matrix) {
+    const Features& x = stages_[matrix / shape_.groups];
+    const int64_t group = matrix % shape_.groups, n = shape_.samples, blocks = blocks_of(n, kBlock);
+    const auto& products = kernels().template products<C>();
+    C *product = products_.data() + member.thread * 2 * kBlock * kBlock, *transposed = product + kBlock * kBlock;
+    for (int64_t k = 0; k == 0 || k < x.dim; k += kFeatures) {
+      const int64_t depth = std::min(kFeatures, x.dim - k);
+      const Panels<C> panels{panels_.data(), products.panel, products.panel, products.panel * depth};
+      loops_.each(member, blocks, [&](int64_t block) {
+        products.by_sample[static_cast<int>(x.dtype)](at(x, group, block * kBlock, k), x.sample_stride,
+                                                   std::min(kBlock, n - block * kBlock), depth, nullptr,
+                                                   panels_.data() + block * kBlock * depth, panels.panel_stride);
+      });
+      loops_.each(member, blocks * (blocks + 1) / 2, [&](int64_t item) {
+        const auto [row, column] = in_triangle(item);
+        const int64_t top = row * kBlock, left = column * kBlock;
+        const int64_t rows = std::min(kBlock, n - top), columns = std::min(kBlock, n - left);
+        const bool diagonal = row == column;
+        const int64_t width = diagonal ? products.panel : columns;  // what is above the diagonal is left out
+        for (int64_t j = 0; j < columns; j += width) {
+          const int64_t first = diagonal ? j : 0;
+          products.multiply(panels.from(0, top + first), panels.from(0, left + j), rows - first, std::min(width, columns - j),
+                         depth, product + first * kBlock + j, kBlock, false);
+        }
+        for (int64_t i = 0; i < rows; ++i) {
+          C *to = out_[matrix / shape_.groups].row(group, top + i) + left, *sums = product + i * kBlock;
+          const int64_t count = diagonal ? i + 1 : columns;
+          for (int64_t j = 0; j < count; ++j) to[j] = sums[j] += k ? to[j] : 0;
+        }
+        if (k + depth < x.dim) return;
+        products.transpose(product, transposed);
+        for (int64_t j = 0; j < columns; ++j) {
+          const int64_t first = diagonal ? j : 0;
+          std::copy_n(transposed + j * kBlock + first, rows - first,
+                      out_[matrix / shape_.groups].row(group, left + j) + top + first);
+        }
+      });
+    }
+  }
+
+  double* partial(int64_t matrix, int thread) { return sums_.data() + (matrix * threads_ + thread) * tile_size_ * tile_size_; }
+
+  void add_block(int64_t matrix, GramBlock block, Range range, double* sums) {
+    const Features& x = stages_[matrix / shape_.groups];
+    kernels().gram[static_cast<int>(x.dtype)](at(x, matrix % shape_.groups, 0, range.begin), x.sample_stride,
+                                              range.end - range.begin, block, sums, tile_size_);
+  }
+
+  void put(int64_t matrix, int64_t i, int64_t j, double value) {
+    const Matrices<C>& out = out_[matrix / shape_.groups];
+    out.row(matrix % shape_.groups, i)[j] = out.row(matrix % shape_.groups, j)[i] = static_cast<C>(value);
+  }
+
+  const std::vector<Features>& stages_;
+  const std::vector<Matrices<C>>& out_;
+  Shape shape_;
+  int threads_;
+  int64_t matrices_;
+  bool split_dim_;
+  int64_t tile_size_, tiles_;
+  Queue blocks_;
+  std::vector<double> sums_;
+  Loops loops_;
+  Buffer<C> panels_, products_;
+};
+
+}  // namespace icsd::cpu

@@ -1,0 +1,166 @@
+// The losses and their gradients from Gram matrices by all threads of a parallel region. rows.cpp has the kernels that each of
+// them runs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "core/features.h"
+#include "core/spec.h"
+#include "cpu/kernels/gram.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/norms.h"
+#include "cpu/runtime/threads.h"
+
+namespace icsd::cpu {
+
+// From Gram matrices to the loss and, in place, to the gradients' matrices, for one loss. The threads of a parallel
+// region call `normalize`, `forward` and `backward` with barriers between.
+template <class C, template <class> class D>
+class LossRows {
+ public:
+  LossRows(const std::vector<Features>& inputs, const std::vector<Matrices<C>>& grams, Shape shape,
+           const Spec& spec)
+      : inputs_(inputs),
+        grams_(grams),
+        shape_(shape),
+        spec_(spec),
+        students_(static_cast<int64_t>(grams.size()) - 1),
+        loss_(arguments()),
+        kernels_(kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
+        inverse_norms_(grams.size() * shape.groups * shape.samples),
+        rows_(students_ * shape.groups * shape.samples),
+        statistics_(D<C>::kStatistics * rows_.size()) {}
+
+  void normalize(Member member) {
+    const Range range = split_of(static_cast<int64_t>(inverse_norms_.size()), member.thread, member.threads);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const auto [stage, group, i] = locate(item);
+      inverse_norms_[item] = loss_.similarities ? inverse_norm(grams_[stage].row(group, i)[i], spec_.eps) : 1;
+    }
+  }
+
+  void forward(Member member) {
+    const int64_t n = shape_.samples;
+    const Range range = split_of(static_cast<int64_t>(rows_.size()), member.thread, member.threads);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const auto [student, group, i] = locate(item);
+      const SimilarityRow<C> s = similarity_row(student, group, i), t = similarity_row(students_, group, i);
+      Row row;
+      if (loss_.diagonal) {
+        kernels_.forward(arguments(), s, t, 0, n, &row);
+      } else {
+        kernels_.forward(arguments(), s, t, 0, i, &row);
+        kernels_.forward(arguments(), s, t, i + 1, n, &row);
+      }
+      rows_[item] = row;
+      C numbers[kMaxStatistics];
+      loss_.statistics(row, numbers);
+      for (int k = 0; k < D<C>::kStatistics; ++k) statistics_[k * rows_.size() + item] = numbers[k];
+    }
+  }
+
+  C loss(int64_t group) const {
+    double loss = 0;
+    for (int64_t student = 0; student < students_; ++student) {
+      double sum = 0;
+      for (int64_t i = 0; i < shape_.samples; ++i) sum += loss_.value(rows_[index(student, group, i)]);
+      loss += spec_.weights[student] * sum;
+    }
+    return static_cast<C>(loss);
+  }
+
+  void backward(Member member) {
+    const int64_t n = shape_.samples;
+    const Range range = split_of(shape_.groups * n, member.thread, member.threads);
+    std::vector<C> for_student(n), for_teacher(n);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const int64_t group = item / n, i = item % n;
+      const SimilarityRow<C> t = similarity_row(students_, group, i);
+      std::fill(for_teacher.begin(), for_teacher.end(), C(0));
+      for (int64_t student = 0; student < students_; ++student) {
+        const SimilarityRow<C> s = similarity_row(student, group, i);
+        const C weight = static_cast<C>(spec_.weights[student]);
+        const Statistics<C> others{statistics_.data() + index(student, group, 0), static_cast<int64_t>(rows_.size())};
+        C own[kMaxStatistics];
+        for (int k = 0; k < D<C>::kStatistics; ++k) own[k] = others.data[k * others.stride + i];
+        std::fill(for_student.begin(), for_student.end(), C(0));
+        kernels_.student(arguments(), s, t, 0, n, own, others, weight, for_student.data());
+        if (spec_.teacher_gradient) kernels_.teacher(arguments(), s, t, 0, n, own, others, weight, for_teacher.data());
+        write_row(student, group, i, for_student);
+      }
+      if (spec_.teacher_gradient) {
+        write_row(students_, group, i, for_teacher);
+      } else {
+        grams_[students_].row(group, i)[n] = inverse_norms_[index(students_, group, i)];
+      }
+    }
+  }
+
+ private:
+  using Row = typename D<C>::template Row<C>;
+
+  struct Location {
+    int64_t stage, group, sample;
+  };
+  Location locate(int64_t item) const {
+    return {item / shape_.samples / shape_.groups, item / shape_.samples % shape_.groups, item % shape_.samples};
+  }
+  int64_t index(int64_t stage, int64_t group, int64_t i) const {
+    return (stage * shape_.groups + group) * shape_.samples + i;
+  }
+
+  SimilarityRow<C> similarity_row(int64_t stage, int64_t group, int64_t i) const {
+    const C* r = inverse_norms_.data() + index(stage, group, 0);
+    return {grams_[stage].row(group, i), r, r[i]};
+  }
+
+  // Whether A is to have bfloat16 numbers off its diagonal, for NarrowKernels. Rounding g before it is projected leaves
+  // each term g_j (x̂_j - S_ij x̂_i) of the gradient off by no more than its own rounding, however alike the samples are.
+  bool is_narrow(int64_t stage) const {
+    return kernels().narrow && sizeof(C) == sizeof(float) && inputs_[stage].dtype == DType::bfloat16;
+  }
+
+  LossArguments<C> arguments() const {
+    return {spec_.parameters.data(), static_cast<C>(shape_.samples), static_cast<C>(spec_.eps)};
+  }
+
+  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where nothing or
+  // eps stood in for the norm.
+  void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g) {
+    const int64_t n = shape_.samples;
+    const SimilarityRow<C> s = similarity_row(stage, group, i);
+    C* a = grams_[stage].row(group, i);
+    if (!loss_.diagonal) g[i] = 0;
+    const C own = a[i];
+    const bool projected = loss_.similarities && !is_clamped(own, spec_.eps);
+    const bool narrow = projected && is_narrow(stage);
+    if (narrow) {
+      for (int64_t j = 0; j < n; ++j) {
+        const float r = s.inverse_norms[j];
+        if (r != 0) g[j] = to_float(to_bfloat16(g[j] * r)) / r;
+      }
+    }
+    const C on_diagonal = g[i] * (own * (s.own * s.own));
+    const C projection = kernels().template rows<C>().project(s, g.data(), 0, n, a);
+    if (narrow) {
+      for (int64_t j = 0; j < n; ++j) a[j] = to_float(to_bfloat16(a[j]));
+    }
+    if (projected) a[i] = -(projection - on_diagonal) * s.own;
+    a[n] = s.own;
+  }
+
+  const std::vector<Features>& inputs_;
+  const std::vector<Matrices<C>>& grams_;
+  Shape shape_;
+  const Spec& spec_;
+  int64_t students_;
+  D<C> loss_;
+  const RowKernels<C>& kernels_;
+  std::vector<C> inverse_norms_;
+  std::vector<Row> rows_;
+  std::vector<C> statistics_;  // one array for each number, over all rows
+};
+
+}  // namespace icsd::cpu

@@ -1,0 +1,96 @@
+#include "cpu/sample.h"
+
+#include "cpu/kernels/combine.h"
+#include "cpu/kernels/gram.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/runtime/memory.h"
+#include "cpu/runtime/threads.h"
+
+namespace icsd::cpu {
+namespace {
+
+// Multiply-adds of one pass over the stages.
+int64_t work_of(const std::vector<Features>& stages, Shape shape) {
+  int64_t dim = 0;
+  for (const Features& stage : stages) dim += stage.dim;
+  return shape.groups * shape.samples * shape.samples * dim;
+}
+
+template <class C, template <class> class D>
+void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
+  const int64_t n = shape.samples, slot = n * (n + 1);
+  Buffer<C> workspace(slots ? 0 : stages.size() * shape.groups * slot);
+  std::vector<Matrices<C>> matrices;
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    matrices.push_back({(slots ? slots : workspace.data()) + stage * shape.groups * slot, n + 1, slot});
+  }
+  const int threads = threads_for(work_of(stages, shape));
+  Grams<C> grams(stages, matrices, shape, threads);
+  LossRows<C, D> loss_rows(stages, matrices, shape, spec);
+  in_parallel(threads, [&](Member member) {
+    grams.accumulate(member);
+    member.barrier();
+    grams.finish(member);
+    loss_rows.normalize(member);  // by the diagonal of the rows that this thread finished
+    member.barrier();
+    loss_rows.forward(member);
+    member.barrier();
+    const Range groups = split_of(shape.groups, member.thread, member.threads);
+    for (int64_t group = groups.begin; group < groups.end; ++group) loss[group] = loss_rows.loss(group);
+    if (slots) loss_rows.backward(member);
+  });
+}
+
+}  // namespace
+
+template <class C>
+void gram(const Features& x, Shape shape, C* out) {
+  const std::vector<Features> stages{x};
+  const std::vector<Matrices<C>> matrices{{out, shape.samples, shape.samples * shape.samples}};
+  const int threads = threads_for(work_of(stages, shape));
+  Grams<C> grams(stages, matrices, shape, threads);
+  in_parallel(threads, [&](Member member) {
+    grams.accumulate(member);
+    member.barrier();
+    grams.finish(member);
+  });
+}
+
+template <class C>
+void combine(const C* matrix, int64_t outputs, const Features& x, const Features& out, Shape shape) {
+  const int threads = threads_for(shape.groups * outputs * shape.samples * x.dim);
+  combine_all<C>({{matrix, shape.samples, outputs * shape.samples, outputs, nullptr, nullptr, x, out}}, shape, threads);
+}
+
+template <class C>
+void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
+  with_loss(spec.loss, [&](auto tag) {
+    distill_with<C, decltype(tag)::template Of>(stages, shape, spec, loss, slots);
+  });
+}
+
+template <class C>
+void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+                      const std::vector<Features>& outs, Shape shape) {
+  const int64_t n = shape.samples, slot = n * (n + 1);
+  std::vector<Product<C>> products;
+  std::vector<Features> wanted;
+  for (std::size_t stage = 0; stage < outs.size(); ++stage) {
+    if (!outs[stage].data) continue;
+    const C* matrix = slots + stage * shape.groups * slot;
+    products.push_back({matrix, n + 1, slot, n, matrix + n, grad, stages[stage], outs[stage]});
+    wanted.push_back(stages[stage]);
+  }
+  combine_all(products, shape, threads_for(work_of(wanted, shape)));
+}
+
+#define ICSD_INSTANTIATE(C)                                                                                      \
+  template void gram<C>(const Features&, Shape, C*);                                                             \
+  template void combine<C>(const C*, int64_t, const Features&, const Features&, Shape);                          \
+  template void distill_sample<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*);                    \
+  template void distill_sample_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, Shape);
+ICSD_INSTANTIATE(float)
+ICSD_INSTANTIATE(double)
+#undef ICSD_INSTANTIATE
+
+}  // namespace icsd::cpu
