@@ -1,29 +1,30 @@
-"""What all tests share."""
+"""Fixtures that several folders of tests share. It imports nothing that the operator's tests do not need."""
 
 import shutil
 
 import pytest
 import torch
-from layouts import write_cub, write_oxford
 
-# Unless a test sets more: on a busy machine, the threads of small operations wait for each other.
+# On a busy machine, the threads of small operations wait for each other. A test may set more.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """Drawn sets as the real ones are published, not to be changed; and the names of their images."""
+    """Return a folder of drawn sets as the real ones are published, and the names of their images; do not change it."""
+    from layouts import write_cub, write_oxford
+
     root = tmp_path_factory.mktemp("published")
     return root, {"cub": write_cub(root / "cub"), "oxford": write_oxford(root / "oxford")}
 
 
 @pytest.fixture
 def cub(published, tmp_path):
-    """A copy of the drawn CUB-200-2011, to be changed."""
+    """Return a copy of the drawn CUB-200-2011 that a test may change."""
     return shutil.copytree(published[0] / "cub", tmp_path / "cub")
 
 
 @pytest.fixture
 def oxford(published, tmp_path):
-    """A copy of the drawn Oxford-102, to be changed."""
+    """Return a copy of the drawn Oxford-102 that a test may change."""
     return shutil.copytree(published[0] / "oxford", tmp_path / "oxford")
