@@ -9,6 +9,9 @@ from typing import NamedTuple
 from icsd.errors import InputError
 
 
+LARGEST = 10**7  # images of a plan
+
+
 class Request(NamedTuple):
     """One image to generate."""
 
@@ -27,7 +30,8 @@ class Plan:
     ``count``, image k has sentence k, going round the sentences, and a seed of its own.
 
     Raises:
-        InputError: There is no sentence, a sentence is blank, a number is below 1, or both numbers are given.
+        InputError: There is no sentence, a sentence is blank, a number is too small or too large, or both numbers are
+            given.
     """
 
     sentences: Sequence[str]
@@ -53,9 +57,15 @@ class Plan:
                 raise InputError(f"{name} is {value}: give at least 1")
         if self.per_sentence is not None and self.count is not None:
             raise InputError(f"per_sentence is {self.per_sentence} and count is {self.count}: give one of them")
+        if self._number() > LARGEST:
+            raise InputError(f"{self._number()} images are more than {LARGEST}: give fewer, or make several plans")
+
+    def _number(self) -> int:
+        """Return the number of images; `len` would fail for numbers beyond 2**63."""
+        return self.count if self.count is not None else len(self.sentences) * (self.per_sentence or 1)
 
     def __len__(self) -> int:
-        return self.count if self.count is not None else len(self.sentences) * (self.per_sentence or 1)
+        return self._number()
 
     def __getitem__(self, index: int) -> Request:
         if not 0 <= index < len(self):
