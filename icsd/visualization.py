@@ -33,16 +33,16 @@ def caption_grid(
     columns: int | None = None,
     side: int = 112,
 ) -> Image.Image:
-    """Draw samples as a grid of tiles, each its stages from left to right with the caption wrapped underneath.
+    """Draw samples as a grid: each has its stages from left to right, and its caption underneath.
 
     Args:
-        stages: One tensor (B, 3, r, r) in [-1, 1] per stage, r free; one stage alone makes a contact sheet.
+        stages: One tensor (B, 3, r, r) in [-1, 1] per stage, of any resolution r.
         captions: B sentences.
         headers: A heading per stage; its resolution by default, and none for one stage.
         title: Line on top.
-        footer: Line at the bottom, such as the attribution that the art asks for.
-        columns: Tiles per row; chosen for a page a little wider than high by default.
-        side: Smallest side of a drawn image in pixels; every stage is enlarged (nearest) to the same side.
+        footer: Line at the bottom, such as the credit that the images ask for.
+        columns: Samples in a row; by default the page becomes a little wider than high.
+        side: Smallest width of a drawn image in pixels; every stage is enlarged to the same size by repeating pixels.
 
     Returns:
         The image, RGB.

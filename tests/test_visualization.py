@@ -35,7 +35,7 @@ def test_enlarging_repeats_pixels():
 
 @pytest.mark.parametrize("count", [1, 2, 7, 32])
 @pytest.mark.parametrize("resolutions", [[32], [16, 32], [64, 128, 256]])
-def test_page_is_of_sensible_shape(count, resolutions):
+def test_pages_are_neither_very_wide_nor_very_high(count, resolutions):
     page = caption_grid([plain(RED, count, r) for r in resolutions], ["a woman with dark skin, firefighter"] * count)
     assert 0.3 < page.width / page.height < 6
 
@@ -74,7 +74,7 @@ def test_half_precision_and_gradients_are_accepted():
     assert width_of(caption_grid([image], ["red"]), RED) > 100
 
 
-def test_nothing_to_draw():
+def test_a_grid_without_images_can_be_drawn():
     assert caption_grid([torch.zeros(0, 3, 16, 16)], []).height > 0
 
 

@@ -1,4 +1,4 @@
-"""Which images to generate: a sentence and a seed each."""
+"""Plans of images to generate: a sentence and a seed for each image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from icsd.errors import InputError
-
 
 LARGEST = 10**7  # images of a plan
 

@@ -250,7 +250,7 @@ def latest(folder: Path | str) -> Path:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return the kind of a checkpoint, or None for a kind of no command; see `load` for the errors."""
+    """Return the kind of a checkpoint, or None for one that no command writes; see `load` for the errors."""
     with _open(path) as (_, header):
         return next((kind for kind in KINDS if kind.entry in header["state"]), None)
 

@@ -18,7 +18,7 @@ evaluate: false
 
 @pytest.fixture
 def program():
-    """What starts the command in a process of its own; its arguments follow."""
+    """Return the beginning of a command line that runs the command in a process of its own."""
     return [sys.executable, "-c", "import sys; from icsd.cli.main import main; sys.exit(main())"]
 
 

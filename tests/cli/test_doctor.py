@@ -27,7 +27,7 @@ def test_it_works_without_the_native_module(icsd, monkeypatch):
     assert "native        missing" in out
 
 
-def test_a_backend_forced_by_the_environment_is_told(icsd, monkeypatch):
+def test_a_backend_forced_by_the_environment_is_reported(icsd, monkeypatch):
     monkeypatch.setenv("ICSD_BACKEND", "reference")
     assert "ICSD_BACKEND=reference" in icsd("doctor")[1]
 
@@ -67,7 +67,7 @@ def test_a_backend_that_fails_or_is_wrong_is_a_problem(icsd, monkeypatch):
     assert "the backend cpu fails: its gradient of a small batch is wrong" in icsd("doctor")[1]
 
 
-def test_a_compiler_that_does_not_run_is_told(icsd, monkeypatch, tmp_path):
+def test_a_compiler_that_does_not_run_is_reported(icsd, monkeypatch, tmp_path):
     (tmp_path / "nvcc").write_text("not a program")
     (tmp_path / "nvcc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -130,7 +130,7 @@ def test_newer_checkpoints_that_cannot_generate_are_passed_over(icsd, run, comma
 
 
 @pytest.mark.parametrize("command", [["sample", SENTENCE], ["export", "generator.pt2"]])
-def test_only_encoders_are_named_as_what_was_found(fails, workplace, command):
+def test_encoders_are_named_where_no_model_is_found(fails, workplace, command):
     checkpoint.save(checkpoint.step_path("runs/damsm", 9), {"config": {}, "damsm": {}})
     assert "runs/damsm holds DAMSM encoders" in fails(*command)
     assert "holds DAMSM encoders, written by `icsd pretrain`" in fails(*command, "--checkpoint", "runs/damsm")

@@ -14,7 +14,7 @@ def difference(a, b):
 
 @pytest.mark.parametrize("sentences", [("a woman", "a woman"), ("a red flower with dark skin", "a woman")], ids=str)
 @pytest.mark.parametrize("seeds", [(3, 3), (3, 9)], ids=str)
-def test_the_ends_are_the_images_themselves_and_the_way_is_between(path, sentences, seeds):
+def test_both_ends_are_the_sampled_images_and_the_frames_change(path, sentences, seeds):
     sampler = Sampler.load(path)
     frames = interpolate(sampler, sentences, seeds, 5)
     for frame, sentence, seed in ((frames[0], sentences[0], seeds[0]), (frames[-1], sentences[1], seeds[1])):
@@ -25,7 +25,7 @@ def test_the_ends_are_the_images_themselves_and_the_way_is_between(path, sentenc
         assert all(difference(a, b) > 0 for a, b in itertools.pairwise(frames))
 
 
-def test_noise_keeps_its_norm_on_the_way(path, monkeypatch):
+def test_interpolated_noise_keeps_its_norm(path, monkeypatch):
     sampler = Sampler.load(path)
     norms = []
     plain = sampler.model.generator.forward
@@ -39,6 +39,6 @@ def test_noise_keeps_its_norm_on_the_way(path, monkeypatch):
     assert min(norms) > 0.9 * min(norms[0], norms[-1])
 
 
-def test_one_frame_is_no_way(path):
+def test_fewer_than_two_frames_are_refused(path):
     with pytest.raises(InputError, match="frames is 1"):
         interpolate(Sampler.load(path), ("a woman", "a woman"), (0, 1), 1)

@@ -44,7 +44,7 @@ def test_words_beyond_the_longest_sentence_are_named(path):
     assert sampler.beyond("a red flower") == []
 
 
-def test_encoders_are_no_model(tmp_path):
+def test_a_checkpoint_of_encoders_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"config": {}, "text": {}, "damsm": {}})
     with pytest.raises(InputError, match="holds DAMSM encoders, written by `icsd pretrain`"):
@@ -71,7 +71,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(path):
         ({"sentences": ["zebra"]}, "sentence 'zebra' has no word"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(path, arguments, message):
+def test_bad_requests_are_refused(path, arguments, message):
     with pytest.raises(InputError, match=message):
         Sampler.load(path).sample(**arguments)
 
