@@ -117,4 +117,5 @@ class SentenceTokenizer(Tokenizer):
         return load_minilm().pieces(caption)[self.max_words :]
 
     def reads(self, caption: str) -> bool:
-        return not set(load_minilm().pieces(caption)) <= {UNKNOWN, BEGIN}
+        pieces = set(load_minilm().pieces(caption)) - {UNKNOWN, BEGIN}
+        return any(letter.isalnum() for piece in pieces for letter in piece)

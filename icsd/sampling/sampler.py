@@ -90,9 +90,11 @@ class Sampler:
         """Check that the model can read sentences.
 
         Raises:
-            InputError: A sentence has no word that the model knows.
+            InputError: A sentence has no word that the model knows, or is not valid Unicode.
         """
         for sentence in dict.fromkeys(sentences):
+            if not sentence.isascii() and sentence.encode(errors="replace").decode() != sentence:
+                raise InputError(f"sentence {sentence!r} is not valid Unicode: give UTF-8 text")
             if not self.model.text_encoder.tokenizer.reads(sentence):
                 raise InputError(
                     f"sentence {sentence!r} has no word that this model knows: use words of its training captions"

