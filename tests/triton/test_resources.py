@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, to machine code no worse than resources.json pins, without a GPU."""
+"""Compile every kernel for every architecture without a GPU; the code may not be worse than resources.json says."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch  # noqa: E402
 from machine_code import REGIMES, TARGETS, compile_for, dry_run, without_gpu  # noqa: E402
 
 from icsd.ops.triton import TritonBackend, kernels, runtime  # noqa: E402
-from icsd.ops.triton.kernels.tuning import SHARED_BYTES  # noqa: E402
+from icsd.ops.triton.kernels.tuning import SHARED_BYTES, tuning_class  # noqa: E402
 from tools.kernel_cases import TEMPERATURES  # noqa: E402
 
 VERSION, *PINNED = json.loads((Path(__file__).parent / "resources.json").read_text())
@@ -61,7 +61,7 @@ CASES = [
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("regime", "loss", "parameters", "dtype"), CASES, ids=str)
 def test_everything_compiles(regime, loss, parameters, dtype, monkeypatch):
-    """What the interpreter runs is more than the compiler takes."""
+    # The interpreter accepts more than the compiler does.
 
     def compile_(kernel, out, grid, *arguments, **constants):
         kernel.warmup(*arguments, grid=(1,), **constants)
@@ -78,8 +78,8 @@ def test_everything_compiles(regime, loss, parameters, dtype, monkeypatch):
             dry_run(regime, loss, [x, y], parameters, teacher_gradient)
 
 
-def test_what_adds_is_not_measured(monkeypatch):
-    """A trial of such a launch would leave its sum behind."""
+def test_launches_that_add_are_not_measured(monkeypatch):
+    # A trial of such a launch would leave its sum behind.
     monkeypatch.delenv("ICSD_TRITON_AUTOTUNE", raising=False)
     x = torch.empty(1, 64, 4096, device="meta")
     for kernel in (kernels.combine_kernel, kernels.streamed_backward_kernel):
@@ -88,3 +88,13 @@ def test_what_adds_is_not_measured(monkeypatch):
     for add in (False, True):
         candidates = kernels.combine_kernel.early_config_prune(kernels.combine_kernel.configs, sizes, ADD=add)
         assert (len(candidates) == 1) == add
+
+
+def test_one_measurement_serves_many_dimensions():
+    x = torch.empty(1, 64, 0, device="meta")
+    classes = [tuning_class(x.new_empty(1, 64, dim)) for dim in (1, 256, 257, 1024, 4096, 16384, 10**6)]
+    assert classes[0] == classes[1] != classes[2] == classes[3] != classes[4] != classes[5] == classes[6]
+    assert tuning_class(x) != tuning_class(x.bfloat16())
+    for name in ("gram_kernel", "combine_kernel", "covariance_kernel", "streamed_forward_kernel"):
+        assert "TUNED_FOR" in getattr(kernels, name).keys
+        assert "dim" not in getattr(kernels, name).keys

@@ -31,8 +31,13 @@ Needs = Callable[[Mapping, int], tuple[int, int]]
 
 
 def tuning_class(*operands: Tensor) -> str:
-    """Name the calls that share a measurement, `TUNED_FOR` of a kernel: those of the same dtypes and dimensions."""
-    return " ".join(f"{x.dtype}:{x.shape[-1]}" for x in operands)
+    """Name the calls that share a measurement (`TUNED_FOR` of a kernel): those of equal dtypes and similar dimensions.
+
+    Dimensions are rounded up to a power of four. Below 256 one block holds all features, and above 16,384 a program
+    streams so many of them that their number no longer matters.
+    """
+    sizes = [(x.shape[-1] - 1).bit_length() for x in operands]
+    return " ".join(f"{x.dtype}:{1 << min(14, max(8, n + n % 2))}" for x, n in zip(operands, sizes, strict=True))
 
 
 def tuned(key: Sequence[str], needs: Needs):
