@@ -1,4 +1,4 @@
-"""What interpreted kernels do to memory."""
+"""A record of the memory that interpreted kernels access."""
 
 import numpy as np
 import torch
@@ -9,25 +9,25 @@ from icsd.ops.triton import runtime
 
 
 class Trace:
-    """Every access of every program of every launch.
+    """The memory accesses of every program of every launch.
 
     Attributes:
-        loads: `(launch, program, addresses, bytes of an element)`; of what masks let through.
-        stores: The same.
-        kernels: For every launch, the name of its kernel.
-        given: For every launch, the address ranges of the tensors it was given.
+        loads: `(launch, program, addresses, bytes of an element)` of the elements that the masks allow.
+        stores: The same for stores.
+        kernels: The name of the kernel of every launch.
+        given: The address ranges of the tensors that every launch was given.
     """
 
     def __init__(self):
         self.loads, self.stores, self.kernels, self.given = [], [], [], []
 
     def bytes(self, accesses, tensor):
-        """How many bytes of a tensor were accessed."""
+        """Return how many bytes of a tensor were accessed."""
         begin, end = extent(tensor)
         return sum(int(((at >= begin) & (at < end)).sum()) * size for _, _, at, size in accesses)
 
     def check(self):
-        """No access out of bounds, and no two programs of a launch at the same address if one of them writes."""
+        """Assert that no access is out of bounds, and no program accesses what another one of its launch writes."""
         for launched, _, at, _ in self.loads + self.stores:
             inside = np.zeros(at.shape, bool)
             for begin, end in self.given[launched]:
@@ -44,7 +44,7 @@ class Trace:
 
 
 def programs(accesses, launched):
-    """The addresses of a launch, and the programs that accessed them."""
+    """Return the addresses that a launch accessed, and the programs that did so."""
     of_launch = [(at, program) for number, program, at, _ in accesses if number == launched]
     at = [at.ravel() for at, _ in of_launch]
     by = [np.full(at.size, x + (y << 40)) for at, (x, y, _) in of_launch]
@@ -52,13 +52,13 @@ def programs(accesses, launched):
 
 
 def extent(tensor):
-    """The addresses from a tensor's first element to its last."""
+    """Return the addresses of the first byte of a tensor and behind its last one."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def record(monkeypatch):
-    """A trace of what interpreted kernels access from now on; they get NaN for fresh memory, with NaN around it."""
+    """Return a trace of all accesses from now on. New memory is filled with NaN and has NaN around it."""
     found = Trace()
 
     def watch(name, accesses, mask_position):

@@ -1,4 +1,4 @@
-"""What the Triton backend launches, at shapes of which a docs page tells: counted in the interpreter.
+"""Count in the interpreter what the Triton backend launches at the shapes of the kernel table.
 
 `python -m tools.kernel_table --pin` has it write launches.csv anew.
 """
@@ -18,8 +18,10 @@ TABLE = Path(__file__).with_name("launches.csv")
 
 
 def count(case, trace):
-    """By pass, the kernels in their order and the bytes of features and gradients that they read and write, for each
-    feature of the stages they touch."""
+    """Return the kernels of each pass, in their order, with the bytes of features and gradients that they move.
+
+    The bytes are read or written, for each feature of the stages that the kernel accesses.
+    """
     stages = [torch.randn(case.samples, case.dim).to(getattr(torch, case.dtype)) for _ in range(2)]
     stages[0].requires_grad_()
     first = len(trace.kernels)

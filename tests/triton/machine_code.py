@@ -37,7 +37,7 @@ MATRIX_INSTRUCTION = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync|v_m
 
 
 class Resources(NamedTuple):
-    """What a kernel needs on an architecture.
+    """The resources of a kernel on an architecture.
 
     Attributes:
         registers: 32-bit registers of a thread.
@@ -57,7 +57,7 @@ class Resources(NamedTuple):
 
 
 class _Driver:
-    """Stands in for a GPU's driver: Triton asks it what to compile for."""
+    """A driver without a GPU, which Triton asks for the target to compile for."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -74,7 +74,7 @@ class _Driver:
 
 @contextmanager
 def without_gpu(target: GPUTarget) -> Iterator[None]:
-    """Triton and what plans its launches take `target` for the device here; nothing is measured."""
+    """Let Triton compile, and launches be planned, for `target`; nothing is measured."""
     for name in kernels.__all__:
         kernel = getattr(kernels, name)
         (kernel.fn if isinstance(kernel, Autotuner) else kernel).device_caches.clear()
@@ -92,7 +92,7 @@ def without_gpu(target: GPUTarget) -> Iterator[None]:
 
 
 def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
-    """What the distillations of `CASES` launch, by regime, dtype and kernel."""
+    """Compile what the distillations of `CASES` launch; return the resources by regime, dtype and kernel."""
     found: dict[tuple[str, str, str], Resources] = {}
 
     def compile_(kernel, out, grid, *arguments, **constants) -> None:
@@ -117,7 +117,7 @@ def dry_run(
     parameters: Sequence[float] = (),
     teacher_gradient: bool = False,
 ) -> None:
-    """Launches what forward and backward of a distillation launch, on tensors `(groups, N, D)` without data."""
+    """Run the forward and the backward pass of a distillation on tensors `(groups, N, D)` without data."""
     spec = Spec(loss, tuple(parameters), (1.0,) * (len(stages) - 1), 1e-8, teacher_gradient, regime)
     saved = torch.empty(saved_shape(stages, spec), dtype=saved_dtype(stages, spec), device="meta")
     outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
@@ -142,7 +142,7 @@ def _resources(compiled, target: GPUTarget) -> Resources:
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack by the cuobjdump that comes with Triton."""
+    """Return registers and stack, read by the cuobjdump that comes with Triton."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -152,7 +152,7 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Write resources.json, and print how long the compiler took: little where Triton's cache holds the kernels."""
+    """Write resources.json and print how long the compiler took; kernels in Triton's cache take no time."""
     lines = [json.dumps({"triton": triton.__version__})]
     for target in TARGETS:
         begin = sum(os.times()[:4])  # ptxas is a process of its own

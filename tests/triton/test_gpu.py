@@ -1,4 +1,4 @@
-"""The suite of every backend, run by the Triton kernels on a real GPU."""
+"""The tests of the operator, run with the Triton kernels on a GPU."""
 
 import os
 import subprocess

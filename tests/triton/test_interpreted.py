@@ -1,5 +1,7 @@
-"""The suite of every backend, run on the Triton kernels by Triton's interpreter: in processes of their own, for it is
-switched on when kernels are defined."""
+"""The tests of the operator, run with the Triton kernels in Triton's interpreter.
+
+They run in processes of their own, because the interpreter is chosen when kernels are defined.
+"""
 
 import os
 import subprocess
@@ -19,7 +21,7 @@ AUTOGRAD = """opcheck or penalty
 
 
 def interpreted(*arguments: str) -> str:
-    """Runs pytest with interpreted kernels; a large matrix is many steps."""
+    """Run pytest with interpreted kernels, on small matrices because the interpreter is slow."""
     limits = {"ICSD_TEST_MOST_SAMPLES": "40", "ICSD_TEST_MOST_GROUPS": "8"}
     environment = {"TRITON_INTERPRET": "1", "ICSD_TEST_BACKENDS": "triton", **limits}
     run = subprocess.run(

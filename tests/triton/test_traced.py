@@ -1,4 +1,4 @@
-"""What torch.compile sees of the Triton backend: its kernels, where it can. interpreted.py runs such graphs."""
+"""Check which kernels torch.compile sees of the Triton backend. interpreted.py runs such graphs."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SAMPLE_SPACE = [
 
 
 def operators(graph):
-    """The names of this package's operators in a graph."""
+    """Return the names of this package's operators in a graph."""
     return [node.target.name() for node in graph.graph.nodes if str(node.target).startswith("icsd.")]
 
 
@@ -55,7 +55,7 @@ def test_similarities_are_transparent():
 
 
 def compiling(dynamic):
-    """By torch.compile, its graphs given to `trace`."""
+    """Return a compiler for `trace` that calls torch.compile."""
 
     def compile_(function, **compilers):
         return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=aot_autograd(**compilers))
@@ -91,7 +91,7 @@ def test_exported_programs_keep_the_operator():
 
 
 def test_compiled_code_follows_the_settings(monkeypatch):
-    """It is cached by what it was traced with."""
+    # Compiled code is cached by the key of the operator, which holds the settings.
     keys = []
 
     def backend(graph, _):

@@ -1,4 +1,4 @@
-"""Graphs of the operator with its Triton kernels in them, traced without a GPU.
+"""Trace graphs of the operator with its Triton kernels in them, without a GPU.
 
 As a script, it writes those of its cases to a file; interpreted.py runs them, for kernels that are interpreted cannot
 be traced.
@@ -29,13 +29,13 @@ CASES = [
 
 
 def available(_):
-    """Why not: no reason."""
+    """Return no reason against the backend."""
     return None
 
 
 @contextmanager
 def traceable():
-    """Within, the backend takes the CPU's tensors for those of a GPU: to be traced, not to be computed."""
+    """Let the backend accept tensors of the CPU, to trace them as if they were on a GPU."""
     with (
         without_gpu(next(target for target in TARGETS if target.arch == 90)),
         mock.patch.object(TritonBackend, "unavailable", available),  # no mock, which torch.compile does not trace
@@ -45,19 +45,19 @@ def traceable():
 
 
 def inputs(shapes):
-    """The stages of a case."""
+    """Return the stages of a case."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
 def loss_of(stages, loss, backend):
-    """One loss for all groups."""
+    """Return one loss for all groups."""
     options = {"detach_teacher": False, "reduction": "sum", "backend": backend}
     return icsd.interstage_distillation_loss(stages, loss, **options)
 
 
 def trace(function, *tensors, compiling=aot_function):
-    """The graphs of the forward and the backward pass of a loss, traced on tensors without data."""
+    """Return the graphs of the forward and the backward pass of a loss, traced on tensors without data."""
     graphs = []
 
     def compiler(graph, _):
@@ -71,12 +71,12 @@ def trace(function, *tensors, compiling=aot_function):
 
 
 def launches(graph):
-    """Where a graph launches kernels."""
+    """Return the nodes of a graph that launch kernels."""
     return [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
 
 
 def launched(graph):
-    """The names of the kernels in a graph, in their order."""
+    """Return the names of the kernels in a graph, in their order."""
     return [name_of(kernel_side_table.get_kernel(node.kwargs["kernel_idx"])) for node in launches(graph)]
 
 
