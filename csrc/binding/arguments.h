@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "binding/tensor.h"
-#include "core/features.h"
 #include "core/covariance.h"
+#include "core/features.h"
 #include "core/spec.h"
 #include "cpu/streamed.h"
 

@@ -51,12 +51,9 @@ class CPU {
     py::gil_scoped_release unlocked;
     const auto& [features, shape] = inputs;
     switch (spec.regime) {
-      case Regime::sample:
-        return cpu::distill_sample<C>(features, shape, spec, loss, static_cast<C*>(saved));
-      case Regime::feature:
-        return cpu::distill_feature<C>(features, shape, spec, loss, static_cast<double*>(saved));
-      case Regime::streamed:
-        return cpu::distill_streamed<C>(features, shape, spec, loss, static_cast<C*>(saved));
+      case Regime::sample: return cpu::distill_sample<C>(features, shape, spec, loss, static_cast<C*>(saved));
+      case Regime::feature: return cpu::distill_feature<C>(features, shape, spec, loss, static_cast<double*>(saved));
+      case Regime::streamed: return cpu::distill_streamed<C>(features, shape, spec, loss, static_cast<C*>(saved));
     }
   }
 
@@ -93,8 +90,8 @@ NewTensor CPU::new_tensor(DType dtype, const std::vector<int64_t>& sizes) const 
     strides[dim] = bytes / element;
     if (__builtin_mul_overflow(bytes, sizes[dim], &bytes)) throw std::bad_alloc();
   }
-  auto owner = std::make_unique<Owner>(
-      Owner{{}, cpu::Allocation(static_cast<std::size_t>(bytes)), sizes, std::move(strides)});
+  auto owner =
+      std::make_unique<Owner>(Owner{{}, cpu::Allocation(static_cast<std::size_t>(bytes)), sizes, std::move(strides)});
   void* const data = owner->memory.data();
   owner->managed = {{dlpack::kMajorVersion, 0},
                     owner.get(),

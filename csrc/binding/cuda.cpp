@@ -27,8 +27,8 @@ void* fill_if_emulated(void* data, std::size_t bytes) {
   return data;
 }
 
-// Workspaces of one call, from the allocator of the tensors' framework. They are given back at the end of the call, while
-// its kernels may still be running: that allocator gives them only to kernels that come later on the same stream.
+// Workspaces of one call, from the allocator of the tensors' framework. They are given back at the end of the call,
+// while its kernels may still be running: that allocator gives them only to kernels that come later on the same stream.
 class Workspaces {
  public:
   Workspaces(const dlpack::DLPackExchangeAPI& api, dlpack::DLDevice device) : api_(api), device_(device) {}
@@ -43,9 +43,7 @@ class Workspaces {
     dlpack::DLTensor prototype{nullptr, device_, 1, {dlpack::kDLUInt, 8, 1}, &size, nullptr, 0};
     dlpack::DLManagedTensorVersioned* workspace = nullptr;
     std::string error;
-    const auto set_error = [](void* to, const char*, const char* message) {
-      *static_cast<std::string*>(to) = message;
-    };
+    const auto set_error = [](void* to, const char*, const char* message) { *static_cast<std::string*>(to) = message; };
     if (api_.managed_tensor_allocator(&prototype, &workspace, &error, set_error)) throw std::runtime_error(error);
     workspaces_.push_back(workspace);
     const dlpack::DLTensor& tensor = workspace->dl_tensor;
@@ -150,9 +148,9 @@ py::object torch_dtype(DType dtype) {
   return py::handle(torch).attr(names[static_cast<int>(dtype)]);
 }
 
-// Results come from `Tensor.new_empty`, not from the exchange table: PyTorch's allocator does not know a tensor that was
-// imported from DLPack, and `Tensor.record_stream` silently does nothing for it. Autograd calls that where a gradient goes
-// from one stream to another; without it the memory could be overwritten while it is still being read.
+// Results come from `Tensor.new_empty`, not from the exchange table: PyTorch's allocator does not know a tensor that
+// was imported from DLPack, and `Tensor.record_stream` silently does nothing for it. Autograd calls that where a
+// gradient goes from one stream to another; without it the memory could be overwritten while it is still being read.
 NewTensor CUDA::new_tensor(DType dtype, const std::vector<int64_t>& sizes) const {
   NewTensor result{py::handle(x_.object).attr("new_empty")(sizes, py::arg("dtype") = torch_dtype(dtype)), nullptr};
   const auto tensor = py::cast<Tensor>(result.object);

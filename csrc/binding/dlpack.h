@@ -48,7 +48,8 @@ struct DLPackExchangeAPIHeader {
   const DLPackExchangeAPIHeader* prev_api;
 };
 
-// Functions return 0 or, after an error, another number. Then Python's error is set; the allocator calls SetError instead.
+// Functions return 0 or, after an error, another number. Then Python's error is set; the allocator calls SetError
+// instead.
 struct DLPackExchangeAPI {
   DLPackExchangeAPIHeader header;
   int (*managed_tensor_allocator)(DLTensor* prototype, DLManagedTensorVersioned** out, void* error_ctx,

@@ -1,6 +1,7 @@
 // The four functions of a backend, `gram`, `combine`, `distill` and `distill_backward`, as Python calls them.
 //
-// A backend is made anew for each call, from its tensors, which it checks. Then it makes new tensors and runs the kernels.
+// A backend is made anew for each call, from its tensors, which it checks. Then it makes new tensors and runs the
+// kernels.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -2,8 +2,8 @@
 //   |X̂X̂ᵀ - ŶŶᵀ|² = |X̂ᵀX̂|² - 2 |X̂ᵀŶ|² + |ŶᵀŶ|²,    d/dX̂ = 4 (X̂ (X̂ᵀX̂) - Ŷ (ŶᵀX̂)),
 // so that no matrix has more than D x D elements.
 //
-// The three terms cancel as S approaches T. Products of float32 are summed in float64; where less than kLeastRemainder of
-// the terms remains, loss and gradient are computed again from products in float64.
+// The three terms cancel as S approaches T. Products of float32 are summed in float64; where less than kLeastRemainder
+// of the terms remains, loss and gradient are computed again from products in float64.
 #pragma once
 
 #include <cstdint>

@@ -44,8 +44,6 @@ ICSD_HD float to_float(bfloat16 value) {
   return wide;
 }
 
-constexpr std::size_t size_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+constexpr std::size_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace icsd

@@ -4,7 +4,8 @@
 //   kParameters, kStatistics  how many numbers it takes, and how many of a row its gradients need
 //   similarities              whether s and t are cosine similarities S and T, or the products K of the samples
 //   diagonal                  whether the diagonal takes part
-//   Row<V>                    what a part of one row of (S, T) leaves behind; V is T or a vector of T's, which then holds
+//   Row<V>                    what a part of one row of (S, T) leaves behind; V is T or a vector of T's, which then
+//   holds
 //                             a part of the row in each of its lanes
 //   update(row, s, t)         takes one element of the row
 //   merge(row, other)         takes another part of the same row
@@ -199,8 +200,8 @@ struct Kl {
   }
 };
 
-// |k/|k| - l/|l||² = 2 (1 - ρ) of rows k of products and l of the teacher's, ρ = <k, l> / (|k| |l|). A row that vanishes
-// has no direction and passes no gradient.
+// |k/|k| - l/|l||² = 2 (1 - ρ) of rows k of products and l of the teacher's, ρ = <k, l> / (|k| |l|). A row that
+// vanishes has no direction and passes no gradient.
 template <class T>
 struct Sp {
   static constexpr int kParameters = 0, kStatistics = 3;
@@ -260,8 +261,8 @@ struct Sp {
   }
 };
 
-// (κ(s) - κ(t))², κ the identity of products or e^{-2γ} Σ_{1 <= p <= P} (2γ s)^p / p! of similarities; the constant term
-// would cancel.
+// (κ(s) - κ(t))², κ the identity of products or e^{-2γ} Σ_{1 <= p <= P} (2γ s)^p / p! of similarities; the constant
+// term would cancel.
 template <class T>
 struct Cc {
   static constexpr int kParameters = 3, kStatistics = 0;
@@ -461,8 +462,7 @@ template <class Call>
 auto with_loss(LossKind kind, const Call& call) {
   switch (kind) {
 #define ICSD_LOSS(name, Loss) \
-  case LossKind::name:        \
-    return call(LossTag<Loss>{});
+  case LossKind::name: return call(LossTag<Loss>{});
     ICSD_LOSSES(ICSD_LOSS)
 #undef ICSD_LOSS
   }
@@ -472,8 +472,7 @@ auto with_loss(LossKind kind, const Call& call) {
 inline const char* name_of(LossKind kind) {
   switch (kind) {
 #define ICSD_LOSS(name, Loss) \
-  case LossKind::name:        \
-    return #name;
+  case LossKind::name: return #name;
     ICSD_LOSSES(ICSD_LOSS)
 #undef ICSD_LOSS
   }

@@ -17,7 +17,8 @@ Remainder remainder_for(const std::vector<Features>& stages, const double* covar
   const std::vector<Covariance> all = covariances_of(stages);
   const auto square = [&](const Covariance& covariance) {
     double sum = 0;
-    for (int64_t k = 0; k < covariance.rows * covariance.columns; ++k) sum += covariances[covariance.offset + k] * covariances[covariance.offset + k];
+    for (int64_t k = 0; k < covariance.rows * covariance.columns; ++k)
+      sum += covariances[covariance.offset + k] * covariances[covariance.offset + k];
     return sum;
   };
   return remainder_of(square(all[2 * student]), square(all[2 * student + 1]), square(all.back()));
@@ -36,7 +37,8 @@ int threads_of(const std::vector<Features>& stages, Shape shape) {
 }
 
 template <class C>
-void compute_covariances(const std::vector<Features>& stages, int64_t group, Shape shape, double eps, double* covariances) {
+void compute_covariances(const std::vector<Features>& stages, int64_t group, Shape shape, double eps,
+                         double* covariances) {
   const int threads = threads_of(stages, shape);
   Covariances<C> pass(stages, group, shape, eps, covariances, threads);
   in_parallel(threads, [&](Member member) { pass.run(member); });
@@ -118,8 +120,8 @@ class Gradients {
       C *square = squares.data() + k * kBlock, *scale = inverse.data() + k * kBlock;
       products().squares[static_cast<int>(x.dtype)](data, x.sample_stride, samples, x.dim, square);
       for (int64_t i = 0; i < samples; ++i) scale[i] = inverse_norm(square[i], eps_);
-      products().by_sample[static_cast<int>(x.dtype)](data, x.sample_stride, samples, x.dim, scale, workspace + begins_[k],
-                                                   x.dim * panel);
+      products().by_sample[static_cast<int>(x.dtype)](data, x.sample_stride, samples, x.dim, scale,
+                                                      workspace + begins_[k], x.dim * panel);
     }
     C* gradient = workspace + begins_.back() + kBlock * stages_.back().dim;
     for (int64_t target = 0; target < stages; ++target) {
@@ -130,15 +132,15 @@ class Gradients {
         if (term.target != target) continue;
         const int64_t depth = stages_[term.source].dim;
         products().multiply({workspace + begins_[term.source], panel, panel, depth * panel},
-                         {term.matrix.data(), panel, panel, depth * panel}, samples, x.dim, depth, gradient,
-                         padded(x.dim), add);
+                            {term.matrix.data(), panel, panel, depth * panel}, samples, x.dim, depth, gradient,
+                            padded(x.dim), add);
         add = true;
       }
       for (int64_t i = 0; i < samples; ++i) {
         const int64_t item = target * kBlock + i;
         products().finish[static_cast<int>(x.dtype)](gradient + i * padded(x.dim), at(x, group_, first + i, 0), x.dim,
-                                                  inverse[item], !is_clamped(squares[item], eps_), grad_,
-                                                  at(out, group_, first + i, 0));
+                                                     inverse[item], !is_clamped(squares[item], eps_), grad_,
+                                                     at(out, group_, first + i, 0));
       }
     }
   }
@@ -156,8 +158,8 @@ class Gradients {
 };
 
 template <class C>
-void compute_gradients(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group, Shape shape,
-                       const Spec& spec, const double* covariances, C grad) {
+void compute_gradients(const std::vector<Features>& stages, const std::vector<Features>& outs, int64_t group,
+                       Shape shape, const Spec& spec, const double* covariances, C grad) {
   const int threads = threads_of(stages, shape);
   Gradients<C> pass(stages, outs, group, shape, spec, covariances, grad, threads);
   in_parallel(threads, [&](Member member) { pass.run(member); });
@@ -195,9 +197,9 @@ void distill_feature_backward(const C* grad, const double* covariances, const st
   }
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                      \
-  template void distill_feature<C>(const std::vector<Features>&, Shape, const Spec&, C*, double*);       \
-  template void distill_feature_backward<C>(const C*, const double*, const std::vector<Features>&,               \
+#define ICSD_INSTANTIATE(C)                                                                        \
+  template void distill_feature<C>(const std::vector<Features>&, Shape, const Spec&, C*, double*); \
+  template void distill_feature_backward<C>(const C*, const double*, const std::vector<Features>&, \
                                             const std::vector<Features>&, Shape, const Spec&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)

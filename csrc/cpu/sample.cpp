@@ -64,14 +64,13 @@ void combine(const C* matrix, int64_t outputs, const Features& x, const Features
 
 template <class C>
 void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
-  with_loss(spec.loss, [&](auto tag) {
-    distill_with<C, decltype(tag)::template Of>(stages, shape, spec, loss, slots);
-  });
+  with_loss(spec.loss,
+            [&](auto tag) { distill_with<C, decltype(tag)::template Of>(stages, shape, spec, loss, slots); });
 }
 
 template <class C>
 void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
-                      const std::vector<Features>& outs, Shape shape) {
+                             const std::vector<Features>& outs, Shape shape) {
   const int64_t n = shape.samples, slot = n * (n + 1);
   std::vector<Product<C>> products;
   std::vector<Features> wanted;
@@ -84,11 +83,12 @@ void distill_sample_backward(const C* grad, const C* slots, const std::vector<Fe
   combine_all(products, shape, threads_for(work_of(wanted, shape)));
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                      \
-  template void gram<C>(const Features&, Shape, C*);                                                             \
-  template void combine<C>(const C*, int64_t, const Features&, const Features&, Shape);                          \
-  template void distill_sample<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*);                    \
-  template void distill_sample_backward<C>(const C*, const C*, const std::vector<Features>&, const std::vector<Features>&, Shape);
+#define ICSD_INSTANTIATE(C)                                                                  \
+  template void gram<C>(const Features&, Shape, C*);                                         \
+  template void combine<C>(const C*, int64_t, const Features&, const Features&, Shape);      \
+  template void distill_sample<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*); \
+  template void distill_sample_backward<C>(const C*, const C*, const std::vector<Features>&, \
+                                           const std::vector<Features>&, Shape);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)
 #undef ICSD_INSTANTIATE

@@ -11,9 +11,9 @@ namespace icsd::cpu {
 
 // Matrices are of compute type C: double where a stage is float64, float elsewhere.
 //
-// A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero row), or
-// 1 for a loss of products.
-// For a stage with a gradient, dL/dX = diag(r) A X. For a teacher without one, A is its Gram matrix.
+// A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero
+// row), or 1 for a loss of products. For a stage with a gradient, dL/dX = diag(r) A X. For a teacher without one, A is
+// its Gram matrix.
 
 // K = X Xᵀ: (groups, samples, samples).
 template <class C>
@@ -31,6 +31,6 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
 // outs[k] = grad_b diag(r) A X_k from the slots of `distill`; null data where no gradient is wanted.
 template <class C>
 void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
-                      const std::vector<Features>& outs, Shape shape);
+                             const std::vector<Features>& outs, Shape shape);
 
 }  // namespace icsd::cpu

@@ -39,10 +39,10 @@ class PackedInput {
     }
     for (int64_t i = first; i < first + count; ++i) inverse_norms_[i] = normalize ? inverse_norm(squares_[i], eps) : 1;
     products().by_sample[dtype](x, x_.sample_stride, count, x_.dim, inverse_norms_.data() + first,
-                             by_sample_.data() + first * x_.dim, products().panel * x_.dim);
+                                by_sample_.data() + first * x_.dim, products().panel * x_.dim);
     if (by_feature_.data()) {
       products().by_feature[dtype](x, x_.sample_stride, count, x_.dim, inverse_norms_.data() + first,
-                                by_feature_.data() + first * products().panel, products().panel * samples_);
+                                   by_feature_.data() + first * products().panel, products().panel * samples_);
     }
   }
 
@@ -50,21 +50,22 @@ class PackedInput {
   void multiply(int64_t row, int64_t column, C* block) const {
     const Panels<C> panels{by_sample_.data(), products().panel, products().panel, products().panel * x_.dim};
     products().multiply(panels.from(0, row * kBlock), panels.from(0, column * kBlock),
-                     std::min(kBlock, samples_ - row * kBlock), std::min(kBlock, samples_ - column * kBlock), x_.dim,
-                     block, kBlock, false);
+                        std::min(kBlock, samples_ - row * kBlock), std::min(kBlock, samples_ - column * kBlock), x_.dim,
+                        block, kBlock, false);
   }
 
   // sums += the transpose of `matrix`, (samples of the block) x (outputs), times the block's samples.
   void combine(const C* matrix, int64_t outputs, int64_t block, C* sums) const {
     const Panels<C> panels{by_feature_.data(), products().panel, products().panel, products().panel * samples_};
     products().multiply({matrix, kBlock, kBlock, 0}, panels.from(block * kBlock, 0), outputs, x_.dim,
-                     std::min(kBlock, samples_ - block * kBlock), sums, padded_dim(), true);
+                        std::min(kBlock, samples_ - block * kBlock), sums, padded_dim(), true);
   }
 
   // The gradient of sample i from that of its panels' row.
   void finish(int64_t i, const C* gradient, bool normalized, double eps, C factor, const Features& out) const {
     products().finish[static_cast<int>(x_.dtype)](gradient, at(x_, group_, i, 0), x_.dim, inverse_norms_[i],
-                                               normalized && !is_clamped(squares_[i], eps), factor, at(out, group_, i, 0));
+                                                  normalized && !is_clamped(squares_[i], eps), factor,
+                                                  at(out, group_, i, 0));
   }
 
  private:
@@ -76,10 +77,11 @@ class PackedInput {
   Buffer<C> by_sample_, by_feature_;
 };
 
-// The symmetric matrix of blocks, a square of `window` x `window` of them at a time. The threads of a parallel region share
-// first `make(row, column, slot)` of every block of the lower triangle; then, for every block of samples, in the order of
-// the other block, `take(samples, other, slot, transposed)` of the block (samples, other), or of (other, samples)
-// transposed. What a block of samples takes, and in which order, depends neither on `window` nor on the threads.
+// The symmetric matrix of blocks, a square of `window` x `window` of them at a time. The threads of a parallel region
+// share first `make(row, column, slot)` of every block of the lower triangle; then, for every block of samples, in the
+// order of the other block, `take(samples, other, slot, transposed)` of the block (samples, other), or of (other,
+// samples) transposed. What a block of samples takes, and in which order, depends neither on `window` nor on the
+// threads.
 template <class Make, class Take>
 void walk(Member member, Loops& loops, int64_t blocks, int64_t window, const Make& make, const Take& take) {
   for (int64_t top = 0; top < blocks; top += window) {
@@ -208,8 +210,8 @@ class Forward : Group<C, D> {
 
  private:
   using Base = Group<C, D>;
-  using typename Base::Row;
   using Base::blocks_, Base::loss_, Base::spec_, Base::samples_, Base::window_, Base::stages_, Base::students_;
+  using typename Base::Row;
 
   Row* parts(int64_t slot, bool transposed, int64_t student) {
     return parts_.data() + ((slot * 2 + transposed) * students_ + student) * kBlock;
@@ -281,8 +283,8 @@ class Backward : Group<C, D> {
     this->loops_.each(member, blocks_, [&](int64_t block) {
       for_wanted([&](int64_t k) {
         for (int64_t i = block * kBlock; i < block * kBlock + this->count(block); ++i) {
-          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_dim(), loss_.similarities,
-                            spec_.eps, grad_, outs_[k]);
+          stages_[k].finish(i, gradients_[k].data() + i * stages_[k].padded_dim(), loss_.similarities, spec_.eps, grad_,
+                            outs_[k]);
         }
       });
     });
@@ -311,7 +313,8 @@ class Backward : Group<C, D> {
     for (int64_t student = 0; student < students_; ++student) {
       if (!teacher && !outs_[student].data) continue;
       stages_[student].multiply(row, column, s);
-      if (outs_[student].data) add_derivative(this->rows_.student, s, t, row, column, student, derivative(student, slot, false));
+      if (outs_[student].data)
+        add_derivative(this->rows_.student, s, t, row, column, student, derivative(student, slot, false));
       if (teacher) add_derivative(this->rows_.teacher, s, t, row, column, student, derivative(students_, slot, false));
     }
     for_wanted([&](int64_t k) {
@@ -375,9 +378,9 @@ void distill_streamed_backward(const C* grad, const C* saved, const std::vector<
   });
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                      \
-  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*);           \
-  template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&,                   \
+#define ICSD_INSTANTIATE(C)                                                                    \
+  template void distill_streamed<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*); \
+  template void distill_streamed_backward<C>(const C*, const C*, const std::vector<Features>&, \
                                              const std::vector<Features>&, Shape, const Spec&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)

@@ -1,8 +1,8 @@
 // Gives the processor tile registers that it may not have: `-include` this, and the unmodified sources run on them.
 //
-// It follows Intel's Architecture Instruction Set Extensions Programming Reference on AMX, and is stricter: tiles are used
-// between `_tile_loadconfig` and `_tile_release` only, their rows and bytes must be those that an instruction needs, and a
-// register holds NaN until something is put into it.
+// It follows Intel's Architecture Instruction Set Extensions Programming Reference on AMX, and is stricter: tiles are
+// used between `_tile_loadconfig` and `_tile_release` only, their rows and bytes must be those that an instruction
+// needs, and a register holds NaN until something is put into it.
 #pragma once
 
 #include <immintrin.h>
@@ -52,7 +52,8 @@ inline void load_layout(const void* address) {
   require(all.layout.palette == 1 && all.layout.start_row == 0, "another palette than 1, or a row to start from");
   for (int tile = 0; tile < 16; ++tile) {
     const bool used = all.layout.rows[tile] || all.layout.row_bytes[tile];
-    require(!used || (tile < 8 && all.layout.rows[tile] <= 16 && all.layout.row_bytes[tile] <= 64), "tiles are too large");
+    require(!used || (tile < 8 && all.layout.rows[tile] <= 16 && all.layout.row_bytes[tile] <= 64),
+            "tiles are too large");
   }
   std::memset(all.data, 0xff, sizeof all.data);
 }

@@ -1,5 +1,5 @@
-// The operator under ThreadSanitizer, which knows std::thread but not the synchronization inside libgomp: the few OpenMP
-// functions that the operator calls are here, of threads that it does know.
+// The operator under ThreadSanitizer, which knows std::thread but not the synchronization inside libgomp: the few
+// OpenMP functions that the operator calls are here, of threads that it does know.
 //
 //   races          every function, by teams of threads, called by several threads at once
 //   races shared   two calls write one result: a race to be found
@@ -65,8 +65,8 @@ namespace {
 using icsd::DType;
 using icsd::LossKind;
 using icsd::Regime;
-using icsd::Spec;
 using icsd::Shape;
+using icsd::Spec;
 
 struct Batch {
   std::vector<float> values;

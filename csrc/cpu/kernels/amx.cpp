@@ -14,11 +14,11 @@
 namespace icsd::cpu::ICSD_ISA {
 namespace {
 
-constexpr int64_t kTile = 16;            // rows of a tile, and sums across
-constexpr int64_t kTerms = 32;           // of a sum in a tile
+constexpr int64_t kTile = 16;   // rows of a tile, and sums across
+constexpr int64_t kTerms = 32;  // of a sum in a tile
 constexpr int64_t kTileBytes = 1024;
-constexpr int64_t kMostTerms = 512;      // that are added up in float32: more would show where samples are much alike
-constexpr int64_t kVectors = 4;          // of features that `combine` takes at a time
+constexpr int64_t kMostTerms = 512;  // that are added up in float32: more would show where samples are much alike
+constexpr int64_t kVectors = 4;      // of features that `combine` takes at a time
 
 // Tile registers, which are a thread's own: all of 16 rows of 64 bytes.
 class TileRegisters {
@@ -84,7 +84,8 @@ void lay_out(const bfloat16* x, int64_t stride, int64_t samples, int64_t dim, ch
     FloatVector rows[kTile] = {};
     for (int64_t i = 0; i < samples; ++i) {
       const bfloat16* from = x + i * stride + k;
-      rows[i] = reinterpret_cast<FloatVector>(count == kTerms ? load_as<bfloat16>(from) : load_partial<bfloat16>(from, count));
+      rows[i] = reinterpret_cast<FloatVector>(count == kTerms ? load_as<bfloat16>(from)
+                                                              : load_partial<bfloat16>(from, count));
     }
     if (left) left = static_cast<char*>(std::memcpy(left, rows, sizeof rows)) + kTileBytes;
     if (right) {
@@ -147,7 +148,8 @@ void combine_tiles(const void* packed, const float* rest, const double* scale, c
           for (int64_t v = left; v < left + 2; ++v) {
             const FloatVector sum = load(sums[(i / kTile - top) * 2 + v - left] + i % kTile * kTile);
             const int64_t first = k + v * kLanes, some = std::clamp<int64_t>(count - v * kLanes, 0, kLanes);
-            finish(sum, rest[i], x + i * stride + first, static_cast<float>(scale[i]), out + i * out_stride + first, some);
+            finish(sum, rest[i], x + i * stride + first, static_cast<float>(scale[i]), out + i * out_stride + first,
+                   some);
           }
         }
       }
@@ -157,8 +159,8 @@ void combine_tiles(const void* packed, const float* rest, const double* scale, c
 
 }  // namespace
 
-// A GramKernel. The operands of some features are laid out at a time, each sample's in tiles of both kinds where a block
-// lies on the diagonal.
+// A GramKernel. The operands of some features are laid out at a time, each sample's in tiles of both kinds where a
+// block lies on the diagonal.
 void gram_tiles(const void* data, int64_t stride, int64_t dim, GramBlock block, double* out, int64_t out_stride) {
   constexpr int64_t kOperandBytes = 512 << 10;  // of a second-level cache of 2 MiB, which these processors have
   const TileRegisters registers;
@@ -187,8 +189,8 @@ void gram_tiles(const void* data, int64_t stride, int64_t dim, GramBlock block, 
       const int64_t height = std::min<int64_t>(2, tile_rows - i), end = on_diagonal ? i + height : tile_columns;
       for (int64_t j = 0; j < end; j += 2) {
         const int64_t breadth = std::min<int64_t>(2, end - j);
-        multiply_of(height, breadth)(left + i * length, length, kTileBytes, 64, right + j * length, length, kTileBytes, 64,
-                                     tiles_of(take, kTerms), sums);
+        multiply_of(height, breadth)(left + i * length, length, kTileBytes, 64, right + j * length, length, kTileBytes,
+                                     64, tiles_of(take, kTerms), sums);
         for (int64_t r = i; r < i + height; ++r) {
           for (int64_t c = j; c < j + breadth; ++c) {
             add_tile(sums[(r - i) * 2 + c - j], std::min(kTile, rows - r * kTile), std::min(kTile, columns - c * kTile),

@@ -30,10 +30,11 @@ constexpr int64_t kStreamBytes = int64_t{16} << 20, kStreamSamples = 16;
 int64_t blocks_of(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 int64_t block_start(int64_t block, int64_t outputs) { return block * outputs / blocks_of(outputs); }
 
-// By way of a few whole cache lines of each row: rows far apart share few sets of the cache, which would hold no more of
-// them than that.
+// By way of a few whole cache lines of each row: rows far apart share few sets of the cache, which would hold no more
+// of them than that.
 template <class T, class C>
-void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples, int64_t part, int64_t parts, void* packed) {
+void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples, int64_t part, int64_t parts,
+          void* packed) {
   constexpr int64_t kColumnsOfMatrix = kLine / sizeof(C);
   C lines[kOutputs][kColumnsOfMatrix];
   const int64_t blocks = blocks_of(outputs);
@@ -53,11 +54,11 @@ void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples,
 // How the results of `combine` reach memory.
 enum class Store { whole, streamed, partial };
 
-// R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many. With kFill, the rows are read
-// from `source` and left in `x` for the tiles to come.
+// R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many. With kFill, the rows are
+// read from `source` and left in `x` for the tiles to come.
 template <class T, int R, Store S, bool kFill>
-void combine_tile(const Compute<T>* packed, const double* scale, Rows<Compute<T>> x, Rows<const T> source, int64_t samples,
-                  Prefetch& next, T* out, int64_t out_stride, int64_t count) {
+void combine_tile(const Compute<T>* packed, const double* scale, Rows<Compute<T>> x, Rows<const T> source,
+                  int64_t samples, Prefetch& next, T* out, int64_t out_stride, int64_t count) {
   using C = Compute<T>;
   Prefetch ahead = next;  // in registers
   constexpr int kStep = kLanes<C>;
@@ -118,16 +119,16 @@ template <class T>
 bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t dim) {
   if constexpr (kStreams<T>) {
     return reinterpret_cast<std::uintptr_t>(out) % ICSD_VECTOR_BYTES == 0 &&
-           out_stride * static_cast<int64_t>(sizeof(T)) % ICSD_VECTOR_BYTES == 0 &&
-           outputs <= kStreamSamples && outputs * dim * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+           out_stride * static_cast<int64_t>(sizeof(T)) % ICSD_VECTOR_BYTES == 0 && outputs <= kStreamSamples &&
+           outputs * dim * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   } else {
     return false;
   }
 }
 
 template <class T>
-void combine(const void* packed, const double* scale, const void* data, int64_t stride, int64_t samples,
-             int64_t dim, void* result, int64_t out_stride, int64_t outputs) {
+void combine(const void* packed, const double* scale, const void* data, int64_t stride, int64_t samples, int64_t dim,
+             void* result, int64_t out_stride, int64_t outputs) {
   using C = Compute<T>;
   constexpr int64_t kWidth = kLanes<C> * kColumns;
   const T* x = static_cast<const T*>(data);
@@ -140,8 +141,7 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   for (int64_t k = 0; k < dim; k += width) {
     const int64_t take = std::min(width, dim - k), next = std::min(width, dim - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
-    Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T),
-                   strips * blocks_of(outputs) * samples);
+    Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T), strips * blocks_of(outputs) * samples);
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t begin = k + strip * kWidth, count = std::min(kWidth, k + take - begin);
       const bool whole = count == kWidth;
@@ -200,8 +200,8 @@ bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, void*
 // R outputs of kColumns vectors; `x` are the rows of the same samples.
 template <int R, Store S>
 void narrow_tile(const std::uint32_t* packed, const float* rest, const double* scale, const Bfloat16Vector* pairs,
-                 int64_t samples, const bfloat16* x, int64_t x_stride, Prefetch& next, bfloat16* out, int64_t out_stride,
-                 int64_t count) {
+                 int64_t samples, const bfloat16* x, int64_t x_stride, Prefetch& next, bfloat16* out,
+                 int64_t out_stride, int64_t count) {
   constexpr int kStep = kLanes<float>;
   Prefetch ahead = next;  // in registers
   FloatVector sums[R][kColumns];
@@ -242,8 +242,8 @@ NarrowTile narrow_tile_of(int64_t outputs) {
   return narrow_tile<R, S>;
 }
 
-void combine_narrow(const void* data, const float* rest, const double* scale, const bfloat16* x,
-                    int64_t stride, int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride) {
+void combine_narrow(const void* data, const float* rest, const double* scale, const bfloat16* x, int64_t stride,
+                    int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride) {
   constexpr int64_t kWidth = kLanes<float> * kColumns;
   const int64_t pairs = (samples + 1) / 2;
   const auto* packed = static_cast<const std::uint32_t*>(data);

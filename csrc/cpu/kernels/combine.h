@@ -1,5 +1,5 @@
-// Products of small matrices and features by all threads of a parallel region. combine.cpp is the kernel that each of them
-// runs.
+// Products of small matrices and features by all threads of a parallel region. combine.cpp is the kernel that each of
+// them runs.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +29,8 @@ struct Product {
 
 template <class C>
 void combine_all(const std::vector<Product<C>>& products, Shape shape, int threads) {
-  constexpr int64_t kLine = 64;    // splits begin on whole cache lines of features
-  constexpr int64_t kSplits = 8;   // splits of a group's features for each thread
+  constexpr int64_t kLine = 64;   // splits begin on whole cache lines of features
+  constexpr int64_t kSplits = 8;  // splits of a group's features for each thread
   struct Job {
     const Product<C>* product;
     int64_t group;
@@ -59,8 +59,9 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
       Job& job = jobs[item];
       const Product<C>& p = *job.product;
       if constexpr (std::is_same_v<C, float>) {
-        job.narrow = kernels().narrow && p.x.dtype == DType::bfloat16 && p.outputs == shape.samples &&
-                     kernels().narrow->pack(job.matrix(), p.row_stride, shape.samples, job.packed.data(), job.rest.data());
+        job.narrow =
+            kernels().narrow && p.x.dtype == DType::bfloat16 && p.outputs == shape.samples &&
+            kernels().narrow->pack(job.matrix(), p.row_stride, shape.samples, job.packed.data(), job.rest.data());
       }
       for (int64_t i = 0; i < p.outputs; ++i) {
         const double row = p.row_scale ? p.row_scale[job.group * p.group_stride + i * p.row_stride] : C(1);
@@ -78,18 +79,20 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
     queue.each(member, [&](int64_t item) {
       const Job& job = jobs[item / splits];
       const Product<C>& p = *job.product;
-      const Range lines = split_of(blocks_of(p.x.dim, kLine), static_cast<int>(item % splits), static_cast<int>(splits));
+      const Range lines =
+          split_of(blocks_of(p.x.dim, kLine), static_cast<int>(item % splits), static_cast<int>(splits));
       const int64_t begin = lines.begin * kLine, end = std::min(lines.end * kLine, p.x.dim);
       if (begin >= end) return;
       if (job.narrow) {
-        kernels().narrow->combine(
-            job.packed.data(), job.rest.data(), job.scale.data(), reinterpret_cast<const bfloat16*>(at(p.x, job.group, 0, begin)), p.x.sample_stride, shape.samples, end - begin,
-            reinterpret_cast<bfloat16*>(at(p.out, job.group, 0, begin)), p.out.sample_stride);
+        kernels().narrow->combine(job.packed.data(), job.rest.data(), job.scale.data(),
+                                  reinterpret_cast<const bfloat16*>(at(p.x, job.group, 0, begin)), p.x.sample_stride,
+                                  shape.samples, end - begin,
+                                  reinterpret_cast<bfloat16*>(at(p.out, job.group, 0, begin)), p.out.sample_stride);
         return;
       }
-      kernels().combine[static_cast<int>(p.x.dtype)](
-          job.packed.data(), job.scale.data(), at(p.x, job.group, 0, begin), p.x.sample_stride, shape.samples,
-          end - begin, at(p.out, job.group, 0, begin), p.out.sample_stride, p.outputs);
+      kernels().combine[static_cast<int>(p.x.dtype)](job.packed.data(), job.scale.data(), at(p.x, job.group, 0, begin),
+                                                     p.x.sample_stride, shape.samples, end - begin,
+                                                     at(p.out, job.group, 0, begin), p.out.sample_stride, p.outputs);
     });
   });
 }

@@ -15,8 +15,8 @@ namespace icsd::cpu {
 
 using std::int64_t;
 
-// The covariances of a group in products of type C. The threads share first the samples of a few blocks out, to lay them out
-// in panels, then tiles of the covariances, so that the sums do not depend on the threads.
+// The covariances of a group in products of type C. The threads share first the samples of a few blocks out, to lay
+// them out in panels, then tiles of the covariances, so that the sums do not depend on the threads.
 template <class C>
 class Covariances {
  public:
@@ -41,7 +41,8 @@ class Covariances {
     for (std::size_t m = 0; m < covariances_.size(); ++m) {
       for (int64_t row = 0; row < covariances_[m].rows; row += products().panel) {
         for (int64_t column = 0; column < covariances_[m].columns; column += products().panel) {
-          if (covariances_[m].left != covariances_[m].right || column <= row) tiles_.push_back({&covariances_[m], row, column});
+          if (covariances_[m].left != covariances_[m].right || column <= row)
+            tiles_.push_back({&covariances_[m], row, column});
         }
       }
     }
@@ -79,14 +80,14 @@ class Covariances {
     C scale[kBlock];
     products().squares[static_cast<int>(x.dtype)](data, x.sample_stride, samples, x.dim, scale);
     for (int64_t i = 0; i < samples; ++i) scale[i] = inverse_norm(scale[i], eps_);
-    products().by_feature[static_cast<int>(x.dtype)](data, x.sample_stride, samples, x.dim, scale,
-                                                  panels_.data() + begins_[stage] + block * kBlock * products().panel,
-                                                  batch_ * products().panel);
+    products().by_feature[static_cast<int>(x.dtype)](
+        data, x.sample_stride, samples, x.dim, scale,
+        panels_.data() + begins_[stage] + block * kBlock * products().panel, batch_ * products().panel);
   }
 
   Panels<C> panels(int64_t stage, int64_t block, int64_t feature) const {
-    return Panels<C>{panels_.data() + begins_[stage], products().panel, products().panel, batch_ * products().panel}.from(
-        block * kBlock, feature);
+    return Panels<C>{panels_.data() + begins_[stage], products().panel, products().panel, batch_ * products().panel}
+        .from(block * kBlock, feature);
   }
 
   void add(int64_t item, int64_t first, int64_t block) {
@@ -94,7 +95,7 @@ class Covariances {
     C sums_of_block[kMostPanel * kMostPanel];
     const int64_t size = products().panel, rows = std::min(size, covariance->rows - row);
     products().multiply(panels(covariance->left, block, row), panels(covariance->right, block, column), rows, size,
-                     count(first, block), sums_of_block, size, false);
+                        count(first, block), sums_of_block, size, false);
     double* sums = sums_.data() + item * size * size;
     for (int64_t k = 0; k < rows * size; ++k) sums[k] += sums_of_block[k];
   }

@@ -21,12 +21,12 @@ constexpr int kTile = 3;
 
 constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel
 
-// The products of I rows of `a` and J rows of `b`, whole vectors of them, as far apart as each other: gram[r][c] += <a_r, b_c>.
-// With kFill, the rows of `a` are read from `source` and left in the panel for the tiles to come, in the shadow of the
-// multiplications. With kDiagonal, `b` is `a`, and one triangle is enough.
+// The products of I rows of `a` and J rows of `b`, whole vectors of them, as far apart as each other: gram[r][c] +=
+// <a_r, b_c>. With kFill, the rows of `a` are read from `source` and left in the panel for the tiles to come, in the
+// shadow of the multiplications. With kDiagonal, `b` is `a`, and one triangle is enough.
 template <class T, int I, int J, bool kFill, bool kDiagonal>
-void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, Prefetch& next, double* gram,
-               int64_t gram_stride) {
+void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, Prefetch& next,
+               double* gram, int64_t gram_stride) {
   using C = Compute<T>;
   using P = Operand<T>;
   constexpr int kStep = kLanes<P>;
@@ -89,9 +89,8 @@ void gram(const void* data, int64_t stride, int64_t dim, GramBlock block, double
   const int64_t rows = block.row_end - block.row_begin, columns = block.column_end - block.column_begin;
   const bool on_diagonal = block.row_begin == block.column_begin;
   const int64_t samples = on_diagonal ? rows : rows + columns;
-  const int64_t width =
-      std::min(panel_width(samples, sizeof(P), kStep, kLeastBytes / sizeof(P), kMostBytes / sizeof(P)),
-               round_up(dim, kStep));
+  const int64_t width = std::min(
+      panel_width(samples, sizeof(P), kStep, kLeastBytes / sizeof(P), kMostBytes / sizeof(P)), round_up(dim, kStep));
   const int64_t panel_stride = width + kStep;  // not a power of two
   const Rows<P> panel_rows{panel<P>(0, samples * panel_stride), panel_stride};
   const T* x = static_cast<const T*>(data);

@@ -93,9 +93,9 @@ class Grams {
   }
 
  private:
-  static constexpr int64_t kMaxSplit = 512;  // samples up to which the features are shared out
-  static constexpr int64_t kTileSize = 128;      // side of a block of the matrix
-  static constexpr int64_t kLine = 64;       // threads' shares begin on whole cache lines of features
+  static constexpr int64_t kMaxSplit = 512;   // samples up to which the features are shared out
+  static constexpr int64_t kTileSize = 128;   // side of a block of the matrix
+  static constexpr int64_t kLine = 64;        // threads' shares begin on whole cache lines of features
   static constexpr int64_t kFeatures = 1024;  // laid out at a time
 
   bool lays_out() const { return matrices_ > 0 && shape_.samples > kMaxSplit; }
@@ -119,8 +119,8 @@ class Grams {
       const Panels<C> panels{panels_.data(), products.panel, products.panel, products.panel * depth};
       loops_.each(member, blocks, [&](int64_t block) {
         products.by_sample[static_cast<int>(x.dtype)](at(x, group, block * kBlock, k), x.sample_stride,
-                                                   std::min(kBlock, n - block * kBlock), depth, nullptr,
-                                                   panels_.data() + block * kBlock * depth, panels.panel_stride);
+                                                      std::min(kBlock, n - block * kBlock), depth, nullptr,
+                                                      panels_.data() + block * kBlock * depth, panels.panel_stride);
       });
       loops_.each(member, blocks * (blocks + 1) / 2, [&](int64_t item) {
         const auto [row, column] = in_triangle(item);
@@ -130,8 +130,8 @@ class Grams {
         const int64_t width = diagonal ? products.panel : columns;  // what is above the diagonal is left out
         for (int64_t j = 0; j < columns; j += width) {
           const int64_t first = diagonal ? j : 0;
-          products.multiply(panels.from(0, top + first), panels.from(0, left + j), rows - first, std::min(width, columns - j),
-                         depth, product + first * kBlock + j, kBlock, false);
+          products.multiply(panels.from(0, top + first), panels.from(0, left + j), rows - first,
+                            std::min(width, columns - j), depth, product + first * kBlock + j, kBlock, false);
         }
         for (int64_t i = 0; i < rows; ++i) {
           C *to = out_[matrix / shape_.groups].row(group, top + i) + left, *sums = product + i * kBlock;
@@ -149,7 +149,9 @@ class Grams {
     }
   }
 
-  double* partial(int64_t matrix, int thread) { return sums_.data() + (matrix * threads_ + thread) * tile_size_ * tile_size_; }
+  double* partial(int64_t matrix, int thread) {
+    return sums_.data() + (matrix * threads_ + thread) * tile_size_ * tile_size_;
+  }
 
   void add_block(int64_t matrix, GramBlock block, Range range, double* sums) {
     const Features& x = stages_[matrix / shape_.groups];

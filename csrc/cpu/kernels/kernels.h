@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "core/dtype.h"
-#include "cpu/kernels/row_kernels.h"
 #include "cpu/kernels/products.h"
+#include "cpu/kernels/row_kernels.h"
 
 namespace icsd::cpu {
 
@@ -14,8 +14,8 @@ namespace icsd::cpu {
 struct GramBlock {
   std::int64_t row_begin, row_end, column_begin, column_end;
 };
-using GramKernel = void (*)(const void* x, std::int64_t sample_stride, std::int64_t dim, GramBlock block,
-                            double* gram, std::int64_t gram_stride);
+using GramKernel = void (*)(const void* x, std::int64_t sample_stride, std::int64_t dim, GramBlock block, double* gram,
+                            std::int64_t gram_stride);
 
 // out_i = scale_i Σ_j matrix_ij x_j over `dim` features, the (outputs x samples) matrix as `pack` lays it out.
 using CombineKernel = void (*)(const void* packed, const double* scale, const void* x, std::int64_t sample_stride,
@@ -28,8 +28,8 @@ template <class C>
 using PackKernel = void (*)(const C* matrix, std::int64_t row_stride, std::int64_t outputs, std::int64_t samples,
                             std::int64_t part, std::int64_t parts, void* packed);
 
-// The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers: twice as fast
-// where the processor multiplies these.
+// The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers: twice as
+// fast where the processor multiplies these.
 struct NarrowKernels {
   // Bytes of a packed matrix.
   std::int64_t (*bytes)(std::int64_t samples);

@@ -14,16 +14,16 @@ using std::int64_t;
 
 // The elements of two rows in turn, twice as many as in a vector.
 inline void interleave(Bfloat16Vector a, Bfloat16Vector b, Bfloat16Vector* to) {
-  to[0] = __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11,
-                                  43, 12, 44, 13, 45, 14, 46, 15, 47);
+  to[0] = __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42,
+                                  11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
   to[1] = __builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57,
                                   26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
 }
 
 // Pairs of samples interleaved, `vectors` of 16 features for each pair; zeros follow the first `count` features and the
 // last sample.
-[[maybe_unused]] void interleave_pairs(const bfloat16* x, int64_t stride, int64_t samples, int64_t count, int64_t vectors,
-                                       Bfloat16Vector* to) {
+[[maybe_unused]] void interleave_pairs(const bfloat16* x, int64_t stride, int64_t samples, int64_t count,
+                                       int64_t vectors, Bfloat16Vector* to) {
   constexpr int64_t kStep = kLanes<bfloat16>;
   for (int64_t sample = 0; sample < samples; sample += 2, x += 2 * stride, to += vectors) {
     const bfloat16* second = sample + 1 < samples ? x + stride : nullptr;

@@ -1,5 +1,5 @@
-// Panels: features, converted to what is multiplied and padded to whole vectors, next to each other in the cache, to be used
-// many times. Rows a power of two apart would evict each other, and half types convert once.
+// Panels: features, converted to what is multiplied and padded to whole vectors, next to each other in the cache, to be
+// used many times. Rows a power of two apart would evict each other, and half types convert once.
 #pragma once
 
 #include <algorithm>
@@ -13,19 +13,20 @@ namespace {
 
 using std::int64_t;
 
-constexpr int64_t kLine = 64;                   // bytes of a cache line
-constexpr int64_t kPanelBytes = 256 << 10;      // of a panel, to stay in the second-level cache
+constexpr int64_t kLine = 64;               // bytes of a cache line
+constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, to stay in the second-level cache
 
 [[maybe_unused]] int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Features of a panel over `samples` rows: whole units, within bounds that keep the loops long and the panel cached.
-[[maybe_unused]] int64_t panel_width(int64_t samples, int64_t element_bytes, int64_t unit, int64_t least, int64_t most) {
+[[maybe_unused]] int64_t panel_width(int64_t samples, int64_t element_bytes, int64_t unit, int64_t least,
+                                     int64_t most) {
   const int64_t fits = kPanelBytes / (element_bytes * std::max<int64_t>(samples, 1));
   return round_up(std::clamp(fits, least, most), unit);
 }
 
-// A thread's panel, kept from call to call; `slot` tells two of one kernel apart. On a large page: the small ones of which a
-// panel would otherwise be made fall on whatever sets of the cache, on some too many.
+// A thread's panel, kept from call to call; `slot` tells two of one kernel apart. On a large page: the small ones of
+// which a panel would otherwise be made fall on whatever sets of the cache, on some too many.
 template <class C>
 C* panel(int slot, int64_t elements) {
   thread_local Allocation slots[2] = {Allocation(0), Allocation(0)};
@@ -54,9 +55,9 @@ struct Rows {
   Rows from(int64_t row) const { return {data + row * stride, stride}; }
 };
 
-// Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would wait
-// for memory where single lines arrive in the shadow of the multiplications. A few rows go side by side: their pages are
-// looked up at the same time.
+// Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would
+// wait for memory where single lines arrive in the shadow of the multiplications. A few rows go side by side: their
+// pages are looked up at the same time.
 class Prefetch {
  public:
   Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t steps)

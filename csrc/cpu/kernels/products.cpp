@@ -110,7 +110,8 @@ void by_sample(const void* data, int64_t stride, int64_t samples, int64_t dim, c
       const int64_t count = std::min(kStep, dim - k);
       Vector<C> rows[kStep];
       for (int64_t r = 0; r < kStep; ++r) {
-        rows[r] = i + r < samples ? (scale ? scale[i + r] : C(1)) * load_some<C>(x + (i + r) * stride + k, count) : Vector<C>{};
+        rows[r] = i + r < samples ? (scale ? scale[i + r] : C(1)) * load_some<C>(x + (i + r) * stride + k, count)
+                                  : Vector<C>{};
       }
       transpose_lanes(rows);
       for (int64_t r = 0; r < count; ++r) store(to + (k + r) * kPanel<C>, rows[r]);
@@ -178,7 +179,8 @@ void finish(const C* h, const void* data, int64_t dim, C r, bool project, C fact
   for (int64_t k = 0; k < dim; k += kStep) {
     const int64_t count = std::min(kStep, dim - k);
     const Vector<C> direction = r * load_some<C>(x + k, count);
-    store_some<C>(static_cast<T*>(out) + k, (factor * r) * (load_some<C>(h + k, count) - projection * direction), count);
+    store_some<C>(static_cast<T*>(out) + k, (factor * r) * (load_some<C>(h + k, count) - projection * direction),
+                  count);
   }
 }
 

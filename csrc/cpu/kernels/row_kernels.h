@@ -29,8 +29,8 @@ struct RowKernels {
   void (*forward)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
                   std::int64_t end, void* row);
   // g_j += weight (dL/dS_ij + dL/dS_ji), or of T; `own` are the row's own statistics.
-  using Backward = void (*)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
-                                 std::int64_t begin, std::int64_t end, const C* own, Statistics<C> others, C weight, C* g);
+  using Backward = void (*)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
+                            std::int64_t end, const C* own, Statistics<C> others, C weight, C* g);
   Backward student, teacher;
 };
 

@@ -50,11 +50,11 @@ void forward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
   *static_cast<Row*>(result) = row;
 }
 
-// What is left of a row goes through vectors too wherever results are stored: of a loop over single elements, the compiler
-// makes two versions that round differently, and the addresses choose.
+// What is left of a row goes through vectors too wherever results are stored: of a loop over single elements, the
+// compiler makes two versions that round differently, and the addresses choose.
 template <class C, template <class> class D, bool kTeacher>
 void backward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
-                   const C* own, Statistics<C> others, C weight, C* g) {
+              const C* own, Statistics<C> others, C weight, C* g) {
   using V = Vector<C>;
   constexpr int kCount = D<C>::kStatistics;
   const D<C> loss(arguments);

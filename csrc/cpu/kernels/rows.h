@@ -1,5 +1,5 @@
-// The losses and their gradients from Gram matrices by all threads of a parallel region. rows.cpp has the kernels that each of
-// them runs.
+// The losses and their gradients from Gram matrices by all threads of a parallel region. rows.cpp has the kernels that
+// each of them runs.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,7 @@ namespace icsd::cpu {
 template <class C, template <class> class D>
 class LossRows {
  public:
-  LossRows(const std::vector<Features>& inputs, const std::vector<Matrices<C>>& grams, Shape shape,
-           const Spec& spec)
+  LossRows(const std::vector<Features>& inputs, const std::vector<Matrices<C>>& grams, Shape shape, const Spec& spec)
       : inputs_(inputs),
         grams_(grams),
         shape_(shape),
@@ -126,8 +125,8 @@ class LossRows {
     return {spec_.parameters.data(), static_cast<C>(shape_.samples), static_cast<C>(spec_.eps)};
   }
 
-  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where nothing or
-  // eps stood in for the norm.
+  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where nothing
+  // or eps stood in for the norm.
   void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g) {
     const int64_t n = shape_.samples;
     const SimilarityRow<C> s = similarity_row(stage, group, i);

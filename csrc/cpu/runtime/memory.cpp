@@ -76,7 +76,8 @@ class Pool {
     }
     if (mapped == MAP_FAILED) throw std::bad_alloc();
     char* const begin = static_cast<char*>(mapped);
-    const std::size_t before = whole_pages(reinterpret_cast<std::uintptr_t>(begin)) - reinterpret_cast<std::uintptr_t>(begin);
+    const std::size_t before =
+        whole_pages(reinterpret_cast<std::uintptr_t>(begin)) - reinterpret_cast<std::uintptr_t>(begin);
     if (before) munmap(begin, before);
     munmap(begin + before + bytes, kLargePage - before);
 #if defined(MADV_HUGEPAGE)

@@ -1,5 +1,5 @@
-// Memory for results and for workspace. The system clears fresh pages at their first write, which takes as long as writing
-// them: what is large and freed is kept here for the next that it fits.
+// Memory for results and for workspace. The system clears fresh pages at their first write, which takes as long as
+// writing them: what is large and freed is kept here for the next that it fits.
 #pragma once
 
 #include <cstddef>

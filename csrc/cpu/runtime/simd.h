@@ -232,8 +232,8 @@ inline V multiply_add(V a, V b, V sums) {
 }
 #if defined(__AVX512BF16__)
 inline FloatVector multiply_add(Bfloat16Vector a, Bfloat16Vector b, FloatVector sums) {
-  return reinterpret_cast<FloatVector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sums), reinterpret_cast<__m512bh>(a),
-                                                        reinterpret_cast<__m512bh>(b)));
+  return reinterpret_cast<FloatVector>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sums), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 #endif
 
@@ -307,8 +307,8 @@ inline V exponential(V x, double least, double ln2_high, double ln2_low) {
   return series * power;
 }
 
-// ln x of positive normal numbers x = 2^n m, sqrt(1/2) <= m < sqrt(2), by the series of 2 artanh((m - 1) / (m + 1)); NaN
-// and Inf give NaN.
+// ln x of positive normal numbers x = 2^n m, sqrt(1/2) <= m < sqrt(2), by the series of 2 artanh((m - 1) / (m + 1));
+// NaN and Inf give NaN.
 template <class V, class U, class I, int kMantissa, int kTerms>
 inline V logarithm(V x) {
   using C = std::remove_reference_t<decltype(x[0])>;

@@ -34,7 +34,6 @@ void in_parallel(int threads, const Work& work) {
   work(Member{omp_get_thread_num(), omp_get_num_threads()});
 }
 
-
 // Loops of a parallel region, one after the other, with a barrier after each.
 class Loops {
  public:
@@ -62,8 +61,8 @@ inline Range split_of(std::int64_t total, int index, int count) {
   return {total * index / count, total * (index + 1) / count};
 }
 
-// The items [0, total): each thread takes its own part of them, the same from one region to the next, for its cache holds
-// what it touched in the last; then what the others have left.
+// The items [0, total): each thread takes its own part of them, the same from one region to the next, for its cache
+// holds what it touched in the last; then what the others have left.
 class Queue {
  public:
   Queue(std::int64_t total, int threads) : total_(total), next_(threads) {}
@@ -73,7 +72,8 @@ class Queue {
     for (int turn = 0; turn < member.threads; ++turn) {
       const int owner = (member.thread + turn) % member.threads;
       const Range own = split_of(total_, owner, member.threads);
-      for (std::int64_t item = own.begin + next_[owner].value++; item < own.end; item = own.begin + next_[owner].value++) {
+      for (std::int64_t item = own.begin + next_[owner].value++; item < own.end;
+           item = own.begin + next_[owner].value++) {
         work(item);
       }
     }
