@@ -30,7 +30,7 @@ struct ComputeOf<double> {
 template <class T>
 using Compute = typename ComputeOf<T>::type;
 
-// To nearest, ties to even. NaN loses its payload.
+// Rounds to nearest, ties to even. NaN loses its payload.
 ICSD_HD bfloat16 to_bfloat16(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

@@ -1,4 +1,4 @@
-// Batches of features in memory, as every native backend is handed them.
+// A batch of features in memory, in the form that every native backend takes.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace icsd {
 
-// (groups, samples, features), the features of a sample adjacent. Strides in elements.
+// A tensor (groups, samples, dim). The features of a sample are adjacent; strides are in elements.
 struct Features {
   void* data;
   DType dtype;
@@ -18,7 +18,7 @@ struct Shape {
   std::int64_t groups, samples;
 };
 
-// Elements from the first to the last, inclusive.
+// Returns the number of elements from the first to the last one, inclusive.
 inline std::int64_t extent(const Features& x, Shape shape) {
   if (!shape.groups || !shape.samples || !x.dim) return 0;
   return (shape.groups - 1) * x.group_stride + (shape.samples - 1) * x.sample_stride + x.dim;

@@ -1,16 +1,16 @@
-// The row-wise losses of two matrices, one definition for the host, for its vectors and for the device.
+// The row-wise losses of two matrices: one definition for scalars and vectors of the CPU and for CUDA devices.
 //
 // A loss of scalar type T is a struct, made of LossArguments<T>, with
-//   kParameters, kStatistics  how many numbers it takes, and how many of a row its gradients need
+//   kParameters               the number of its parameters
+//   kStatistics               the number of values of a row that its gradients need
 //   similarities              whether s and t are cosine similarities S and T, or the products K of the samples
 //   diagonal                  whether the diagonal takes part
-//   Row<V>                    what a part of one row of (S, T) leaves behind; V is T or a vector of T's, which then
-//   holds
-//                             a part of the row in each of its lanes
-//   update(row, s, t)         takes one element of the row
-//   merge(row, other)         takes another part of the same row
-//   value(row)                the whole row's part of the loss
-//   statistics(row, out)      the kStatistics numbers of the whole row that gradients need
+//   Row<V>                    sums over a part of one row of (S, T); V is T or a vector of T, of which each lane then
+//                             holds the sums over another part of the row
+//   update(row, s, t)         adds one element of the row
+//   merge(row, other)         adds another part of the same row
+//   value(row)                the part of the loss that comes from the row
+//   statistics(row, out)      the kStatistics values of the row that its gradients need
 //   student(s, t, i, j)       dL/dS_ij + dL/dS_ji, from the statistics of the rows i and j
 //   teacher(s, t, i, j)       dL/dT_ij + dL/dT_ji
 // S and T are symmetric, so both gradients are of the symmetrized element. NaN passes through all of them.
@@ -24,8 +24,8 @@
 
 namespace icsd {
 
-// All losses with kernels: the name, which Python uses too, and the struct. Everything that holds something for each
-// loss is made from this list.
+// All losses with kernels: the name, which Python uses too, and the struct. All tables with an entry for each loss are
+// made from this list.
 #define ICSD_LOSSES(X)   \
   X(mse, Mse)            \
   X(kl, Kl)              \
@@ -113,7 +113,7 @@ struct SmoothL1 {
   }
 };
 
-// KL(softmax(T/τ_t) || softmax(S/τ_s)) by online softmax: with m the running maxima, l the sums of exponentials below
+// KL(softmax(T/τ_t) || softmax(S/τ_s)) by online softmax. With m the running maxima, l the sums of exponentials below
 // them and w = Σ e^{(t-m_t)/τ_t} ((t-m_t)/τ_t - (s-m_s)/τ_s), KL = w/l_t + ln(l_s/l_t). Everything is relative to the
 // maxima, so that low temperatures cancel nothing.
 template <class T>
@@ -227,7 +227,7 @@ struct Sp {
     row.st += other.st;
   }
   ICSD_HD bool vanishes(T square) const { return square <= least_square; }
-  // By quotients: squares of squares leave the range of float32.
+  // Divides before it multiplies: squares of squares leave the range of float32.
   static ICSD_HD T disagreement(const Row<T>& row) { return 1 - row.st / row.ss * std::sqrt(row.ss / row.tt); }
 
   ICSD_HD T value(const Row<T>& row) const {
@@ -321,7 +321,7 @@ template <class T>
 struct Pkt {
   static constexpr int kParameters = 0, kStatistics = 3;
   static constexpr bool similarities = true, diagonal = false;
-  static constexpr T kLeast = T(0.5e-7);  // opposite samples have no affinity, of which there is no logarithm
+  static constexpr T kLeast = T(0.5e-7);  // replaces the affinity 0 of opposite samples, which has no logarithm
   T scale;
 
   ICSD_HD explicit Pkt(const LossArguments<T>& of) : scale(1 / of.samples) {}
@@ -331,7 +331,7 @@ struct Pkt {
     const V a = s * T(0.5) + T(0.5);
     return a < kLeast ? V{} + kLeast : a;
   }
-  // Of the affinity: 0 where the least one stands in.
+  // The derivative of the affinity: 0 where kLeast replaces it.
   template <class V>
   static ICSD_HD V slope(V s) {
     return s * T(0.5) + T(0.5) < kLeast ? V{} : V{} + T(0.5);
@@ -457,7 +457,7 @@ struct LossTag {
   using Of = D<T>;
 };
 
-// call(LossTag<D>) with the loss of a number.
+// Calls call(LossTag<D>{}) with the struct of a loss.
 template <class Call>
 auto with_loss(LossKind kind, const Call& call) {
   switch (kind) {

@@ -1,4 +1,5 @@
-// What the losses need beyond arithmetic, for a scalar here and for whatever vector type specializes it.
+// The functions that losses need beyond arithmetic: for scalars here, for vectors by specialization
+// (cpu/runtime/simd.h).
 #pragma once
 
 #include <cmath>
@@ -6,7 +7,7 @@
 #ifdef __CUDACC__
 #define ICSD_HD __host__ __device__ inline
 #else
-// Never a symbol of its own: files compiled for different instruction sets would share one copy.
+// Inline always: files compiled for different instruction sets would share one out-of-line copy.
 #define ICSD_HD inline __attribute__((always_inline))
 #endif
 

@@ -12,7 +12,7 @@ namespace {
 
 using std::int64_t;
 
-// What is left for a student.
+// Returns what remains for a student.
 Remainder remainder_for(const std::vector<Features>& stages, const double* covariances, int64_t student) {
   const std::vector<Covariance> all = covariances_of(stages);
   const auto square = [&](const Covariance& covariance) {
@@ -24,7 +24,7 @@ Remainder remainder_for(const std::vector<Features>& stages, const double* covar
   return remainder_of(square(all[2 * student]), square(all[2 * student + 1]), square(all.back()));
 }
 
-// Whether float32 cannot tell some student from its teacher.
+// Tells whether float32 is too short to tell some student from the teacher.
 bool cancels(const std::vector<Features>& stages, const double* covariances) {
   for (std::size_t student = 0; student + 1 < stages.size(); ++student) {
     if (remainder_for(stages, covariances, student).fraction < kLeastRemainder) return true;
@@ -44,7 +44,7 @@ void compute_covariances(const std::vector<Features>& stages, int64_t group, Sha
   in_parallel(threads, [&](Member member) { pass.run(member); });
 }
 
-// The gradients of a group in products of type C.
+// Computes the gradients of a group by products of type C.
 template <class C>
 class Gradients {
  public:
@@ -86,7 +86,7 @@ class Gradients {
   }
 
  private:
-  // A part of the gradient with respect to `target`: the samples of `source` times a matrix.
+  // One term of the gradient with respect to `target`: the samples of `source` times a matrix.
   struct Term {
     int64_t target, source;
     Buffer<C> matrix;  // in panels: (features of the source, features of the target)

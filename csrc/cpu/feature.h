@@ -1,4 +1,4 @@
-// `mse` in feature space (core/covariances.h).
+// `mse` in feature space, see core/covariance.h.
 #pragma once
 
 #include <vector>
@@ -8,11 +8,12 @@
 
 namespace icsd::cpu {
 
-// As `distill`, for mse; `covariances` (groups, covariance_elements) or null.
+// Computes the loss of each group. `covariances` (groups, covariance_elements) receives what the backward pass needs,
+// or is null.
 template <class C>
 void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* covariances);
 
-// The stages' gradients, from all stages; null data where none is wanted.
+// Computes the gradients of the stages whose `outs` have data.
 template <class C>
 void distill_feature_backward(const C* grad, const double* covariances, const std::vector<Features>& stages,
                               const std::vector<Features>& outs, Shape shape, const Spec& spec);

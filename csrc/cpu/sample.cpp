@@ -9,7 +9,7 @@
 namespace icsd::cpu {
 namespace {
 
-// Multiply-adds of one pass over the stages.
+// Returns the number of multiply-adds of one pass over the stages.
 int64_t work_of(const std::vector<Features>& stages, Shape shape) {
   int64_t dim = 0;
   for (const Features& stage : stages) dim += stage.dim;
@@ -17,12 +17,12 @@ int64_t work_of(const std::vector<Features>& stages, Shape shape) {
 }
 
 template <class C, template <class> class D>
-void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
-  const int64_t n = shape.samples, slot = n * (n + 1);
-  Buffer<C> workspace(slots ? 0 : stages.size() * shape.groups * slot);
+void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved) {
+  const int64_t n = shape.samples, matrix_size = n * (n + 1);
+  Buffer<C> workspace(saved ? 0 : stages.size() * shape.groups * matrix_size);
   std::vector<Matrices<C>> matrices;
   for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    matrices.push_back({(slots ? slots : workspace.data()) + stage * shape.groups * slot, n + 1, slot});
+    matrices.push_back({(saved ? saved : workspace.data()) + stage * shape.groups * matrix_size, n + 1, matrix_size});
   }
   const int threads = threads_for(work_of(stages, shape));
   Grams<C> grams(stages, matrices, shape, threads);
@@ -31,13 +31,13 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& 
     grams.accumulate(member);
     member.barrier();
     grams.finish(member);
-    loss_rows.normalize(member);  // by the diagonal of the rows that this thread finished
+    loss_rows.normalize(member);  // needs only the diagonal, of rows that this thread finished
     member.barrier();
     loss_rows.forward(member);
     member.barrier();
     const Range groups = split_of(shape.groups, member.thread, member.threads);
     for (int64_t group = groups.begin; group < groups.end; ++group) loss[group] = loss_rows.loss(group);
-    if (slots) loss_rows.backward(member);
+    if (saved) loss_rows.backward(member);
   });
 }
 
@@ -63,21 +63,21 @@ void combine(const C* matrix, int64_t outputs, const Features& x, const Features
 }
 
 template <class C>
-void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots) {
+void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved) {
   with_loss(spec.loss,
-            [&](auto tag) { distill_with<C, decltype(tag)::template Of>(stages, shape, spec, loss, slots); });
+            [&](auto tag) { distill_with<C, decltype(tag)::template Of>(stages, shape, spec, loss, saved); });
 }
 
 template <class C>
-void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+void distill_sample_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape) {
-  const int64_t n = shape.samples, slot = n * (n + 1);
+  const int64_t n = shape.samples, matrix_size = n * (n + 1);
   std::vector<Product<C>> products;
   std::vector<Features> wanted;
   for (std::size_t stage = 0; stage < outs.size(); ++stage) {
     if (!outs[stage].data) continue;
-    const C* matrix = slots + stage * shape.groups * slot;
-    products.push_back({matrix, n + 1, slot, n, matrix + n, grad, stages[stage], outs[stage]});
+    const C* matrix = saved + stage * shape.groups * matrix_size;
+    products.push_back({matrix, n + 1, matrix_size, n, matrix + n, grad, stages[stage], outs[stage]});
     wanted.push_back(stages[stage]);
   }
   combine_all(products, shape, threads_for(work_of(wanted, shape)));

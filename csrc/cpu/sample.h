@@ -1,4 +1,4 @@
-// The operator on the CPU: similarity matrices, losses and their gradients, from raw pointers.
+// The operator in sample space on the CPU: Gram matrices, losses and their gradients.
 #pragma once
 
 #include <cstdint>
@@ -9,28 +9,28 @@
 
 namespace icsd::cpu {
 
-// Matrices are of compute type C: double where a stage is float64, float elsewhere.
+// Matrices are of compute type C: double if an input is float64, else float.
 //
-// A slot is a group's (samples) x (samples + 1) matrix [A | r], with r_i the inverse of the norm n_i (0 for a zero
-// row), or 1 for a loss of products. For a stage with a gradient, dL/dX = diag(r) A X. For a teacher without one, A is
-// its Gram matrix.
+// The forward pass saves, for each stage and group, the samples x (samples + 1) matrix [A | r]. r_i is the inverse of
+// the norm n_i, 0 for a zero row, or 1 for a loss of products. The gradient of a stage is dL/dX = diag(r) A X. For a
+// teacher without a gradient, A is its Gram matrix.
 
-// K = X Xᵀ: (groups, samples, samples).
+// Computes K = X Xᵀ, (groups, samples, samples).
 template <class C>
 void gram(const Features& x, Shape shape, C* out);
 
-// out = matrix x: (groups, outputs, samples) times (groups, samples, features).
+// Computes out = matrix x, (groups, outputs, samples) times (groups, samples, dim).
 template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape);
 
-// loss_b = Σ_k weight_k d(S(X_k), S(Y)), the teacher Y the last of the stages; `slots` (stages, groups, samples,
-// samples + 1) receives what the gradient needs, or is null.
+// Computes loss_b = Σ_k weight_k d(S(X_k), S(Y)). The teacher Y is the last of the stages. `saved` (stages, groups,
+// samples, samples + 1) receives what the backward pass needs, or is null.
 template <class C>
-void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots);
+void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved);
 
-// outs[k] = grad_b diag(r) A X_k from the slots of `distill`; null data where no gradient is wanted.
+// Computes outs[k] = grad_b diag(r) A X_k for the stages whose `outs` have data.
 template <class C>
-void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+void distill_sample_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape);
 
 }  // namespace icsd::cpu

@@ -10,11 +10,11 @@ namespace {
 
 using std::int64_t;
 
-// One stage of a group, its samples of norm 1 (or as they are, for a loss of products) in panels.
+// The samples of one stage and group in panels, with norm 1 or, for a loss of products, as they are.
 template <class C>
 class PackedInput {
  public:
-  // With panels by feature too if its gradient is wanted.
+  // A stage whose gradient is wanted has panels by feature too.
   PackedInput(const Features& x, int64_t group, int64_t samples, bool wanted)
       : x_(x),
         group_(group),
@@ -27,7 +27,7 @@ class PackedInput {
   int64_t padded_dim() const { return blocks_of(x_.dim, products().panel) * products().panel; }
   const C* squares() const { return squares_.data(); }
 
-  // Of a block of samples; their squared norms are taken from `squares`, of all samples, unless it is null.
+  // Packs a block of samples. Their squared norms come from `squares`, of all samples, unless it is null.
   void prepare(int64_t block, const C* squares, bool normalize, double eps) {
     const int64_t first = block * kBlock, count = std::min(kBlock, samples_ - first);
     const int dtype = static_cast<int>(x_.dtype);
@@ -46,7 +46,7 @@ class PackedInput {
     }
   }
 
-  // The block (row, column) of X̂ X̂ᵀ.
+  // Computes the block (row, column) of X̂ X̂ᵀ.
   void multiply(int64_t row, int64_t column, C* block) const {
     const Panels<C> panels{by_sample_.data(), products().panel, products().panel, products().panel * x_.dim};
     products().multiply(panels.from(0, row * kBlock), panels.from(0, column * kBlock),
@@ -54,14 +54,14 @@ class PackedInput {
                         block, kBlock, false);
   }
 
-  // sums += the transpose of `matrix`, (samples of the block) x (outputs), times the block's samples.
+  // Adds to `sums` the transpose of `matrix`, (samples of the block) x (outputs), times the samples of the block.
   void combine(const C* matrix, int64_t outputs, int64_t block, C* sums) const {
     const Panels<C> panels{by_feature_.data(), products().panel, products().panel, products().panel * samples_};
     products().multiply({matrix, kBlock, kBlock, 0}, panels.from(block * kBlock, 0), outputs, x_.dim,
                         std::min(kBlock, samples_ - block * kBlock), sums, padded_dim(), true);
   }
 
-  // The gradient of sample i from that of its panels' row.
+  // Computes the gradient of sample i from the gradient of its normalized form.
   void finish(int64_t i, const C* gradient, bool normalized, double eps, C factor, const Features& out) const {
     products().finish[static_cast<int>(x_.dtype)](gradient, at(x_, group_, i, 0), x_.dim, inverse_norms_[i],
                                                   normalized && !is_clamped(squares_[i], eps), factor,
@@ -77,11 +77,11 @@ class PackedInput {
   Buffer<C> by_sample_, by_feature_;
 };
 
-// The symmetric matrix of blocks, a square of `window` x `window` of them at a time. The threads of a parallel region
-// share first `make(row, column, slot)` of every block of the lower triangle; then, for every block of samples, in the
-// order of the other block, `take(samples, other, slot, transposed)` of the block (samples, other), or of (other,
-// samples) transposed. What a block of samples takes, and in which order, depends neither on `window` nor on the
-// threads.
+// Walks over a symmetric matrix of blocks, `window` x `window` of them at a time. The threads of a parallel region
+// first share the calls `make(row, column, slot)` for every block of the lower triangle. Then they share the blocks of
+// samples: for each there is a call `take(samples, other, slot, transposed)` for each block (samples, other) or,
+// transposed, (other, samples), in the order of `other`. The order of the calls for a block of samples depends neither
+// on `window` nor on the threads, so results do not either.
 template <class Make, class Take>
 void walk(Member member, Loops& loops, int64_t blocks, int64_t window, const Make& make, const Take& take) {
   for (int64_t top = 0; top < blocks; top += window) {
@@ -115,7 +115,7 @@ int64_t window_for(int64_t blocks, int threads) {
   return std::min(blocks, std::clamp<int64_t>(threads, kLeastWindow, kMostWindow));
 }
 
-// What both passes have in common: the stages of a group, and a thread's blocks of the matrices.
+// The part that both passes share: the packed stages of a group and the blocks of the matrices of each thread.
 template <class C, template <class> class D>
 class Group {
  public:

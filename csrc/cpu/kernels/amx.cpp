@@ -1,7 +1,7 @@
-// The passes over bfloat16 features by tile registers (AMX): each instruction adds 16 x 16 sums of 32 products.
+// The kernels for bfloat16 features in tile registers (AMX). Each instruction updates 16 x 16 sums by 32 products each.
 //
-// The left operand of such a product is 16 rows of 32 numbers, as they are in memory; the right one is 16 rows of 16
-// pairs, a pair of terms of the sum for each column.
+// The left operand of such a product is 16 rows of 32 numbers, as in memory. The right one is 16 rows of 16 pairs: two
+// terms of the sum for each column.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -17,10 +17,11 @@ namespace {
 constexpr int64_t kTile = 16;   // rows of a tile, and sums across
 constexpr int64_t kTerms = 32;  // of a sum in a tile
 constexpr int64_t kTileBytes = 1024;
-constexpr int64_t kMostTerms = 512;  // that are added up in float32: more would show where samples are much alike
-constexpr int64_t kVectors = 4;      // of features that `combine` takes at a time
+constexpr int64_t kMostTerms =
+    512;                         // summed in float32; with more, the error would show for samples that are much alike
+constexpr int64_t kVectors = 4;  // of features that `combine` takes at a time
 
-// Tile registers, which are a thread's own: all of 16 rows of 64 bytes.
+// Configures the tile registers of this thread, each as 16 rows of 64 bytes.
 class TileRegisters {
  public:
   TileRegisters() {
@@ -35,11 +36,11 @@ class TileRegisters {
   TileRegisters(const TileRegisters&) = delete;
 };
 
-// GCC's tile loads do not say that they read memory.
+// GCC does not know that tile loads read memory: stores must be finished before them.
 void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
-// kRows x kColumns tiles of sums, kTile^2 sums each, of `count` tiles of terms; the tiles of an operand's row or column
-// follow `a_next` or `b_next` bytes after each other, the rows and columns `a_stride` and `b_stride`.
+// Computes kRows x kColumns tiles of sums, kTile^2 sums each, from `count` tiles of terms; the tiles of an operand's
+// row or column follow `a_next` or `b_next` bytes after each other, the rows and columns `a_stride` and `b_stride`.
 template <int kRows, int kColumns>
 void multiply_tiles(const char* a, int64_t a_stride, int64_t a_next, int64_t a_pitch, const char* b, int64_t b_stride,
                     int64_t b_next, int64_t b_pitch, int64_t count, float (*sums)[kTile * kTile]) {
@@ -77,7 +78,7 @@ Multiply multiply_of(int64_t rows, int64_t columns) {
 
 int64_t tiles_of(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 
-// At most kTile samples as tiles of a left or a right operand, either of which may be null.
+// Lays out at most kTile samples as tiles of a left and a right operand, each of which may be null.
 void lay_out(const bfloat16* x, int64_t stride, int64_t samples, int64_t dim, char* left, char* right) {
   for (int64_t k = 0; k < dim; k += kTerms) {
     const int64_t count = std::min(kTerms, dim - k);
@@ -95,7 +96,7 @@ void lay_out(const bfloat16* x, int64_t stride, int64_t samples, int64_t dim, ch
   }
 }
 
-// Adds what there is of a tile.
+// Adds the rows and columns of a tile that are within the matrix.
 void add_tile(const float* sums, int64_t rows, int64_t columns, double* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < columns; ++c) out[r * out_stride + c] += sums[r * kTile + c];
@@ -104,7 +105,7 @@ void add_tile(const float* sums, int64_t rows, int64_t columns, double* out, int
 
 int64_t bytes(int64_t samples) { return tiles_of(samples, kTile) * tiles_of(samples, kTerms) * kTileBytes; }
 
-// Tiles of the matrix, row by row of tiles.
+// Packs the matrix as tiles, one row of tiles after the other.
 bool pack(const float* matrix, int64_t row_stride, int64_t samples, void* packed, float* rest) {
   auto* to = static_cast<bfloat16*>(packed);
   std::memset(packed, 0, bytes(samples));

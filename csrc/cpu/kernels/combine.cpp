@@ -22,16 +22,17 @@ constexpr int kOutputs = 6, kColumns = 2;
 constexpr int kOutputs = 4, kColumns = 2;
 #endif
 
-// Results above so many bytes go past the cache, which saves reading their lines, where few samples leave the processor
-// waiting for memory; otherwise the lines are fetched in the shadow of the multiplications.
+// Results of at least kStreamBytes of at most kStreamSamples samples are stored past the cache, which saves reading
+// their lines: so few samples leave the processor waiting for memory. With more, the lines are fetched while it
+// multiplies.
 constexpr int64_t kStreamBytes = int64_t{16} << 20, kStreamSamples = 16;
 
 // Outputs are shared out evenly over blocks of at most kOutputs, so that no block is nearly empty.
 int64_t blocks_of(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 int64_t block_start(int64_t block, int64_t outputs) { return block * outputs / blocks_of(outputs); }
 
-// By way of a few whole cache lines of each row: rows far apart share few sets of the cache, which would hold no more
-// of them than that.
+// Copies a few whole cache lines of each row at a time: rows far apart share few sets of the cache, which hold no more
+// of them at once.
 template <class T, class C>
 void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples, int64_t part, int64_t parts,
           void* packed) {
@@ -51,11 +52,11 @@ void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples,
   }
 }
 
-// How the results of `combine` reach memory.
+// The way in which results are stored: whole vectors, whole vectors past the cache, or a part of a vector.
 enum class Store { whole, streamed, partial };
 
-// R outputs of kColumns vectors, of which `count` elements are stored, from rows of as many. With kFill, the rows are
-// read from `source` and left in `x` for the tiles to come.
+// Computes R outputs of kColumns vectors, of which `count` elements are stored. With kFill, the rows are read from
+// `source` and left in `x` for the next tiles.
 template <class T, int R, Store S, bool kFill>
 void combine_tile(const Compute<T>* packed, const double* scale, Rows<Compute<T>> x, Rows<const T> source,
                   int64_t samples, Prefetch& next, T* out, int64_t out_stride, int64_t count) {
@@ -114,7 +115,7 @@ CombineTile<T> combine_tile_of(int64_t outputs) {
   return combine_tile<T, R, S, kFill>;
 }
 
-// Whether every row begins on a whole vector, so that results may go past the cache.
+// Tells whether results are to be stored past the cache, for which every row must be aligned to a vector.
 template <class T>
 bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t dim) {
   if constexpr (kStreams<T>) {
@@ -197,7 +198,7 @@ bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, void*
   return true;
 }
 
-// R outputs of kColumns vectors; `x` are the rows of the same samples.
+// Computes R outputs of kColumns vectors. `x` holds the rows of the same samples.
 template <int R, Store S>
 void narrow_tile(const std::uint32_t* packed, const float* rest, const double* scale, const Bfloat16Vector* pairs,
                  int64_t samples, const bfloat16* x, int64_t x_stride, Prefetch& next, bfloat16* out,

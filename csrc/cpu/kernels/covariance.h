@@ -15,8 +15,8 @@ namespace icsd::cpu {
 
 using std::int64_t;
 
-// The covariances of a group in products of type C. The threads share first the samples of a few blocks out, to lay
-// them out in panels, then tiles of the covariances, so that the sums do not depend on the threads.
+// Computes the covariances of a group by products of type C. The threads first share the samples of a few blocks, which
+// they pack into panels, then the tiles of the covariances. So the sums do not depend on the number of threads.
 template <class C>
 class Covariances {
  public:
@@ -62,7 +62,7 @@ class Covariances {
   }
 
  private:
-  static constexpr int64_t kPanelBytes = 4 << 20;  // of the samples laid out at a time, to stay in a shared cache
+  static constexpr int64_t kPanelBytes = 4 << 20;  // of the samples packed at a time, which stay in a shared cache
 
   struct Tile {
     const Covariance* covariance;
@@ -121,7 +121,7 @@ class Covariances {
   std::vector<Covariance> covariances_;
   double* out_;
   Loops loops_;
-  int64_t batch_;                // samples laid out at a time
+  int64_t batch_;                // samples packed at a time
   std::vector<int64_t> begins_;  // of the stages' panels
   Buffer<C> panels_{0};
   std::vector<Tile> tiles_;

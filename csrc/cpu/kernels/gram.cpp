@@ -21,9 +21,9 @@ constexpr int kTile = 3;
 
 constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel
 
-// The products of I rows of `a` and J rows of `b`, whole vectors of them, as far apart as each other: gram[r][c] +=
-// <a_r, b_c>. With kFill, the rows of `a` are read from `source` and left in the panel for the tiles to come, in the
-// shadow of the multiplications. With kDiagonal, `b` is `a`, and one triangle is enough.
+// Adds <a_r, b_c> to gram[r][c] for I rows of `a` and J rows of `b`, of whole vectors and with the same stride. With
+// kFill, the rows of `a` are read from `source` and left in the panel for the next tiles, while the processor
+// multiplies. With kDiagonal, `b` is `a`, and one triangle is computed.
 template <class T, int I, int J, bool kFill, bool kDiagonal>
 void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int64_t width, Prefetch& next,
                double* gram, int64_t gram_stride) {
@@ -67,7 +67,7 @@ void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int
 template <class T>
 using GramTile = void (*)(Rows<Operand<T>>, Rows<Operand<T>>, Rows<const T>, int64_t, Prefetch&, double*, int64_t);
 
-// gram_tile for each number of rows and columns that an edge can leave.
+// Returns gram_tile for the number of rows and columns at an edge.
 template <class T, bool kFill, int I = kTile, int J = kTile>
 GramTile<T> gram_tile_of(int64_t rows, int64_t columns, bool diagonal) {
   if (rows < I) {

@@ -15,7 +15,7 @@ namespace icsd::cpu {
 
 using std::int64_t;
 
-// Gram matrices, rows `stride` apart and groups `group_stride`, both halves of each.
+// Gram matrices, both halves of each. Rows are `stride` apart, groups `group_stride`.
 template <class C>
 struct Matrices {
   C* data;
@@ -24,12 +24,12 @@ struct Matrices {
   C* row(int64_t group, int64_t i) const { return data + group * group_stride + i * stride; }
 };
 
-// The Gram matrices of all stages and groups, by the threads of one parallel region: each thread calls `accumulate`,
-// then, after a barrier, `finish`.
+// Computes the Gram matrices of all stages and groups by the threads of one parallel region: each calls `accumulate`
+// and, after a barrier, `finish`.
 //
-// Few samples: the threads share the features out and their sums are added up in a fixed order.
-// Several groups: they share blocks of the matrices out, and nothing is left to add.
-// Many samples: so they do, and lay a few features of all samples out at a time, for each block to be used many times.
+// With few samples, each thread takes a split of the features, and the sums are added in a fixed order.
+// With several groups, each thread takes tiles of the matrices, and nothing is left to add.
+// With many samples it does too, and the features of all samples are packed, some at a time, to be used for many tiles.
 template <class C>
 class Grams {
  public:
@@ -93,10 +93,10 @@ class Grams {
   }
 
  private:
-  static constexpr int64_t kMaxSplit = 512;   // samples up to which the features are shared out
-  static constexpr int64_t kTileSize = 128;   // side of a block of the matrix
-  static constexpr int64_t kLine = 64;        // threads' shares begin on whole cache lines of features
-  static constexpr int64_t kFeatures = 1024;  // laid out at a time
+  static constexpr int64_t kMaxSplit = 512;   // samples up to which the features are split
+  static constexpr int64_t kTileSize = 128;   // rows and columns of a tile of the matrix
+  static constexpr int64_t kLine = 64;        // splits begin on whole cache lines of features
+  static constexpr int64_t kFeatures = 1024;  // packed at a time
 
   bool lays_out() const { return matrices_ > 0 && shape_.samples > kMaxSplit; }
 

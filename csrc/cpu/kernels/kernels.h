@@ -1,4 +1,4 @@
-// The two data passes over a group's samples: everything that touches N x D elements.
+// The kernels that are compiled once for each instruction set, and their table.
 #pragma once
 
 #include <cstdint>
@@ -22,18 +22,18 @@ using CombineKernel = void (*)(const void* packed, const double* scale, const vo
                                std::int64_t samples, std::int64_t dim, void* out, std::int64_t out_stride,
                                std::int64_t outputs);
 
-// Lays out a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type. One of
-// `parts` equal parts of it at a time.
+// Packs a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type. A call
+// packs one of `parts` equal parts.
 template <class C>
 using PackKernel = void (*)(const C* matrix, std::int64_t row_stride, std::int64_t outputs, std::int64_t samples,
                             std::int64_t part, std::int64_t parts, void* packed);
 
-// The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers: twice as
-// fast where the processor multiplies these.
+// The same for bfloat16 features and a square matrix whose elements off the diagonal are bfloat16 numbers. It is twice
+// as fast on a processor that multiplies bfloat16.
 struct NarrowKernels {
-  // Bytes of a packed matrix.
+  // Returns the bytes of a packed matrix.
   std::int64_t (*bytes)(std::int64_t samples);
-  // False if the matrix is not one of these. `rest` is what the diagonal is more than a bfloat16 number.
+  // Returns false if the matrix is not of this kind. `rest` receives the diagonal less its nearest bfloat16 numbers.
   bool (*pack)(const float* matrix, std::int64_t row_stride, std::int64_t samples, void* packed, float* rest);
   void (*combine)(const void* packed, const float* rest, const double* scale, const bfloat16* x,
                   std::int64_t sample_stride, std::int64_t samples, std::int64_t dim, bfloat16* out,
@@ -96,7 +96,8 @@ extern const Kernels kernels;
 }
 #endif
 
-// The best instruction set of this processor, or the one ICSD_CPU_ISA names. Throws std::invalid_argument.
+// Returns the kernels for the best instruction set of this processor, or for the one that ICSD_CPU_ISA names. Throws
+// std::invalid_argument.
 const Kernels& kernels();
 
 }  // namespace icsd::cpu

@@ -1,4 +1,4 @@
-// What the products of bfloat16 numbers have in common, by whichever instruction.
+// Functions that the kernels for bfloat16 products share, with tile registers or without.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace {
 
 using std::int64_t;
 
-// The elements of two rows in turn, twice as many as in a vector.
+// Interleaves the elements of two rows, into two vectors.
 inline void interleave(Bfloat16Vector a, Bfloat16Vector b, Bfloat16Vector* to) {
   to[0] = __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42,
                                   11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
@@ -20,7 +20,7 @@ inline void interleave(Bfloat16Vector a, Bfloat16Vector b, Bfloat16Vector* to) {
                                   26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
 }
 
-// Pairs of samples interleaved, `vectors` of 16 features for each pair; zeros follow the first `count` features and the
+// Interleaves pairs of samples, `vectors` of 16 features for each pair. Zeros follow the first `count` features and the
 // last sample.
 [[maybe_unused]] void interleave_pairs(const bfloat16* x, int64_t stride, int64_t samples, int64_t count,
                                        int64_t vectors, Bfloat16Vector* to) {
@@ -38,7 +38,7 @@ inline void interleave(Bfloat16Vector a, Bfloat16Vector b, Bfloat16Vector* to) {
   }
 }
 
-// Up to a vector of an output: the products' sum and what the diagonal adds of the sample itself, scaled.
+// Stores up to a vector of an output: the sum of the products and the rest of the diagonal times the sample, scaled.
 inline void finish(FloatVector sum, float rest, const bfloat16* own, float factor, bfloat16* to, int64_t count) {
   if (count == kLanes<float>) {
     store(to, (sum + rest * load(own)) * factor);

@@ -1,4 +1,4 @@
-// Features in this machine's memory and the norms of samples.
+// Addresses and norms of samples.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ inline char* at(const Features& x, std::int64_t group, std::int64_t sample, std:
   return static_cast<char*>(x.data) + element * static_cast<std::int64_t>(size_of(x.dtype));
 }
 
-// 1 / max(sqrt(K_ii), eps); 0 for a zero row; NaN where the squared norm is not finite.
+// Returns 1 / max(sqrt(K_ii), eps), 0 for a zero row, NaN if the squared norm is not finite.
 template <class C>
 C inverse_norm(C square, double eps) {
   if (square == 0) return 0;
@@ -23,7 +23,7 @@ C inverse_norm(C square, double eps) {
   return 1 / std::max(std::sqrt(square), static_cast<C>(eps));
 }
 
-// Whether eps stands in for the norm, which then passes no gradient.
+// Tells whether eps replaces the norm, through which no gradient flows then.
 template <class C>
 bool is_clamped(C square, double eps) {
   return std::sqrt(square) < static_cast<C>(eps);

@@ -1,5 +1,6 @@
-// Panels: features, converted to what is multiplied and padded to whole vectors, next to each other in the cache, to be
-// used many times. Rows a power of two apart would evict each other, and half types convert once.
+// Packed panels: features converted to the type that is multiplied, padded to whole vectors and next to each other in
+// the cache, to be used many times. Unpacked, rows a power of two apart would evict each other from the cache, and
+// 16-bit types would be converted at every use.
 #pragma once
 
 #include <algorithm>
@@ -18,15 +19,16 @@ constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, to stay in the second
 
 [[maybe_unused]] int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Features of a panel over `samples` rows: whole units, within bounds that keep the loops long and the panel cached.
+// Returns the features of a panel of `samples` rows: whole units, so many that loops are long and the panel stays
+// cached.
 [[maybe_unused]] int64_t panel_width(int64_t samples, int64_t element_bytes, int64_t unit, int64_t least,
                                      int64_t most) {
   const int64_t fits = kPanelBytes / (element_bytes * std::max<int64_t>(samples, 1));
   return round_up(std::clamp(fits, least, most), unit);
 }
 
-// A thread's panel, kept from call to call; `slot` tells two of one kernel apart. On a large page: the small ones of
-// which a panel would otherwise be made fall on whatever sets of the cache, on some too many.
+// Returns a panel of this thread, which is kept for the next call. `slot` is for kernels with two. It is on a large
+// page: small pages would fall on random sets of the cache, too many of them on some sets.
 template <class C>
 C* panel(int slot, int64_t elements) {
   thread_local Allocation slots[2] = {Allocation(0), Allocation(0)};
@@ -35,9 +37,9 @@ C* panel(int slot, int64_t elements) {
   return static_cast<C*>(slots[slot].data());
 }
 
-constexpr int64_t kInPlaceSamples = 16;  // so few rows are not read often enough for a panel to pay
+constexpr int64_t kInPlaceSamples = 16;  // so few rows are used too rarely to be worth packing
 
-// `width` elements as P, then zeros up to a whole vector.
+// Copies `width` elements as P, then zeros up to a whole vector.
 template <class T, class P>
 [[maybe_unused]] void copy_row(const T* from, int64_t width, P* to) {
   constexpr int kStep = kLanes<P>;
@@ -55,9 +57,9 @@ struct Rows {
   Rows from(int64_t row) const { return {data + row * stride, stride}; }
 };
 
-// Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: a burst would
-// wait for memory where single lines arrive in the shadow of the multiplications. A few rows go side by side: their
-// pages are looked up at the same time.
+// Fetches a (rows x bytes) rectangle into the second-level cache, evenly over `steps` calls of `step`: single lines
+// arrive while the processor multiplies, for a burst it would have to wait. A few rows are fetched side by side, so
+// that their pages are looked up at the same time.
 class Prefetch {
  public:
   Prefetch(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t steps)
@@ -86,9 +88,9 @@ class Prefetch {
  private:
   static constexpr int64_t kTogether = 8;
 
-  const char* line_;              // of the first of the rows that go side by side
+  const char* line_;              // of the first of the rows that are fetched side by side
   int64_t row_bytes_, rows_;      // rows from that one on
-  int64_t bytes_, left_, lines_;  // of a row; lines to come; lines of a step
+  int64_t bytes_, left_, lines_;  // bytes of a row; lines that are left; lines of a step
   int64_t row_ = 0, byte_ = 0;
 };
 

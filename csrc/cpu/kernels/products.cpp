@@ -1,4 +1,4 @@
-// Compiled once for each instruction set, with ICSD_ISA its namespace.
+// The kernels of products.h. Compiled once for each instruction set, with ICSD_ISA its namespace.
 #include "cpu/kernels/products.h"
 
 #include <algorithm>
@@ -27,7 +27,7 @@ static_assert(kPanel<float> % kRows == 0 && kPanel<double> % kRows == 0);
 
 typedef float HalfFloatVector __attribute__((vector_size(ICSD_VECTOR_BYTES / 2)));
 
-// `count` elements, at most a vector of C, as C and zeros after them.
+// Loads `count` elements, at most a vector of C, as C, and zeros after them.
 template <class C, class T>
 Vector<C> load_some(const T* p, int64_t count) {
   if constexpr (std::is_same_v<Compute<T>, C>) {

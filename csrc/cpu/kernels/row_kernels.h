@@ -1,4 +1,4 @@
-// The work on rows of N x N matrices: what the losses of `core/losses.h` take and give, whole vectors at a time.
+// The kernels for rows of N x N matrices, which run the losses of core/losses.h on whole vectors.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace icsd::cpu {
 
-// A row of a Gram matrix as a row of similarities, S_j = own r_j K_j; for a loss of products, own and all r_j are 1.
+// A row of a Gram matrix as a row of similarities, S_j = own r_j K_j. For a loss of products, own and all r_j are 1.
 template <class C>
 struct SimilarityRow {
   const C* gram;
@@ -22,19 +22,19 @@ struct Statistics {
   std::int64_t stride;
 };
 
-// Of one loss; all take the columns [begin, end) of a row.
+// The kernels of one loss. All take the columns [begin, end) of a row.
 template <class C>
 struct RowKernels {
   // Adds them to a Row<C>.
   void (*forward)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
                   std::int64_t end, void* row);
-  // g_j += weight (dL/dS_ij + dL/dS_ji), or of T; `own` are the row's own statistics.
+  // Adds weight (dL/dS_ij + dL/dS_ji) to g_j, or the same of T. `own` has the statistics of row i.
   using Backward = void (*)(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, std::int64_t begin,
                             std::int64_t end, const C* own, Statistics<C> others, C weight, C* g);
   Backward student, teacher;
 };
 
-// a_j = g_j r_j, in place of g or elsewhere; returns Σ_j g_j S_j.
+// Computes a_j = g_j r_j, in place or elsewhere, and returns Σ_j g_j S_j.
 template <class C>
 using ProjectKernel = C (*)(SimilarityRow<C> s, const C* g, std::int64_t begin, std::int64_t end, C* a);
 

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set, with ICSD_ISA its namespace.
+// The kernels of row_kernels.h. Compiled once for each instruction set, with ICSD_ISA its namespace.
 #include "cpu/kernels/row_kernels.h"
 
 #include <cstring>
@@ -50,8 +50,8 @@ void forward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t,
   *static_cast<Row*>(result) = row;
 }
 
-// What is left of a row goes through vectors too wherever results are stored: of a loop over single elements, the
-// compiler makes two versions that round differently, and the addresses choose.
+// The end of a row goes through vectors too: of a loop over single elements the compiler makes two versions that round
+// differently, and the addresses decide between them.
 template <class C, template <class> class D, bool kTeacher>
 void backward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
               const C* own, Statistics<C> others, C weight, C* g) {

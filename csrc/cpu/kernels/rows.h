@@ -15,8 +15,8 @@
 
 namespace icsd::cpu {
 
-// From Gram matrices to the loss and, in place, to the gradients' matrices, for one loss. The threads of a parallel
-// region call `normalize`, `forward` and `backward` with barriers between.
+// Computes one loss from Gram matrices and replaces these by the matrices of the gradients. The threads of a parallel
+// region call `normalize`, `forward` and `backward`, with barriers between.
 template <class C, template <class> class D>
 class LossRows {
  public:
@@ -115,7 +115,7 @@ class LossRows {
     return {grams_[stage].row(group, i), r, r[i]};
   }
 
-  // Whether A is to have bfloat16 numbers off its diagonal, for NarrowKernels. Rounding g before it is projected leaves
+  // Tells whether A gets bfloat16 numbers off its diagonal, for NarrowKernels. Rounding g before it is projected leaves
   // each term g_j (x̂_j - S_ij x̂_i) of the gradient off by no more than its own rounding, however alike the samples are.
   bool is_narrow(int64_t stage) const {
     return kernels().narrow && sizeof(C) == sizeof(float) && inputs_[stage].dtype == DType::bfloat16;
@@ -125,8 +125,8 @@ class LossRows {
     return {spec_.parameters.data(), static_cast<C>(shape_.samples), static_cast<C>(spec_.eps)};
   }
 
-  // Row i of A and r, from g_j = dL/dS_ij + dL/dS_ji. The projection on x_i, on the diagonal, is absent where nothing
-  // or eps stood in for the norm.
+  // Writes row i of A and r from g_j = dL/dS_ij + dL/dS_ji. The diagonal has the projection on x_i, except where eps
+  // replaces the norm or the loss is of products.
   void write_row(int64_t stage, int64_t group, int64_t i, std::vector<C>& g) {
     const int64_t n = shape_.samples;
     const SimilarityRow<C> s = similarity_row(stage, group, i);

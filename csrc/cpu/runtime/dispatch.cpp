@@ -1,4 +1,4 @@
-// Which build of the kernels this processor runs.
+// Chooses the build of the kernels for this processor.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -22,7 +22,7 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-// Linux lets a process use tile registers that has asked for them.
+// Linux lets a process use tile registers only after it has asked for them.
 bool has_amx() {
 #if defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

@@ -52,7 +52,7 @@ class Pool {
   std::mutex& mutex() { return mutex_; }
 
  private:
-  // The smallest that is kept and wastes at most a quarter, the last freed of several, or null.
+  // Takes the smallest kept memory that wastes at most a quarter, of several the last freed. Null if there is none.
   Pages take_kept(std::size_t bytes) {
     auto best = kept_.end();
     for (auto pages = kept_.begin(); pages != kept_.end(); ++pages) {
@@ -66,7 +66,7 @@ class Pool {
     return pages;
   }
 
-  // Fresh pages, on the boundary of a large one.
+  // Maps fresh pages that begin on a large page.
   Pages map(std::size_t bytes) {
     const std::size_t with_margin = bytes + kLargePage;
     void* mapped = mmap(nullptr, with_margin, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -81,12 +81,12 @@ class Pool {
     if (before) munmap(begin, before);
     munmap(begin + before + bytes, kLargePage - before);
 #if defined(MADV_HUGEPAGE)
-    madvise(begin + before, bytes, MADV_HUGEPAGE);  // that it may refuse
+    madvise(begin + before, bytes, MADV_HUGEPAGE);  // may fail
 #endif
     return {begin + before, bytes};
   }
 
-  // Lets go of what was kept longest, until no more than this is kept and in use.
+  // Unmaps what was kept longest until no more than `bytes` are kept and in use.
   void unmap_above(std::size_t bytes) {
     auto pages = kept_.begin();
     for (; pages != kept_.end() && in_use_ + kept_bytes_ > bytes; ++pages) {
@@ -97,7 +97,7 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::vector<Pages> kept_;  // the one kept longest first
+  std::vector<Pages> kept_;  // in the order in which they were freed
   std::size_t kept_bytes_ = 0, in_use_ = 0, most_ = 0;
 };
 
@@ -107,7 +107,7 @@ Pool& pool() {
   return *one;
 }
 
-// No thread holds it where a child begins.
+// While a process forks, no other thread holds the lock: the child could never take it.
 [[maybe_unused]] const int hold_in_forks =
     pthread_atfork([] { pool().mutex().lock(); }, [] { pool().mutex().unlock(); }, [] { pool().mutex().unlock(); });
 

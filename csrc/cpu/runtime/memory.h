@@ -1,5 +1,5 @@
-// Memory for results and for workspace. The system clears fresh pages at their first write, which takes as long as
-// writing them: what is large and freed is kept here for the next that it fits.
+// Memory for results and workspaces. The system clears fresh pages at their first write, which takes as long as writing
+// them. Therefore large memory is kept here when it is freed, for the next allocation that it fits.
 #pragma once
 
 #include <cstddef>
@@ -9,12 +9,12 @@
 
 namespace icsd::cpu {
 
-// Below this, malloc does as well.
+// Smaller allocations are left to malloc, which does not return them to the system.
 constexpr std::size_t kLargeBytes = std::size_t{4} << 20;
 
-// Bytes on whole cache lines, without a value; from kLargeBytes on, whole large pages. What is kept and what is in use
-// never exceed the most that was in use at once, and the system may take back what is kept when memory is short.
-// Throws std::bad_alloc.
+// Uninitialized memory, aligned to a cache line; from kLargeBytes on, whole large pages. The memory that is kept and in
+// use is never more than the most that was in use at once, and the system may take back what is kept when memory is
+// short. Throws std::bad_alloc.
 class Allocation {
  public:
   explicit Allocation(std::size_t bytes);
@@ -35,10 +35,10 @@ class Allocation {
   std::size_t bytes_;
 };
 
-// Gives the system back what is kept.
+// Returns all memory that is kept to the system.
 void empty_cache();
 
-// Elements of such memory.
+// An uninitialized array.
 template <class C>
 class Buffer {
  public:

@@ -1,5 +1,5 @@
-// Vectors of one register, by the compiler's vector extensions: the same source serves AVX-512, AVX2 and the
-// portable build, which differ in their flags and in the sizes below.
+// Vectors of one register, in the compiler's vector extensions. AVX-512, AVX2 and the portable build share this source;
+// they differ in their flags and in the sizes below.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +51,8 @@ using Vector = typename VectorOf<P>::type;
 template <class P>
 constexpr int kLanes = ICSD_VECTOR_BYTES / sizeof(P);
 
-// What the products of a Gram matrix are taken of: elements themselves where the processor multiplies them into wider
-// sums, in compute type otherwise.
+// The type that a Gram matrix multiplies: the type of the elements if the processor multiplies it into wider sums, else
+// the compute type.
 #if defined(__AVX512BF16__)
 template <class T>
 using Operand = std::conditional_t<std::is_same_v<T, bfloat16>, bfloat16, Compute<T>>;
@@ -106,7 +106,7 @@ inline FloatVector load(const float16* p) {
 #endif
 }
 
-// A vector of P from elements that are P already or convert to it.
+// Loads a vector of P from elements that are P or are converted to it.
 template <class P, class T>
 inline Vector<P> load_as(const T* p) {
   if constexpr (std::is_same_v<P, T>) {
@@ -118,7 +118,7 @@ inline Vector<P> load_as(const T* p) {
   }
 }
 
-// The first `count` elements, zeros after them; reads nothing past them.
+// Loads the first `count` elements and zeros after them. Reads nothing past them.
 template <class P, class T>
 inline Vector<P> load_partial(const T* p, std::int64_t count) {
   T padded[kLanes<P>] = {};
@@ -130,7 +130,7 @@ inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(bfloat16* p, Bfloat16Vector v) { std::memcpy(p, &v, sizeof v); }
 
-// To nearest, ties to even; the instruction takes numbers below 2^-126 for zero.
+// Rounds to nearest, ties to even. The instruction takes numbers below 2^-126 for zero.
 inline void store(bfloat16* p, FloatVector v) {
 #if defined(__AVX512BF16__)
   const __m256bh out = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
@@ -179,7 +179,7 @@ inline void store_partial(T* p, V v, std::int64_t count) {
   std::memcpy(p, padded, count * sizeof(T));
 }
 
-// Stores past the cache to a whole-vector address, to be ordered by `fence` before another thread reads them.
+// Stores past the cache, to an address aligned to a vector. `fence` must come before another thread reads it.
 template <class T>
 constexpr bool kStreams = false;
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -204,7 +204,7 @@ inline void stream(T* p, V v) {
 inline void fence() {}
 #endif
 
-// The sum of all lanes.
+// Returns the sum of all lanes.
 #if defined(__AVX512F__)
 inline float sum(FloatVector v) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v)); }
 inline double sum(DoubleVector v) { return _mm512_reduce_add_pd(reinterpret_cast<__m512d>(v)); }
@@ -225,7 +225,7 @@ inline float sum(FloatVector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline double sum(DoubleVector v) { return v[0] + v[1]; }
 #endif
 
-// sums + a b; pairs of neighbors are added where sums are wider than what they are sums of.
+// Returns sums + a b. Where sums are wider than the factors, the products of two neighbors go into one sum.
 template <class V>
 inline V multiply_add(V a, V b, V sums) {
   return sums + a * b;
@@ -237,7 +237,7 @@ inline FloatVector multiply_add(Bfloat16Vector a, Bfloat16Vector b, FloatVector 
 }
 #endif
 
-// The sum of each vector.
+// Computes the sum of each vector.
 template <int kCount, class V, class C>
 inline void sum_each(const V (&vectors)[kCount], C* sums) {
 #if defined(__AVX512F__)
@@ -284,8 +284,9 @@ inline void transpose_lanes(V (&rows)[kCount]) {
   }
 }
 
-// e^x by its series around the nearest multiple n of ln 2; 2^n is made in the exponent's bits, which the sum with
-// 1.5 · 2^mantissa leaves at the low end. Arguments are clamped to results that are normal numbers; NaN stays.
+// Computes e^x by its series around the nearest multiple n ln 2. Adding 1.5 · 2^mantissa leaves n in the low bits, from
+// where it is shifted into the exponent of 2^n. Arguments are clamped so that results are normal numbers; NaN stays
+// NaN.
 template <class V, class U, int kMantissa, int kTerms>
 inline V exponential(V x, double least, double ln2_high, double ln2_low) {
   using C = std::remove_reference_t<decltype(x[0])>;
@@ -307,8 +308,8 @@ inline V exponential(V x, double least, double ln2_high, double ln2_low) {
   return series * power;
 }
 
-// ln x of positive normal numbers x = 2^n m, sqrt(1/2) <= m < sqrt(2), by the series of 2 artanh((m - 1) / (m + 1));
-// NaN and Inf give NaN.
+// Computes ln x of positive normal numbers x = 2^n m, sqrt(1/2) <= m < sqrt(2), by the series of
+// 2 artanh((m - 1) / (m + 1)). NaN and Inf give NaN.
 template <class V, class U, class I, int kMantissa, int kTerms>
 inline V logarithm(V x) {
   using C = std::remove_reference_t<decltype(x[0])>;
@@ -328,7 +329,7 @@ inline V logarithm(V x) {
   return n * C(0.69314718055994531) + z * series + (x - x);
 }
 
-// Whether a lane of a comparison's result is true.
+// Tells whether a comparison is true in any lane.
 template <class M>
 inline bool any_lane(M mask) {
 #if defined(__AVX512F__)

@@ -9,7 +9,7 @@
 namespace icsd::cpu {
 namespace {
 
-// Multiply-adds below which a second thread costs more than it saves.
+// The multiply-adds for which another thread is worth its cost.
 constexpr std::int64_t kWorth = 1 << 19;
 
 std::atomic<bool> forked{false};

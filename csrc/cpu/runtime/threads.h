@@ -1,4 +1,4 @@
-// Threads for a parallel region: OpenMP's pool, which torch shares where both load the same libgomp.
+// Threads of a parallel region. They are OpenMP's, which torch shares if both load the same libgomp.
 #pragma once
 
 #include <omp.h>
@@ -9,7 +9,8 @@
 
 namespace icsd::cpu {
 
-// torch.get_num_threads(), but one for work too small to share and in a forked child, whose pool did not survive.
+// Returns torch.get_num_threads(), or fewer if there is little work. In a forked child it returns 1: the threads of the
+// parent do not exist there.
 int threads_for(std::int64_t work);
 
 // One of the threads of a parallel region.
@@ -23,7 +24,7 @@ struct Member {
   }
 };
 
-// Runs work(Member) on as many threads; on one without a region, whose barriers cost system calls even there.
+// Runs work(Member) on `threads` threads. A single one needs no parallel region, whose barriers cost system calls.
 template <class Work>
 void in_parallel(int threads, const Work& work) {
   if (threads == 1) {
@@ -34,7 +35,7 @@ void in_parallel(int threads, const Work& work) {
   work(Member{omp_get_thread_num(), omp_get_num_threads()});
 }
 
-// Loops of a parallel region, one after the other, with a barrier after each.
+// A sequence of loops in a parallel region, with a barrier after each.
 class Loops {
  public:
   explicit Loops(int threads) : begins_(threads) {}
@@ -44,7 +45,7 @@ class Loops {
   void each(Member member, std::int64_t total, const Work& work) {
     std::int64_t& begin = begins_[member.thread];
     for (std::int64_t item = next_++ - begin; item < total; item = next_++ - begin) work(item);
-    begin += total + member.threads;  // every thread has asked once in vain
+    begin += total + member.threads;  // every thread has asked once more than it got items
     member.barrier();
   }
 
@@ -53,7 +54,7 @@ class Loops {
   std::atomic<std::int64_t> next_{0};
 };
 
-// Part `index` of `count` equal parts of [0, total).
+// Returns split `index` of `count` equal splits of [0, total).
 struct Range {
   std::int64_t begin, end;
 };
@@ -61,8 +62,8 @@ inline Range split_of(std::int64_t total, int index, int count) {
   return {total * index / count, total * (index + 1) / count};
 }
 
-// The items [0, total): each thread takes its own part of them, the same from one region to the next, for its cache
-// holds what it touched in the last; then what the others have left.
+// The items [0, total), shared among threads. Each thread first takes those of its own split, which is the same in
+// every region, because its cache may still hold their data. Then it takes what the others have left.
 class Queue {
  public:
   Queue(std::int64_t total, int threads) : total_(total), next_(threads) {}
