@@ -79,8 +79,8 @@ def saved_shape(inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
     """Return the shape of what `Launcher.distill` saves.
 
     * `sample`: for each stage, the matrix of its gradient with one more column, `(stages, *B, N, N + 1)`, see
-      csrc/cpu/operator.h.
-    * `feature`: the D x D matrices of csrc/core/moments.h, `(*B, E)`: X̂ᵀX̂ and X̂ᵀŶ of every student, then ŶᵀŶ.
+      csrc/cpu/sample.h.
+    * `feature`: the D x D matrices of csrc/core/covariance.h, `(*B, E)`: X̂ᵀX̂ and X̂ᵀŶ of every student, then ŶᵀŶ.
     * `streamed`: the squared norms of all samples of all stages, then `MAX_STATISTICS` numbers for each row of each
       student, `(*B, E)`, see csrc/cpu/streamed.h.
     """

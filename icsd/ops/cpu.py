@@ -66,14 +66,14 @@ class CPUBackend(FusedBackend):
             self.launcher = NativeLauncher(_native.cpu, _native.Spec)
 
     def unavailable(self) -> str | None:
-        """Returns why the native module cannot be used, if it cannot."""
+        """Return why the native module cannot be used, if it cannot."""
         if _native is None:
             return f"the native module is not built from these sources ({_import_error}); run: pip install -e ."
         return None
 
 
 def empty_cache() -> None:
-    """Returns to the system the CPU memory that is kept for later results and workspaces.
+    """Return to the system the CPU memory that is kept for later results and workspaces.
 
     The system may take that memory by itself when it runs short. This is for programs that watch what a process holds.
     """
@@ -82,7 +82,7 @@ def empty_cache() -> None:
 
 
 def native_regimes() -> dict[str, tuple[str, ...]]:
-    """Returns the regimes that the native module has for each loss that it has kernels for."""
+    """Return the regimes that the native module has for each loss that it has kernels for."""
     if _native is None:
         return {}
     return dict.fromkeys(_native.LOSSES, ("sample", "streamed")) | {"mse": ("sample", "feature", "streamed")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class CUDABackend(FusedBackend):
 
     def __init__(self) -> None:
         self.regimes = native_regimes()
+        self.ready = False  # set when all is found: then nothing is asked again
         if hasattr(cpu._native, "cuda"):
             self.launcher = CUDALauncher(cpu._native.cuda, cpu._native.Spec)
 
@@ -46,7 +47,9 @@ class CUDABackend(FusedBackend):
         return [int(architecture) for architecture in cpu._native.build["cuda"].split()]
 
     def unavailable(self) -> str | None:
-        """Returns which of build, torch and device is missing, if one is."""
+        """Return which of build, torch and device is missing, if one is."""
+        if self.ready:
+            return None
         if cpu._native is None:
             return cpu.CPUBackend().unavailable()
         if not hasattr(cpu._native, "cuda"):
@@ -58,18 +61,24 @@ class CUDABackend(FusedBackend):
             return f"{built}, but this torch ({torch.__version__}) was built without CUDA; install one with CUDA"
         if not torch.cuda.is_available():
             return f"{built}, no GPU here ({cpu._native.cuda.devices()[1]})"
+        self.ready = True
         return None
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
         reason = super().unsupported(tensors)
         if reason is not None:
             return reason
-        major, minor = torch.cuda.get_device_capability(tensors[0].device)
+        return self.device_unsupported(tensors[0].device)
+
+    @cache  # noqa: B019 - there is one backend, and few devices
+    def device_unsupported(self, device: torch.device) -> str | None:
+        """Return why the build has no code for a device, if it has none."""
+        major, minor = torch.cuda.get_device_capability(device)
         if runs_on(self.architectures, major, minor):
             return None
         built = ", ".join(f"sm_{architecture}" for architecture in self.architectures)
-        device = f"{major}{minor}"
-        return f"it is built for {built}, the device is sm_{device}; rebuild with ICSD_CUDA_ARCHITECTURES={device}"
+        needed = f"{major}{minor}"
+        return f"it is built for {built}, the device is sm_{needed}; rebuild with ICSD_CUDA_ARCHITECTURES={needed}"
 
 
 def _same_dtype(inputs: Sequence[Tensor], spec: Spec) -> Sequence[Tensor]:
@@ -83,7 +92,7 @@ def _same_dtype(inputs: Sequence[Tensor], spec: Spec) -> Sequence[Tensor]:
 
 
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
-    """Tells whether a build for these architectures runs on a device.
+    """Tell whether a build for these architectures runs on a device.
 
     It does with machine code for the device's generation, or with the PTX of sm_80, which every build from 80 on has.
     """
