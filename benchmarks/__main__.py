@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run the suite, keep the results, show them; or compare two files of results."""
+"""Run the benchmarks and show the results, or compare two files of results: `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ from icsd.errors import InputError
 
 SUITE = Path(__file__).parent
 
-DESCRIPTION = """Measure the operator beside plain PyTorch, torch.compile of it and the best PyTorch composite, and
-against the floor of this machine. Rows are added to a file of results, tables are printed, figures are drawn beside
-the file."""
+DESCRIPTION = """Measure time, memory and call overhead of the operator beside plain PyTorch, torch.compile of it and
+the best PyTorch composite, and beside the floor: the least time that this machine allows. The command prints tables of
+ratios, appends one row per measurement to a CSV file and draws figures beside it. Each row names processor,
+instruction set, threads and versions."""
 
 EXAMPLES = """examples:
-  python -m benchmarks                                   everything
-  python -m benchmarks --select grid                     the means over N in 8 ... 256 by D in 8,192 ... 524,288
-  python -m benchmarks --select "operator and 16x65536"  a part of it (an expression for pytest -k)
-  python -m benchmarks --quick                           a few shapes: a quarter of an hour on two cores
-  python -m benchmarks compare before.csv after.csv      what got slower or faster beyond noise
+  python -m benchmarks                                   run everything
+  python -m benchmarks --quick                           run a few shapes: a quarter of an hour on two cores
+  python -m benchmarks --select grid                     N in 8 ... 256 by D in 8,192 ... 524,288, and the means
+  python -m benchmarks --select "operator and 16x65536"  run a part; the expression is pytest's -k
+  ICSD_CPU_ISA=avx2 python -m benchmarks --quick         measure another instruction set
+  python -m benchmarks compare before.csv after.csv      show what got slower or faster beyond noise
+  python -m benchmarks.builds OLD NEW                    time two checkouts in processes that take turns
+  python -m benchmarks.gpu                               measure a CUDA device
 
-Close other programs first: see benchmarks/README.md on noise."""
+How to read the tables: "plain 8.2x" means that plain PyTorch takes 8.2 times as long as icsd; "/ floor 1.3" means that
+icsd takes 1.3 times as long as the floor. Close other programs first: see benchmarks/README.md on noise."""
 
-COMPARE = """Say which of our measurements got slower or faster beyond noise between the latest runs in two files of
-results. The exit code is 1 if something got slower or takes more memory."""
+COMPARE = """Show which measurements of icsd changed beyond noise between the latest runs in two files of results. The
+exit code is 1 if something got slower or takes more memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all went well, 1 if a benchmark failed or something got slower, 2 for bad input."""
+    """Run the command; return 1 if a benchmark failed or something got slower, 2 for bad input, else 0."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -53,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=_run)
     parser.add_argument("--quick", action="store_true", help="measure a few shapes instead of the whole grid")
-    parser.add_argument("--select", metavar="EXPRESSION", help="run the tests whose names match, as pytest -k does")
+    parser.add_argument("--select", metavar="EXPRESSION", help="run the benchmarks whose names match, as in pytest -k")
     parser.add_argument(
-        "--seconds", type=float, default=0.2, help="time of each of an implementation's turns (%(default)s)"
+        "--seconds", type=float, default=0.2, help="length of a turn; an implementation has three (%(default)s)"
     )
     parser.add_argument("--threads", type=int, help=f"CPU threads ({torch.get_num_threads()})")
     parser.add_argument(
@@ -63,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         default=Path("runs/benchmarks/results.csv"),
-        help="file that rows are added to; figures go beside it (%(default)s)",
+        help="CSV file to which rows are appended; figures are drawn beside it (%(default)s)",
     )
-    compare = parser.add_subparsers(title="another command").add_parser(
+    compare = parser.add_subparsers(title="commands").add_parser(
         "compare", help="compare two files of results", description=COMPARE
     )
     compare.set_defaults(command=_compare)
@@ -79,28 +84,33 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"--threads is {options.threads}: give at least 1")
     if not options.seconds > 0:
         raise InputError(f"--seconds is {options.seconds}: give a positive number")
-    results.append(options.results, [])
+    results.append(options.results, [])  # fails now if the file holds something else
     torch.set_num_threads(options.threads or torch.get_num_threads())
     if contention() > CONTENTION_LIMIT:
         print(
-            f"This machine is too busy to measure {torch.get_num_threads()} threads; see benchmarks/README.md on noise."
+            f"This machine is too busy to measure {torch.get_num_threads()} threads: see benchmarks/README.md on noise."
         )
-    with tempfile.TemporaryDirectory() as folder:
-        measured = Path(folder) / "report.json"
-        command = [str(SUITE), "--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", "--disable-warnings"]
-        command += [f"--benchmark-json={measured}", f"--seconds={options.seconds}"]
-        command += ["--quick"] if options.quick else []
-        command += ["-k", options.select] if options.select else []
-        code = pytest.main([*command, "-p", "no:cacheprovider", "-o", "timeout=0"])  # a measurement takes its time
-        rows = results.rows_from_report(measured) if measured.exists() else []
+    code, rows = _measure(options)
     if not rows:
-        raise InputError("nothing was measured: see what pytest said above, and whether --select matches any test")
+        raise InputError("nothing was measured: read pytest's output above, and check that --select matches a name")
     results.append(options.results, rows)
     shown = results.best_composite(rows)
     print(report.tables(shown), end="\n\n")
     for path in [options.results, *plots.draw(shown, options.results.parent)]:
         print(f"written: {path}")
     return int(code != 0)
+
+
+def _measure(options: argparse.Namespace) -> tuple[int, list[results.Row]]:
+    """Run the suite and return pytest's exit code and the rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder) / "report.json"
+        command = [str(SUITE), "--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", "--disable-warnings"]
+        command += [f"--benchmark-json={measured}", f"--seconds={options.seconds}"]
+        command += ["--quick"] if options.quick else []
+        command += ["-k", options.select] if options.select else []
+        code = pytest.main([*command, "-p", "no:cacheprovider", "-o", "timeout=0"])  # measurements have no time limit
+        return int(code), results.rows_from_report(measured) if measured.exists() else []
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What this machine can do at all, and how long the operator must therefore take."""
+"""Peak rates of this machine, and the least time that the operator needs at these rates."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from icsd.ops.regimes import feature_flops, sample_flops
 
 COPIED_BYTES = 256 << 20
 GEMM_SIZES = (512, 1024, 2048)
-SERIAL_ELEMENTS = 32000  # just under what PyTorch shares among threads
+SERIAL_ELEMENTS = 32000  # PyTorch uses several threads from 32,768 on
 CONTENTION_LIMIT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-    """Measured rates of this machine on the current number of threads.
+    """Measured rates of this machine with the current number of threads.
 
     Attributes:
-        copy_bandwidth: Bytes read plus bytes written per second by a copy in memory.
-        gemm_rate: Flops per second of PyTorch's fastest product of a few square matrices, by dtype.
+        copy_bandwidth: The bytes that a copy in memory reads and writes per second.
+        gemm_rate: The flops per second of PyTorch's fastest product of square matrices, by dtype.
     """
 
     copy_bandwidth: float
@@ -33,52 +33,53 @@ class Ceilings:
 
 
 def measure_ceilings(dtypes: Iterable[torch.dtype], seconds: float = 1.0) -> Ceilings:
-    """Measures both on `torch.get_num_threads()` threads; the best run counts, as a ceiling is never passed.
+    """Measure both rates with `torch.get_num_threads()` threads and return the best of all runs.
 
     Args:
-        dtypes: Of the products.
-        seconds: Time for each measurement.
+        dtypes: The dtypes of the products.
+        seconds: The time for each measurement.
     """
     return Ceilings(_copy_bandwidth(seconds), {dtype: _gemm_rate(dtype, seconds) for dtype in dtypes})
 
 
 def floor_seconds(
-    samples: int, student_features: int, teacher_features: int, dtype: torch.dtype, loss: str, ceilings: Ceilings
+    samples: int, student_dim: int, teacher_dim: int, dtype: torch.dtype, loss: str, ceilings: Ceilings
 ) -> float:
-    """The least time of forward + backward, with a gradient for the student alone.
+    """Return the least time of forward + backward with a gradient for the student alone.
 
     max(bytes / copy bandwidth, flops / GEMM rate), where
 
     * bytes = itemsize · N · (2 D_s + D_t) read + itemsize · N · D_s written: the student is read in both passes, the
       teacher in the first, and the gradient is written once;
     * flops = N² D_s + N² D_t + 2 N² D_s: two Gram matrices by their symmetric halves and the product that is the
-      gradient. For mse, the N D² of feature space (`icsd.ops.regimes`) where that is less. Work on N x N matrices is
-      left out, whatever the loss.
+      gradient. For mse, the N D² of the feature regime (`icsd.ops.regimes`) where that is less. Work on N x N matrices
+      is not counted.
 
-    Features that stay in a cache between the passes can beat the bandwidth of memory, hence the floor.
+    Features that stay in a cache between the passes can be read faster than memory allows, so times below the floor are
+    possible.
 
     Args:
         samples: N.
-        student_features: D_s.
-        teacher_features: D_t.
-        dtype: Of the features.
-        loss: Name of the loss.
-        ceilings: Of this machine, measured in the same run on the same threads.
+        student_dim: D_s.
+        teacher_dim: D_t.
+        dtype: The dtype of the features.
+        loss: The name of the loss.
+        ceilings: The rates of this machine, measured in the same run with the same threads.
     """
     size = samples * dtype.itemsize
-    moved = size * (2 * student_features + teacher_features) + size * student_features
-    widths = (student_features, teacher_features)
-    flops = sample_flops(samples, widths)
+    moved = size * (2 * student_dim + teacher_dim) + size * student_dim
+    dims = (student_dim, teacher_dim)
+    flops = sample_flops(samples, dims)
     if loss == "mse":
-        flops = min(flops, feature_flops(samples, widths))
+        flops = min(flops, feature_flops(samples, dims))
     return max(moved / ceilings.copy_bandwidth, flops / ceilings.gemm_rate[dtype])
 
 
 def contention() -> float:
-    """How long a small parallel region takes, relative to the same work without threads.
+    """Return the time of a small parallel region divided by the time of the same work on one thread.
 
-    Under 1 on a quiet machine. Where another program holds one of the cores, each region waits for it to yield, some
-    milliseconds long: hundreds. Above `CONTENTION_LIMIT`, times say more about the neighbors than about the code.
+    It is less than 1 on a quiet machine. Where another program runs on one of the cores, every region waits some
+    milliseconds for it, and the result is in the hundreds. Above `CONTENTION_LIMIT`, times are of no use.
     """
     return _median_time(4 * SERIAL_ELEMENTS) / (4 * _median_time(SERIAL_ELEMENTS))
 
@@ -100,7 +101,7 @@ def _copy_bandwidth(seconds: float) -> float:
 
 
 def _gemm_rate(dtype: torch.dtype, seconds: float) -> float:
-    """The best of torch.mm (MKL in float32) and oneDNN, which differ by a factor of two on some processors."""
+    """Return the best of torch.mm (MKL in float32) and oneDNN, which differ by a factor of two on some processors."""
     rates = []
     for size in GEMM_SIZES:
         a, b = torch.ones(2, size, size, dtype=dtype)

@@ -19,7 +19,7 @@ SHORTEST_ROUND = 100e-6
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="a few shapes instead of the whole grid")
+    parser.addoption("--quick", action="store_true", help="measure a few shapes instead of the whole grid")
     parser.addoption("--seconds", type=float, default=0.2, help="time of each turn of each implementation")
 
 
@@ -29,36 +29,36 @@ def pytest_benchmark_update_machine_info(machine_info):
 
 @lru_cache(maxsize=1)
 def _ceilings_at(turn: tuple) -> Ceilings:
-    """Of one turn of a case, whatever the implementation."""
+    """Return the rates for one turn of a case, the same for all implementations."""
     return measure_ceilings(DTYPES, seconds=0.2)
 
 
 @pytest.fixture
 def ceilings(request) -> Ceilings:
-    """The machine's rates, measured anew for every turn of a case: on a shared machine they come and go."""
+    """Return the machine's rates, measured for every turn of a case: on a shared machine they change."""
     parameters = request.node.callspec.params.items()
     return _ceilings_at(tuple((name, value) for name, value in parameters if name != "implementation"))
 
 
 @pytest.fixture(scope="session")
 def surroundings() -> dict[str, str | int]:
-    """The columns of the results that are the same for a whole run."""
+    """Return the columns of the results that are the same in a whole run."""
     return {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **environment()}
 
 
 @pytest.fixture(scope="module")
 def workload(request) -> Workload:
-    """What the case given by indirect parametrization is about."""
+    """Return the workload of a case, which is given by indirect parametrization."""
     return Workload(request.param)
 
 
 @pytest.fixture
 def label(benchmark, surroundings, ceilings) -> Callable[..., None]:
-    """Says in pytest-benchmark's group and extra info what is measured: the columns of `benchmarks.results`."""
+    """Return a function that writes the columns of `benchmarks.results` to pytest-benchmark's extra info."""
 
     def label(dtype: torch.dtype, unit: str = "s", floor: float | None = None, **labels: str | int) -> None:
         labels["dtype"] = str(dtype).removeprefix("torch.")
-        benchmark.group = "{benchmark} {work} {samples} x {features} {dtype} {loss}".format(**labels)
+        benchmark.group = "{benchmark} {work} {samples} x {dim} {dtype} {loss}".format(**labels)
         benchmark.extra_info.update(
             surroundings,
             **labels,
@@ -74,7 +74,7 @@ def label(benchmark, surroundings, ceilings) -> Callable[..., None]:
 
 @pytest.fixture
 def measure(benchmark, label, pytestconfig) -> Callable[..., None]:
-    """Labels and times a call within the turn's budget."""
+    """Return a function that times a call for as long as a turn lasts and labels the result."""
 
     def measure(call: Callable[[], object], floor: float | None = None, **labels: str | int | torch.dtype) -> None:
         label(floor=floor, **labels)

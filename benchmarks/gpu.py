@@ -1,6 +1,6 @@
-"""``python -m benchmarks.gpu``: the operator on a CUDA device, with cold caches, beside PyTorch and the floor.
+"""Measure the operator on a CUDA device, with cold caches, beside PyTorch and the floor: `python -m benchmarks.gpu`.
 
-Not part of the suite yet: it has not been run on hardware.
+It is not part of the suite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLUSHED_BYTES = 512 << 20  # more than any device's L2 cache
 
 
 def median_ms(call: Callable[[], object]) -> float:
-    """Of `call` with nothing of its data in the caches; the device is kept busy while the host enqueues it."""
+    """Return the median time of `call` with cold caches; the device is kept busy while the host enqueues the call."""
     flush = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
     for _ in range(3):
         call()
@@ -39,14 +39,14 @@ def median_ms(call: Callable[[], object]) -> float:
 
 
 def bytes_per_ms() -> float:
-    """Of a copy of 1 GiB, reads and writes together."""
+    """Return the bandwidth of a copy of 1 GiB, reads and writes together."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / median_ms(lambda: target.copy_(source))
 
 
 def main() -> int:
-    """Print the table; 2 where the backend does not run."""
+    """Print the table; return 2 if the backend cannot run."""
     reason = CUDABackend().unavailable()
     if reason is not None:
         print(f"error: {reason}", file=sys.stderr)

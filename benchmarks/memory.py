@@ -1,4 +1,4 @@
-"""How much memory a call needs on top of what is there before it."""
+"""The peak memory of a call beyond the memory in use before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROCESS = Path("/proc/self")
 
 @contextmanager
 def frugal_process() -> Iterator[Executor]:
-    """A process of its own that gives memory back as soon as it is freed, so that resident memory is memory in use."""
+    """Start a process that returns freed memory at once, so that its resident memory is the memory in use."""
     variable = "MALLOC_MMAP_THRESHOLD_"
     before = os.environ.get(variable)
     os.environ[variable] = str(1 << 16)  # read by glibc when the process starts
@@ -35,13 +35,13 @@ def frugal_process() -> Iterator[Executor]:
 
 
 def peak_extra_bytes(call: Callable[[], object]) -> int:
-    """The high-water mark of this process's resident memory during `call`, above where it stood before.
+    """Return the peak of this process's resident memory during `call`, minus the resident memory before it.
 
-    That counts every page touched: tensors, the result, native buffers, the libraries' workspaces. What a warm-up call
-    leaves behind counts as being there before, but for what our own pool keeps. Run it in a `frugal_process`.
+    This counts all pages that are touched: tensors, the result, native buffers and the libraries' workspaces. Memory
+    that a warm-up call leaves behind is not counted, except the memory that icsd keeps. Run it in a `frugal_process`.
 
     Raises:
-        OSError: The system does not tell; Linux does.
+        OSError: The system does not report the peak; Linux does.
     """
     call()
     gc.collect()

@@ -1,4 +1,4 @@
-"""What the operator is held against: the same losses in PyTorch, each in its best honest form; the tests' peers too."""
+"""The implementations that the operator is compared with: the same losses in PyTorch, each as fast as it can be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icsd.losses import Loss
 
 Implementation = Callable[[Tensor, Tensor], Tensor]
 
-# Of mse and kl; those of the literature's losses are ours and torchdistill's.
+# The implementations of mse and kl. The literature's losses have two: icsd's and torchdistill's.
 IMPLEMENTATIONS = ["icsd", "plain", "compile", "composite"]
 if torch.backends.mkldnn.is_available():
     IMPLEMENTATIONS.append("composite-onednn")
@@ -24,9 +24,9 @@ if find_spec("pytorch_metric_learning"):
 
 
 def implementations(loss: Loss) -> dict[str, Implementation]:
-    """All implementations of a loss, functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
+    """Return all implementations of a loss as functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
 
-    `mse` and `kl` have the `IMPLEMENTATIONS`, the `TORCHDISTILL` losses ours and torchdistill's.
+    `mse` and `kl` have the `IMPLEMENTATIONS`; the losses in `TORCHDISTILL` have icsd's and torchdistill's.
     """
     ours = partial(
         icsd.similarity_distillation_loss,
@@ -63,7 +63,7 @@ TORCHDISTILL = {
 
 
 def torchdistill_loss(name: str) -> Implementation:
-    """One of the literature's losses as torchdistill has it: ours in `mode="code"`."""
+    """Return torchdistill's version of a loss, which icsd computes in `mode="code"`."""
     from torchdistill.losses import mid_level
 
     module, paths, arguments = TORCHDISTILL[name]
@@ -72,7 +72,7 @@ def torchdistill_loss(name: str) -> Implementation:
 
 
 def plain_similarity(x: Tensor) -> Tensor:
-    """What one writes first: normalized copies and their product."""
+    """Return the cosine similarities in the straightforward way: normalized copies and their product."""
     x = F.normalize(x, dim=-1, eps=1e-8)
     return x @ x.mT
 
@@ -83,7 +83,7 @@ def plain_loss(
     loss: Loss,
     similarity: Callable[[Tensor], Tensor] = plain_similarity,
 ) -> Tensor:
-    """The loss of two similarity matrices, by PyTorch's own losses."""
+    """Return the loss of two similarity matrices, by PyTorch's own losses."""
     return _kl(similarity(student), similarity(teacher), loss)
 
 
@@ -98,12 +98,12 @@ def _kl(s: Tensor, t: Tensor, loss: Loss) -> Tensor:
 
 
 class CompositeLoss:
-    """The best that PyTorch's operators do, for `mse` and `kl`.
+    """The fastest `mse` and `kl` that we could make of PyTorch's operators.
 
-    No normalized copy is made: the diagonal of K = X Xᵀ holds the norms. Only one triangle of K is multiplied, all
-    work on N x N matrices is compiled into one function, and the gradient is one product. That product is written into
-    a buffer which is kept, since fresh memory costs as much as the product where D is large: each gradient is gone
-    with the next backward pass.
+    It makes no normalized copy, because the diagonal of K = X Xᵀ holds the norms. It computes only one triangle of K
+    by products, compiles all work on N x N matrices into one function, and the gradient is one product. The product is
+    written into a buffer that is kept, because fresh memory costs as much as the product where D is large. So each
+    gradient is overwritten by the next backward pass.
 
     Args:
         combination: `_combination` of `MSE()` or a `KL(...)` with its diagonal, compiled.
@@ -114,11 +114,11 @@ class CompositeLoss:
         self.buffer = torch.empty(0)
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of `(N, D_s)` and `(N, D_t)`; only the student gets a gradient."""
+        """Return the loss of `(N, D_s)` and `(N, D_t)`; only the student gets a gradient."""
         return _Composite.apply(self, student, teacher)
 
     def gram(self, x: Tensor) -> Tensor:
-        """X Xᵀ: off the diagonal one block and its mirror image; blocks of 32 no longer gain from the symmetry."""
+        """Return X Xᵀ from one triangle; blocks of 32 rows are too small to gain from the symmetry."""
         if len(x) <= 32:
             return self.product(x, x)
         upper, lower = x.tensor_split(2)
@@ -126,18 +126,18 @@ class CompositeLoss:
         return torch.cat([torch.cat([self.gram(upper), corner], 1), torch.cat([corner.mT, self.gram(lower)], 1)])
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """A Bᵀ."""
+        """Return A Bᵀ."""
         return a @ b.mT
 
     def gradient(self, combination: Tensor, student: Tensor) -> Tensor:
-        """The product of `combination` and `student`."""
+        """Return the product of `combination` and `student`."""
         if self.buffer.shape != student.shape or self.buffer.dtype != student.dtype:
             self.buffer = torch.empty_like(student)
         return torch.mm(combination, student, out=self.buffer)
 
 
 class OneDNNCompositeLoss(CompositeLoss):
-    """The composite with oneDNN's products, which leave those of `torch.mm` (MKL) behind on some processors.
+    """The composite with oneDNN's products, which are faster than those of `torch.mm` (MKL) on some processors.
 
     `torch.mm` takes oneDNN for bfloat16 but not for float32, so this calls the operator that torch.compile emits.
     """
@@ -164,7 +164,7 @@ class _Composite(torch.autograd.Function):
 
 
 def _combination(gram: Tensor, teacher_gram: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """The loss, and the matrix that takes the student to the loss's gradient."""
+    """Return the loss and the matrix M of the gradient M X."""
     s, inverse = _similarity_and_inverse_norms(gram)
     t, _ = _similarity_and_inverse_norms(teacher_gram)
     n = len(s)

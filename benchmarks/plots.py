@@ -1,4 +1,4 @@
-"""Rows as figures."""
+"""Draw results as figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.results import Row
 
-COLORS = {  # of Okabe and Ito, distinct to the color-blind
+COLORS = {  # the palette of Okabe and Ito, which color-blind readers can tell apart
     "icsd": "#D55E00",
     "composite": "#009E73",
     "compile": "#0072B2",
@@ -48,19 +48,19 @@ STYLE = {
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """SampledDataset whatever the rows of one run have enough points for.
+    """Draw the figures for which the rows of one run have enough points.
 
     Args:
-        rows: Of one run.
-        folder: Gets the PNG files.
+        rows: The rows of one run.
+        folder: The folder of the PNG files.
 
     Returns:
-        The files written: time against D and against N with the floor, and speed-ups.
+        The files: time against D and against N, with the floor, and speed-ups.
     """
     operator = [row for row in rows if row.benchmark in ("operator", "regimes") and not row.disturbed]
     figures = {
-        "time-against-features.png": lambda path: _scaling(operator, "features", "samples", path),
-        "time-against-samples.png": lambda path: _scaling(operator, "samples", "features", path),
+        "time-against-dim.png": lambda path: _scaling(operator, "dim", "samples", path),
+        "time-against-samples.png": lambda path: _scaling(operator, "samples", "dim", path),
         "speed-ups.png": lambda path: _speedups(operator, path),
     }
     with mpl.rc_context(STYLE):
@@ -68,7 +68,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _scaling(rows: Sequence[Row], along: str, fixed: str, path: Path) -> bool:
-    """Log-log panels of time against `along`, one for each value of `fixed` that has at least three points."""
+    """Draw time against `along` on logarithmic axes, one plot for each value of `fixed` with at least three points."""
     panels: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if (row.dtype, row.loss) == ("float32", "mse"):
@@ -82,7 +82,7 @@ def _scaling(rows: Sequence[Row], along: str, fixed: str, path: Path) -> bool:
     lines = -(-len(panels) // columns)
     size = (max(3.4 * columns, 4.8), 2.8 * lines + 1.0)
     figure, axes = plt.subplots(lines, columns, sharex=True, sharey=True, squeeze=False, figsize=size)
-    letter, other = ("D", "N") if along == "features" else ("N", "D")
+    letter, other = ("D", "N") if along == "dim" else ("N", "D")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (value, panel) in zip(axes.flat, panels.items(), strict=False):
@@ -91,7 +91,7 @@ def _scaling(rows: Sequence[Row], along: str, fixed: str, path: Path) -> bool:
     points = Counter(point for panel in panels.values() for point in {getattr(row, along) for row in panel})
     axes.flat[0].set_xticks([point for point, count in points.items() if 2 * count >= len(panels)])
     for axis in axes[-1]:
-        axis.set_xlabel(f"{letter} ({'features a sample' if letter == 'D' else 'samples'})")
+        axis.set_xlabel(f"{letter} ({'features per sample' if letter == 'D' else 'samples'})")
     for axis in axes[:, 0]:
         axis.set_ylabel("time")
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -115,10 +115,10 @@ def _lines(axis: Axes, rows: Sequence[Row], along: str) -> None:
 
 
 def _speedups(rows: Sequence[Row], path: Path) -> bool:
-    """Bars of peer's time / our time, one panel for each loss and dtype."""
+    """Draw bars of peer's time / time of icsd, one plot for each loss and dtype."""
     cases: dict[tuple[str, str], dict[tuple[int, int], dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        cases[row.dtype, row.loss][row.samples, row.features][row.implementation] = row.median
+        cases[row.dtype, row.loss][row.samples, row.dim][row.implementation] = row.median
     if "icsd" not in {row.implementation for row in rows}:
         return False
     peers = [name for name in COLORS if name != "icsd" and any(row.implementation == name for row in rows)][::-1]
@@ -133,34 +133,38 @@ def _speedups(rows: Sequence[Row], path: Path) -> bool:
     for axis in axes.flat[len(cases) :]:
         axis.set_visible(False)
     for axis, ((dtype, loss), shapes) in zip(axes.flat, cases.items(), strict=False):
-        for offset, peer in enumerate(peers):
-            width = 0.8 / len(peers)
-            places = [place + (offset - (len(peers) - 1) / 2) * width for place in range(len(common))]
-            heights = [shapes[shape][peer] / shapes[shape]["icsd"] for shape in common]
-            bars = axis.bar(places, heights, width * 0.94, color=COLORS[peer], label=LABELS[peer])
-            digits = [f"{height:.{1 if height < 10 else 0}f}" for height in heights]
-            texts = axis.bar_label(bars, digits, fontsize=6.5, padding=1)
-            plt.setp(texts, path_effects=[withStroke(linewidth=2, foreground="white")])
-        axis.axhline(1, color=COLORS["icsd"], linewidth=1.5, label=LABELS["icsd"])
-        axis.set_xticks(range(len(common)), [f"{n} x\n{d:,}" for n, d in common], fontsize=8)
-        axis.set_xlim(-0.6, len(common) - 0.4)
-        axis.tick_params(axis="x", length=0)
-        axis.grid(visible=False, axis="x")
+        _bars(axis, peers, {shape: shapes[shape] for shape in common})
         axis.set_title(f"{loss}, {dtype}", loc="left")
     for axis in axes[:, 0]:
-        axis.set_ylabel("time / icsd's time")
+        axis.set_ylabel("time / time of icsd")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    _finish(figure, "How many times longer the peers take, forward + backward", rows[0], handles, labels, path)
+    _finish(figure, "Forward + backward: time of the peers / time of icsd", rows[0], handles, labels, path)
     return True
 
 
+def _bars(axis: Axes, peers: Sequence[str], times: dict[tuple[int, int], dict[str, float]]) -> None:
+    width = 0.8 / len(peers)
+    for offset, peer in enumerate(peers):
+        places = [place + (offset - (len(peers) - 1) / 2) * width for place in range(len(times))]
+        heights = [of_shape[peer] / of_shape["icsd"] for of_shape in times.values()]
+        bars = axis.bar(places, heights, width * 0.94, color=COLORS[peer], label=LABELS[peer])
+        digits = [f"{height:.{1 if height < 10 else 0}f}" for height in heights]
+        texts = axis.bar_label(bars, digits, fontsize=6.5, padding=1)
+        plt.setp(texts, path_effects=[withStroke(linewidth=2, foreground="white")])
+    axis.axhline(1, color=COLORS["icsd"], linewidth=1.5, label=LABELS["icsd"])
+    axis.set_xticks(range(len(times)), [f"{n} x\n{d:,}" for n, d in times], fontsize=8)
+    axis.set_xlim(-0.6, len(times) - 0.4)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(visible=False, axis="x")
+
+
 def _finish(figure: Figure, title: str, row: Row, handles: Sequence[Artist], labels: Sequence[str], path: Path) -> None:
-    """Writes a figure under its title, where it was measured, and its legend."""
+    """Add the title, the machine and the legend to a figure, and write it."""
     width, height = figure.get_size_inches()
     place = {"x": 0.02, "ha": "left", "va": "top"}
     figure.text(y=1 - 0.1 / height, s=title, fontsize=11, weight="bold", **place)
     threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
-    machine = f"{row.machine}, {threads}, {row.isa}, torch {row.torch}"
+    machine = f"{row.cpu}, {threads}, {row.isa}, torch {row.torch}"
     figure.text(y=1 - 0.33 / height, s=machine, fontsize=8, color="#666666", **place)
     columns = int(width / 2)
     anchor = (0.01, 1 - 0.46 / height)

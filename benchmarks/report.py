@@ -1,4 +1,4 @@
-"""Rows as tables to read: ratios first."""
+"""Print results as tables of ratios."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cases = list[dict[str, Row]]  # for each case, its rows by implementation
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Everything that one run measured of our implementation and its peers."""
+    """Return the tables of one run: icsd beside its peers."""
     parts = [_heading(rows)]
     for name, table in (
         ("operator", _operator),
@@ -33,27 +33,27 @@ def tables(rows: Sequence[Row]) -> str:
     disturbed = sum(row.disturbed for row in rows)
     if disturbed:
         parts.append(
-            f"{DISTURBED}: the machine had other things to do during {disturbed} of {len(rows)} measurements; they are "
-            "left out of means and figures"
+            f"{DISTURBED}: the machine was busy with other programs during {disturbed} of {len(rows)} measurements; "
+            "they are left out of means and figures"
         )
     return "\n\n".join(parts)
 
 
 def changes(found: Sequence[Change], drift: float) -> str:
-    """What `benchmarks.results.compare` found, for reading."""
-    lines = [f"The peers take {drift:.2f} times as long as before; our times are compared with that taken out.", ""]
+    """Return the table of the changes that `benchmarks.results.compare` found."""
+    lines = [f"The peers take {drift:.2f} times as long as before; the times of icsd are divided by that.", ""]
     table = [
         (*_name(change.after), change.after.benchmark, change.after.work, f"{change.ratio:.2f}x", change.verdict)
         for change in found
         if change.verdict != "same"
     ]
     if table:
-        lines += [_table(("N x D", "dtype", "loss", "benchmark", "work", "after / before", ""), table), ""]
+        lines += [_table(("N x D", "dtype", "loss", "isa", "benchmark", "work", "after / before", ""), table), ""]
     return "\n".join([*lines, f"{len(table)} of {len(found)} measurements changed beyond noise"])
 
 
 def _cases(rows: Iterable[Row]) -> Cases:
-    """Where ours is among the implementations: by dtype, loss and shape."""
+    """Return the cases that icsd has a row of, ordered by dtype, loss and shape."""
     cases: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         cases.setdefault(row.case, {})[row.implementation] = row
@@ -62,7 +62,7 @@ def _cases(rows: Iterable[Row]) -> Cases:
 
 
 def _order(row: Row) -> tuple[bool, str, int, int, str]:
-    return row.dtype != "float32", row.loss, row.samples, row.features, row.work
+    return row.dtype != "float32", row.loss, row.samples, row.dim, row.work
 
 
 def _heading(rows: Sequence[Row]) -> str:
@@ -72,7 +72,7 @@ def _heading(rows: Sequence[Row]) -> str:
         for dtype in dict.fromkeys(row.dtype for row in rows)
     ]
     return (
-        f"{first.machine}, threads: {first.threads}, native code: {first.isa}, torch {first.torch}, icsd {first.icsd}\n"
+        f"{first.cpu}, threads: {first.threads}, native code: {first.isa}, torch {first.torch}, icsd {first.icsd}\n"
         f"measured beside each case: copy {_span([row.copy_gb_s for row in rows])} GB/s, "
         f"matrix product {', '.join(rates)}"
     )
@@ -91,13 +91,13 @@ def _operator(cases: Cases) -> str:
         for case in chosen:
             row = case["icsd"]
             table.append((*_name(row), *_speedups([case], peers), _over_floor([row]), _seconds(row.median)))
-        grid = [case for case in chosen if (case["icsd"].samples, case["icsd"].features) in GRID]
+        grid = [case for case in chosen if (case["icsd"].samples, case["icsd"].dim) in GRID]
         for name, some in (("geometric mean", chosen), ("of the grid", grid if len(grid) == len(GRID) else [])):
             if len(some) > 1:
                 floor = _over_floor([case["icsd"] for case in some])
-                table.append((name, dtype, loss, *_speedups(some, peers), floor, ""))
-    title = "forward + backward: how many times longer the peers take; our time / the floor; our time"
-    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *peers, '/ floor', 'icsd'), table)}"
+                table.append((name, dtype, loss, some[0]["icsd"].isa, *_speedups(some, peers), floor, ""))
+    title = "forward + backward: times of the peers / time of icsd; time of icsd / floor; time of icsd"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'isa', *peers, '/ floor', 'icsd'), table)}"
 
 
 def _overhead(cases: Cases) -> str:
@@ -106,8 +106,8 @@ def _overhead(cases: Cases) -> str:
         (*_name(case["icsd"]), case["icsd"].work, *_speedups([case], peers), _seconds(case["icsd"].median))
         for case in cases
     ]
-    title = "call overhead: how many times longer the peers take where there is next to nothing to compute"
-    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'work', *peers, 'icsd'), table)}"
+    title = "call overhead, on tiny features: times of the peers / time of icsd; time of icsd"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'isa', 'work', *peers, 'icsd'), table)}"
 
 
 def _memory(cases: Cases) -> str:
@@ -115,12 +115,12 @@ def _memory(cases: Cases) -> str:
     table = []
     for case in cases:
         row = case["icsd"]
-        gradient = row.samples * row.features * getattr(torch, row.dtype).itemsize
+        gradient = row.samples * row.dim * getattr(torch, row.dtype).itemsize
         peaks = [case[name].median if name in case else None for name in implementations]
         cells = ("" if peak is None else f"{peak / gradient:.2f} ({peak / 2**20:.1f} MiB)" for peak in peaks)
         table.append((*_name(row), *cells))
-    title = "peak memory of forward + backward on top of the inputs, in multiples of the gradient that is its result"
-    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', *implementations), table)}"
+    title = "peak memory of forward + backward beyond the inputs, as a multiple of the size of the gradient"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'isa', *implementations), table)}"
 
 
 def _training(cases: Cases) -> str:
@@ -130,8 +130,8 @@ def _training(cases: Cases) -> str:
         for name, step in works["step"].items():
             loss = works["distillation"][name]
             table.append((name, f"{loss.median / step.median:.2%}", _seconds(loss.median), _seconds(step.median)))
-    title = "training step of the emoji demo: what the distillation between the stages takes of it"
-    return f"{title}\n\n{_table(('backend', 'share', 'distillation', 'step'), table)}"
+    title = "training step of the emoji demo: the part of the time that the distillation takes"
+    return f"{title}\n\n{_table(('backend', 'part', 'distillation', 'step'), table)}"
 
 
 def _field(cases: Cases) -> str:
@@ -141,12 +141,12 @@ def _field(cases: Cases) -> str:
         (name, _mean_ratio([(row, ours)]), f"{row.samples / row.median:.3g}", _seconds(row.median))
         for name, row in case.items()
     ]
-    title = "training step at 64, 128 and 256 pixels, batch 4: how many times longer it takes than ours in bfloat16"
-    return f"{title}\n\n{_table(('implementation', 'time / ours', 'images/s', 'step'), table)}"
+    title = "training step at 64, 128 and 256 pixels, batch 4: time / time of icsd in bfloat16"
+    return f"{title}\n\n{_table(('implementation', 'time / icsd', 'images/s', 'step'), table)}"
 
 
-def _name(row: Row) -> tuple[str, str, str]:
-    return f"{row.samples:,} x {row.features:,}", row.dtype, row.loss
+def _name(row: Row) -> tuple[str, str, str, str]:
+    return f"{row.samples:,} x {row.dim:,}", row.dtype, row.loss, row.isa
 
 
 def _peers(cases: Cases) -> list[str]:
@@ -154,7 +154,7 @@ def _peers(cases: Cases) -> list[str]:
 
 
 def _speedups(cases: Cases, peers: Sequence[str]) -> list[str]:
-    """The geometric mean of peer's time / our time, for each peer."""
+    """Return the geometric means of peer's time / time of icsd, one for each peer."""
     return [_mean_ratio([(case[peer], case["icsd"]) for case in cases if peer in case]) for peer in peers]
 
 

@@ -1,4 +1,4 @@
-"""Result files: one row for each implementation of each case of each run, and what changed between two files."""
+"""Files of results: one row for each implementation of each case in each run; comparison of two files."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ class Row:
     """One measurement.
 
     Attributes:
-        date: When the run began, UTC; rows of one run share it.
-        machine: Model of the processor.
-        threads: CPU threads.
-        torch: Its version.
-        icsd: Its version.
-        commit: Of the git repository it is in, with + if files differ from it; empty if it is in none.
-        isa: Instruction set the native code chose.
+        date: The time in UTC at which the run began; all rows of a run have the same.
+        cpu: The model of the processor.
+        isa: The instruction set of the native kernels.
+        threads: The number of CPU threads.
+        torch: The version of PyTorch.
+        icsd: The version of icsd.
+        commit: The commit of icsd's git repository, with a + if files differ from it; empty outside a repository.
         benchmark: operator, family, regimes, overhead, memory, training or field.
-        work: What was done: forward+backward, forward, step, ...
+        work: The measured work: forward+backward, forward, step, ...
         samples: N.
-        features: D.
-        dtype: Of the features.
-        loss: Name of the loss.
+        dim: D.
+        dtype: The dtype of the features.
+        loss: The name of the loss.
         implementation: icsd or a peer.
-        unit: Of median and quartiles: s, or B for bytes.
-        median: Over all rounds of all turns.
-        lower_quartile: Likewise.
-        upper_quartile: Likewise.
-        floor: Least time by `benchmarks.ceilings.floor_seconds`, where there is one, by the best rates of all turns.
+        unit: The unit of median and quartiles: s, or B for bytes.
+        median: The median over all rounds of all turns.
+        lower_quartile: The lower quartile of the same rounds.
+        upper_quartile: The upper quartile of the same rounds.
+        floor: The least possible time (`benchmarks.ceilings.floor_seconds`) by the best rates of all turns, if known.
         ratio_to_floor: median / floor.
-        ratio_to_plain: median / the median of plain PyTorch in the same run, where that was measured.
-        copy_gb_s: Copy bandwidth measured before each turn, 10⁹ bytes per second, the best.
-        gemm_gflop_s: GEMM rate of the dtype, 10⁹ flops per second, likewise.
-        contention: `benchmarks.ceilings.contention` before each turn, the median.
+        ratio_to_plain: median / the median of plain PyTorch in the same run, if that was measured.
+        copy_gb_s: The best copy bandwidth that was measured before the turns, in 10⁹ bytes per second.
+        gemm_gflop_s: The best rate of a matrix product in this dtype before the turns, in 10⁹ flops per second.
+        contention: The median of `benchmarks.ceilings.contention` before the turns.
     """
 
     date: str
-    machine: str
+    cpu: str
+    isa: str
     threads: int
     torch: str
     icsd: str
     commit: str
-    isa: str
     benchmark: str
     work: str
     samples: int
-    features: int
+    dim: int
     dtype: str
     loss: str
     implementation: str
@@ -80,13 +80,13 @@ class Row:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the machine was too busy for this time to mean anything."""
+        """True if the machine was too busy during this measurement."""
         return self.unit == "s" and self.contention > CONTENTION_LIMIT
 
     @property
     def case(self) -> tuple[str | int, ...]:
-        """What was measured, whoever implements it."""
-        return self.benchmark, self.work, self.samples, self.features, self.dtype, self.loss
+        """The key of what was measured, without the implementation."""
+        return self.benchmark, self.work, self.samples, self.dim, self.dtype, self.loss
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
@@ -94,21 +94,21 @@ LABELS = COLUMNS[: COLUMNS.index("median")]
 
 
 def environment() -> dict[str, str | int]:
-    """The columns that say on what a run was made; no name of a host or path."""
+    """Return the columns that describe processor and software; they name neither the host nor a path."""
     from icsd import _native
 
     return {
-        "machine": _processor(),
+        "cpu": _processor(),
+        "isa": _native.cpu_isa(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "icsd": icsd.__version__,
         "commit": _commit(),
-        "isa": _native.cpu_isa(),
     }
 
 
 def rows_from_report(path: Path) -> list[Row]:
-    """The rows of a run from pytest-benchmark's JSON report: all turns of an implementation make one row."""
+    """Return the rows of a run from pytest-benchmark's JSON report; all turns of an implementation make one row."""
     turns: dict[tuple, list[dict[str, Any]]] = {}
     for entry in json.loads(path.read_text())["benchmarks"]:
         labels = {"values": entry["stats"]["data"], **entry["extra_info"]}
@@ -122,10 +122,10 @@ def rows_from_report(path: Path) -> list[Row]:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Adds rows to a file, which is made if there is none.
+    """Append rows to a file, which is created if it does not exist.
 
     Raises:
-        InputError: The file is not one of results.
+        InputError: The file holds something other than results.
     """
     new = not path.exists()
     if not new:
@@ -139,10 +139,10 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows of a file.
+    """Return all rows of a file.
 
     Raises:
-        InputError: There is no such file, or it is not one of results.
+        InputError: The file does not exist, or holds something other than results.
     """
     _check_header(path)
     with path.open(newline="", encoding="utf-8") as file:
@@ -153,7 +153,7 @@ def read(path: Path) -> list[Row]:
 
 
 def best_composite(rows: Iterable[Row]) -> list[Row]:
-    """The rows with only the fastest composite of each case, as `composite`."""
+    """Return the rows with only the fastest composite of each case, named `composite`."""
     best: dict[tuple, Row] = {}
     for row in rows:
         name = "composite" if row.implementation.startswith("composite") else row.implementation
@@ -166,12 +166,12 @@ def best_composite(rows: Iterable[Row]) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How one measurement of ours differs between two files.
+    """The change of one measurement of icsd between two files.
 
     Attributes:
-        before: Latest row of the one.
-        after: Latest row of the other.
-        ratio: after / before, the machine's own change taken out.
+        before: The latest row in the first file.
+        after: The latest row in the second file.
+        ratio: after / before, divided by the change of the machine's speed.
         verdict: slower, faster or same ("larger" and "smaller" for memory).
     """
 
@@ -182,7 +182,7 @@ class Change:
 
 
 def drift(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, float]:
-    """How much slower the machine of `after` is: quartiles of the peers' time ratios; all 1 without peers."""
+    """Return the quartiles of the peers' times after / before: the change of the machine's speed. 1 without peers."""
     ratios = [
         new.median / old.median
         for old, new in _pairs(before, after)
@@ -195,10 +195,10 @@ def drift(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, fl
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
-    """What changed in our own measurements between the latest runs of two files, the worst first.
+    """Return the changes of icsd's measurements between the latest runs of two files, the largest ratio first.
 
-    The peers' code does not change, so their drift is the machine's and is taken out of our times. A change counts if
-    it exceeds 5 % and the quartile ranges do not meet, even where the drift is taken at its own quartiles.
+    The code of the peers does not change, so their drift is the machine's, and the times of icsd are divided by it. A
+    change counts if it exceeds 5 % and the quartile ranges do not overlap, even at the quartiles of the drift.
     """
     lower, middle, upper = drift(before, after)
     changes = []
@@ -217,7 +217,7 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
 
 
 def _pairs(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The latest rows of what both hold, undisturbed."""
+    """Return the latest rows of everything that both files hold, without disturbed ones."""
     old, new = (
         {(*row.case, row.implementation): row for row in sorted(rows, key=lambda row: row.date)}
         for rows in (before, after)
@@ -254,7 +254,7 @@ def _check_header(path: Path) -> None:
 
 
 def _parse(column: str, text: str) -> str | int | float | None:
-    if column in ("threads", "samples", "features"):
+    if column in ("threads", "samples", "dim"):
         return int(text)
     if column in LABELS:
         return text

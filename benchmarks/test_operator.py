@@ -37,6 +37,6 @@ def test_forward_backward(workload, turn, implementation, measure, ceilings):
         benchmark="operator",
         work="forward+backward",
         implementation=implementation,
-        floor=floor_seconds(case.samples, case.features, case.features, case.dtype, case.loss, ceilings),
+        floor=floor_seconds(case.samples, case.dim, case.dim, case.dtype, case.loss, ceilings),
         **vars(case),
     )

@@ -1,4 +1,4 @@
-"""What is measured: shapes, features, and every implementation of the loss, checked before it is timed."""
+"""The cases that are measured: features, and all implementations of a loss, checked before they are timed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.peers import implementations as implementations_of
 from icsd.losses import LOSSES, Loss, make_loss
 
 DTYPES = (torch.float32, torch.bfloat16)
-# N x D of the means by which the operator is judged.
+# The N x D whose geometric mean is the main result.
 GRID = [(n, d) for n in (8, 16, 32, 64, 128, 256) for d in (8192, 65536, 524288)]
 TURNS = 3
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -24,36 +24,36 @@ class Case:
 
     Attributes:
         samples: N.
-        features: D of student and teacher.
-        dtype: Of both.
-        loss: Name of the loss.
+        dim: D of student and teacher.
+        dtype: The dtype of both.
+        loss: The name of the loss.
     """
 
     samples: int
-    features: int
+    dim: int
     dtype: torch.dtype = torch.float32
     loss: str = "mse"
 
     @property
     def definition(self) -> Loss:
-        """The literature's losses as their well-known code has them."""
+        """The loss; those of the literature as their well-known code computes them."""
         modes = {"mode": "code"} if hasattr(LOSSES[self.loss], "mode") else {}
         return make_loss(self.loss, **modes)
 
     def __str__(self) -> str:
-        return f"{self.samples}x{self.features}-{str(self.dtype).removeprefix('torch.')}-{self.loss}"
+        return f"{self.samples}x{self.dim}-{str(self.dtype).removeprefix('torch.')}-{self.loss}"
 
 
 class Workload:
-    """The features of a case and all implementations of its loss, compiled and found to agree.
+    """The features of a case and all implementations of its loss, compiled and checked against each other.
 
     Args:
-        case: What of.
-        implementations: Those that are measured; all by default. Ours alone is not checked: no peer can compute it.
+        case: The case.
+        implementations: The names of the measured ones; all by default. If it is icsd alone, nothing is checked.
 
     Raises:
-        AssertionError: An implementation's loss or gradient is not that of plain PyTorch (of the literature's losses,
-            torchdistill's) in float32.
+        AssertionError: The loss or gradient of an implementation differs from that of plain PyTorch in float32, or for
+            the literature's losses from torchdistill's.
     """
 
     def __init__(self, case: Case, implementations: Sequence[str] | None = None) -> None:
@@ -75,12 +75,12 @@ class Workload:
             self._check(name, truth.detach(), gradient)
 
     def forward(self, implementation: str) -> Tensor:
-        """The loss alone, without saving anything for a gradient."""
+        """Return the loss, without saving anything for a gradient."""
         with torch.no_grad():
             return self.losses[implementation](self.student, self.teacher)
 
     def forward_backward(self, implementation: str) -> tuple[Tensor, Tensor]:
-        """The loss and the student's gradient."""
+        """Return the loss and the student's gradient."""
         loss = self.losses[implementation](self.student, self.teacher)
         return loss, torch.autograd.grad(loss, self.student)[0]
 
@@ -94,7 +94,7 @@ class Workload:
 
 
 def in_turns(implementations: Sequence[str]) -> list[tuple[int, str]]:
-    """(turn, implementation) in the order of measurement.
+    """Return pairs (turn, implementation) in the order of measurement.
 
     Each implementation has several short turns, every other round of turns in reverse order, so that a change of the
     machine's speed meets all of them.
@@ -105,9 +105,7 @@ def in_turns(implementations: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _features(case: Case, generator: torch.Generator) -> Tensor:
-    """Samples with something in common, so that similarities are not all near zero."""
+    """Return samples with something in common, so that similarities are not all near zero."""
     rank = 4
-    common = torch.randn(case.samples, rank, generator=generator) @ torch.randn(
-        rank, case.features, generator=generator
-    )
-    return common.add_(torch.randn(case.samples, case.features, generator=generator)).to(case.dtype)
+    common = torch.randn(case.samples, rank, generator=generator) @ torch.randn(rank, case.dim, generator=generator)
+    return common.add_(torch.randn(case.samples, case.dim, generator=generator)).to(case.dtype)

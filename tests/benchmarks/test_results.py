@@ -11,16 +11,16 @@ from icsd.errors import InputError
 
 ROW = Row(
     date="2026-01-01T00:00:00+00:00",
-    machine="A Processor, at 3 GHz",
+    cpu="A Processor, at 3 GHz",
+    isa="avx2",
     threads=2,
     torch="2.13.0",
     icsd="0.1.0",
     commit="0123abc",
-    isa="avx2",
     benchmark="operator",
     work="forward+backward",
     samples=16,
-    features=1024,
+    dim=1024,
     dtype="float32",
     loss="mse",
     implementation="icsd",
@@ -56,7 +56,7 @@ def verdicts(before, after):
     return [change.verdict for change in results.compare(before, after)]
 
 
-def test_what_is_appended_is_read_back(tmp_path):
+def test_appended_rows_are_read_back(tmp_path):
     path = tmp_path / "new folder" / "results.csv"
     results.append(path, [ROW])
     results.append(path, [row(2.0, implementation="plain", floor=None, ratio_to_floor=None)])
@@ -66,7 +66,7 @@ def test_what_is_appended_is_read_back(tmp_path):
         assert next(csv.reader(file)) == results.COLUMNS
 
 
-def test_a_foreign_file_is_refused_and_left_alone(tmp_path):
+def test_a_file_of_something_else_is_refused_and_not_changed(tmp_path):
     path = tmp_path / "letter.txt"
     path.write_text("Dear reader,\n")
     with pytest.raises(InputError, match="another file"):
@@ -86,7 +86,7 @@ def test_a_missing_file_and_a_damaged_row_are_named(tmp_path):
         results.read(path)
 
 
-def test_turns_become_one_row(tmp_path):
+def test_all_turns_make_one_row(tmp_path):
     path = tmp_path / "report.json"
     entries = [
         entry([1.0, 2.0, 3.0], floor=0.8, gemm_gflop_s=150.0),
@@ -102,7 +102,7 @@ def test_turns_become_one_row(tmp_path):
     assert (memory.median, memory.unit, memory.ratio_to_floor, memory.ratio_to_plain) == (100, "B", None, None)
 
 
-def test_the_fastest_composite_stands_for_all():
+def test_only_the_fastest_composite_is_shown():
     rows = [row(3.0, implementation="composite"), row(2.0, implementation="composite-onednn"), row(1.0)]
     assert [(r.implementation, r.median) for r in results.best_composite(rows)] == [("composite", 2.0), ("icsd", 1.0)]
 
@@ -126,14 +126,14 @@ def test_the_drift_of_the_machine_is_taken_out():
     assert results.drift([ROW], [ROW]) == (1, 1, 1)
 
 
-def test_memory_knows_no_drift():
+def test_memory_is_not_divided_by_the_drift():
     memory = row(100.0, benchmark="memory", unit="B")
     larger = dataclasses.replace(memory, median=150.0, lower_quartile=150.0, upper_quartile=150.0)
     assert verdicts([memory, *peers()], [larger, *peers(1.5)]) == ["larger"]
     assert verdicts([larger, *peers()], [memory, *peers()]) == ["smaller"]
 
 
-def test_what_a_busy_machine_measured_is_not_compared():
+def test_measurements_of_a_busy_machine_are_not_compared():
     assert verdicts([ROW], [row(9.0, contention=400.0), row(1.0, samples=32)]) == []
 
 
@@ -142,7 +142,7 @@ def test_the_latest_run_of_a_file_is_compared():
     assert verdicts([ROW, older], [ROW]) == ["same"]
 
 
-def test_the_worst_comes_first_and_strangers_are_left_out():
+def test_the_largest_change_comes_first_and_cases_of_one_file_are_left_out():
     before = [row(samples=n) for n in (1, 2, 3)]
     after = [row(1.2, samples=1), row(2.0, samples=2), row(9.0, samples=4)]
     assert [change.after.samples for change in results.compare(before, after)] == [2, 1]

@@ -1,4 +1,4 @@
-"""What is printed and drawn of results."""
+"""The tables and figures of results."""
 
 import dataclasses
 
@@ -23,10 +23,10 @@ def row(benchmark="operator", work="forward+backward", n=16, d=1024, dtype="floa
     values = {"median": median, "lower_quartile": median, "upper_quartile": median, "floor": floor}
     values |= {"ratio_to_floor": median / floor, "ratio_to_plain": None, "copy_gb_s": 20.0, "gemm_gflop_s": 300.0}
     values["contention"] = 0.5
-    labels = {"benchmark": benchmark, "work": work, "samples": n, "features": d, "dtype": dtype, "loss": loss}
+    labels = {"benchmark": benchmark, "work": work, "samples": n, "dim": d, "dtype": dtype, "loss": loss}
     fixed = {
         "date": "2026-01-01",
-        "machine": "A Processor",
+        "cpu": "A Processor",
         "threads": 2,
         "torch": "2.13.0",
         "icsd": "0.1.0",
@@ -48,14 +48,14 @@ def operator_rows():
 
 def test_ratios_of_the_operator():
     text = report.tables(operator_rows())
-    (line,) = (line for line in text.splitlines() if line.split()[:5] == ["64", "x", "8,192", "float32", "kl"])
-    assert line.split()[5:9] == ["6.9x", "3.8x", "1.9x", "1.30"]
+    (line,) = (line for line in text.splitlines() if line.split()[:6] == ["64", "x", "8,192", "float32", "kl", "avx2"])
+    assert line.split()[6:10] == ["6.9x", "3.8x", "1.9x", "1.30"]
     means = [line for line in text.splitlines() if line.startswith("geometric mean")]
     assert len(means) == 4
     assert all("6.9x" in mean and "1.30" in mean for mean in means)
 
 
-def test_the_field_scale_is_compared_with_its_rivals():
+def test_the_step_at_field_scale_is_compared_with_attngan():
     times = {"icsd": 3.0, "icsd fp32": 6.0, "attngan": 9.0}
     text = report.tables([row("field", "step", n=4, implementation=name, median=time) for name, time in times.items()])
     for name, ratio, rate in (("icsd", "1.0x", "1.33"), ("icsd fp32", "2.0x", "0.667"), ("attngan", "3.0x", "0.444")):
@@ -75,7 +75,7 @@ def test_tables_of_overhead_memory_and_training():
     text = report.tables(rows)
     assert "1.00 (4.0 MiB)  5.00 (20.0 MiB)" in text
     (line,) = (line for line in text.splitlines() if line.strip().startswith("1,048,576 x 128"))
-    assert line.split()[5:] == ["1.00", "(512.0", "MiB)"]
+    assert line.split()[6:] == ["1.00", "(512.0", "MiB)"]
     assert "1.00%       1.00 ms  100.00 ms" in text
     assert "4.00%       4.00 ms  100.00 ms" in text
 
@@ -92,12 +92,12 @@ def test_parts_of_a_run_are_shown_too(part, tmp_path):
     assert plots.draw(rows, tmp_path) == []
 
 
-def test_a_busy_machine_has_no_ratios(tmp_path):
+def test_disturbed_rows_have_no_ratios(tmp_path):
     rows = operator_rows()
     rows[1] = dataclasses.replace(rows[1], median=9.0, contention=400.0)  # plain at 16 x 1,024, float32, mse
     text = report.tables(rows)
-    (line,) = (line for line in text.splitlines() if line.split()[:5] == ["16", "x", "1,024", "float32", "mse"])
-    assert line.split()[5:9] == ["busy", "3.8x", "1.9x", "1.30"]
+    (line,) = (line for line in text.splitlines() if line.split()[:6] == ["16", "x", "1,024", "float32", "mse", "avx2"])
+    assert line.split()[6:10] == ["busy", "3.8x", "1.9x", "1.30"]
     assert "1 of 144 measurements" in text
     assert all("6.9x" in line for line in text.splitlines() if line.startswith("geometric mean"))
     rows = [dataclasses.replace(row, contention=400.0) for row in rows]
@@ -109,13 +109,13 @@ def test_figures(tmp_path):
     paths = plots.draw(operator_rows(), tmp_path)
     assert sorted(path.name for path in paths) == [
         "speed-ups.png",
-        "time-against-features.png",
+        "time-against-dim.png",
         "time-against-samples.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
-def test_compare_says_what_got_slower(tmp_path, capsys):
+def test_compare_reports_what_got_slower(tmp_path, capsys):
     before, after = tmp_path / "before.csv", tmp_path / "after.csv"
     rows = operator_rows()
     results.append(before, rows)
