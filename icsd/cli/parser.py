@@ -15,7 +15,15 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """A help formatter that keeps the lines of the description."""
+    """A help formatter that keeps the lines of the description and leaves out types and defaults that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = super()._get_help_string(action)
+        if action.metavar or action.choices or action.nargs == 0:  # an option of a command, not a configuration key
+            text = text.replace("type: %(type)s, ", "").replace("type: %(type)s", "")
+            if action.default is None or action.default is False:
+                text = text.replace(", default: %(default)s", "").replace("default: %(default)s", "")
+        return text.replace(" ()", "").replace("(required, )", "(required)")
 
 
 class Parser(ArgumentParser):

@@ -84,8 +84,20 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
         metavar="PATH",
         help="image to write; a .gif or .mp4 of an interpolation; or, without a suffix, a folder of images",
     )
-    add("--device", type=str, default="cpu", help="device that generates: cpu, cuda, cuda:1, ... or auto")
-    add("--seed", type=int, default=0, help="seed of the first image; the next images take the seeds after it")
+    add(
+        "--device",
+        type=str,
+        default="cpu",
+        metavar="DEVICE",
+        help="device that generates: cpu, cuda, cuda:1, ... or auto",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the first image; the next images take the seeds after it",
+    )
     add(
         "--per-sentence",
         type=int | None,
@@ -103,6 +115,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     add(
         "--interpolate",
         type=Literal["noise", "sentences"] | None,
+        metavar="{noise,sentences}",
         help="generate the images between a seed and the next one (noise), or between two sentences",
     )
     add("--frames", type=int | None, metavar="N", help="images of an interpolation (default: 8; in an animation 32)")

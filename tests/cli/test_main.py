@@ -29,7 +29,7 @@ def test_unknown_commands_and_options_are_named(fails):
 
 
 def test_operating_system_errors_name_the_file(fails, workplace):
-    assert fails("data", "preview", "--out", "absent/a.png") == "absent/a.png: No such file or directory"
+    assert fails("sample", "--file", "absent.txt") == "absent.txt: No such file or directory"
 
 
 def test_the_process_ends_with_the_exit_code_and_no_traceback(program):
@@ -38,3 +38,11 @@ def test_the_process_ends_with_the_exit_code_and_no_traceback(program):
     assert process.stderr.startswith('icsd: error: Parser key "steps"')
     assert process.stderr.count("\n") == 1
     assert process.stdout == ""
+
+
+def test_help_names_defaults_but_neither_types_nor_null(icsd):
+    _, out, _ = icsd("sample", "--help")
+    assert "default: sample.png" in " ".join(out.split())
+    assert "type:" not in out
+    assert "null" not in out
+    assert "type: int, default: 16" in " ".join(icsd("train", "--help")[1].split())
