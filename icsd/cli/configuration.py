@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ActionConfigFile
 
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
@@ -41,17 +42,64 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
     given, others = early.parse_known_args(arguments)
     options = [option.removeprefix("--").split("=")[0] for option in others if option.startswith("--")]
     check_keys([option.replace("-", "_") for option in options], "the command line")
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below")
-    resumed = [given.resume / "config.yaml"] if resume and given.resume else []
-    if resumed and (note := RunFolder(given.resume).restore_config()):
-        print(f"note         {note}")
+    parser.add_argument(
+        "--config", action=_ConfigurationFile, metavar="FILE", help="YAML file with any of the keys below"
+    )
     if resume:
         parser.add_argument("--resume", type=Path | None, metavar="RUN", help="run folder to continue")
-        parser.default_config_files = [glob.escape(str(path)) for path in resumed]
-    for path in [*given.config, *resumed]:
-        if path is not None and path.is_file():
-            check_keys([key for key, _ in leaves(read_configuration(path))], str(path))
+    for path in given.config:
+        if path is not None:
+            load_configuration(path)
+    if resume and given.resume:
+        if note := RunFolder(given.resume).restore_config():
+            print(f"note         {note}")
+        path = given.resume / "config.yaml"
+        if path.is_file():
+            load_configuration(path)
+        parser.default_config_files = [glob.escape(str(path))]
     parser.add_class_arguments(config)
+
+
+class _ConfigurationFile(ActionConfigFile):
+    """An option that takes a configuration file, which may extend another one by its key "base"."""
+
+    def __call__(self, parser: Any, cfg: Any, values: str, option_string: str | None = None) -> None:
+        self.apply_config(parser, cfg, self.dest, yaml.safe_dump(load_configuration(Path(values))))
+
+
+def load_configuration(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a configuration file over the one that its key "base" names, a path from its own folder.
+
+    Args:
+        path: YAML file.
+        extending: Files that extend this one, as far as they are known.
+
+    Returns:
+        Nested keys and values.
+
+    Raises:
+        InputError: A file cannot be used, has keys of an earlier version, or extends itself.
+    """
+    if path.resolve() in extending:
+        raise InputError(f"configuration {path} extends itself: take out its key base")
+    content = read_configuration(path)
+    base = content.pop("base", None)
+    check_keys([key for key, _ in leaves(content)], str(path))
+    if base is None:
+        return content
+    return _merged(load_configuration(path.parent / str(base), (*extending, path.resolve())), content)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested keys and values with changes."""
+    both = {
+        key: _merged(base[key], changes[key]) for key in base.keys() & changes.keys() if _nested(base, changes, key)
+    }
+    return {**base, **changes, **both}
+
+
+def _nested(base: dict[str, Any], changes: dict[str, Any], key: str) -> bool:
+    return isinstance(base[key], dict) and isinstance(changes[key], dict)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
@@ -66,9 +114,11 @@ def read_configuration(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is too large, not UTF-8, not YAML, or not a mapping of keys to values.
     """
-    data = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else None
-    if data is None:
+    if not path.is_file():
+        raise InputError(f"there is no configuration file {path}: give a YAML file, such as configs/emoji.yaml")
+    if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"configuration {path} is larger than {LARGEST_FILE:,} bytes: give a YAML file of keys")
+    data = path.read_bytes()
     try:
         node = yaml.compose(data.decode("utf-8-sig"), Loader=yaml.SafeLoader)
         if _count(node, {}) > LARGEST_CONTENT:

@@ -13,13 +13,13 @@ from icsd.errors import InputError
 
 COMMANDS = {
     "train": "train a model from a configuration; leaves checkpoints, images and scores in a run folder",
-    "pretrain": "pretrain the encoders that judge how well an image matches its sentence (DAMSM)",
-    "profile": "say where the time of a training step goes, and how much memory it takes",
-    "sample": "generate sentences with a trained model",
+    "pretrain": "pretrain the encoders that measure how well an image matches its sentence (DAMSM)",
+    "profile": "measure the time and the memory that each part of a training step takes",
+    "sample": "generate images from sentences with a trained model",
     "evaluate": "measure the images of a trained model, stage by stage",
     "ablate": "train and evaluate the arms of an ablation, and report paired differences",
     "export": "write the generator of a trained model for other runtimes",
-    "doctor": "say what is installed, what was built, and what runs here",
+    "doctor": "report what is installed, what was built, and which backends work here",
     "data": "prepare a captioned image set for training, look at one, or export it to a folder",
 }
 

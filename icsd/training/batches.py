@@ -71,25 +71,21 @@ def collate(items: Sequence[dict[str, Any] | InputError]) -> Batch | InputError:
 
 
 def mismatched_captions(class_ids: Sequence[int], caption_ids: Sequence[int]) -> Tensor:
-    """Choose a wrong caption for each image of a batch: one of another class, or at least another caption.
-
-    The first image before it in the batch whose class and caption differ is taken, then the first one whose caption
-    differs.
+    """Choose a wrong caption for each image of a batch: that of the first image before it of another class and caption.
 
     Args:
         class_ids: Classes of B images.
         caption_ids: B numbers, equal for equal captions.
 
     Returns:
-        Indices, `(B,)` int64; an image's own index where the batch holds no other caption.
+        Indices, `(B,)` int64; an image's own index where the batch holds no wrong caption for it.
     """
     count = len(class_ids)
     chosen = []
     for own in range(count):
-        others = [(own - step) % count for step in range(1, count)]
-        differing = [other for other in others if caption_ids[other] != caption_ids[own]]
-        of_other_class = (other for other in differing if class_ids[other] != class_ids[own])
-        chosen.append(next(of_other_class, differing[0] if differing else own))
+        others = ((own - step) % count for step in range(1, count))
+        wrong = (k for k in others if class_ids[k] != class_ids[own] and caption_ids[k] != caption_ids[own])
+        chosen.append(next(wrong, own))
     return torch.tensor(chosen, dtype=torch.int64)
 
 

@@ -173,7 +173,7 @@ def prepare(
         require_wandb()
     train_set, test_set = (open_dataset(config.data, split, config.resolution) for split in ("train", "test"))
     _check_wrong_answers(config, train_set)
-    notes = list(getattr(train_set, "notes", []))
+    notes = list(train_set.notes)
     steps_per_epoch = max(1, len(train_set) // config.batch_size)
     seed_everything(config.seed)
     if resume is None:

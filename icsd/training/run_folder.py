@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from icsd.errors import InputError
+from icsd.outputs import replacing
 from icsd.training import checkpoint
 
 
@@ -62,8 +62,10 @@ class RunFolder:
         """Keep other processes from writing into the folder; the lock ends with the process, however it ends.
 
         Raises:
-            InputError: Another process writes into the folder.
+            InputError: There is no such folder, or another process writes into it.
         """
+        if not self.path.is_dir():
+            raise InputError(f"no run folder at {self.path}: give the folder that `icsd train` or `icsd pretrain` made")
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()
@@ -103,7 +105,7 @@ class RunFolder:
         steps = [_step_of(line) for line in lines]
         kept = [line for line, place in zip(lines, steps, strict=True) if place is not None and place <= step]
         if len(kept) < len(lines):
-            write_bytes(self.metrics_path, b"".join(kept))
+            write_text(self.metrics_path, b"".join(kept).decode("utf-8"))
         torn = steps.count(None)
         return [f"dropped {torn} unreadable line(s) of {self.metrics_path}, cut off when the run ended"] if torn else []
 
@@ -132,28 +134,15 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write or replace a file: at every moment it is the old one or the complete new one.
+    """Write a file in UTF-8: at every moment it is the old one or the complete new one.
 
     Raises:
         OSError: The file cannot be written. What was there before is unchanged.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _step_of(line: bytes) -> int | None:

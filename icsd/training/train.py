@@ -204,7 +204,7 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
         require_wandb()
     resolution = config.generator.resolutions[-1]
     train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
-    notes = list(getattr(train_set, "notes", []))
+    notes = [*train_set.notes, *_single_class(train_set)]
     seed_everything(config.seed)
     if resume is not None:
         trainer, saved_data = _restored(config, resume)
@@ -216,6 +216,16 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
         trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary))
     notes += check_captions(trainer.model.text_encoder.tokenizer, train_set, test_set)
     return Session(trainer, train_set, test_set, _backend(trainer.device), notes)
+
+
+def _single_class(train_set: CaptionedImages) -> list[str]:
+    """Return a note if no caption is a wrong one for any image."""
+    if len(set(map(int, train_set.class_ids))) > 1:
+        return []
+    return [
+        "all images are of one class, so the discriminators see no wrong captions and the class of an image has no "
+        "other effect: leave the classes out if captions tell the images apart"
+    ]
 
 
 def _guided(config: TrainConfig) -> Trainer:

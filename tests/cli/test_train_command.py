@@ -90,7 +90,7 @@ def test_the_demo_is_the_default(icsd):
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--config", "typo.yaml"], "data.nam"),
         (["--config", "broken.yaml"], "config"),
-        (["--resume", "absent"], "no checkpoint at absent"),
+        (["--resume", "absent"], "no run folder at absent"),
         (["--data.name", "folder"], "data.root"),
         (["--data.name", "folder", "--data.root", "absent"], "data.root=absent"),
         (["--config", "list.yaml"], "list.yaml is not a list of `key: value`"),
@@ -100,6 +100,9 @@ def test_the_demo_is_the_default(icsd):
         (["--config", "itself.yaml"], "itself.yaml is nested too deeply, or contains itself"),
         (["--config", "large.yaml"], "large.yaml is larger than 1,048,576 bytes"),
         (["--config", "old.yaml"], "old.yaml has configuration keys of an earlier version: out is now output; discrim"),
+        (["--config", "own.yaml"], "own.yaml extends itself"),
+        (["--config", "newer.yaml"], "old.yaml has configuration keys of an earlier version"),
+        (["--config", "orphan.yaml"], "absent.yaml"),
         (["--out", "here"], "the command line has configuration keys of an earlier version: out is now output"),
     ],
 )
@@ -113,10 +116,24 @@ def test_errors_name_the_key_and_leave_nothing_behind(fails, workplace, argument
     Path("itself.yaml").write_text("a: &a [*a]")
     Path("large.yaml").write_text("# " + "x" * (1 << 20))
     Path("old.yaml").write_text("out: here\ndiscriminator: {normalisation: none}")
+    Path("own.yaml").write_text("base: own.yaml")
+    Path("newer.yaml").write_text("base: old.yaml\nsteps: 3")
+    Path("orphan.yaml").write_text("base: absent.yaml\nsteps: 3")
     before = sorted(Path().iterdir())
     config = [] if "--config" in arguments else ["--config", "tiny.yaml"]
     assert message in fails("train", *config, *arguments)
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_configuration_extends_its_base(icsd, workplace):
+    Path("base").mkdir()
+    Path("base/large.yaml").write_text("batch_size: 20\ngenerator: {width: 64}\nsteps: 5")
+    Path("mine.yaml").write_text("base: base/large.yaml\nsteps: 7\ngenerator: {residual_blocks: 2}")
+    code, out, err = icsd("train", "--config", "mine.yaml", "--batch-size", "9", "--print-config")
+    assert code == 0, err
+    config = yaml.safe_load(out)
+    assert (config["batch_size"], config["steps"]) == (9, 7)
+    assert (config["generator"]["width"], config["generator"]["residual_blocks"]) == (64, 2)
 
 
 def _tenfold(names):

@@ -80,9 +80,9 @@ def test_a_batch_of_a_real_set_holds_what_the_networks_take():
         ([0, 1, 2, 3], [0, 1, 2, 3], [3, 0, 1, 2]),  # the caption before it, as in a plain roll
         ([0, 0, 1, 1], [0, 1, 2, 3], [3, 3, 1, 1]),  # of another class
         ([0, 1, 2, 3], [0, 0, 1, 2], [3, 3, 1, 2]),  # not the same caption
-        ([0, 0, 0], [0, 1, 2], [2, 0, 1]),  # one class only: another caption at least
+        ([0, 0, 0], [0, 1, 2], [0, 1, 2]),  # one class only: none
         ([0, 1, 2], [0, 0, 0], [0, 1, 2]),  # one caption only: none
-        ([0, 0, 1, 0], [0, 0, 0, 1], [3, 3, 3, 2]),  # another class before another caption of the own class
+        ([0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 3, 2]),
         ([5, 5], [7, 8], [1, 0]),
     ],
 )
@@ -97,9 +97,5 @@ def test_wrong_captions_of_random_batches(seed):
     classes = [numbers.randrange(3) for _ in range(count)]
     captions = [numbers.randrange(4) for _ in range(count)]
     for own, wrong in enumerate(mismatched_captions(classes, captions).tolist()):
-        others = [k for k in range(count) if captions[k] != captions[own]]
-        assert (wrong != own) == bool(others)
-        if others:
-            assert captions[wrong] != captions[own]
-            best = any(classes[k] != classes[own] for k in others)
-            assert (classes[wrong] != classes[own]) == best
+        possible = [k for k in range(count) if captions[k] != captions[own] and classes[k] != classes[own]]
+        assert wrong in (possible or [own])
