@@ -93,6 +93,7 @@ class _FolderReader:
         self.tables: set[str] = set()  # names of images in Parquet files
         self.read_lists: dict[str, File] = {}  # by folder
         self.found: dict[str, _Found] = {}
+        self.unreadable: set[str] = set()  # names of images whose text file cannot be read
 
     def read(self) -> Listing:
         """Read the lists and the text files, and report what does not fit."""
@@ -194,7 +195,9 @@ class _FolderReader:
                 stems.setdefault(stem, []).append(name)
         images = {file: stems.get(name[:-4]) for name, file in self.contents.texts.items()}
         used = [file for file, names in images.items() if names]
-        for file, text in read_texts(self.files, used, self.listing.problems).items():
+        texts = read_texts(self.files, used, self.listing.problems)
+        self.unreadable = {name for file in used if file not in texts for name in images[file]}
+        for file, text in texts.items():
             for name in images[file]:
                 self.found[name].captions += text.split("\n")
         unused = [file for file, names in images.items() if not names]
@@ -220,7 +223,9 @@ class _FolderReader:
         self.contents.texts = {}
 
     def _report_images_without_caption(self) -> None:
-        missing = [name for name, found in self.found.items() if not clean_once(found.captions)]
+        missing = [
+            name for name, found in self.found.items() if name not in self.unreadable and not clean_once(found.captions)
+        ]
         texts = {name[:-4]: file for name, file in self.contents.texts.items()}
         empty = [name for name in missing if {name, os.path.splitext(name)[0]} & set(texts)]
         for name in empty:

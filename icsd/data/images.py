@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -132,8 +132,8 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in (source.profile.profile_description or ""):
             return None
-        return ImageCms.ImageCmsTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except Exception:  # Pillow raises OSError, PyCMSError, ValueError and others
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
         return None
 
 
@@ -233,4 +233,6 @@ def unreadable(name: str, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.strerror:
         return InputError(f"{name} cannot be read ({error.strerror}); correct that or take it out of the set")
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # Pillow's message is the address of an object
+        reason = "its format is unknown"
     return InputError(f"{name} cannot be read as an image ({reason}); replace it or take it out of the set")

@@ -118,7 +118,7 @@ def write_prepared(
         listing = replace(listing, records=records, problems=listing.problems + result.left_out)
         missing = sorted({"train", "test"} - {record.split for record in records})
         if missing:
-            raise InputError(f"nothing is left of the {missing[0]} split; the first image: {result.left_out[0]}")
+            raise InputError(f"nothing is left of the {missing[0]} split: {result.left_out[0]}")
         if folder:
             _write_texts(folder, name, listing, size)
     return result

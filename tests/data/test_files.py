@@ -1,12 +1,21 @@
+import bz2
+import gzip
 import io
+import lzma
 import os
+import struct
 import tarfile
+import tracemalloc
 import zipfile
+from contextlib import contextmanager, suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import integers, sampled_from
 from layouts import pack
 
 from icsd.data.files import Files, new_folder
+from icsd.data.limits import Limits
 from icsd.errors import InputError
 
 TREE = {"a.txt": b"one", "deep/b.txt": b"two", "deep/er/c.bin": bytes(range(256)) * 40}
@@ -32,8 +41,8 @@ def tar(path, *members, mode="w"):
     return path
 
 
-def contents(*paths):
-    files = Files(paths)
+def contents(*paths, limits=None):
+    files = Files(paths, limits)
     assert files.all == sorted(files.all)
     return {str(file): data for file, data in files.read(files.all)}
 
@@ -162,3 +171,132 @@ def test_the_partial_folder_of_a_killed_process_is_kept(tmp_path):
     with pytest.raises(InputError, match=r"set\.partial was left by an interrupted run"), new_folder(tmp_path / "set"):
         pass
     assert (tmp_path / "set.partial" / "a").read_text() == "half"
+
+
+def tar_header(name, size, kind=b"0"):
+    """Write a header whose size may be anything: in base 256, as tar files do above 8 GB, or negative."""
+    header = bytearray(512)
+    header[: len(name)] = name
+    header[100:108] = b"0000644\0"
+    if 0 <= size < 8**11:
+        header[124:136] = b"%011o\0" % size
+    else:
+        header[124:136] = (size % 2**96 | 1 << 95).to_bytes(12, "big")
+    header[156:157] = kind
+    header[257:265] = b"ustar\00000"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@contextmanager
+def peak_memory(most):
+    """Check that no more than ``most`` MiB are allocated at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [2**70, 2**63, 2**40, 2**62 - 1, -512, -(2**60), -1])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"g", b"S"])
+def test_tar_headers_of_impossible_sizes(tmp_path, size, kind):
+    path = tmp_path / "size.tar"
+    path.write_bytes(tar_header(b"a.png", size, kind) + bytes(4096))
+    if kind == b"S" and size < 0:  # the size of a sparse file stands elsewhere, and is 0 here
+        with suppress(InputError):
+            assert list(contents(path).values()) == [b""]
+        return
+    with pytest.raises(InputError, match=r"size\.tar"):
+        contents(path)
+
+
+@pytest.mark.parametrize("opener", [gzip.open, bz2.open, lzma.open])
+@pytest.mark.parametrize("where", ["member", "after the end", "pax header", "long name"])
+def test_sizes_in_compressed_tars_are_bounded(tmp_path, opener, where):
+    """A few kilobytes become 32 MiB, where 1 MiB is allowed (lzma itself takes 8 MiB)."""
+    zeros = bytes(32 * 2**20)
+    kind = {"pax header": b"x", "long name": b"L"}.get(where, b"0")
+    first = tar_header(b"a.txt", 3) + b"one".ljust(512, b"\0")
+    rest = (
+        bytes(1024) + zeros
+        if where == "after the end"
+        else tar_header(b"b.txt", len(zeros), kind) + zeros + bytes(1024)
+    )
+    path = tmp_path / "bomb.tar"
+    with opener(path, "wb") as out:
+        out.write(first + rest)
+    with peak_memory(14), pytest.raises(InputError, match=r"bomb\.tar"):
+        Files([path], Limits(max_file_mb=1))
+    if where == "member":
+        assert len(Files([path], Limits(max_file_mb=32)).all) == 2, "a larger limit takes it"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_sizes_in_zips_are_bounded(tmp_path, nested):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.txt", "one")
+        out.writestr("b.zip" if nested else "b.txt", bytes(8 * 2**20))
+    message = r"bomb\.zip/b\.\w+ has 8,388,608 bytes, more than max_file_mb=1 allows; raise"
+    with peak_memory(4), pytest.raises(InputError, match=message):
+        contents(tmp_path / "bomb.zip", limits=Limits(max_file_mb=1))
+
+
+def test_the_size_in_a_zip_is_not_believed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.txt", bytes(8 * 2**20))
+    data = (tmp_path / "a.zip").read_bytes().replace(struct.pack("<I", 8 * 2**20), struct.pack("<I", 9))
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.zip is truncated or broken"):
+        contents(tmp_path / "a.zip")
+
+
+def test_large_files_are_named_with_the_option(tmp_path):
+    (tmp_path / "a.txt").write_bytes(bytes(2**20 + 1))
+    files = Files([tmp_path], Limits(max_file_mb=1))
+    with pytest.raises(
+        InputError, match=r"a\.txt has 1,048,577 bytes, more than max_file_mb=1 allows; raise max_file_mb"
+    ):
+        list(files.read(files.all))
+    assert [type(data) for _, data in files.try_read(files.all)] == [InputError]
+
+
+@pytest.mark.parametrize("field", ["max_file_mb", "max_pixels"])
+def test_limits_are_positive(field):
+    with pytest.raises(InputError, match=f"{field} is 0"):
+        Limits(**{field: 0})
+
+
+def test_archives_in_archives_have_a_limited_depth(folder, tmp_path):
+    path = pack(folder, tmp_path / "0.zip")
+    for depth in range(1, 5):
+        with zipfile.ZipFile(tmp_path / f"{depth}.zip", "w") as out:
+            out.write(path, f"{depth - 1}.zip")
+        path = tmp_path / f"{depth}.zip"
+        if depth < 4:
+            assert len(contents(path)) == len(TREE)
+    with pytest.raises(InputError, match="is an archive in 3 other archives; unpack the outer ones"):
+        Files([path])
+
+
+def test_links_in_a_tar_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as out:
+        member = tarfile.TarInfo("link.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        out.addfile(member)
+    assert "a.tar/link.png is a link or a device and is not read" in Files([tmp_path / "a.tar"]).problems[0]
+
+
+@given(where=integers(0, 10_000), change=integers(1, 255), kind=sampled_from([".zip", ".tar", ".tgz"]))
+@settings(max_examples=60, deadline=None)
+def test_damaged_archives_are_read_or_named(tmp_path_factory, where, change, kind):
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "set").mkdir()
+    (folder / "set" / "a.txt").write_bytes(b"hello" * 30)
+    data = bytearray(pack(folder / "set", folder / f"a{kind}").read_bytes())
+    data[where % len(data)] ^= change
+    (folder / f"a{kind}").write_bytes(data)
+    with suppress(InputError):
+        contents(folder / f"a{kind}")

@@ -1,13 +1,18 @@
 import io
+import struct
 import tarfile
+import time
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+import icsd.data.images
+from icsd.data import DataConfig, open_dataset
 from icsd.data.files import Files
-from icsd.data.images import image_to_tensor, open_images
+from icsd.data.images import image_to_tensor, limit_aspect, open_images
+from icsd.data.limits import Limits
 from icsd.errors import InputError
 
 
@@ -90,3 +95,125 @@ def test_a_broken_image_in_a_tar_is_named(tmp_path):
     for square in (True, False):
         with pytest.raises(InputError, match=r"a\.tar/b\.jpg cannot be read as an image"):
             open_images(files, files.all, 8, square)
+
+
+def icc_profile(kind, matrix, gamma):
+    """Write a color profile: primaries (columns of a matrix to XYZ), a gamma, and what the format asks for."""
+
+    def fixed(*values):
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    xyz = [b"XYZ " + bytes(4) + fixed(*column) for column in np.asarray(matrix).T]
+    name = b"made for a test\0"
+    text = b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78)
+    white = b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249)
+    tags = {b"desc": text + bytes(-len(text) % 4), b"wtpt": white, b"cprt": b"text" + bytes(4) + b"none\0\0\0\0"}
+    if kind == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        tags |= dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), xyz, strict=True)) | dict.fromkeys(
+            (b"rTRC", b"gTRC", b"bTRC"), curve
+        )
+    offset, table, data = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", offset + len(data), len(content))
+        data += content
+    head = struct.pack(">I4sI4s4s4s12x4s", offset + len(data), b"test", 0x02400000, b"mntr", kind, b"XYZ ", b"acsp")
+    head += bytes(28) + fixed(0.9642, 1.0, 0.8249)
+    return head + bytes(128 - len(head)) + table + data
+
+
+# To XYZ under D50, from the primaries of Display P3 and of sRGB.
+P3 = np.array([[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]])
+SRGB = np.array([[0.4361, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]])
+
+
+def to_srgb(color, matrix, gamma):
+    """Convert a color of a profile to sRGB by the formula."""
+    linear = np.linalg.solve(SRGB, np.asarray(matrix) @ (np.asarray(color) / 255) ** gamma).clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def saved(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("color", [(200, 100, 50), (60, 180, 90), (128, 128, 128), (30, 40, 200)])
+@pytest.mark.parametrize(("matrix", "gamma"), [(P3, 2.2), (SRGB, 1.0), (P3[:, ::-1], 1.8)])
+def test_color_profiles_are_converted_to_srgb(color, matrix, gamma):
+    profile = icc_profile(b"RGB ", matrix, gamma)
+    for form in ("PNG", "TIFF", "WEBP"):
+        options = {"lossless": True} if form == "WEBP" else {}
+        image = image_to_tensor(saved(Image.new("RGB", (6, 6), color), form, icc_profile=profile, **options), 4)
+        assert np.abs(image[:, 1, 1].numpy() - to_srgb(color, matrix, gamma)).max() < 2.5
+
+
+def test_color_profiles_of_gray_and_transparent_images():
+    gray = icc_profile(b"GRAY", P3, 1.0)
+    rgb = icc_profile(b"RGB ", P3, 1.0)
+    expected = to_srgb((100, 100, 100), SRGB, 1.0)[0]
+    for mode, color, profile in (("L", 100, gray), ("LA", (100, 255), gray), ("RGBA", (100, 100, 100, 255), rgb)):
+        image = image_to_tensor(saved(Image.new(mode, (6, 6), color), "PNG", icc_profile=profile), 4)
+        assert abs(float(image[0, 1, 1]) - expected) < 2.5, mode
+    palette = saved(Image.new("RGB", (6, 6), (100, 100, 100)).convert("P"), "PNG", icc_profile=rgb)
+    assert abs(float(image_to_tensor(palette, 4)[0, 1, 1]) - to_srgb((102, 102, 102), SRGB, 1.0)[0]) < 2.5
+
+
+@pytest.mark.parametrize("profile", [b"", b"broken", bytes(200), icc_profile(b"GRAY", P3, 1.0), "sRGB"])
+def test_profiles_that_change_nothing(profile):
+    """Those of sRGB, broken ones, and those of another mode."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() if profile == "sRGB" else profile
+    image = saved(Image.new("RGB", (6, 6), (200, 100, 50)), "PNG", icc_profile=data)
+    assert image_to_tensor(image, 4)[:, 1, 1].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("size", [(12, 4), (4, 12), (3000, 1), (1, 500), (7, 7)])
+def test_padding_shows_the_whole_image_on_white(size):
+    image = image_to_tensor(Image.new("RGB", size, (10, 20, 30)), 24, fit="pad")
+    assert image.shape == (3, 24, 24)
+    shown = (image == torch.tensor([10, 20, 30]).view(3, 1, 1)).all(0)
+    width, height = size
+    long = max(min(width, 16 * height), min(height, 16 * width))
+    expected = [max(round(24 * min(side, 16 * min(size)) / long), 1) for side in (width, height)]
+    assert [int(shown.any(0).sum()), int(shown.any(1).sum())] == expected
+    assert (image[:, ~shown] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((6000, 1), (16, 1)), ((1, 900), (1, 16)), ((320, 20), (320, 20)), ((65, 4), (64, 4))]
+)
+def test_only_the_middle_of_thin_images_is_used(size, expected):
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), ((size[0] - expected[0]) // 2, (size[1] - expected[1]) // 2, *(10**6,) * 2))
+    middle = limit_aspect(image)
+    assert middle.size == expected
+    assert middle.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("size", [(6000, 1), (1, 6000), (3000, 2), (100_000, 3)])
+def test_thin_images_take_little_time_and_memory(tmp_path, size):
+    for name in ("a", "b"):
+        Image.new("RGB", size, (9, 8, 7)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a line")
+    since = time.process_time()
+    dataset = open_dataset(DataConfig(name="folder", root=tmp_path, margin=0.1875), "train", 256)
+    assert max(dataset.images[0].shape) <= 16 * 304
+    assert dataset[0]["image"].shape == (3, 256, 256)
+    assert time.process_time() - since < 2
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_images_with_too_many_pixels_name_the_option(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(icsd.data.images, "_MEMORY", memory)
+    for name in ("a", "b"):
+        Image.new("RGB", (100, 90)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a line")
+    config = DataConfig(name="folder", root=tmp_path, limits=Limits(max_pixels=8999))
+    with pytest.raises(InputError, match=r"[ab]\.png has 100 x 90 pixels, more than max_pixels=8999 allows; raise"):
+        open_dataset(config, "train", 8)
+    config.limits = Limits(max_pixels=9000)
+    open_dataset(config, "train", 8)
+    assert Image.MAX_IMAGE_PIXELS, "Pillow's own limit is as before"

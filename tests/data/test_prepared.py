@@ -1,8 +1,10 @@
+import io
 import json
 import pickle
 import resource
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from icsd.data import DataConfig, open_dataset
 from icsd.data.files import Files
 from icsd.data.prepared import crop_to_box, write_prepared
 from icsd.data.sources import list_set
+from icsd.data.splits import with_splits
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.sampling import Sampler
@@ -22,6 +25,7 @@ from icsd.training.train import train
 
 def prepare(name, paths, out, **options):
     files, listing = list_set(name, paths)
+    listing.records = with_splits(listing.records, 0.1, 0)
     write_prepared(name, listing, files, out, **options)
     return listing
 
@@ -158,6 +162,7 @@ def test_a_full_disk_leaves_nothing(cub, tmp_path):
     script = f"""
 import signal
 from icsd.data.sources import list_set
+from icsd.data.splits import with_splits
 from icsd.data.prepared import write_prepared
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 files, listing = list_set("cub", [{str(cub / CUB)!r}, {str(cub / "birds")!r}])
@@ -237,3 +242,102 @@ def test_training_from_a_prepared_set(published, tmp_path, name, workers):
     vocabulary = Sampler.load(folder).model.text_encoder.tokenizer.vocabulary
     if name == "cub":
         assert vocabulary.words == listing.vocabulary.words, "that of captions.pickle travels with the checkpoint"
+
+
+def _png():
+    encoded = io.BytesIO()
+    Image.effect_noise((40, 30), 90).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def photos(root, names):
+    root.mkdir()
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (9, 9, 9)).save(path, "PNG")
+        path.with_suffix(".txt").write_text("a bird")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["a.png", "a.jpg", "b.png"], "would become one file"),
+        (["deep/a.png", "deep/a.b.png", "deep/a.bmp"], "would become one file"),
+        (["x.jpg/b.png", "x.png", "c.png"], "would become a file, and a folder"),
+        (["e" * 251 + ".png", "b.png"], None),
+        ([], "has a name of more than 255 bytes"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_dry_run_refuses_names_as_the_real_run_does(tmp_path, names, complaint, dry_run):
+    if names:
+        source = photos(tmp_path / "photos", names)
+    else:  # an archive may hold names that no folder can
+        source = tmp_path / "photos.zip"
+        with zipfile.ZipFile(source, "w") as out:
+            for name in ("é" * 130, "b"):
+                out.writestr(f"{name}.png", _png())
+                out.writestr(f"{name}.txt", "a bird")
+    files, listing = list_set("folder", [source])
+    listing.records = with_splits(listing.records, 0.1, 0)
+    if complaint is None:
+        write_prepared("folder", listing, files, tmp_path / "out", dry_run=dry_run)
+    else:
+        with pytest.raises(InputError, match=complaint):
+            write_prepared("folder", listing, files, tmp_path / "out", dry_run=dry_run)
+    assert (tmp_path / "out").exists() == (complaint is None and not dry_run)
+
+
+@pytest.mark.parametrize("broken", [b"", b"not an image", _png()[:300], _png()[:-200], b"%!PS-Adobe"], ids=range(5))
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dry_run_decodes_every_image(tmp_path, broken, partial, workers):
+    source = photos(tmp_path / "photos", ["a.png", "b.png", "c.png", "test/d.png"])
+    (source / "c.png").write_bytes(broken)
+    results = []
+    for dry_run in (True, False):
+        files, listing = list_set("folder", [source])
+        listing.records = with_splits(listing.records, 0.1, 0)
+        options = {"partial": partial, "workers": workers, "dry_run": dry_run}
+        if partial:
+            results.append(write_prepared("folder", listing, files, tmp_path / "out", **options))
+        else:
+            with pytest.raises(InputError, match=r"c\.png cannot be read as an image"):
+                write_prepared("folder", listing, files, tmp_path / "out", **options)
+    if partial:
+        assert results[0] == results[1]
+        assert results[0].size == sum(path.stat().st_size for path in (tmp_path / "out" / "images").rglob("*.jpg"))
+        assert len(results[0].left_out) == 1
+
+
+def test_nothing_is_written_if_partial_leaves_a_split_empty(tmp_path):
+    source = photos(tmp_path / "photos", ["train/a.png", "test/b.png"])
+    (source / "test" / "b.png").write_bytes(b"")
+    files, listing = list_set("folder", [source])
+    with pytest.raises(InputError, match=r"nothing is left of the test split.*b\.png"):
+        write_prepared("folder", listing, files, tmp_path / "out", partial=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("size", [(6000, 1), (1, 100_000), (70_000, 70)])
+def test_thin_images_are_cut_to_their_middle(tmp_path, size):
+    source = photos(tmp_path / "photos", ["a.png", "b.png"])
+    Image.new("RGB", size).save(source / "a.png")
+    prepare("folder", [source], tmp_path / "out", size=64)
+    with Image.open(tmp_path / "out" / "images" / "a.jpg") as image:
+        assert max(image.size) <= 16 * min(image.size)
+
+
+def test_an_unreadable_file_in_a_zip_is_left_out_alone(tmp_path):
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for name in "abc":
+            out.writestr(f"{name}.txt", "a bird")
+            out.writestr(f"{name}.png", _png() + name.encode() * 40)
+    archive.write_bytes(archive.read_bytes().replace(b"b" * 40, b"x" * 40))
+    files, listing = list_set("folder", [archive])
+    listing.records = with_splits(listing.records, 0.1, 0)
+    (line,) = write_prepared("folder", listing, files, tmp_path / "out", partial=True).left_out
+    assert "Bad CRC-32 for file 'b.png'" in line

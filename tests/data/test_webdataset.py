@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import re
 import tarfile
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 from icsd.data import DataConfig, open_dataset
 from icsd.data import images as image_files
 from icsd.data.files import Files
-from icsd.data.webdataset import read_webdataset
+from icsd.data.webdataset import read_webdataset, shards
 from icsd.errors import InputError
 
 
@@ -114,3 +116,90 @@ def test_no_shards_and_compressed_ones(tmp_path):
             out.addfile(member, io.BytesIO(data))
     with pytest.raises(InputError, match=r"a\.tar\.gz cannot be read in random order"):
         both(tmp_path)
+
+
+def read(tmp_path, members):
+    return read_webdataset(Files([shard(tmp_path / "x.tar", members)]))
+
+
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ({"one.txt": "a bird\n", "one.json": '{"caption": "a bird"}'}, ["a bird"]),
+        (
+            {"one.txt": "a bird\nanother", "one.json": '{"caption": ["another", "third"]}'},
+            ["a bird", "another", "third"],
+        ),
+        ({"one.txt": "bird 3", "one.json": '{"caption": null, "url": "x"}'}, ["bird 3"]),
+        ({"one.json": '{"text": "bird", "width": 3}'}, ["bird"]),
+        ({"one.json": '{"captions": [null, "bird"]}'}, ["bird"]),
+    ],
+)
+def test_captions_of_text_and_json_come_together(tmp_path, members, captions):
+    listing = read(tmp_path, {"one.png": png(), **members})
+    assert listing.problems == []
+    assert listing.records[0].captions == captions
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "jfif", "jpe", "bmp", "TIF"])
+def test_images_of_every_suffix(tmp_path, suffix):
+    listing = read(tmp_path, {f"one.{suffix}": png(), "one.txt": "a bird"})
+    assert len(listing.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ({"two.txt": "a bird"}, r"two\.txt has no image"),
+        ({"two.heic": b"x", "two.txt": "a bird"}, r"two\.\w+ has no image"),
+        ({"two.mp4": b"x"}, r"two\.mp4 has no image"),
+        ({"two.png": png(), "two.json": '{"caption": null}'}, r"two\.png has no caption"),
+        ({"two.png": png()}, r"two\.png has no caption"),
+        ({"two.png": png(), "two.txt": b"\xff\xfe"}, r"two\.txt cannot be read as UTF-8"),
+        ({"two.png": png(), "two.json": "{"}, r"two\.json must read"),
+        ({"two.png": png(), "two.json": '{"caption": {"en": "x"}}'}, r"two\.json must read .*'caption'"),
+        ({"two.png": png(), "two.json": '{"caption": "x", "class": []}'}, r"two\.json must read .*'class'"),
+        ({"two.png": png(), "two.json": '{"caption": "\\ud800"}'}, r"two\.json holds half of a character"),
+        ({"two.png": png(), "two.json": "[" * 100_000}, r"two\.json must read .*nested too deeply"),
+        ({"two.png": png(), "two.json": '{"caption": "a", "caption": "b"}'}, r"two\.json must read .*there twice"),
+        (
+            {"two.png": png(), "two.txt": "x", "two.cls": "1", "two.json": '{"class": 2}'},
+            "has the class '2', its .cls '1'",
+        ),
+    ],
+)
+def test_a_bad_sample_is_a_problem_of_its_own(tmp_path, members, problem):
+    listing = read(tmp_path, {"one.png": png(), "one.txt": "good", **members, "three.png": png(), "three.txt": "good"})
+    assert [record.image.path for record in listing.records] == ["one.png", "three.png"]
+    (line,) = listing.problems
+    assert re.search(problem, line)
+
+
+@pytest.mark.parametrize("name", ["0.tar.zst", "0.tar.lz4", "0.7z"])
+def test_shards_that_cannot_be_read_are_named(tmp_path, name):
+    shard(tmp_path / "x.tar", {"one.png": png(), "one.txt": "good"})
+    (tmp_path / name).write_bytes(b"x")
+    assert f"{name} is not read" in read_webdataset(shards([tmp_path])).problems[0]
+
+
+def test_linked_folders_pipes_and_broken_links_among_shards(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    shard(tmp_path / "elsewhere" / "0.tar", {"one.png": png(), "one.txt": "good"})
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "shards" / "gone.tar").symlink_to("/nowhere/0.tar")
+    os.mkfifo(tmp_path / "shards" / "pipe.tar")
+    listing = read_webdataset(shards([tmp_path / "shards"]))
+    assert [record.name for record in listing.records] == ["linked/0/one.png"]
+    assert len(listing.problems) == 2
+
+
+def test_samples_are_grouped_as_by_the_webdataset_library(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    members = {"a/one.png": png(), "a/one.txt": "x", "b/one.png": png(), "b/one.cls": "1", "b/one.txt": "y"}
+    members |= {"two.input.png": png(), "two.txt": "z", "c.d/three.png": png(), "c.d/three.txt": "w"}
+    shard(tmp_path / "x.tar", members)
+    samples = webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
+    theirs = {sample["__key__"]: sample["txt"].decode() for sample in samples}
+    ours = {record.name: record.captions[0] for record in read_webdataset(Files([tmp_path / "x.tar"])).records}
+    assert {name.removeprefix("x/").split(".png")[0].split(".input")[0]: text for name, text in ours.items()} == theirs
