@@ -11,7 +11,7 @@ HEADERS = $$(echo $(CURDIR)/$(VENV)/headers/usr/include $(CURDIR)/$(VENV)/header
 XDIST := --numprocesses auto --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest $(XDIST)
 # Compilation and peak memory do not depend on the instruction set.
-ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory"
+ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory and not reference"
 CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SENTENCE := a woman with dark skin, firefighter
 
@@ -35,7 +35,7 @@ lint: $(VENV)/installed  ## check Python with ruff and C++ with clang-format
 
 test-isas: $(VENV)/installed  ## run the operator's main tests with each instruction set that this machine can execute
 	for isa in $$($(BIN)/python -m tools.cpu_isas); do \
-		echo "ICSD_CPU_ISA=$$isa"; ICSD_CPU_ISA=$$isa ICSD_TEST_BACKENDS=cpu $(PYTEST) $(ISA_TESTS) || exit 1; \
+		echo "ICSD_CPU_ISA=$$isa"; ICSD_CPU_ISA=$$isa $(PYTEST) $(ISA_TESTS) || exit 1; \
 	done
 
 test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of torch; no GPU is needed

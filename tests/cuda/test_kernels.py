@@ -3,87 +3,23 @@
 With ICSD_EMULATOR_MODE and ICSD_EMULATOR_BLOCKS it does so under a sanitizer (harness.py).
 """
 
-import os
 import platform
-import zlib
 
 import pytest
-import test_accuracy as accuracy
-import test_regimes as regimes
 import torch
-from emulated import EmulatedBackend
+from conformance import accuracy, regimes
 
 import icsd
 from icsd import _native as native
-from icsd.losses import KL
-from icsd.ops import registry
 from icsd.ops.regimes import force_regime
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
+pytestmark = [
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64"),
+    pytest.mark.usefixtures("schedule"),
+]
 
 ROW_BLOCK_BYTES = 64 << 20  # of csrc/cuda/operator.h
-SHAPES = [shape for shape in accuracy.SHAPES if shape[0] <= 130]
-EVERY_ARCHITECTURE = pytest.mark.parametrize("emulated", [75, 80], ids="sm_{}".format, indirect=True)
-
-
-@pytest.fixture(scope="module", params=[80], ids="sm_{}".format)
-def emulated(request):
-    backend = EmulatedBackend(os.environ.get("ICSD_EMULATOR_MODE", "plain"), request.param)
-    registry.register(backend)
-    yield backend
-    del registry._backends[backend.name]
-
-
-@pytest.fixture(autouse=True)
-def schedule(request, emulated):
-    """Another hostile order for every test, the same in every run."""
-    emulated.library.emulator_seed(zlib.crc32(request.node.name.encode()))
-    emulated.library.emulator_concurrent_blocks(os.environ.get("ICSD_EMULATOR_BLOCKS") == "concurrent")
-
-
-@pytest.fixture
-def in_place_of_the_cpu(monkeypatch, emulated):
-    """Tests of the CPU backend run on the emulated one."""
-    monkeypatch.setitem(registry._backends, "cpu", emulated)
-
-
-@EVERY_ARCHITECTURE
-@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_similarity(shape, dtype):
-    accuracy.test_similarity(shape, dtype, "emulated")
-
-
-@pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-@pytest.mark.parametrize("loss", accuracy.LOSSES, ids=repr)
-def test_losses_and_gradients(loss, dtype, monkeypatch):
-    monkeypatch.setattr(accuracy, "SHAPES", SHAPES)
-    accuracy.test_losses_and_gradients(loss, dtype, "emulated")
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1e4, 1e16])
-def test_huge_and_tiny_norms(scale):
-    accuracy.test_huge_and_tiny_norms(KL(), scale, "emulated")
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("dtype", accuracy.DTYPES[::2], ids=str)
-def test_nan_stays_in_its_row_and_column(dtype, value):
-    accuracy.test_nan_stays_in_its_row_and_column((35, 70), dtype, value, "emulated")
-
-
-@pytest.mark.parametrize("loss", ["mse", "kl", "smooth_l1"])
-def test_degenerate_input(loss, in_place_of_the_cpu):
-    for shape in [(0, 5), (1, 5), (5, 0), (2, 0, 3), (0, 4, 3), (1, 1, 1)]:
-        accuracy.test_degenerate_shapes(shape, loss, "emulated")
-        regimes.test_degenerate_shapes("streamed", loss, shape)
-    accuracy.test_single_sample_without_its_diagonal(loss, "emulated")
-    accuracy.test_zero_rows(16, loss, "emulated")
-    accuracy.test_overflowing_norm_is_loud("emulated")
-
-
-def test_mixed_dtypes():
-    accuracy.test_mixed_dtypes("emulated")
+EVERY_ARCHITECTURE = ["test_regimes_are_as_defined", "test_several_bands", "test_every_kernel"]
 
 
 # How a batch may lie in memory, and how far from 16-byte boundaries.
@@ -160,7 +96,6 @@ def narrow_bands(emulated):
     emulated.kernels.set_row_block_bytes(ROW_BLOCK_BYTES)
 
 
-@EVERY_ARCHITECTURE
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 @pytest.mark.parametrize(("regime", "case"), [("sample", case) for case in regimes.LOSSES] + regimes.CASES)
 def test_regimes_are_as_defined(regime, case, dtype, narrow_bands):
@@ -173,7 +108,6 @@ def test_regimes_are_as_defined(regime, case, dtype, narrow_bands):
         regimes.assert_close(results, expected, 8 * regimes.EPS[dtype])
 
 
-@EVERY_ARCHITECTURE
 @pytest.mark.parametrize(
     ("case", "rows", "dtype"),
     [("kl", 100, torch.float32), ("kl", 250, torch.float32), ("kl", 250, torch.float64), ("mse", 100, torch.bfloat16)],
@@ -198,37 +132,6 @@ def test_several_bands(case, rows, dtype, emulated):
     # Each band is made and measured, and once more made, turned into gradients and multiplied.
     one, several = launches
     assert several >= one + 5
-
-
-FEATURE_SPACE = "feature", "mse"
-FEATURE_SPACE_TESTS = {
-    "several ranges of samples and features": lambda: regimes.test_boundaries_agree(*FEATURE_SPACE),
-    "groups and weights": lambda: regimes.test_groups_and_weights(*FEATURE_SPACE),
-    "clamped norms": lambda: regimes.test_clamped_norms("feature"),
-    "the same features": lambda: regimes.test_identical_features(*FEATURE_SPACE),
-    **{
-        f"degenerate {shape}": lambda shape=shape: regimes.test_degenerate_shapes(*FEATURE_SPACE, shape)
-        for shape in [(0, 5), (1, 5), (3, 0), (2, 0, 3), (0, 4, 3)]
-    },
-    **{
-        f"{name} features": lambda collapse=collapse: regimes.test_collapsed_features(*FEATURE_SPACE, collapse)
-        for name, collapse in {"zero": torch.zeros_like, "constant": lambda x: x[:1].expand_as(x)}.items()
-    },
-    **{
-        f"{value}": lambda value=value: regimes.test_nan_and_inf_are_not_hidden(*FEATURE_SPACE, value)
-        for value in (torch.nan, torch.inf)
-    },
-    **{
-        f"difference {difference}": lambda difference=difference: regimes.test_feature_space_does_not_cancel(difference)
-        for difference in (1e-1, 1e-3, 1e-5)
-    },
-}
-
-
-@EVERY_ARCHITECTURE
-@pytest.mark.parametrize("name", FEATURE_SPACE_TESTS)
-def test_feature_space(name, in_place_of_the_cpu):
-    FEATURE_SPACE_TESTS[name]()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -264,7 +167,6 @@ def test_feature_space_of_mixed_types():
     regimes.assert_close(results, expected, 2 * regimes.EPS[torch.bfloat16])
 
 
-@EVERY_ARCHITECTURE
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 def test_every_kernel(dtype, narrow_bands):
     """All launches of one training step, small enough for the slowest mode."""

@@ -16,10 +16,8 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emul
 
 @pytest.fixture(scope="module", params=[75, 80], ids="sm_{}".format)
 def emulated(request):
-    backend = EmulatedBackend("plain", request.param)
-    registry.register(backend)
-    yield backend
-    del registry._backends[backend.name]
+    with registry.temporarily(EmulatedBackend("plain", request.param)) as backend:
+        yield backend
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from harness import COMPILER, ROOT, SANITIZER_OPTIONS, build_native, run
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
-TESTS = Path(__file__).with_name("test_kernels.py")
+TESTS = [Path(__file__).with_name(name) for name in ("test_kernels.py", "test_emulated_accuracy.py")]
 
 
 def sanitizer(mode: str) -> str:
@@ -37,7 +37,7 @@ def test_kernels(mode, blocks, which):
     for arch in (75, 80):
         build_native(mode, arch)  # the compiler runs without the sanitizer in its way
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", "-k", which, TESTS],
+        [sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", "-k", which, *TESTS],
         cwd=ROOT,
         env=os.environ
         | SANITIZER_OPTIONS

@@ -6,8 +6,8 @@ import platform
 import launches
 import pytest
 import torch
+from conformance.accuracy import DTYPES
 from emulated import EmulatedBackend, Traffic
-from test_accuracy import DTYPES
 
 import icsd
 from icsd.ops import registry
@@ -19,10 +19,8 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emul
 
 @pytest.fixture(scope="module")
 def counted():
-    backend = EmulatedBackend("counted")
-    registry.register(backend)
-    yield backend
-    del registry._backends[backend.name]
+    with registry.temporarily(EmulatedBackend("counted")) as backend:
+        yield backend
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

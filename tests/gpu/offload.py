@@ -1,22 +1,16 @@
-"""A pytest plugin: a GPU's backend copies CPU tensors to the device and its results back.
+"""Backends of a GPU behind copies: they take CPU tensors to the device and their results back.
 
-So the operator's tests, which use CPU tensors, hold it to the same bounds. The CUDA backend goes by the name `cpu`, or
-Triton's by its own where ICSD_TEST_BACKENDS says so:
-`PYTHONPATH=tests/gpu pytest -p offload tests/ops/test_accuracy.py -k cpu`.
+So the tests that all backends share, which use CPU tensors, hold them to the same bounds.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from icsd.ops import registry
 from icsd.ops.backend import FusedBackend
 from icsd.ops.contract import Launcher, Spec
-from icsd.ops.cuda import CUDABackend
-from icsd.ops.triton import TritonBackend
 
 
 class OffloadingLauncher:
@@ -48,8 +42,9 @@ class Offloading(FusedBackend):
 
     device_type = "cpu"
 
-    def __init__(self, backend: FusedBackend, name: str) -> None:
-        self.name = name
+    name = "offloaded"
+
+    def __init__(self, backend: FusedBackend) -> None:
         self.description = f"{backend.description}, behind copies"
         self.regimes = backend.regimes
         self.launcher = OffloadingLauncher(backend.launcher)
@@ -57,12 +52,6 @@ class Offloading(FusedBackend):
 
 
 def _to_gpu(x: Tensor) -> Tensor:
-    """With the same strides and alignment: a view of a copy of the whole memory that `x` is a view of."""
+    """Return a copy on the GPU with the same strides and alignment: of the whole memory that `x` is a view of."""
     memory = x.new_empty(0).set_(x.untyped_storage()).cuda()
     return memory.as_strided(x.shape, x.stride(), x.storage_offset())
-
-
-if os.environ.get("ICSD_TEST_BACKENDS") == "triton":
-    registry.register(Offloading(TritonBackend(), "triton"))
-else:
-    registry.register(Offloading(CUDABackend(), "cpu"))

@@ -1,9 +1,4 @@
-"""The tests of the operator, run with the Triton kernels on a GPU."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The Triton kernels on a real GPU: streams, waiting and compiled graphs. tests/gpu runs the tests of all backends."""
 
 import pytest
 import torch
@@ -13,24 +8,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU with a driver is found"),
 ]
-HERE = Path(__file__).parent
-
-
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("autotune", ["0", "1"])
-@pytest.mark.parametrize("module", ["test_accuracy.py", "test_autograd.py"])
-def test_suite(module, autotune):
-    environment = {"ICSD_TEST_BACKENDS": "triton", "ICSD_TRITON_AUTOTUNE": autotune}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.with_name("gpu")), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "offload", f"tests/ops/{module}", "-k", "triton or penalty"],
-        cwd=HERE.parents[1],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
 
 
 def test_it_never_waits_for_the_device_and_runs_on_its_stream():

@@ -1,4 +1,4 @@
-"""Irregular inputs of the operator and checks on their results, for every backend.
+"""Irregular inputs: strides, weights, upstream gradients and norms that regular inputs do not have.
 
 Inputs that are too regular hide mistakes: with contiguous groups a wrong stride does not show, with equal weights and
 upstream gradients a wrong index does not, and with norms above eps a missing clamp does not.
@@ -7,6 +7,7 @@ upstream gradients a wrong index does not, and with norms above eps a missing cl
 import mmap
 from typing import NamedTuple
 
+import pytest
 import torch
 from inputs import normal
 
@@ -148,3 +149,14 @@ def check_far_apart(case, backend):
     results = [loss_and_gradients(inputs, case.loss, case.regime, backend) for inputs in (near, far)]
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
     assert all(gradient.isfinite().all() for gradient in results[1][1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_of_irregular_inputs(case, fused_backend):
+    # Matrices are rounded to bfloat16, too, where a processor multiplies that type.
+    check(case, fused_backend, roundings=2 if case.dtype == torch.bfloat16 else 1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rows_beyond_32_bits(case, fused_backend):
+    check_far_apart(case, fused_backend)

@@ -1,0 +1,9 @@
+"""Accuracy and special inputs of the CUDA backend in the emulator."""
+
+import platform
+
+import pytest
+from conformance.accuracy import *  # noqa: F403
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
+EVERY_ARCHITECTURE = ["test_similarity"]
