@@ -1,4 +1,4 @@
-"""What the commands share: the argument parser and the check of an output file."""
+"""The argument parser of all commands and the check of an output file."""
 
 from __future__ import annotations
 

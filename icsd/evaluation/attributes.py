@@ -1,4 +1,4 @@
-"""Does an image show what its caption says? A small classifier, trained on real images, reads known attributes.
+"""Scores of known attributes in generated images, by a small classifier that is trained on real images.
 
 Each accuracy stands between two others: the ceiling, what the classifier reads in real images it has not seen, and
 the floor, what it would score if the captions had been dealt out at random.
@@ -20,15 +20,15 @@ class AttributeScore:
     """Accuracy of one attribute, in [0, 1]."""
 
     attribute: str
-    """Its name."""
+    """The name of the attribute."""
     values: int
-    """How many values it has."""
+    """The number of its values."""
     ceiling: float
-    """On real held-out images."""
+    """The accuracy on real held-out images."""
     result: float
-    """On images generated from held-out captions."""
+    """The accuracy on images generated from held-out captions."""
     floor: float
-    """The same, had the captions been shuffled: its expectation over all shuffles."""
+    """The expected accuracy if the captions were shuffled."""
 
 
 class AttributeClassifier(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class WordAttention(nn.Module):
-    """For each pixel a convex combination of its own sample's words.
+    """Attention of each pixel to the words of its own sample.
 
     Args:
         word_dim: Width of the word features.

@@ -1,4 +1,4 @@
-"""DAMSM, the deep attentional multimodal similarity model: how well images match sentences, and regions words.
+"""DAMSM, the deep attentional multimodal similarity model of images and sentences, regions and words.
 
 T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks", CVPR
 2018, section 3.2; the numbers in brackets are its equations. All pairs of a batch are scored at once.
@@ -19,13 +19,13 @@ from icsd.models.text import TextEncoder, TextFeatures
 
 @dataclass
 class DAMSMConfig:
-    """How images and sentences are matched."""
+    """The matching of images and sentences."""
 
     attention_sharpness: float = 4.0
-    """Gamma 1: how much a word attends to its best regions."""
+    """Gamma 1: sharpness of the attention of a word to its best regions."""
 
     word_sharpness: float = 5.0
-    """Gamma 2: how much the best matching words of a sentence count."""
+    """Gamma 2: weight of the best matching words of a sentence."""
 
     match_sharpness: float = 10.0
     """Gamma 3: factor on the matches before the softmax over a batch."""
@@ -34,8 +34,8 @@ class DAMSMConfig:
     """code leaves out the power 1/gamma2 of the paper's equation (10), as the published code does."""
 
     same_class_is_wrong: bool = False
-    """Whether captions of other images of the same class are wrong answers. Not for CUB, where they fit as well; for
-    sets whose captions tell the images of a class apart."""
+    """Take captions of other images of the same class for wrong answers. Not for CUB, where they fit as well; for sets
+    whose captions tell the images of a class apart."""
 
     def __post_init__(self) -> None:
         for key in ("attention_sharpness", "word_sharpness", "match_sharpness"):
@@ -56,9 +56,9 @@ class DAMSM(nn.Module):
     """A text and an image encoder of one feature space.
 
     Args:
-        text_encoder: Reads captions.
-        image_encoder: Looks at images; its features are as wide as the text encoder's.
-        config: How the two are matched.
+        text_encoder: The text encoder.
+        image_encoder: The image encoder, with features of the same width.
+        config: Parameters of the matching.
     """
 
     def __init__(self, text_encoder: TextEncoder, image_encoder: ImageEncoder, config: DAMSMConfig) -> None:
@@ -88,8 +88,8 @@ def damsm_losses(
     """Return how far each image is from finding its sentence among those of the batch, and each sentence its image.
 
     Args:
-        images: Of B images.
-        text: Of their B captions, row by row.
+        images: Features of B images.
+        text: Features of their B captions, row by row.
         config: The sharpnesses.
         class_ids: `(B,)`; other images of the same class are left out, unless `config.same_class_is_wrong`.
         caption_ids: `(B,)`; other images with the same number share a caption and are left out.
@@ -107,11 +107,11 @@ def damsm_losses(
 
 
 def word_matches(images: ImageFeatures, text: TextFeatures, config: DAMSMConfig) -> Tensor:
-    """R(Q, D) of equation (10): how well the words of each sentence are found in the regions of each image.
+    """Return R(Q, D) of equation (10), the match of the words of each sentence with the regions of each image.
 
     Args:
-        images: Of I images.
-        text: Of C captions.
+        images: Features of I images.
+        text: Features of C captions.
         config: The sharpnesses.
 
     Returns:

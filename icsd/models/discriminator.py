@@ -38,7 +38,7 @@ class _Block(nn.Module):
         self.norm = nn.BatchNorm2d(conv.out_channels) if normalization == "batch" else None
 
     def forward(self, x: Tensor, parts: int) -> Tensor:
-        """The convolution sees the whole batch at once, each of the equal parts has batch statistics of its own."""
+        """Convolve the whole batch at once, and normalize each of its equal parts by its own statistics."""
         x = self.conv(x)
         if self.norm is not None:
             x = torch.cat([self.norm(part) for part in x.chunk(parts)]) if parts > 1 else self.norm(x)
@@ -46,7 +46,7 @@ class _Block(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Judges images of one stage.
+    """The discriminator of one stage.
 
     Channels double with every halving of the side: up to 64 pixels they end in 8 * width, above that they start at
     `width` and 3x3 convolutions bring them back to 8 * width.
@@ -81,12 +81,12 @@ class Discriminator(nn.Module):
             spectral_norm(self.conditional_head)
 
     def compile_heads(self) -> None:
-        """Has torch.compile translate its methods, at their first calls."""
+        """Compile its methods with torch.compile, at their first calls."""
         for name in ("features", "unconditional", "conditional"):
             setattr(self, name, torch.compile(getattr(self, name)))
 
     def features(self, images: Tensor, parts: int = 1) -> Tensor:
-        """What it sees in images.
+        """Return the features of images.
 
         Args:
             images: `(B, 3, resolution, resolution)` in [-1, 1].
@@ -101,7 +101,7 @@ class Discriminator(nn.Module):
         return maps
 
     def unconditional(self, features: Tensor) -> Tensor:
-        """Does it look real?
+        """Return the logits of images without their captions.
 
         Args:
             features: `(B, 8 * width, 4, 4)`.
@@ -112,7 +112,7 @@ class Discriminator(nn.Module):
         return self.unconditional_head(features).flatten().float()
 
     def conditional(self, features: Tensor, sentence: Tensor, parts: int = 1) -> Tensor:
-        """Does it look real and match its sentence?
+        """Return the logits of images with their captions.
 
         Args:
             features: `(B, 8 * width, 4, 4)`.
@@ -127,10 +127,10 @@ class Discriminator(nn.Module):
 
 
 def _unless_batch(normalization: str) -> str:
-    """The first layer's maps are as they are: statistics of the images themselves are news."""
+    """Return the normalization of the first layer, which is not batch normalization: its statistics are informative."""
     return "none" if normalization == "batch" else normalization
 
 
 def build_discriminators(config: DiscriminatorConfig, resolutions: list[int], sentence_dim: int) -> nn.ModuleList:
-    """One discriminator per stage, coarse to fine."""
+    """Return one discriminator per stage, coarse to fine."""
     return nn.ModuleList(Discriminator(config, side, sentence_dim) for side in resolutions)

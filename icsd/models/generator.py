@@ -51,7 +51,7 @@ class GeneratorConfig:
 
 
 class GeneratorOutput(NamedTuple):
-    """What one pass of the generator gives; lists run from coarse to fine."""
+    """The output of the generator; lists run from coarse to fine."""
 
     images: list[Tensor]
     """One `(B, 3, r, r)` in [-1, 1] per stage."""
@@ -122,7 +122,7 @@ class RefinementStage(nn.Module):
     Args:
         width: Channels of the hidden maps.
         word_dim: Width of the word features.
-        residual_blocks: How many residual blocks join map and words.
+        residual_blocks: Number of residual blocks that join map and words.
     """
 
     def __init__(self, width: int, word_dim: int, residual_blocks: int) -> None:
@@ -158,7 +158,7 @@ class Generator(nn.Module):
         self.heads = nn.ModuleList(_conv3x3(config.width, 3) for _ in self.resolutions)
 
     def forward(self, z: Tensor, text: TextFeatures, condition_noise: Tensor | None = None) -> GeneratorOutput:
-        """Generates one image per sample and stage.
+        """Generate one image per sample and stage.
 
         Args:
             z: Noise, `(B, noise_dim)`.
@@ -180,13 +180,13 @@ class Generator(nn.Module):
 
 
 def image_pyramid(images: Tensor, resolutions: list[int]) -> list[Tensor]:
-    """Real images at the side of every stage, by area averaging.
+    """Reduce real images to the resolution of every stage, by area averaging.
 
     Args:
-        images: `(B, 3, r, r)` at the finest side.
-        resolutions: Sides from coarse to fine; the last is r.
+        images: `(B, 3, r, r)` at the finest resolution.
+        resolutions: Resolutions from coarse to fine; the last is r.
 
     Returns:
-        One `(B, 3, r, r)` per side.
+        One `(B, 3, r, r)` per resolution.
     """
     return [images if side == images.shape[-1] else F.adaptive_avg_pool2d(images, side) for side in resolutions]

@@ -45,7 +45,7 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Features of images `(B, 3, r, r)` in [-1, 1]."""
+        """Return the features of images `(B, 3, r, r)` in [-1, 1]."""
 
 
 class InceptionEncoder(ImageEncoder):
@@ -113,10 +113,10 @@ class CNNEncoder(ImageEncoder):
 
 
 def build_image_encoder(config: ImageEncoderConfig, dim: int, resolution: int) -> ImageEncoder:
-    """A new image encoder.
+    """Return a new image encoder.
 
     Args:
-        config: Which.
+        config: Kind and width.
         dim: Width of its features, that of the text encoder.
         resolution: Side of the images in pixels.
 
@@ -134,7 +134,7 @@ def build_image_encoder(config: ImageEncoderConfig, dim: int, resolution: int) -
 
 
 def restore_image_encoder(config: ImageEncoderConfig, dim: int, resolution: int) -> ImageEncoder:
-    """An image encoder of a saved configuration, ready for `load_state_dict`."""
+    """Return an image encoder of a saved configuration, ready for `load_state_dict`."""
     if config.encoder == "cnn":
         return CNNEncoder(dim, config.width, resolution)
     return InceptionEncoder(dim)

@@ -57,7 +57,7 @@ class TextFeatures(NamedTuple):
     """`(B, T)` bool, True at real words."""
 
     def detach(self) -> "TextFeatures":
-        """The same values without their graph."""
+        """Return the same values without their graph."""
         return TextFeatures(self.words.detach(), self.sentence.detach(), self.mask)
 
 

@@ -51,7 +51,7 @@ class Mismatched(NamedTuple):
     """The wrong captions of a batch."""
 
     captions: Tensor
-    """For each image the index of its wrong caption, `(B,)`."""
+    """Index of the wrong caption of each image, `(B,)`."""
     images: Tensor | None
     """Indices of the images whose wrong caption is one; None for all."""
 

@@ -34,7 +34,7 @@ class Batch:
     caption_ids: Tensor
     """`(B,)` int64, equal for equal captions."""
     mismatched: Tensor
-    """For each image the index of the image whose caption is a wrong one, `(B,)` int64; see `mismatched_captions`."""
+    """Index of the image whose caption is a wrong one for each image, `(B,)` int64; see `mismatched_captions`."""
 
     @classmethod
     def of(cls, images: Tensor, captions: Sequence[str], class_ids: Sequence[int], tokens: Tokens) -> Batch:

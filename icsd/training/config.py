@@ -66,7 +66,7 @@ class GuidanceConfig:
 
 @dataclass
 class RunConfig:
-    """What every run has."""
+    """The keys that all runs share."""
 
     output: Path = Path("runs")
     """Folder that gets the run folder."""
@@ -99,7 +99,7 @@ class RunConfig:
     """Steps between two checkpoints."""
 
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
-    """Where metrics go beside metrics.jsonl: tensorboard, wandb (Weights & Biases, pip install wandb), or both."""
+    """Loggers of metrics beside metrics.jsonl: tensorboard, wandb (Weights & Biases, pip install wandb), or both."""
 
     def __post_init__(self) -> None:
         if self.name is not None and (not self.name.strip(". ") or Path(self.name).name != self.name):

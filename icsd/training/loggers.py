@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: its metrics file always, TensorBoard and Weights & Biases as configured."""
+"""Loggers of metrics: the metrics file of a run always, TensorBoard and Weights & Biases as configured."""
 
 from __future__ import annotations
 

@@ -47,12 +47,12 @@ class Steps(Protocol):
 
 @dataclass
 class Command:
-    """What the messages say of the command that a run belongs to."""
+    """The command that a run belongs to, for messages."""
 
     name: str
     """Name of the command, such as "train"."""
     unit: str
-    """What a step takes, in the singular."""
+    """Name of one sample of a step."""
     remedies: tuple[str, ...]
     """Options that help against divergence."""
 
@@ -75,10 +75,12 @@ class Loop:
         trainer: Networks and optimizers, new or restored.
         folder: The run folder, locked.
         batches: Returns the batches of each step from one step to another.
-        command: What the messages say.
+        command: The command, for messages.
         checkpoints_kept: Number of checkpoints kept beside the best one.
         extra_state: Entries of a checkpoint beside configuration and state of the trainer.
-        summarize: Returns what the progress bar shows of the losses.
+        summarize: Reduces the losses to those that the progress bar shows.
+        on_losses: Called with each line of losses.
+        events: Events beside lines of metrics and checkpoints.
     """
 
     config: RunConfig

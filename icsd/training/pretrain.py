@@ -187,7 +187,9 @@ def prepare(
         with checkpoint.restoring(path):
             checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
             if state["step"] >= config.steps:
-                raise InputError(f"{resume} has taken its {state['step']} steps: give a larger `--steps` to train on")
+                raise InputError(
+                    f"{resume} is already trained for {state['step']} steps: give a larger `--steps` to continue"
+                )
             pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch)
             pretrainer.load_state_dict(state)
         notes += differences(state.get("data"), describe_data(train_set))

@@ -36,6 +36,7 @@ from icsd.evaluation import (
 )
 from icsd.evaluation.retrieval import r_precision
 from icsd.models import build_text_encoder, restore_text_encoder
+from icsd.ops import cross_sample_similarity
 from icsd.ops.registry import select
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch, SampledDataset
@@ -153,7 +154,7 @@ class Session:
     backend: str
     """Name of the operator's backend."""
     notes: list[str]
-    """What the user should know before training begins, one line each."""
+    """Notes for the user before training begins, one line each."""
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Batch, ...]]:
         """Yield the batches of each step from ``start`` to ``stop``."""
@@ -241,7 +242,9 @@ def _restored(config: TrainConfig, folder: Path) -> tuple[Trainer, dict[str, Any
     with checkpoint.restoring(path):
         checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
         if state["step"] >= config.steps:
-            raise InputError(f"{folder} has taken its {state['step']} steps: give a larger `--steps` to train on")
+            raise InputError(
+                f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"
+            )
         if config.damsm.checkpoint is not None:
             trainer = _guided(config)
         else:
@@ -252,8 +255,10 @@ def _restored(config: TrainConfig, folder: Path) -> tuple[Trainer, dict[str, Any
 
 def _backend(device: torch.device) -> str:
     """Name the operator's backend for this device, before a run begins that could not use it."""
+    example = torch.ones(2, 1, device=device)
     try:
-        return select(None, [torch.empty(2, 1, device=device)]).name
+        cross_sample_similarity(example)
+        return select(None, [example]).name
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the operator cannot be used: {error}") from error
 

@@ -82,13 +82,13 @@ class MicroBatch(NamedTuple):
     real: list[Tensor]
     """Real images of every stage."""
     text: TextFeatures
-    """Features of their captions."""
+    """Features of the captions."""
     class_ids: Tensor
-    """Their classes, `(B,)`."""
+    """Classes of the images, `(B,)`."""
     caption_ids: Tensor
     """`(B,)`, equal for equal captions."""
     mismatched: Mismatched
-    """Their wrong captions."""
+    """Wrong captions of the images."""
 
 
 class Trainer:

@@ -70,7 +70,7 @@ def test_resuming_ends_in_the_same_weights(config):
     pretrain(config, resume=part)
     resumed = checkpoint.load(checkpoint.latest(part))
     assert all(torch.equal(resumed["damsm"][name], value) for name, value in whole["damsm"].items())
-    with pytest.raises(InputError, match="has taken its 6 steps"):
+    with pytest.raises(InputError, match="is already trained for 6 steps"):
         pretrain(config, resume=part)
     with pytest.raises(InputError, match=r"text\.dim"):
         pretrain(replace(config, text=TextConfig(dim=10, embedding_dim=8), steps=9), resume=part)
