@@ -21,7 +21,7 @@ from icsd.errors import InputError
 Fit = Literal["crop", "pad"]
 
 MAX_ASPECT = 16
-"""Of an image whose sides have a larger ratio than this, only the middle part is used."""
+"""The largest ratio of the sides of an image. Only the middle part of a longer one is used."""
 
 _MEMORY = 256 * 2**20  # bytes of decoded images kept in memory; the images of a larger split are decoded on demand
 
