@@ -37,6 +37,7 @@ from icsd.training.augment import augment
 from icsd.training.batches import Batch
 from icsd.training.checkpoint import load_adam, load_module
 from icsd.training.config import OptimizerConfig, TrainConfig
+from icsd.training.parts import REST, part
 from icsd.training.randomness import random_state, restore_random_state
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -151,6 +152,13 @@ class Trainer:
         """Return the distillation block of one side, or None where it would do nothing."""
         return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
 
+    def parts(self) -> list[str]:
+        """Return the names of the parts of a step, see `icsd.training.parts`, in the order in which they are shown."""
+        discriminators = [f"discriminator {resolution}" for resolution in self.resolutions]
+        matching = "matching" if self.damsm is None else "DAMSM"
+        return ["text encoder", "generator", *discriminators, "distillation", matching, "average"]
+
+    @part(REST)
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Update the discriminators and the text encoder, then the generator, then the average.
 
@@ -185,16 +193,19 @@ class Trainer:
         self.scaler.update()
         for schedule in self.schedules:
             schedule.step()
-        self.ema.update_parameters(self.model)
+        with part("average"):
+            self.ema.update_parameters(self.model)
         self.step_count += 1
         return dict(losses)
 
     def _read(self, batch: Batch) -> MicroBatch:
         """Move a batch to the device, reduce its images and encode its captions."""
         images = batch.images.to(self.device, memory_format=self.layout, non_blocking=True)
+        with part("text encoder"):
+            text = self.model.text_encoder(batch.ids, batch.lengths)
         return MicroBatch(
             real=image_pyramid(images, self.resolutions),
-            text=self.model.text_encoder(batch.ids, batch.lengths),
+            text=text,
             class_ids=batch.class_ids.to(self.device, non_blocking=True),
             caption_ids=batch.caption_ids.to(self.device, non_blocking=True),
             mismatched=Mismatched.of(batch.mismatched, self.device),
@@ -202,27 +213,34 @@ class Trainer:
 
     def _generate(self, text: TextFeatures) -> GeneratorOutput:
         z = torch.randn(len(text.sentence), self.model.generator.noise_dim, device=self.device)
-        return self.model.generator(z, text.detach())
+        with part("generator"):
+            return self.model.generator(z, text.detach())
 
     def _discriminator_losses(self, batch: MicroBatch, generated: list[Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses of the discriminators by name."""
         weights, sentence = self.config.losses.discriminator, batch.text.sentence
         kinds = self.config.adversarial.augment
         real, generated = augment(batch.real, kinds), augment([image.detach() for image in generated], kinds)
-        pairs = [
-            discriminator.features(torch.cat((image, other.to(image.dtype))), parts=2).chunk(2)
-            for discriminator, image, other in zip(self.discriminators, real, generated, strict=True)
-        ]
+        pairs = []
+        for resolution, discriminator, *images in zip(
+            self.resolutions, self.discriminators, real, generated, strict=True
+        ):
+            both = torch.cat([each.to(images[0].dtype) for each in images])
+            with part(f"discriminator {resolution}"):
+                pairs.append(discriminator.features(both, parts=2).chunk(2))
         losses = {}
         if weights.adversarial:
-            for side, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True):
-                loss = discriminator_loss(self.adversarial, discriminator, *pair, sentence, batch.mismatched)
-                losses[f"adversarial/{side}"] = weights.adversarial * loss
+            for resolution, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True):
+                with part(f"discriminator {resolution}"):
+                    loss = discriminator_loss(self.adversarial, discriminator, *pair, sentence, batch.mismatched)
+                losses[f"adversarial/{resolution}"] = weights.adversarial * loss
         seen = [features for features, _ in pairs]
         if self.damsm is None and weights.matching:
-            losses["matching"] = weights.matching * self._matching(seen, batch)
+            with part("matching"):
+                losses["matching"] = weights.matching * self._matching(seen, batch)
         if self.discriminator_distillation:
-            losses["distillation"] = weights.distillation * self.discriminator_distillation(seen)
+            with part("distillation"):
+                losses["distillation"] = weights.distillation * self.discriminator_distillation(seen)
         if weights.penalized:
             losses |= self._penalties(real, sentence)
         return losses
@@ -232,31 +250,39 @@ class Trainer:
         weights, power = self.config.losses.discriminator, self.config.adversarial.matching_penalty_power
         total = Counter()
         with torch.autocast(self.device.type, enabled=False):
-            for discriminator, images in zip(self.discriminators, real, strict=True):
-                total.update(gradient_penalties(weights, power, discriminator, images, sentence))
+            for resolution, discriminator, images in zip(self.resolutions, self.discriminators, real, strict=True):
+                with part(f"discriminator {resolution}"):
+                    total.update(gradient_penalties(weights, power, discriminator, images, sentence))
         return total
 
     def _generator_losses(self, generated: GeneratorOutput, batch: MicroBatch) -> dict[str, Tensor]:
         """Return the weighted losses of the generator by name."""
         weights, text = self.config.losses.generator, batch.text
         augmented = augment(generated.images, self.config.adversarial.augment)
-        fake = [d.features(image) for d, image in zip(self.discriminators, augmented, strict=True)]
+        fake = []
+        for resolution, discriminator, images in zip(self.resolutions, self.discriminators, augmented, strict=True):
+            with part(f"discriminator {resolution}"):
+                fake.append(discriminator.features(images))
         losses = {}
         if weights.adversarial:
-            for side, *stage in zip(self.resolutions, self.discriminators, fake, strict=True):
-                loss = generator_loss(self.adversarial, *stage, text.sentence)
-                losses[f"adversarial/{side}"] = weights.adversarial * loss
+            for resolution, *stage in zip(self.resolutions, self.discriminators, fake, strict=True):
+                with part(f"discriminator {resolution}"):
+                    loss = generator_loss(self.adversarial, *stage, text.sentence)
+                losses[f"adversarial/{resolution}"] = weights.adversarial * loss
         if self.damsm is None and weights.matching:
-            losses["matching"] = weights.matching * self._matching(fake, batch)
+            with part("matching"):
+                losses["matching"] = weights.matching * self._matching(fake, batch)
         if self.damsm is not None and weights.damsm:
             images = generated.images[-1].float()
-            losses["damsm"] = weights.damsm * sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
+            with part("DAMSM"):
+                losses["damsm"] = weights.damsm * sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
         if weights.condition_kl:
             losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(generated.mu, generated.logvar)
         if self.generator_distillation:
             sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
             stages = sources[self.config.distillation.generator.source]
-            losses["distillation"] = weights.distillation * self.generator_distillation(stages)
+            with part("distillation"):
+                losses["distillation"] = weights.distillation * self.generator_distillation(stages)
         return losses
 
     def _matching(self, features: list[Tensor], batch: MicroBatch) -> Tensor:

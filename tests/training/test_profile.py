@@ -4,7 +4,6 @@ from icsd.data import DataConfig
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.training import train
 from icsd.training.config import TrainConfig
-from icsd.training.profile import _labels
 from icsd.training.trainer import Trainer
 
 CONFIG = TrainConfig(
@@ -21,7 +20,7 @@ def profile():
     return train.profile(CONFIG, steps=2)
 
 
-def test_every_part_has_its_share(profile):
+def test_every_part_has_a_share(profile):
     parts = ["text encoder", "generator", "discriminator 8", "discriminator 16", "distillation", "matching", "average"]
     assert list(profile.shares) == [*parts, "losses and the rest", "optimizers", "data"]
     assert sum(profile.shares.values()) == pytest.approx(1)
@@ -30,7 +29,7 @@ def test_every_part_has_its_share(profile):
     assert profile.peak_memory > 2**20
 
 
-def test_backward_time_goes_to_the_part_it_is_of(profile, monkeypatch):
+def test_backward_time_goes_to_the_part_of_the_operation(profile, monkeypatch):
     import time
 
     import torch
@@ -48,14 +47,6 @@ def test_backward_time_goes_to_the_part_it_is_of(profile, monkeypatch):
     plain = Trainer._matching
     monkeypatch.setattr(Trainer, "_matching", lambda *arguments: SlowBackward.apply(plain(*arguments)))
     assert train.profile(CONFIG, steps=1).shares["matching"] > max(0.6, profile.shares["matching"])
-
-
-def test_labels_come_off_again():
-    trainer = train.prepare(CONFIG, None).trainer
-    before = [dict(vars(one)) for one in (trainer, trainer.model.generator, *trainer.discriminators)]
-    with _labels(trainer):
-        assert "step" in vars(trainer)
-    assert [vars(one) for one in (trainer, trainer.model.generator, *trainer.discriminators)] == before
 
 
 def test_shares_are_laid_out_one_per_line(profile):
