@@ -15,7 +15,7 @@ from typing import Any
 
 from icsd.data.captions import Vocabulary
 from icsd.data.dataset import Split
-from icsd.data.files import File
+from icsd.data.files import File, printable
 from icsd.data.records import Record
 from icsd.errors import InputError
 
@@ -43,7 +43,8 @@ def read_pickle(file: File, data: bytes) -> Any:
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # a broken pickle may raise anything
-        raise InputError(f"{file} cannot be read as a pickle ({error}); get it from its publisher again") from error
+        reason = printable(str(error))
+        raise InputError(f"{file} cannot be read as a pickle ({reason}); get it from its publisher again") from error
 
 
 def read_filenames(file: File, data: bytes) -> list[str]:

@@ -199,7 +199,7 @@ def _csv_rows(source: File, text: str, images: Collection[str]) -> Iterator[Row]
             elif not header:
                 header = _names(fields)
                 if len(set(header)) < len(header):
-                    raise InputError(f"{place} names a column twice: {', '.join(header)}; keep one")
+                    raise InputError(f"{place} names a column twice: {printable(', '.join(header))}; keep one")
             else:
                 _check_row(place, fields, header, delimiter)
                 if reader.line_num > start:
@@ -220,7 +220,7 @@ def _csv_rows(source: File, text: str, images: Collection[str]) -> Iterator[Row]
 def _check_row(place: str, fields: list[str], header: list[str], delimiter: str) -> None:
     if len(fields) == len(header):
         return
-    columns = delimiter.join(header)
+    columns = printable(delimiter.join(header))
     if len(fields) > len(header):
         raise InputError(
             f"{place} has {len(fields)} fields, more than the header ({columns}); "
