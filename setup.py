@@ -138,6 +138,11 @@ class NinjaBuild(build_ext):
             print(f"icsd: built for the CPU and, with {nvcc}, for sm_{', sm_'.join(cuda_architectures())}")
 
 
+def quoted(arguments: list[str]) -> str:
+    """Return arguments as ninja takes them for the shell."""
+    return shlex.join(arguments).replace("$", "$$")
+
+
 def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     """Write the rules and every object's: each source once, those of the CPU's kernels once for each instruction set.
 
@@ -146,14 +151,14 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     sources = Path("../../csrc")
     flags = [*COMPILE_FLAGS, f"-I{sources}", *(["-DICSD_X86"] if X86 else [])]
     flags += shlex.split(os.environ.get("CXXFLAGS", ""))
-    compiler = shlex.join(COMPILER)
-    rule(build, "compile", f"{compiler} -MMD -MF $out.d {shlex.join(flags)} $flags -c $in -o $out")
+    compiler = quoted(COMPILER)
+    rule(build, "compile", f"{compiler} -MMD -MF $out.d {quoted(flags)} $flags -c $in -o $out")
     link_flags = ["-fopenmp", *shlex.split(os.environ.get("LDFLAGS", ""))]
     if nvcc is None:
-        build.rule("link", f"{compiler} -shared $in {shlex.join(link_flags)} -o $out")
+        build.rule("link", f"{compiler} -shared $in {quoted(link_flags)} -o $out")
     else:
-        nvcc_on_host = shlex.join([nvcc, "-ccbin", COMPILER[-1]])  # without a ccache before it
-        cuda_flags = shlex.join([*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{sources}"])
+        nvcc_on_host = quoted([nvcc, "-ccbin", COMPILER[-1]])  # without a ccache before it
+        cuda_flags = quoted([*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{sources}"])
         host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
         rule(build, "compile_cuda", f"{nvcc_on_host} -MMD -MF $out.d {cuda_flags} {host_flags} -c $in -o $out")
         build.rule("link", f"{nvcc_on_host} -shared -cudart static $in {for_host(link_flags)} -o $out")
@@ -164,7 +169,7 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
             if (source.stem, suffix) in left_out:
                 continue
             name = f"{folder.replace('/', '_')}_{source.stem}{suffix}.o"
-            build.build(name, rule, str(sources / folder / source.name), variables={"flags": shlex.join(flags)})
+            build.build(name, rule, str(sources / folder / source.name), variables={"flags": quoted(flags)})
             objects.append(name)
 
     left_out = {("amx", f"_{isa}") for isa in CPU_ISAS if isa != "amx"} | (set() if nvcc else {("cuda", "")})
@@ -176,7 +181,6 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     for folder in ("cuda", "cuda/kernels") if nvcc else ():
         compile_all(folder, "", [], "compile_cuda")
     build.build(str(target), "link", objects)
-    build.default(str(target))
 
 
 def rule(build: Writer, name: str, command: str) -> None:
