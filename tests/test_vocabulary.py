@@ -1,0 +1,78 @@
+"""The glossary of CONTRIBUTING.md: one word for one thing. The words that it replaced do not come back."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("*.py", "*.pyi", "*.cpp", "*.cu", "*.cuh", "*.h", "*.md", "*.yaml", "*.toml", "Makefile")
+# The words of captions and of emoji names are data; two files name the words that were replaced.
+EXEMPT = {"tests/test_vocabulary.py", "icsd/data/emoji.py", "icsd/data/procedural.py", "icsd/training/renamed.py"}
+
+REPLACED = {
+    "paint": "generate",
+    "picture": "image",
+    "judge": "discriminator, or to evaluate",
+    "scene": "micro-batch",
+    "rehears": "dry run",
+    "divergences": "loss",
+    "make_divergence": "make_loss",
+    "optimis": "optimiz",
+    "normalis": "normaliz",
+    "tokenis": "tokeniz",
+    "initialis": "initializ",
+    "synchronis": "synchroniz",
+    "colour": "color",
+    "centre": "center",
+    "behaviour": "behavior",
+    "neighbour": "neighbor",
+    "labelled": "labeled",
+}
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=False)
+    return [name for name in listed.stdout.splitlines() if name not in EXEMPT and (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("word", REPLACED)
+def test_replaced_word_does_not_return(word):
+    found = []
+    for name in tracked_files():
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+            if re.search(word, line, re.IGNORECASE):
+                found.append(f"{name}:{number}: {line.strip()}")
+    assert not found, f"write {REPLACED[word]!r} instead of {word!r} in\n" + "\n".join(found)
+
+
+def test_the_check_reads_the_sources():
+    names = tracked_files()
+    if not names:
+        pytest.skip("this is no git checkout, which lists the files")
+    assert {"README.md", "icsd/__init__.py", "csrc/binding/module.cpp"} <= set(names)
+
+
+FRAGMENT = re.compile(r"(What|Whether|Of|As|Their|Whose|So many|Likewise)\b")
+
+
+def docstring_starts(text: str) -> list[str]:
+    """Return the first words of docstrings and of attribute docstrings."""
+    return re.findall(r'^\s*"""([^\n]*)', text, re.MULTILINE)
+
+
+def comment_starts(text: str) -> list[str]:
+    """Return the first words of C++ comments on lines of their own that follow no other comment."""
+    return re.findall(r"(?:^|\n)(?!\s*//)[^\n]*\n\s*// ([^\n]*)", text)
+
+
+def test_docstrings_and_comments_are_sentences():
+    found = []
+    for name in tracked_files():
+        text = (ROOT / name).read_text()
+        starts = docstring_starts(text) if name.endswith((".py", ".pyi")) else []
+        if name.startswith(("csrc/", "tests/")) and not name.endswith((".py", ".md")):
+            starts = comment_starts(text)
+        found += [f"{name}: {start}" for start in starts if FRAGMENT.match(start)]
+    assert not found, "give these a subject:\n" + "\n".join(found)
