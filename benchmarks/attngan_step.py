@@ -134,7 +134,7 @@ class AttnGANStep:
 
     Args:
         wrong_pass: Whether real images go through the discriminators once more for the mismatched pairs, as in
-            StackGAN; AttnGAN judges the features of the one pass twice.
+            StackGAN; AttnGAN uses the features of the one pass twice.
     """
 
     def __init__(self, wrong_pass: bool) -> None:

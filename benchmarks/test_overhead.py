@@ -1,4 +1,4 @@
-"""What a call costs where there is next to nothing to compute."""
+"""The cost of a call where there is next to nothing to compute."""
 
 import pytest
 

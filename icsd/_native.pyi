@@ -19,7 +19,7 @@ LOSSES: dict[str, int]  # the losses with kernels and how many parameters each t
 build: _Build
 
 class Spec:
-    """What a distillation asks for. Make it once for each configuration."""
+    """The specification of a distillation call. Make it once for each configuration."""
 
     def __init__(
         self,

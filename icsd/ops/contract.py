@@ -15,7 +15,7 @@ MAX_STATISTICS = 5  # kMaxStatistics of csrc/core/losses.h
 
 
 class Spec(NamedTuple):
-    """What a distillation asks for.
+    """The specification of a distillation call.
 
     Attributes:
         loss: The name of the loss.
@@ -35,7 +35,7 @@ class Spec(NamedTuple):
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether the backward pass reads the features of the teacher. They stay alive until then."""
+        """True if the backward pass reads the features of the teacher, which then stay alive until it."""
         return self.teacher_gradient or self.regime != "sample"
 
 

@@ -25,7 +25,7 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
-    """Whether a launcher can read these tensors: nothing is traced, and their elements are what their memory holds.
+    """Return whether a launcher can read these tensors: nothing is traced, and their elements are what their memory holds.
 
     The wrappers of `torch.func` are ordinary, too: they reach a launcher without them.
     """
@@ -38,7 +38,7 @@ def is_ordinary(*tensors: Tensor) -> bool:
 
 
 def is_transformed(tensors: Sequence[Tensor]) -> bool:
-    """Whether a transform of `torch.func` is at work, or one of the tensors is a dual number of `forward_ad`."""
+    """Return whether a transform of `torch.func` is at work, or one of the tensors is a dual number of `forward_ad`."""
     if torch._C._are_functorch_transforms_active():
         return True
     return forward_ad._current_level >= 0 and any(
@@ -47,7 +47,7 @@ def is_transformed(tensors: Sequence[Tensor]) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether this is a tensor of `torch.func.vmap`, or of `torch.autograd.grad(is_grads_batched=True)`."""
+    """Return whether this is a tensor of `torch.func.vmap`, or of `torch.autograd.grad(is_grads_batched=True)`."""
     return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 

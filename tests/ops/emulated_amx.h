@@ -128,6 +128,6 @@ inline void multiply(int sums, int a, int b) {
 #define _tile_stored emulated_amx::store
 #define _tile_dpbf16ps emulated_amx::multiply
 
-// What csrc/cpu/dispatch.cpp asks the processor and the system.
+// These answer the questions of csrc/cpu/runtime/dispatch.cpp to the processor and the system.
 #define __builtin_cpu_supports(feature) (!__builtin_strncmp(feature, "amx-", 4) || __builtin_cpu_supports(feature))
 #define syscall(number, ...) (number == SYS_arch_prctl ? 0L : -1L)

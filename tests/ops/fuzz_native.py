@@ -45,7 +45,7 @@ numbers = mostly(st.floats(0.01, 2), 0.0, -1.0, float("nan"), float("inf"), "x",
 
 @st.composite
 def tensors(draw, *shape):
-    """Of the arena; mostly dense."""
+    """Return a tensor in the arena, mostly a dense one."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.insert(0, 0 if size == HUGE else step)
@@ -84,7 +84,7 @@ def distillations(draw):
 
 
 def call(function, *arguments):
-    """What the call returns, read once; None if it was refused."""
+    """Return the result of the call after reading it once, or None if the call was refused."""
     try:
         results = function(*arguments)
     except (ValueError, TypeError, MemoryError, RuntimeError):

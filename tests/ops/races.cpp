@@ -78,7 +78,7 @@ struct Batch {
   }
 };
 
-// Whether matrices of the features' products are small.
+// The covariance matrices are small where this holds.
 bool narrow(const Batch& batch) { return batch.features.features <= 64; }
 
 // Forward and backward of every function; `shared` results if not null.

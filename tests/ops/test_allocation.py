@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def mapping_at(address):
-    """What Linux tells of the memory at an address: its fields by name; nothing if there is none."""
+    """Return the fields that Linux reports for the memory at an address, or nothing if there is none."""
     fields = {}
     inside = False
     for line in MAPPINGS.read_text().splitlines():

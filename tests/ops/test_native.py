@@ -185,7 +185,7 @@ def test_concurrent_python_threads():
 
 
 def saved_bytes(loss_of):
-    """What autograd keeps for the backward, beyond the inputs themselves."""
+    """Return what autograd keeps for the backward pass besides the inputs."""
     inputs = [torch.randn(32, 4096, requires_grad=True), torch.randn(32, 8192), torch.randn(32, 2048)]
     known = {tensor.data_ptr() for tensor in inputs}
     kept = {}

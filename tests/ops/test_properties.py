@@ -1,4 +1,4 @@
-"""Laws that hold whatever the shapes, strides, dtypes and values; the definition in float64 is the judge."""
+"""Laws that hold whatever the shapes, strides, dtypes and values; the reference is the definition in float64."""
 
 import pytest
 import torch

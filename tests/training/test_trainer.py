@@ -71,7 +71,7 @@ def guided_trainer(config):
     return Trainer(config, encoder, DAMSM(encoder, image_encoder, DAMSMConfig()))
 
 
-def test_frozen_encoders_judge_and_stay_as_they_are():
+def test_frozen_encoders_guide_training_and_stay_unchanged():
     trainer = guided_trainer(config_of())
     before = {name: value.clone() for name, value in trainer.damsm.state_dict().items()}
     generator = {name: value.clone() for name, value in trainer.model.generator.state_dict().items()}
@@ -199,7 +199,7 @@ def test_restored_trainer_takes_the_very_same_step(precision, channels_last):
 
 
 def _contiguous(value):
-    """As a checkpoint gives it back."""
+    """Return the state as a checkpoint gives it back."""
     if isinstance(value, dict):
         return {key: _contiguous(item) for key, item in value.items()}
     return value.clone().contiguous() if isinstance(value, torch.Tensor) else value

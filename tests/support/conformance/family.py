@@ -147,7 +147,7 @@ def features(n=6, student=9, teacher=5, *batch, dtype=torch.float64, seed=0):
 
 @pytest.fixture
 def chunked(monkeypatch):
-    """As for large batches: few angles at once."""
+    """Compute few angles at once, as for large batches."""
     monkeypatch.setattr(relations, "_ANGLES", 2**8)
 
 
