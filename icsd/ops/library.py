@@ -25,7 +25,7 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
-    """Return whether a launcher can read these tensors: nothing is traced, and their elements are what their memory holds.
+    """Return whether a launcher can read these tensors: nothing is traced, and their memory holds their elements.
 
     The wrappers of `torch.func` are ordinary, too: they reach a launcher without them.
     """
