@@ -1,4 +1,4 @@
-// What a distillation call asks for. One Spec serves all calls of the same configuration.
+// The specification of what a distillation computes. One serves all calls of the same configuration.
 #pragma once
 
 #include <vector>

@@ -110,7 +110,7 @@ def combine(data):
 
 
 def call_with_spec(function, arguments, spec, *others):
-    """The same of a call that takes a specification, which may be refused before."""
+    """Does the same for a call that takes a specification, which may be refused first."""
     return call(lambda: function(*arguments, _native.Spec(*spec), *others))
 
 
