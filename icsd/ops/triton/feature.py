@@ -60,8 +60,7 @@ def distill_backward(
 def _with_norms(stages: Sequence[Tensor], eps: float) -> list[Features]:
     dtype = compute_dtype(*stages)
     found = [Features.of(stage, stage.new_empty(stage.shape[:2], dtype=dtype)) for stage in stages]
-    for features in found:
-        compute_inverse_norms(features, eps)
+    compute_inverse_norms(found, eps)
     return found
 
 

@@ -31,8 +31,7 @@ def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tenso
     else:
         inverse_norms, statistics = _parts(saved, groups, len(stages), samples)
     *students, teacher = _features(stages, inverse_norms)
-    for features in (*students, teacher):
-        compute_inverse_norms(features, spec.eps)
+    compute_inverse_norms([*students, teacher], spec.eps)
     values = stages[-1].new_empty((groups, len(students), samples), dtype=dtype)
     for k, (student, weight) in enumerate(zip(students, spec.weights, strict=True)):
         of_student = None if statistics is None or spec.loss != "kl" else statistics[:, k]

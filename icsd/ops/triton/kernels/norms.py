@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -39,8 +41,19 @@ def is_clamped(inverse, eps):
 
 
 @triton.jit(do_not_specialize=["eps"])
-def inverse_norms_kernel(features, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the inverse norms of `features` (`Features`). The grid is `(groups * ceil(samples / ROWS),)`."""
+def inverse_norms_kernel(stages, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the inverse norms of all stages, a tuple of `Features`.
+
+    The grid is `(groups * ceil(samples / ROWS), stages)`.
+    """
+    for k in tl.static_range(len(stages)):
+        if tl.program_id(1) == k:
+            _store_inverse_norms(stages[k], eps, samples, ROWS, BLOCK)
+
+
+@triton.jit
+def _store_inverse_norms(features, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the inverse norms of a row block of one stage."""
     blocks = tl.cdiv(samples, ROWS)
     group = (tl.program_id(0) // blocks).to(tl.int64)
     i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
@@ -56,13 +69,13 @@ def inverse_norms_kernel(features, eps, samples, ROWS: tl.constexpr, BLOCK: tl.c
     tl.store(inverse, inverse_norm(square, real(eps, dtype)), mask=i < samples)
 
 
-def compute_inverse_norms(features: Features, eps: float) -> None:
-    """Write the inverse norms of `features`."""
-    groups, samples, dim = features.x.shape
-    rows, block = runtime.row_tile(dim)
-    grid = (groups * triton.cdiv(samples, rows),)
-    arguments = features, runtime.bits(eps), samples
-    runtime.launch(inverse_norms_kernel, features.inverse_norms, grid, *arguments, ROWS=rows, BLOCK=block)
+def compute_inverse_norms(stages: Sequence[Features], eps: float) -> None:
+    """Write the inverse norms of all stages by one launch."""
+    groups, samples, _ = stages[0].x.shape
+    rows, block = runtime.row_tile(max(features.dim for features in stages))
+    grid = groups * triton.cdiv(samples, rows), len(stages)
+    arguments = tuple(stages), runtime.bits(eps), samples
+    runtime.launch(inverse_norms_kernel, stages[0].inverse_norms, grid, *arguments, ROWS=rows, BLOCK=block)
 
 
 @triton.jit(do_not_specialize=["eps"])
