@@ -7,6 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# The types of devices with autocast. `torch.compile` cannot ask PyTorch for them in all versions.
+_AUTOCAST = frozenset(
+    device for device in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia") if torch.amp.is_autocast_available(device)
+)
+
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the dtype in which tensors are accumulated: float64 if one of them is float64, float32 otherwise."""
@@ -26,7 +31,7 @@ def gram(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> AbstractContextManager:
     """Return a context in which `torch.autocast` does not change the dtype of products."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if device in _AUTOCAST else nullcontext()
 
 
 def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
