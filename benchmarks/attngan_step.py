@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOISE, CONDITION, TEXT, WORDS = 100, 100, 256, 18
-NGF, NDF, RESIDUALS, SIDES = 32, 64, 2, (64, 128, 256)
+NGF, NDF, RESIDUALS, RESOLUTIONS = 32, 64, 2, (64, 128, 256)
 
 
 def glu(x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Residual(nn.Module):
 
 
 class Refine(nn.Module):
-    """Hidden map and words -> a hidden map of twice the side."""
+    """Hidden map and words -> a hidden map of twice the resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,8 +87,8 @@ class Generator(nn.Module):
             nn.Linear(NOISE + CONDITION, 2 * 16 * NGF * 16, bias=False), nn.BatchNorm1d(2 * 16 * NGF * 16), Glu()
         )
         self.up = nn.Sequential(*[up(16 * NGF >> i, 8 * NGF >> i) for i in range(4)])
-        self.refine = nn.ModuleList(Refine() for _ in SIDES[1:])
-        self.heads = nn.ModuleList(nn.Sequential(conv3x3(NGF, 3), nn.Tanh()) for _ in SIDES)
+        self.refine = nn.ModuleList(Refine() for _ in RESOLUTIONS[1:])
+        self.heads = nn.ModuleList(nn.Sequential(conv3x3(NGF, 3), nn.Tanh()) for _ in RESOLUTIONS)
 
     def forward(self, z: Tensor, sentence: Tensor, words: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Images, mean and logarithm of the variance of the condition."""
@@ -103,16 +103,16 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images of one side -> 8 NDF x 4 x 4 features and two logits of them."""
+    """Images of one resolution -> 8 NDF x 4 x 4 features and two logits of them."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, resolution: int) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, NDF, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
-        channels, side = NDF, side // 2
-        while side > 4:
+        channels, resolution = NDF, resolution // 2
+        while resolution > 4:
             layers += [nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * channels)]
             layers += [nn.LeakyReLU(0.2)]
-            channels, side = 2 * channels, side // 2
+            channels, resolution = 2 * channels, resolution // 2
         while channels > 8 * NDF:
             layers += [conv3x3(channels, channels // 2), nn.BatchNorm2d(channels // 2), nn.LeakyReLU(0.2)]
             channels //= 2
@@ -133,14 +133,14 @@ class AttnGANStep:
     """Networks, optimizers, average and the step.
 
     Args:
-        wrong_pass: Whether real images go through the discriminators once more for the mismatched pairs, as in
+        wrong_pass: If true, real images go through the discriminators once more for the mismatched pairs, as in
             StackGAN; AttnGAN uses the features of the one pass twice.
     """
 
     def __init__(self, wrong_pass: bool) -> None:
         self.wrong_pass = wrong_pass
         self.generator = Generator()
-        self.discriminators = [Discriminator(side) for side in SIDES]
+        self.discriminators = [Discriminator(resolution) for resolution in RESOLUTIONS]
         options = {"lr": 2e-4, "betas": (0.5, 0.999)}
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), **options)
         self.discriminator_optimizers = [torch.optim.Adam(d.parameters(), **options) for d in self.discriminators]
@@ -150,7 +150,7 @@ class AttnGANStep:
         """One update of every discriminator and of the generator.
 
         Args:
-            images: Real images (B, 3, r, r) of every side.
+            images: Real images (B, 3, r, r) in every resolution.
             sentence: Sentence features (B, E).
             words: Word features (B, E, T).
             mask: (B, T), True at padding.
@@ -161,8 +161,8 @@ class AttnGANStep:
         losses = {}
         yes, no = torch.ones(len(sentence)), torch.zeros(len(sentence))
         fakes, mu, logvar = self.generator(torch.randn(len(sentence), NOISE), sentence, words, mask)
-        stages = zip(SIDES, self.discriminators, self.discriminator_optimizers, images, fakes, strict=True)
-        for side, d, optimizer, real, fake in stages:
+        stages = zip(RESOLUTIONS, self.discriminators, self.discriminator_optimizers, images, fakes, strict=True)
+        for resolution, d, optimizer, real, fake in stages:
             d.zero_grad()
             seen, generated = d.features(real), d.features(fake.detach())
             mismatched = d.features(real) if self.wrong_pass else seen
@@ -170,19 +170,19 @@ class AttnGANStep:
             reject = F.binary_cross_entropy(d.logits(generated), no)
             reject = reject + F.binary_cross_entropy(d.logits(generated, sentence), no)
             reject = reject + F.binary_cross_entropy(d.logits(mismatched, sentence.roll(1, 0)), no)
-            losses[f"discriminator/adversarial/{side}"] = accept / 2 + reject / 3
-            losses[f"discriminator/adversarial/{side}"].backward()
+            losses[f"discriminator/adversarial/{resolution}"] = accept / 2 + reject / 3
+            losses[f"discriminator/adversarial/{resolution}"].backward()
             optimizer.step()
         self.generator.zero_grad()
         losses["generator/condition_kl"] = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean()
         loss = losses["generator/condition_kl"]
-        for side, d, fake in zip(SIDES, self.discriminators, fakes, strict=True):
+        for resolution, d, fake in zip(RESOLUTIONS, self.discriminators, fakes, strict=True):
             generated = d.features(fake)
             accept = F.binary_cross_entropy(d.logits(generated), yes)
-            losses[f"generator/adversarial/{side}"] = accept + F.binary_cross_entropy(
+            losses[f"generator/adversarial/{resolution}"] = accept + F.binary_cross_entropy(
                 d.logits(generated, sentence), yes
             )
-            loss = loss + losses[f"generator/adversarial/{side}"]
+            loss = loss + losses[f"generator/adversarial/{resolution}"]
         loss.backward()
         self.generator_optimizer.step()
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The cost of a call where there is next to nothing to compute."""
+"""The cost of a call, on features so small that there is almost nothing to compute."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Forward + backward where samples are many: mse in feature space, kl in tiles that are forgotten."""
+"""Forward + backward with many samples: mse in the feature regime, kl in the streamed one."""
 
 import pytest
 

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 import icsd
-from benchmarks.attngan_step import SIDES, AttnGANStep
+from benchmarks.attngan_step import RESOLUTIONS, AttnGANStep
 from benchmarks.workloads import in_turns
 from icsd.models import build_text_encoder
 from icsd.training.batches import Batch
@@ -90,7 +90,7 @@ class FieldScale:
         captions = ["this bird has a red body and yellow wings", "a small bird, brown, its wings are grey"] * 2
         self.trainer = Trainer(self.config, build_text_encoder(self.config.text, captions))
         self.rival = AttnGANStep(wrong_pass=False)
-        self.images = [torch.rand(4, 3, side, side).mul_(2).sub_(1) for side in SIDES]
+        self.images = [torch.rand(4, 3, size, size).mul_(2).sub_(1) for size in RESOLUTIONS]
         tokens = self.trainer.model.text_encoder.tokenizer(captions)
         self.batch = Batch.of(self.images[-1], captions, list(range(4)), tokens)
         with torch.no_grad():

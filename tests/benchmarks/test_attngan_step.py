@@ -11,7 +11,7 @@ from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
 from icsd.training.trainer import Trainer
 
-SIDES = (64, 128)
+RESOLUTIONS = (64, 128)
 
 
 class Given(TextEncoder):
@@ -31,7 +31,7 @@ class Given(TextEncoder):
 
 @pytest.mark.parametrize("wrong_pass", [True, False])
 def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
-    for name, value in {"NGF": 4, "NDF": 4, "TEXT": 8, "SIDES": SIDES}.items():
+    for name, value in {"NGF": 4, "NDF": 4, "TEXT": 8, "RESOLUTIONS": RESOLUTIONS}.items():
         monkeypatch.setattr(attngan_step, name, value)
     monkeypatch.setattr(Trainer, "_matching", lambda *arguments: torch.zeros(()))
     torch.manual_seed(0)
@@ -40,7 +40,9 @@ def test_the_rival_and_our_step_have_the_same_losses(monkeypatch, wrong_pass):
     trainer = Trainer(
         TrainConfig(
             text=TextConfig(dim=8),
-            generator=GeneratorConfig(list(SIDES), 4, attngan_step.NOISE, attngan_step.CONDITION, residual_blocks=2),
+            generator=GeneratorConfig(
+                list(RESOLUTIONS), 4, attngan_step.NOISE, attngan_step.CONDITION, residual_blocks=2
+            ),
             discriminator=DiscriminatorConfig(4),
             losses=LossesConfig(GeneratorLosses(distillation=0), DiscriminatorLosses(distillation=0)),
             adversarial=AdversarialConfig(loss="bce"),
