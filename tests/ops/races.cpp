@@ -79,7 +79,7 @@ struct Batch {
 };
 
 // The covariance matrices are small where this holds.
-bool narrow(const Batch& batch) { return batch.features.features <= 64; }
+bool narrow(const Batch& batch) { return batch.features.dim <= 64; }
 
 // Forward and backward of every function; `shared` results if not null.
 void work(const Shape shape, const Batch& student, const Batch& teacher, float* shared) {
@@ -87,7 +87,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   std::vector<float> own(square), loss(shape.groups), slots(2 * (square + shape.groups * shape.samples));
   float* matrix = shared ? shared : own.data();
   icsd::cpu::gram<float>(student.features, shape, matrix);
-  Batch gradient(shape, student.features.features);
+  Batch gradient(shape, student.features.dim);
   icsd::cpu::combine<float>(own.data(), shape.samples, student.features, gradient.features, shape);
   const std::pair<LossKind, std::vector<double>> losses[] = {
       {LossKind::mse, {}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {1}}};
