@@ -172,8 +172,7 @@ def prepare(
     if "wandb" in config.loggers:
         require_wandb()
     train_set, test_set = (open_dataset(config.data, split, config.resolution) for split in ("train", "test"))
-    _check_wrong_answers(config, train_set)
-    notes = list(train_set.notes)
+    notes = [*_check_wrong_answers(config, train_set), *train_set.notes]
     steps_per_epoch = max(1, len(train_set) // config.batch_size)
     seed_everything(config.seed)
     if resume is None:
@@ -197,16 +196,15 @@ def prepare(
     return pretrainer, train_set, test_set, notes
 
 
-def _check_wrong_answers(config: PretrainConfig, train_set: CaptionedImages) -> None:
-    """Refuse data without wrong answers, on which every loss is 0 and every score perfect."""
+def _check_wrong_answers(config: PretrainConfig, train_set: CaptionedImages) -> list[str]:
+    """Refuse data of one class, on which every loss is 0 and every score perfect; return a note on one caption."""
     captions = {caption for captions in train_set.captions for caption in captions}
-    if len(captions) < 2:
-        raise InputError(f"all {len(train_set)} images of {train_set.name} have one caption: there is nothing to learn")
     if not config.damsm.same_class_is_wrong and len(set(map(int, train_set.class_ids))) < 2:
         raise InputError(
             f"all {len(train_set)} images of {train_set.name} are of one class, so no caption is a wrong one for them "
             "and nothing can be learned: give --damsm.same-class-is-wrong if captions tell the images of a class apart"
         )
+    return ["all images have one caption: every loss is 0, and nothing is learned"] if len(captions) < 2 else []
 
 
 def load_damsm(path: Path, resolution: int) -> tuple[DAMSM, TextConfig]:

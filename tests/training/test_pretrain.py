@@ -156,8 +156,6 @@ def test_training_is_guided_and_resumed(config, tmp_path):
     ("same_class_is_wrong", "captions", "message"),
     [
         (False, ["a red square", "a blue square"], "are of one class"),
-        (False, ["a square"], "have one caption"),
-        (True, ["a square"], "have one caption"),
     ],
 )
 def test_data_without_wrong_captions_is_refused(config, tmp_path, same_class_is_wrong, captions, message):
@@ -166,6 +164,12 @@ def test_data_without_wrong_captions_is_refused(config, tmp_path, same_class_is_
     with pytest.raises(InputError, match=message):
         pretrain(replace(config, data=data, damsm=damsm))
     assert not config.output.exists()
+
+
+def test_one_caption_is_reported_and_has_no_loss_and_no_score(config, tmp_path, capsys):
+    folder = pretrain(replace(config, data=one_class(tmp_path / "photos", ["a square"]), steps=1))
+    assert "note         all images have one caption: every loss is 0" in capsys.readouterr().out
+    assert "r_precision" not in (folder / "metrics.jsonl").read_text()
 
 
 def test_one_class_can_be_learned_where_captions_tell_its_images_apart(config, tmp_path):
