@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile
 
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
+from icsd.training.checkpoint import Kind, find
 from icsd.training.renamed import check_keys, leaves
 from icsd.training.run_folder import RunFolder
 
@@ -22,7 +23,7 @@ LARGEST_CONTENT = 100_000
 """Values of a configuration file at most, after its aliases are resolved."""
 
 
-def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *, resume: bool = True) -> None:
+def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *, resume: Kind | None) -> None:
     """Add ``--config`` and ``--resume`` and an option for each key of a configuration.
 
     The configuration of a resumed run takes the place of the defaults.
@@ -31,10 +32,11 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
         parser: Parser of the command.
         arguments: Arguments of the command line, read early to find the files.
         config: Dataclass of the configuration.
-        resume: Add ``--resume``.
+        resume: Kind of checkpoint that ``--resume`` continues; None leaves the option out.
 
     Raises:
-        InputError: A configuration file cannot be read, or a key or option has another name now.
+        InputError: A configuration file cannot be read, a key or option has another name now, or the run to resume
+            is of another kind.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", action="append", default=[], nargs="?", type=Path)
@@ -51,6 +53,8 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
         if path is not None:
             load_configuration(path)
     if resume and given.resume:
+        if given.resume.is_dir():
+            find(given.resume, resume)
         if note := RunFolder(given.resume).restore_config():
             print(f"note         {note}")
         path = given.resume / "config.yaml"

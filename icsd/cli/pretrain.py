@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from icsd.cli.configuration import add_configuration
 from icsd.cli.parser import Parser
+from icsd.training.checkpoint import ENCODERS
 from icsd.training.config import PretrainConfig
 
 DESCRIPTION = """Pretrain a text and an image encoder (DAMSM): each image should find its sentence among a batch's,
@@ -32,7 +33,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     """Add the options."""
     parser.usage = "icsd pretrain [--config FILE] [--resume RUN] [--KEY VALUE ...]"
     parser.description = DESCRIPTION
-    add_configuration(parser, arguments, PretrainConfig)
+    add_configuration(parser, arguments, PretrainConfig, resume=ENCODERS)
 
 
 def run(options: Namespace) -> int:

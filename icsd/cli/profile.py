@@ -35,7 +35,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "icsd profile [--config FILE] [--profile-steps N] [--KEY VALUE ...]"
     parser.description = DESCRIPTION
     parser.add_argument("--profile-steps", type=int, default=3, help="steps to time, and as many to look into")
-    add_configuration(parser, arguments, TrainConfig, resume=False)
+    add_configuration(parser, arguments, TrainConfig, resume=None)
     for option in arguments:
         if option.startswith("--") and option[2:].split("=")[0].replace("-", "_") in UNUSED:
             raise InputError(

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from icsd.cli.configuration import add_configuration
 from icsd.cli.parser import Parser
+from icsd.training.checkpoint import MODEL
 from icsd.training.config import TrainConfig
 
 DESCRIPTION = """Train a model: its run folder gets the resolved configuration, checkpoints, image grids, metrics and
@@ -46,7 +47,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, take two steps, say what a run takes; write nothing"
     )
-    add_configuration(parser, arguments, TrainConfig)
+    add_configuration(parser, arguments, TrainConfig, resume=MODEL)
 
 
 def run(options: Namespace) -> int:

@@ -271,8 +271,7 @@ def find(place: Path | str, kind: Kind) -> Path:
     if found != kind:
         what = "something else" if found is None else f"{found.name}, written by `{found.command}`"
         raise InputError(
-            f"checkpoint {path} holds {what}, where {kind.name} is needed: "
-            f"give a checkpoint or a run folder of `{kind.command}`"
+            f"checkpoint {path} holds {what}, not {kind.name}: give a checkpoint or a run folder of `{kind.command}`"
         )
     return path
 

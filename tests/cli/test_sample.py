@@ -136,6 +136,13 @@ def test_encoders_are_named_where_no_model_is_found(fails, workplace, command):
     assert "holds DAMSM encoders, written by `icsd pretrain`" in fails(*command, "--checkpoint", "runs/damsm")
 
 
+@pytest.mark.parametrize(("command", "name"), [("train", "damsm"), ("pretrain", "procedural-flowers")])
+def test_a_run_of_another_kind_is_not_resumed(fails, run, command, name):
+    checkpoint.save(checkpoint.step_path("runs/damsm", 9), {"config": {}, "damsm": {}})
+    message = fails(command, "--resume", f"runs/{name}")
+    assert f"written by `icsd {'pretrain' if command == 'train' else 'train'}`, not" in message
+
+
 @pytest.mark.parametrize(
     "options",
     [

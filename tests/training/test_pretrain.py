@@ -116,7 +116,7 @@ def test_bad_configuration(config, change, message):
 
 def test_a_training_checkpoint_is_refused(tmp_path):
     checkpoint.save(tmp_path / "step-1.safetensors", {"config": {}, "text": {}})
-    with pytest.raises(InputError, match="holds something else, where DAMSM encoders"):
+    with pytest.raises(InputError, match="holds something else, not DAMSM encoders"):
         load_damsm(tmp_path / "step-1.safetensors", 16)
 
 
