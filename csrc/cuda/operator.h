@@ -28,15 +28,15 @@ template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape,
              const Context& context);
 
-// Slots are those of cpu/operator.h.
+// `saved` is that of cpu/operator.h, or null.
 template <class C>
-void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* slots,
+void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved,
                     const Context& context);
 template <class C>
-void distill_sample_backward(const C* grad, const C* slots, const std::vector<Features>& stages,
+void distill_sample_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape, const Context& context);
 
-// `mse` in feature space, stages of one type; `covariances` is (groups, covariance_elements) of core/covariances.h, or null.
+// `mse` in feature space, stages of one type; `covariances` is (groups, covariance_elements) of core/covariance.h, or null.
 template <class C>
 void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* covariances,
                      const Context& context);

@@ -1,39 +1,25 @@
-// The loss `mse` in feature space (core/covariances.h): `compute_inverse_norms` of all samples, `covariance_tensor` or
+// The loss `mse` in feature space (core/covariance.h): `compute_inverse_norms` of all samples, `covariance_tensor` or
 // `covariance_fma` with one block for each split of the samples and each tile of the matrices, `sum_covariances` over the
 // splits, and `feature_loss`. Where the terms of the loss cancel, matrices and sums are computed again from products in
 // float64. Only the device knows where, so these kernels are always launched and return at once if nothing cancels.
 #pragma once
 
 #include <type_traits>
+#include <vector>
 
 #include "core/covariance.h"
-#include "cuda/runtime/launch.cuh"
+#include "cuda/kernels/matrices.cuh"
 #include "cuda/kernels/norms.cuh"
+#include "cuda/kernels/product_tile.cuh"
 #include "cuda/operator.h"
 #include "cuda/runtime/async_tiles.cuh"
-#include "cuda/kernels/product_tile.cuh"
+#include "cuda/runtime/launch.cuh"
 
 namespace icsd::cuda {
 
-constexpr int kMaxCovariances = 2 * kMaxStages - 1;
-constexpr int kSquareSplits = 64;  // blocks of `sum_covariances` for each matrix, each with a sum of squares
 constexpr int kShortSum = 256;  // samples whose products are summed in the operands' type; longer sums are float64
 constexpr int kTilePitch = kTileColumns + 8;  // from row to row, so that loads of a tile or its transpose meet all banks
 constexpr int kRowThreads = 256;              // of kernels without tiles
-
-struct CovarianceMatrix {
-  int left, right;  // stages; if they are the same, only tiles up to the diagonal are computed
-  int rows, columns, first_tile;
-  std::int64_t offset;
-};
-
-struct CovarianceMatrices {
-  CovarianceMatrix of[kMaxCovariances];  // two for every student, then one for the teacher
-  int count, tiles;
-  std::int64_t elements;  // of all matrices of a group
-
-  __device__ int students() const { return count / 2; }
-};
 
 template <class T>
 struct FeatureStage {
@@ -41,6 +27,14 @@ struct FeatureStage {
   std::int64_t group_stride, sample_stride;
   int dim, copy_bytes;
 };
+
+template <class T>
+void describe_stages(const std::vector<Features>& stages, FeatureStage<T>* to) {
+  for (const Features& x : stages) {
+    const int bytes = copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T));
+    *to++ = {static_cast<const T*>(x.data), x.group_stride, x.sample_stride, static_cast<int>(x.dim), bytes};
+  }
+}
 
 // Returns the sum of squares of a matrix's elements, from the sums of its splits, to every lane of the warp.
 inline __device__ double sum_squares(const double* splits) {

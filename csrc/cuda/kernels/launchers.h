@@ -1,14 +1,17 @@
-// Launches of the kernels. Each makes one launch for every element type among the stages.
+// Launches of the kernels. Those that read the stages' features make one launch for every type among them.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <vector>
 
+#include "core/spec.h"
 #include "cuda/kernels/matrices.cuh"
 #include "cuda/operator.h"
 
 namespace icsd::cuda {
+
+// Gram matrices
 
 // The division of a stage's Gram matrices into tiles and splits.
 struct GramPlan {
@@ -27,33 +30,98 @@ struct GramPlans {
 };
 
 GramPlans plan_grams(const std::vector<Features>& stages, Shape shape);
-void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, char* workspace,
+void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, void* workspace,
                   cudaStream_t stream);
 
-// Computes rows [first, first + rows) of all stages' Gram matrices, which must be whole tiles: (stages, groups, rows, pitch).
-template <class C>
-void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, std::int64_t first, std::int64_t rows,
-                           std::int64_t pitch, C* row_blocks, cudaStream_t stream);
-
-std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const char* workspace);
+std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const void* workspace);
 
 template <class C>
 void launch_sum_gram(const Partials& partials, Shape shape, C* out, cudaStream_t stream);
 
-// Launches `rows_forward` and `rows_backward`; `block_rows` of the arguments is set here.
+// Rows [first, first + rows) of the Gram matrices of all stages: (stages, groups, rows, pitch). They are whole tiles.
+struct RowBlock {
+  std::int64_t first, rows, pitch;
+};
 template <class C>
-void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<C>& of, bool save, cudaStream_t stream);
+void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, const RowBlock& block, C* out,
+                           cudaStream_t stream);
+
+// The loss on rows
+
 int statistics_of(LossKind kind);
 
-// One product of `launch_combine`, with a matrix for each group.
+// Launches `rows_forward` and `rows_backward`. Sets `block_rows` and `norms_known` of the arguments.
+template <class C>
+void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<C>& loss_arguments, bool save,
+                 cudaStream_t stream);
+
+// If `known`, the squared norms in `saved` are read instead of the features.
+template <class C>
+void launch_norms(const StreamedArguments<C>& arguments, const std::vector<Features>& stages, LossKind kind,
+                  const LossArguments<C>& loss_arguments, bool known, cudaStream_t stream);
+template <class C>
+void launch_row_block_forward(const StreamedArguments<C>& arguments, LossKind kind,
+                              const LossArguments<C>& loss_arguments, cudaStream_t stream);
+template <class C>
+void launch_row_block_backward(const StreamedArguments<C>& arguments, LossKind kind,
+                               const LossArguments<C>& loss_arguments, cudaStream_t stream);
+template <class C>
+void launch_sum_losses(const StreamedArguments<C>& arguments, cudaStream_t stream);
+
+// Products of matrices with features
+
 struct Product {
-  const void* matrix;
+  const void* matrix;  // one for each group
   std::int64_t matrix_group_stride;
   const void* row_scale;  // or null
   std::int64_t scale_group_stride;
   Features x, out;
 };
-void launch_combine(const std::vector<Product>& products, Shape shape, std::int64_t outputs, std::int64_t matrix_stride,
-                    std::int64_t scale_stride, bool is_double, const void* group_scale, cudaStream_t stream);
+
+// The layout of the matrices of all products. They have a row for each output.
+struct MatrixLayout {
+  std::int64_t outputs, stride;
+  std::int64_t scale_stride;  // from row scale to row scale
+  bool is_double;             // matrices and scales are float64, else float32
+};
+
+// `group_scale` has one number for each group, or is null.
+void launch_combine(const std::vector<Product>& products, Shape shape, const MatrixLayout& layout,
+                    const void* group_scale, cudaStream_t stream);
+
+// Feature space
+
+CovarianceMatrices covariance_matrices(const std::vector<Features>& stages);
+
+// The division of the covariances into splits of the samples.
+struct CovariancePlan {
+  CovarianceMatrices matrices;
+  std::int64_t split_samples, splits;  // 0 splits if there are no samples
+};
+CovariancePlan plan_covariances(const std::vector<Features>& stages, Shape shape);
+
+// Arrays of the forward pass, see CovarianceArguments.
+struct CovarianceArrays {
+  double *inverse_norms, *covariances;
+  void* partials;
+  double* squares;
+  double* close_squares;  // of groups that need float64; or null
+};
+// Computes norms, covariances and their squares. Stages are of one type.
+void launch_covariances(const std::vector<Features>& stages, Shape shape, double eps, const CovariancePlan& plan,
+                        const CovarianceArrays& arrays, cudaStream_t stream);
+template <class C>
+void launch_feature_loss(const std::vector<double>& weights, Shape shape, const CovarianceArrays& arrays, C* loss,
+                         cudaStream_t stream);
+void launch_sum_squares(const CovarianceMatrices& matrices, Shape shape, const double* covariances, double* squares,
+                        cudaStream_t stream);
+
+// Bytes that `launch_feature_backward` needs as `workspace`.
+std::size_t feature_backward_bytes(const std::vector<Features>& stages, Shape shape);
+// `squares` are those of `covariances`; float64 stages need none.
+template <class C>
+void launch_feature_backward(const C* grad, const double* covariances, const double* squares,
+                             const std::vector<Features>& stages, const std::vector<Features>& outs, Shape shape,
+                             const Spec& spec, void* workspace, cudaStream_t stream);
 
 }  // namespace icsd::cuda

@@ -2,41 +2,11 @@
 // used by `row_block_forward` or `row_block_backward`, and overwritten by the next. The norms of all samples come first.
 #pragma once
 
-#include "cuda/runtime/element.cuh"
-#include "cuda/kernels/rows.cuh"
 #include "cuda/kernels/norms.cuh"
+#include "cuda/kernels/rows.cuh"
+#include "cuda/runtime/element.cuh"
 
 namespace icsd::cuda {
-
-template <class C>
-struct StreamedArguments {
-  C weights[kMaxStages];
-  int students, samples;
-  int first, rows;      // of the row block
-  int pitch;            // from row to row
-  std::int64_t groups;
-  C* row_blocks;        // K or A: (stages, groups, rows, pitch)
-  C* for_teacher;       // dL/dT_ij + dL/dT_ji: (groups, rows, pitch), or null if the teacher has no gradient
-  C* saved;             // (groups, ...): squared norms (stages, samples), statistics (students, kMaxStatistics, samples)
-  C* inverse_norms;     // (stages, groups, samples)
-  C* values;            // (students, groups, samples)
-  C* loss;              // (groups)
-  C eps;
-
-  __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
-    return (stage * groups + group) * samples + i;
-  }
-  // Returns row i of the matrix, which must be in the row block.
-  __device__ C* row(int stage, std::int64_t group, int i) const {
-    return row_blocks + ((stage * groups + group) * rows + (i - first)) * pitch;
-  }
-  __device__ C* saved_of(std::int64_t group) const {
-    return saved + group * samples * (students + 1 + kMaxStatistics * students);
-  }
-  __device__ C* statistics(int student, std::int64_t group) const {
-    return saved_of(group) + static_cast<std::int64_t>(students + 1 + kMaxStatistics * student) * samples;
-  }
-};
 
 // Computes the squared norms of a stage's samples, unless they are known, and the inverse norms. Each warp takes one
 // sample.

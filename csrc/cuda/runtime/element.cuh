@@ -30,6 +30,15 @@ struct Narrow<__half> {
   static __device__ __half from(float x) { return __float2half_rn(x); }
 };
 
+template <class T>
+constexpr DType kDTypeOf = DType::float32;
+template <>
+inline constexpr DType kDTypeOf<double> = DType::float64;
+template <>
+inline constexpr DType kDTypeOf<__nv_bfloat16> = DType::bfloat16;
+template <>
+inline constexpr DType kDTypeOf<__half> = DType::float16;
+
 // 16 bytes of elements, which one instruction loads or stores.
 template <class T>
 struct alignas(16) Vector {

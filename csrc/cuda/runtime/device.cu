@@ -1,0 +1,44 @@
+#include "cuda/runtime/device.cuh"
+
+#include "cuda/operator.h"
+
+namespace icsd::cuda {
+namespace {
+
+// Returns true if this process uses the device already. Otherwise, to make it the current device would create a context
+// there, which takes hundreds of megabytes of its memory.
+bool has_context(int device) {
+  using GetState = int (*)(int device, unsigned* flags, int* active);  // the driver's cuDevicePrimaryCtxGetState
+  static const GetState get_state = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    check(cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &function, 7000, cudaEnableDefault, &found));
+    return reinterpret_cast<GetState>(function);
+  }();
+  unsigned flags = 0;
+  int active = 0;
+  return !get_state || get_state(device, &flags, &active) || active;
+}
+
+}  // namespace
+
+DeviceGuard::DeviceGuard(int device) : device_(device) {
+  check(cudaGetDevice(&previous_));
+  if (device_ != previous_) check(cudaSetDevice(device_));
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (device_ != previous_ && has_context(previous_)) cudaSetDevice(previous_);
+}
+
+std::uint64_t launches() { return launched; }
+
+Devices devices() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return {count, ""};
+  cudaGetLastError();  // clears it
+  return {0, cudaGetErrorString(status)};
+}
+
+}  // namespace icsd::cuda
