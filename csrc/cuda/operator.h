@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "core/features.h"
@@ -71,10 +72,10 @@ class DeviceGuard {
 // Kernels launched by this process so far.
 std::uint64_t launches();
 
-// The devices of the machine; 0 and the runtime's explanation where there is none to use.
+// The number of devices that the CUDA runtime of this build can use. If it is 0, `error` is the reason.
 struct Devices {
   int count;
-  const char* error;
+  std::string error;
 };
 Devices devices();
 

@@ -59,8 +59,12 @@ class CUDABackend(FusedBackend):
         built = "built for " + ", ".join(f"sm_{architecture}" for architecture in self.architectures)
         if torch.version.cuda is None:
             return f"{built}, but this torch ({torch.__version__}) was built without CUDA; install one with CUDA"
+        # The native module has a CUDA runtime of its own, which may need a newer driver than torch's.
+        count, error = cpu._native.cuda.devices()
+        if not count:
+            return f"{built}, no GPU that it can use here ({error})"
         if not torch.cuda.is_available():
-            return f"{built}, no GPU here ({cpu._native.cuda.devices()[1]})"
+            return f"{built}, but this torch ({torch.__version__}) finds no GPU that it can use"
         self.ready = True
         return None
 

@@ -20,6 +20,11 @@ bool has_context(int device) {
   return !get_state || get_state(device, &flags, &active) || active;
 }
 
+// Returns CUDA's number of a version, 13010, as text, 13.1.
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
 }  // namespace
 
 DeviceGuard::DeviceGuard(int device) : device_(device) {
@@ -38,7 +43,13 @@ Devices devices() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess) return {count, ""};
   cudaGetLastError();  // clears it
-  return {0, cudaGetErrorString(status)};
+  int driver = 0, runtime = 0;
+  check(cudaDriverGetVersion(&driver));
+  check(cudaRuntimeGetVersion(&runtime));
+  if (!driver) return {0, "no CUDA driver is installed"};
+  if (status != cudaErrorInsufficientDriver) return {0, cudaGetErrorString(status)};
+  return {0, "the driver is made for CUDA " + version_text(driver) + ", this build needs one for CUDA " +
+                 version_text(runtime) + " or later"};
 }
 
 }  // namespace icsd::cuda

@@ -40,6 +40,7 @@ struct Device {
   std::uint64_t seed = 0;
   bool concurrent_blocks = false;
   int multiprocessors = 4;
+  int driver = 13000;
   bool dry = false;        // launches are checked, but nothing runs
   bool capturing = false;  // as if a graph was captured
   cudaStream_t stream{};   // the only one that launches may be on, unless null
@@ -175,6 +176,8 @@ void emulator_seed(std::uint64_t seed) { device().seed = seed; }
 // Whether each block has an OS thread of its own, for races between blocks.
 void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
 void emulator_multiprocessors(int count) { device().multiprocessors = count; }
+// The version of CUDA that the driver is made for; 0 for no driver.
+void emulator_driver(int version) { device().driver = version; }
 // Whether launches are only checked and counted.
 void emulator_dry_run(int yes) { device().dry = yes; }
 // Whether calls are refused that must not be made while a graph is captured.
@@ -272,9 +275,11 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEven
   return cudaSuccess;
 }
 
+constexpr int kRuntime = 13000;
+
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
+  *count = emulator::device().driver >= kRuntime;
+  return *count ? cudaSuccess : result(cudaErrorInsufficientDriver);
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
@@ -327,10 +332,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = 13000;
+  *version = kRuntime;
   return cudaSuccess;
 }
-cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = emulator::device().driver;
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
