@@ -1,5 +1,5 @@
-// The operator on CUDA devices, as cpu/operator.h has it on the CPU. Functions enqueue kernels on a stream of the current
-// device and return without waiting for them. Nothing here needs CUDA's headers.
+// The operator on CUDA devices, as cpu/operator.h has it on the CPU. Functions enqueue kernels on a stream of the
+// current device and return without waiting for them. Nothing here needs CUDA's headers.
 #pragma once
 
 #include <cstddef>
@@ -37,7 +37,8 @@ template <class C>
 void distill_sample_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape, const Context& context);
 
-// `mse` in feature space, stages of one type; `covariances` is (groups, covariance_elements) of core/covariance.h, or null.
+// `mse` in feature space, stages of one type; `covariances` is (groups, covariance_elements) of core/covariance.h, or
+// null.
 template <class C>
 void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* covariances,
                      const Context& context);
@@ -45,8 +46,8 @@ template <class C>
 void distill_feature_backward(const C* grad, const double* covariances, const std::vector<Features>& stages,
                               const std::vector<Features>& outs, Shape shape, const Spec& spec, const Context& context);
 
-// Makes row blocks of the N x N matrices, one after the other, instead of the whole, in as many launches as it takes. Stages
-// are of one compute type; `saved` is that of cpu/streamed.h.
+// Makes row blocks of the N x N matrices, one after the other, instead of the whole, in as many launches as it takes.
+// Stages are of one compute type; `saved` is that of cpu/streamed.h.
 template <class C>
 void distill_streamed(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved,
                       const Context& context);

@@ -89,11 +89,11 @@ void distill_sample_backward(const C* grad, const C* saved, const std::vector<Fe
   launch_combine(products, shape, layout, grad, static_cast<cudaStream_t>(context.stream));
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                               \
-  template void gram<C>(const Features&, Shape, C*, const Context&);                                                      \
-  template void combine<C>(const C*, std::int64_t, const Features&, const Features&, Shape, const Context&);              \
-  template void distill_sample<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*, const Context&);              \
-  template void distill_sample_backward<C>(const C*, const C*, const std::vector<Features>&,                              \
+#define ICSD_INSTANTIATE(C)                                                                                  \
+  template void gram<C>(const Features&, Shape, C*, const Context&);                                         \
+  template void combine<C>(const C*, std::int64_t, const Features&, const Features&, Shape, const Context&); \
+  template void distill_sample<C>(const std::vector<Features>&, Shape, const Spec&, C*, C*, const Context&); \
+  template void distill_sample_backward<C>(const C*, const C*, const std::vector<Features>&,                 \
                                            const std::vector<Features>&, Shape, const Context&);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)

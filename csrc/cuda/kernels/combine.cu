@@ -1,8 +1,7 @@
-#include "cuda/kernels/combine.cuh"
-
 #include <algorithm>
 #include <type_traits>
 
+#include "cuda/kernels/combine.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/runtime/device.cuh"
 

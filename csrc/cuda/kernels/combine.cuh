@@ -1,10 +1,11 @@
-// Products of matrices with the samples of a group, out = diag(row scale) matrix X. They make the gradients from [A | r].
+// Products of matrices with the samples of a group, out = diag(row scale) matrix X. They make the gradients from [A |
+// r].
 #pragma once
 
-#include "cuda/runtime/launch.cuh"
+#include "cuda/kernels/tensor_cores.cuh"
 #include "cuda/operator.h"
 #include "cuda/runtime/async_tiles.cuh"
-#include "cuda/kernels/tensor_cores.cuh"
+#include "cuda/runtime/launch.cuh"
 
 namespace icsd::cuda {
 
@@ -47,8 +48,7 @@ struct CombineItem {
   std::int64_t group, first_feature;
   int first_output;
 
-  __device__ CombineItem(const CombineArguments<T>& a, int tile_outputs, int tile_features)
-      : stage(stage_of_block(a)) {
+  __device__ CombineItem(const CombineArguments<T>& a, int tile_outputs, int tile_features) : stage(stage_of_block(a)) {
     const std::int64_t tiles = (stage.dim + tile_features - 1) / tile_features;
     const int output_tiles = (a.outputs + tile_outputs - 1) / tile_outputs;
     const std::int64_t item = blockIdx.x - stage.first_block, rest = item / tiles;
@@ -76,8 +76,8 @@ struct CombineItem {
   }
 };
 
-// The kernel without tensor cores, for any type and device. A block computes 64 outputs x 64 features; each thread 4 x 4 of
-// them, 16 apart.
+// The kernel without tensor cores, for any type and device. A block computes 64 outputs x 64 features; each thread 4 x
+// 4 of them, 16 apart.
 constexpr int kFmaTile = 64, kFmaSamples = 32;
 
 template <class T>
@@ -132,16 +132,16 @@ __global__ void __launch_bounds__(256) combine_fma(CombineArguments<T> a) {
   }
 }
 
-// The kernel with tensor cores, from sm_80 on. A warp computes 32 outputs x 32 features, a block up to 128 outputs, so that
-// features of up to 128 samples are read once. A block computes several tiles of 128 features, from chunks of 32 samples:
-// one is multiplied while the next is copied. The matrix stays in shared memory if it fits.
+// The kernel with tensor cores, from sm_80 on. A warp computes 32 outputs x 32 features, a block up to 128 outputs, so
+// that features of up to 128 samples are read once. A block computes several tiles of 128 features, from chunks of 32
+// samples: one is multiplied while the next is copied. The matrix stays in shared memory if it fits.
 //
 // The matrix is float32 for every type of features. bfloat16 features multiply it as two bfloat16 terms. The range of
 // float16 is too small for that; float16 features are converted to tf32, which represents them exactly.
-constexpr int kChunk = 32;         // samples
-constexpr int kWarpTile = 32;      // outputs and features of a warp
-constexpr int kMaxWarpRows = 4;    // warps along a block's outputs
-constexpr int kWarpColumns = 4;    // warps along its features
+constexpr int kChunk = 32;       // samples
+constexpr int kWarpTile = 32;    // outputs and features of a warp
+constexpr int kMaxWarpRows = 4;  // warps along a block's outputs
+constexpr int kWarpColumns = 4;  // warps along its features
 constexpr int kTileFeatures = kWarpColumns * kWarpTile;
 constexpr int kResultPitch = kTile + 4;
 
@@ -164,9 +164,7 @@ struct CombineTiles {
   bool resident;  // all chunks of the matrix are in shared memory, else two
 
   __host__ __device__ CombineTiles(int outputs, int samples, bool resident)
-      : warp_rows((outputs + kWarpTile - 1) / kWarpTile),
-        chunks((samples + kChunk - 1) / kChunk),
-        resident(resident) {
+      : warp_rows((outputs + kWarpTile - 1) / kWarpTile), chunks((samples + kChunk - 1) / kChunk), resident(resident) {
     if (warp_rows > kMaxWarpRows) warp_rows = kMaxWarpRows;
     if (chunks == 0) chunks = 1;
   }
@@ -195,7 +193,8 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
   const CombineItem<T> item(a, tiles.outputs(), a.tiles * kTileFeatures);
   const T* const x = item.stage.x + item.group * item.stage.x_group_stride + item.first_feature;
   const std::int64_t left = item.stage.dim - item.first_feature;
-  const std::int64_t feature_tiles = min((left + kTileFeatures - 1) / kTileFeatures, static_cast<std::int64_t>(a.tiles));
+  const std::int64_t feature_tiles =
+      min((left + kTileFeatures - 1) / kTileFeatures, static_cast<std::int64_t>(a.tiles));
   const int steps = static_cast<int>(feature_tiles) * tiles.chunks;
 
   const auto load_matrix = [&](S* to, int first) {

@@ -1,9 +1,8 @@
-#include "cuda/kernels/covariance.cuh"
-
 #include <algorithm>
 #include <type_traits>
 
 #include "core/covariance.h"
+#include "cuda/kernels/covariance.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/runtime/device.cuh"
 

@@ -1,7 +1,8 @@
 // The loss `mse` in feature space (core/covariance.h): `compute_inverse_norms` of all samples, `covariance_tensor` or
-// `covariance_fma` with one block for each split of the samples and each tile of the matrices, `sum_covariances` over the
-// splits, and `feature_loss`. Where the terms of the loss cancel, matrices and sums are computed again from products in
-// float64. Only the device knows where, so these kernels are always launched and return at once if nothing cancels.
+// `covariance_fma` with one block for each split of the samples and each tile of the matrices, `sum_covariances` over
+// the splits, and `feature_loss`. Where the terms of the loss cancel, matrices and sums are computed again from
+// products in float64. Only the device knows where, so these kernels are always launched and return at once if nothing
+// cancels.
 #pragma once
 
 #include <type_traits>
@@ -18,8 +19,9 @@
 namespace icsd::cuda {
 
 constexpr int kShortSum = 256;  // samples whose products are summed in the operands' type; longer sums are float64
-constexpr int kTilePitch = kTileColumns + 8;  // from row to row, so that loads of a tile or its transpose meet all banks
-constexpr int kRowThreads = 256;              // of kernels without tiles
+constexpr int kTilePitch =
+    kTileColumns + 8;             // from row to row, so that loads of a tile or its transpose meet all banks
+constexpr int kRowThreads = 256;  // of kernels without tiles
 
 template <class T>
 struct FeatureStage {
@@ -49,7 +51,8 @@ inline __device__ double sum_squares(const double* splits) {
 // `squares` are those of a group, (matrices, splits). All lanes of the warp must call this.
 inline __device__ Remainder remainder_of_student(const double* squares, int student, int students) {
   const double* const own = squares + 2 * student * kSquareSplits;
-  return remainder_of(sum_squares(own), sum_squares(own + kSquareSplits), sum_squares(squares + 2 * students * kSquareSplits));
+  return remainder_of(sum_squares(own), sum_squares(own + kSquareSplits),
+                      sum_squares(squares + 2 * students * kSquareSplits));
 }
 
 // Returns true if some student is so close to the teacher that float32 products are not accurate enough.
@@ -89,8 +92,8 @@ __global__ void __launch_bounds__(kRowThreads) compute_inverse_norms(CovarianceA
   if (threadIdx.x % 32 == 0) a.norms(stage, group)[i] = inverse_norm(square, a.eps, largest);
 }
 
-// The layout of a block's shared memory: two chunks of both stages' samples, then the operands made from one of them. At the
-// end, the tile of the result replaces all of them.
+// The layout of a block's shared memory: two chunks of both stages' samples, then the operands made from one of them.
+// At the end, the tile of the result replaces all of them.
 template <class T, class Shape>
 struct CovarianceTiles {
   using C = typename Shape::C;
@@ -102,8 +105,8 @@ struct CovarianceTiles {
   static constexpr std::size_t kBytes = kChunks + kOperands > kTileBytes ? kChunks + kOperands : kTileBytes;
 };
 
-// Computes one tile for one split of the samples. The right operand is divided by the norms of both samples, so that the
-// left one needs no normalization.
+// Computes one tile for one split of the samples. The right operand is divided by the norms of both samples, so that
+// the left one needs no normalization.
 template <class T, class Tile, class Shape>
 __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigned char* shared) {
   using Tiles = CovarianceTiles<T, Shape>;
@@ -130,7 +133,8 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
   T* const chunks = reinterpret_cast<T*>(shared);
   C* const right_operand = reinterpret_cast<C*>(shared + Tiles::kChunks);
   C* const left_copy = right_operand + kChunk;
-  const int begin = static_cast<int>(partial % a.splits) * a.split_samples, end = min(begin + a.split_samples, a.samples);
+  const int begin = static_cast<int>(partial % a.splits) * a.split_samples,
+            end = min(begin + a.split_samples, a.samples);
   const int steps = (end - begin + kDepth - 1) / kDepth;
   const auto load = [&](int step) {
     const int first = begin + step * kDepth, count = min(kDepth, end - first);
@@ -197,7 +201,8 @@ template <class T>
 __global__ void __launch_bounds__(CovarianceTensorShape::kThreads, 1) covariance_tensor(CovarianceArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
-  compute_covariance_tile<T, TensorTile<kTileColumns, false, std::is_same_v<T, float>>, CovarianceTensorShape>(a, shared);
+  compute_covariance_tile<T, TensorTile<kTileColumns, false, std::is_same_v<T, float>>, CovarianceTensorShape>(a,
+                                                                                                               shared);
 #endif
 }
 

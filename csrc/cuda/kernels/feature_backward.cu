@@ -1,8 +1,7 @@
-#include "cuda/kernels/feature_backward.cuh"
-
 #include <algorithm>
 #include <type_traits>
 
+#include "cuda/kernels/feature_backward.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/runtime/device.cuh"
 
@@ -24,8 +23,8 @@ struct FeatureBackwardPlan {
   FeatureBackwardPlan(const std::vector<Features>& stages, Shape shape, std::int64_t targets)
       : items(targets * shape.groups * divide_up(shape.samples, Tile::kRows)),
         blocks(std::min<std::int64_t>(items, 2 * multiprocessors())),
-        workspace(FeatureBackwardTiles<T, Tile>::workspace(static_cast<std::int64_t>(stages.size()),
-                                                           largest_dim(stages))) {}
+        workspace(
+            FeatureBackwardTiles<T, Tile>::workspace(static_cast<std::int64_t>(stages.size()), largest_dim(stages))) {}
 };
 
 // Calls call(kernel, tile) with the kernel for features of type T and products of type C.
@@ -106,8 +105,7 @@ void launch_feature_backward(const C* grad, const double* covariances, const dou
 
 template void launch_feature_backward<float>(const float*, const double*, const double*, const std::vector<Features>&,
                                              const std::vector<Features>&, Shape, const Spec&, void*, cudaStream_t);
-template void launch_feature_backward<double>(const double*, const double*, const double*,
-                                              const std::vector<Features>&, const std::vector<Features>&, Shape,
-                                              const Spec&, void*, cudaStream_t);
+template void launch_feature_backward<double>(const double*, const double*, const double*, const std::vector<Features>&,
+                                              const std::vector<Features>&, Shape, const Spec&, void*, cudaStream_t);
 
 }  // namespace icsd::cuda

@@ -19,11 +19,11 @@ struct FeatureBackwardArguments {
   int students, samples;
   std::int64_t items;  // targets x groups x tiles of samples
   std::int64_t groups;
-  const double* covariances;    // (groups, elements)
+  const double* covariances;  // (groups, elements)
   const Compute<T>* group_scale;
   double eps;
-  // (groups, matrices, splits), or null. If given, float32 kernels take the groups that do not cancel, float64 kernels those
-  // that do.
+  // (groups, matrices, splits), or null. If given, float32 kernels take the groups that do not cancel, float64 kernels
+  // those that do.
   const double* squares;
   unsigned char* workspace;
   std::int64_t workspace_bytes;  // of each block
@@ -38,7 +38,8 @@ struct GradientTerm {
 };
 
 template <class T>
-__device__ GradientTerm gradient_term(const FeatureBackwardArguments<T>& a, const double* covariances, int target, int number) {
+__device__ GradientTerm gradient_term(const FeatureBackwardArguments<T>& a, const double* covariances, int target,
+                                      int number) {
   const int teacher = a.students, student = target == teacher ? number : target;
   if (student == teacher) {  // the last term of the teacher's gradient
     double factor = 0;
@@ -52,8 +53,9 @@ __device__ GradientTerm gradient_term(const FeatureBackwardArguments<T>& a, cons
   return {teacher, covariances + both.offset, 1, both.columns, -a.factors[student]};
 }
 
-// The layout of a block's shared memory: two chunks of samples, the operand made from one of them if their type differs, and
-// two chunks of the matrix; or a tile of dL/dX̂. After them, the inner product of each sample and its gradient.
+// The layout of a block's shared memory: two chunks of samples, the operand made from one of them if their type
+// differs, and two chunks of the matrix; or a tile of dL/dX̂. After them, the inner product of each sample and its
+// gradient.
 template <class T, class Shape>
 struct FeatureBackwardTiles {
   using C = typename Shape::C;
@@ -288,7 +290,8 @@ using FeatureBackwardTensorShape = TensorShape<128>;
 
 // Runs from sm_80 on.
 template <class T>
-__global__ void __launch_bounds__(FeatureBackwardTensorShape::kThreads, 1) feature_backward_tensor(FeatureBackwardArguments<T> a) {
+__global__ void __launch_bounds__(FeatureBackwardTensorShape::kThreads, 1)
+    feature_backward_tensor(FeatureBackwardArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
   backward_of_samples<T, TensorTile<128, true, true>, FeatureBackwardTensorShape>(a, shared);

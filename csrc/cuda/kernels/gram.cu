@@ -1,8 +1,7 @@
-#include "cuda/kernels/gram.cuh"
-
 #include <algorithm>
 #include <type_traits>
 
+#include "cuda/kernels/gram.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/runtime/device.cuh"
 
@@ -64,8 +63,8 @@ void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& pla
   run(gram_fma<T, 2>, kFmaThreads);
 }
 
-// Makes one launch for each type among the stages. `prepare(arguments, plan)` sets the layout of the matrices and returns
-// the number of tiles of each; `matrix_of(k)` is where the matrices of stage k go.
+// Makes one launch for each type among the stages. `prepare(arguments, plan)` sets the layout of the matrices and
+// returns the number of tiles of each; `matrix_of(k)` is where the matrices of stage k go.
 template <class Prepare, class Matrix>
 void launch_types(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, const Prepare& prepare,
                   const Matrix& matrix_of, cudaStream_t stream) {
@@ -108,8 +107,8 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
     plans.stages.push_back(plan);
     lines += shape.groups * plan.tiles * (plan.tiles + 1) / 2 * divide_up(stage.dim, line_of(stage.dtype));
   }
-  // There are as many blocks as fill the device twice, but none so short that writing its partial matrix takes more than a
-  // fraction of the time that reading takes.
+  // There are as many blocks as fill the device twice, but none so short that writing its partial matrix takes more
+  // than a fraction of the time that reading takes.
   const std::int64_t filling = divide_up(lines, 2 * multiprocessors());
   for (std::size_t k = 0; k < stages.size(); ++k) {
     GramPlan& plan = plans.stages[k];
@@ -128,9 +127,7 @@ void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPl
   const auto tiles = [](auto&, const GramPlan& plan) {
     return static_cast<std::int64_t>(plan.tiles) * (plan.tiles + 1) / 2;
   };
-  const auto matrix_of = [&](std::size_t k) -> void* {
-    return static_cast<char*>(workspace) + plans.stages[k].offset;
-  };
+  const auto matrix_of = [&](std::size_t k) -> void* { return static_cast<char*>(workspace) + plans.stages[k].offset; };
   launch_types(stages, shape, plans, tiles, matrix_of, stream);
 }
 
@@ -154,7 +151,8 @@ void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, con
 }
 
 template void launch_gram_row_block<float>(const std::vector<Features>&, Shape, const RowBlock&, float*, cudaStream_t);
-template void launch_gram_row_block<double>(const std::vector<Features>&, Shape, const RowBlock&, double*, cudaStream_t);
+template void launch_gram_row_block<double>(const std::vector<Features>&, Shape, const RowBlock&, double*,
+                                            cudaStream_t);
 
 std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const void* workspace) {
   std::vector<Partials> partials;

@@ -1,6 +1,6 @@
-// Partial Gram matrices of all stages and groups. A block computes one tile of K, the products of two ranges of samples,
-// over one split of the features. K is symmetric, so only tiles on or below the diagonal are computed. Alternatively, the
-// launch computes all tiles of a row block: some rows of K.
+// Partial Gram matrices of all stages and groups. A block computes one tile of K, the products of two ranges of
+// samples, over one split of the features. K is symmetric, so only tiles on or below the diagonal are computed.
+// Alternatively, the launch computes all tiles of a row block: some rows of K.
 #pragma once
 
 #include "cuda/kernels/matrices.cuh"
@@ -26,11 +26,11 @@ template <class T>
 struct GramArguments {
   GramStage<T> stages[kMaxStages];
   int count;
-  int samples, tile, tiles;       // samples; rows of a tile; tiles along K
+  int samples, tile, tiles;         // samples; rows of a tile; tiles along K
   int first_tile, row_block_tiles;  // rows of a row block, in tiles; 0 and 0 for the whole matrix
-  int pitch;                      // from row to row of a row block
-  int buffers;                    // in the ring of input tiles
-  int warp_splits;                // warps that split a line's features among them (tensor cores only)
+  int pitch;                        // from row to row of a row block
+  int buffers;                      // in the ring of input tiles
+  int warp_splits;                  // warps that split a line's features among them (tensor cores only)
 };
 
 // The work of one block.
@@ -88,8 +88,8 @@ struct GramItem {
   }
 };
 
-// The Gram kernel without tensor cores, for any type and device. Each thread computes kMicro x kMicro elements, 16 apart.
-// The sum of a line is made separately and then added, so that the error grows with the number of lines only.
+// The Gram kernel without tensor cores, for any type and device. Each thread computes kMicro x kMicro elements, 16
+// apart. The sum of a line is made separately and then added, so that the error grows with the number of lines only.
 constexpr int kFmaThreads = 256;
 
 template <class T, int kMicro>
@@ -131,9 +131,9 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
   }
 }
 
-// The Gram kernel with tensor cores, from sm_80 on. A warp computes kTiles x kTiles tensor-core tiles; the warps of a block
-// on the diagonal cover its lower triangle. If there are more warps than that needs, warp_splits of them split the
-// features of each line.
+// The Gram kernel with tensor cores, from sm_80 on. A warp computes kTiles x kTiles tensor-core tiles; the warps of a
+// block on the diagonal cover its lower triangle. If there are more warps than that needs, warp_splits of them split
+// the features of each line.
 template <int kTiles>
 constexpr int kMaxTensorThreads = kTiles == 1 ? 128 : 320;
 

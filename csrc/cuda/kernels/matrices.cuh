@@ -40,7 +40,9 @@ struct RowsArguments {
   __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
     return (stage * groups + group) * samples + i;
   }
-  __device__ C* row(int stage, std::int64_t group, int i) const { return saved + index(stage, group, i) * (samples + 1); }
+  __device__ C* row(int stage, std::int64_t group, int i) const {
+    return saved + index(stage, group, i) * (samples + 1);
+  }
   __device__ std::int64_t rows() const { return students * groups * samples; }
 };
 
@@ -49,15 +51,15 @@ template <class C>
 struct StreamedArguments {
   C weights[kMaxStages];
   int students, samples;
-  int first, rows;      // of the row block
-  int pitch;            // from row to row
+  int first, rows;  // of the row block
+  int pitch;        // from row to row
   std::int64_t groups;
-  C* row_blocks;        // K or A: (stages, groups, rows, pitch)
-  C* for_teacher;       // dL/dT_ij + dL/dT_ji: (groups, rows, pitch), or null if the teacher has no gradient
-  C* saved;             // (groups, ...): squared norms (stages, samples), statistics (students, kMaxStatistics, samples)
-  C* inverse_norms;     // (stages, groups, samples)
-  C* values;            // (students, groups, samples)
-  C* loss;              // (groups)
+  C* row_blocks;     // K or A: (stages, groups, rows, pitch)
+  C* for_teacher;    // dL/dT_ij + dL/dT_ji: (groups, rows, pitch), or null if the teacher has no gradient
+  C* saved;          // (groups, ...): squared norms (stages, samples), statistics (students, kMaxStatistics, samples)
+  C* inverse_norms;  // (stages, groups, samples)
+  C* values;         // (students, groups, samples)
+  C* loss;           // (groups)
   C eps;
 
   __device__ std::int64_t index(int stage, std::int64_t group, int i) const {

@@ -1,5 +1,6 @@
 // Tiles of kRows x 64 elements of a product of operands in shared memory, computed by fused multiply-adds or by tensor
-// cores behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its transpose, `right` (kDepth, 64).
+// cores behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its transpose, `right` (kDepth,
+// 64).
 #pragma once
 
 #include "cuda/kernels/tensor_cores.cuh"

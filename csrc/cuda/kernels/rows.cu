@@ -1,8 +1,7 @@
-#include "cuda/kernels/rows.cuh"
-
 #include <algorithm>
 
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/rows.cuh"
 #include "cuda/runtime/device.cuh"
 
 namespace icsd::cuda {
@@ -13,12 +12,10 @@ int rows_per_block(Shape shape) {
   return static_cast<int>(std::clamp<std::int64_t>(shape.groups * shape.samples / multiprocessors(), 1, kMaxBlockRows));
 }
 
-unsigned row_blocks(Shape shape, int block_rows) {
-  return blocks(shape.groups * divide_up(shape.samples, block_rows));
-}
+unsigned row_blocks(Shape shape, int block_rows) { return blocks(shape.groups * divide_up(shape.samples, block_rows)); }
 
-// Launches `rows_forward`. The inverse norms of two stages' samples are in shared memory if they fit, else a kernel writes
-// those of all stages first.
+// Launches `rows_forward`. The inverse norms of two stages' samples are in shared memory if they fit, else a kernel
+// writes those of all stages first.
 template <class C, class D>
 void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stream) {
   const Shape shape{arguments.groups, arguments.samples};
@@ -39,12 +36,13 @@ void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stre
 template <class C>
 void launch_sum_gram(const Partials& partials, Shape shape, C* out, cudaStream_t stream) {
   const int rows = rows_per_block(shape);
-  launch(sum_gram<C>, row_blocks(shape, rows), kForwardThreads, 0, stream, partials, static_cast<int>(shape.samples), rows,
-         out);
+  launch(sum_gram<C>, row_blocks(shape, rows), kForwardThreads, 0, stream, partials, static_cast<int>(shape.samples),
+         rows, out);
 }
 
 template <class C>
-void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<C>& of, bool save, cudaStream_t stream) {
+void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<C>& of, bool save,
+                 cudaStream_t stream) {
   with_loss(kind, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
     const D loss(of);
@@ -60,8 +58,8 @@ int statistics_of(LossKind kind) {
   return with_loss(kind, [](auto tag) { return decltype(tag)::template Of<float>::kStatistics; });
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                     \
-  template void launch_sum_gram<C>(const Partials&, Shape, C*, cudaStream_t);                                   \
+#define ICSD_INSTANTIATE(C)                                                   \
+  template void launch_sum_gram<C>(const Partials&, Shape, C*, cudaStream_t); \
   template void launch_rows<C>(RowsArguments<C>, LossKind, const LossArguments<C>&, bool, cudaStream_t);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)

@@ -1,13 +1,13 @@
-// The loss on the rows of the N x N matrices. `rows_forward` sums partial Gram matrices to rows of K and computes each row's
-// loss and statistics. `rows_backward` replaces each row of K by a row of [A | r] and sums the loss.
+// The loss on the rows of the N x N matrices. `rows_forward` sums partial Gram matrices to rows of K and computes each
+// row's loss and statistics. `rows_backward` replaces each row of K by a row of [A | r] and sums the loss.
 #pragma once
 
 #include <cmath>
 
 #include "core/losses.h"
-#include "cuda/runtime/launch.cuh"
 #include "cuda/kernels/matrices.cuh"
 #include "cuda/kernels/norms.cuh"
+#include "cuda/runtime/launch.cuh"
 
 namespace icsd::cuda {
 
@@ -37,8 +37,8 @@ inline __device__ int threads_per_element(int splits) {
   return threads;
 }
 
-// Calls put(row, j, K_ij), i = first + row, for all columns j of `rows` rows and, if `diagonal`, put(-1, j, K_jj) for all j.
-// If several threads add the splits of one element, their sums meet in `sums`.
+// Calls put(row, j, K_ij), i = first + row, for all columns j of `rows` rows and, if `diagonal`, put(-1, j, K_jj) for
+// all j. If several threads add the splits of one element, their sums meet in `sums`.
 template <class C, class Put>
 __device__ void sum_rows(const Partials& partials, std::int64_t group, int samples, int first, int rows, bool diagonal,
                          C (&sums)[kForwardThreads * kMaxBlockRows], const Put& put) {
@@ -80,9 +80,8 @@ __global__ void __launch_bounds__(kForwardThreads) sum_gram(Partials partials, i
   const int row_blocks = (samples + block_rows - 1) / block_rows;
   const int first = static_cast<int>(blockIdx.x % row_blocks) * block_rows;
   const std::int64_t group = blockIdx.x / row_blocks;
-  sum_rows(partials, group, samples, first, min(block_rows, samples - first), false, sums, [&](int row, int j, C sum) {
-    out[(group * samples + first + row) * samples + j] = sum;
-  });
+  sum_rows(partials, group, samples, first, min(block_rows, samples - first), false, sums,
+           [&](int row, int j, C sum) { out[(group * samples + first + row) * samples + j] = sum; });
 }
 
 // Shuffles any struct of numbers down by `lanes` lanes of the warp.
@@ -99,11 +98,11 @@ __device__ R shuffle_down(const R& row, int lanes) {
   return to.row;
 }
 
-// Returns what thread `thread` of the `threads` of a row accumulates over its columns of row i. `s` and `t` are the rows of
-// the student's K and of the teacher's.
+// Returns what thread `thread` of the `threads` of a row accumulates over its columns of row i. `s` and `t` are the
+// rows of the student's K and of the teacher's.
 template <class C, class D>
 __device__ typename D::template Row<C> reduce_columns(const D& loss, const C* s, const C* t, const C* norms_s,
-                                                    const C* norms_t, int i, int samples, int thread, int threads) {
+                                                      const C* norms_t, int i, int samples, int thread, int threads) {
   typename D::template Row<C> row{};
   for (int j = thread; j < samples; j += threads) {
     if (j == i && !loss.diagonal) continue;
@@ -119,8 +118,8 @@ __device__ R merge_lanes(const D& loss, R row) {
   return row;
 }
 
-// Writes the inverse norms of all samples, for `rows_forward` if its shared memory is too small for them. Each thread takes
-// one sample.
+// Writes the inverse norms of all samples, for `rows_forward` if its shared memory is too small for them. Each thread
+// takes one sample.
 template <class C>
 __global__ void __launch_bounds__(kForwardThreads) norms_forward(RowsArguments<C> a, bool similarities) {
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
@@ -160,8 +159,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments
     const C* const norms_s = make_rows(student, norms + n);
     for (int k = warp; k < rows; k += kForwardThreads / 32) {
       const int i = first + k;
-      const auto lane_row = reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n,
-                                     lane, 32);
+      const auto lane_row =
+          reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n, lane, 32);
       __syncwarp();
       const auto row = merge_lanes(loss, lane_row);
       if (lane == 0) {
@@ -224,8 +223,8 @@ struct RowGradients {
     if (owner && loss.similarities && !(std::sqrt(square) < eps)) row[i] = -projection * own;
   }
 
-  // Writes a student's row and adds to the g_j of the teacher, `for_teacher`, unless that is null. `statistics` are those
-  // of all rows; one statistic is `stride` elements after the other.
+  // Writes a student's row and adds to the g_j of the teacher, `for_teacher`, unless that is null. `statistics` are
+  // those of all rows; one statistic is `stride` elements after the other.
   __device__ void write_student(C* row, const C* norms, const C* t_row, const C* norms_t, const C* statistics,
                                 std::int64_t stride, C weight, C* for_teacher) const {
     C own[kMaxStatistics];

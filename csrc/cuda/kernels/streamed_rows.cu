@@ -1,8 +1,7 @@
-#include "cuda/kernels/streamed_rows.cuh"
-
 #include <algorithm>
 
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/streamed_rows.cuh"
 #include "cuda/runtime/device.cuh"
 
 namespace icsd::cuda {
@@ -60,13 +59,13 @@ void launch_sum_losses(const StreamedArguments<C>& arguments, cudaStream_t strea
   launch(sum_losses<C>, blocks(arguments.groups), kBackwardThreads, 0, stream, arguments);
 }
 
-#define ICSD_INSTANTIATE(C)                                                                                             \
-  template void launch_norms<C>(const StreamedArguments<C>&, const std::vector<Features>&, LossKind,                    \
-                                const LossArguments<C>&, bool, cudaStream_t);                                           \
-  template void launch_row_block_forward<C>(const StreamedArguments<C>&, LossKind, const LossArguments<C>&,             \
-                                            cudaStream_t);                                                              \
-  template void launch_row_block_backward<C>(const StreamedArguments<C>&, LossKind, const LossArguments<C>&,            \
-                                             cudaStream_t);                                                             \
+#define ICSD_INSTANTIATE(C)                                                                                  \
+  template void launch_norms<C>(const StreamedArguments<C>&, const std::vector<Features>&, LossKind,         \
+                                const LossArguments<C>&, bool, cudaStream_t);                                \
+  template void launch_row_block_forward<C>(const StreamedArguments<C>&, LossKind, const LossArguments<C>&,  \
+                                            cudaStream_t);                                                   \
+  template void launch_row_block_backward<C>(const StreamedArguments<C>&, LossKind, const LossArguments<C>&, \
+                                             cudaStream_t);                                                  \
   template void launch_sum_losses<C>(const StreamedArguments<C>&, cudaStream_t);
 ICSD_INSTANTIATE(float)
 ICSD_INSTANTIATE(double)

@@ -1,5 +1,6 @@
-// The loss on row blocks of the N x N matrices, for many samples. Each row block of K is computed (`launch_gram_row_block`),
-// used by `row_block_forward` or `row_block_backward`, and overwritten by the next. The norms of all samples come first.
+// The loss on row blocks of the N x N matrices, for many samples. Each row block of K is computed
+// (`launch_gram_row_block`), used by `row_block_forward` or `row_block_backward`, and overwritten by the next. The
+// norms of all samples come first.
 #pragma once
 
 #include "cuda/kernels/norms.cuh"
@@ -15,7 +16,7 @@ constexpr int kNormThreads = 256;
 template <class T, class C>
 __global__ void __launch_bounds__(kNormThreads)
     compute_norms(StreamedArguments<C> a, const T* x, std::int64_t dim, std::int64_t group_stride,
-               std::int64_t sample_stride, int stage, bool similarities, bool known) {
+                  std::int64_t sample_stride, int stage, bool similarities, bool known) {
   const int lane = threadIdx.x % 32;
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kNormThreads / 32) + threadIdx.x / 32;
   if (item >= a.groups * a.samples) return;
@@ -39,10 +40,9 @@ __global__ void __launch_bounds__(kBackwardThreads) row_block_forward(StreamedAr
   const int rows = min(a.rows, a.samples - a.first), i = a.first + static_cast<int>(blockIdx.x % rows);
   const std::int64_t group = blockIdx.x / rows;
   for (int student = 0; student < a.students; ++student) {
-    const auto lane_row = reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i),
-                                   a.inverse_norms + a.index(student, group, 0),
-                                   a.inverse_norms + a.index(a.students, group, 0), i, a.samples,
-                                   static_cast<int>(threadIdx.x), kBackwardThreads);
+    const auto lane_row = reduce_columns(
+        loss, a.row(student, group, i), a.row(a.students, group, i), a.inverse_norms + a.index(student, group, 0),
+        a.inverse_norms + a.index(a.students, group, 0), i, a.samples, static_cast<int>(threadIdx.x), kBackwardThreads);
     __syncwarp();
     Row row = merge_lanes(loss, lane_row);
     if (threadIdx.x % 32 == 0) rows_of_warps[threadIdx.x / 32] = row;
@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kBackwardThreads) row_block_forward(StreamedAr
       C statistics[kMaxStatistics] = {};
       loss.statistics(row, statistics);
       for (int m = 0; m < kMaxStatistics; ++m) {
-        a.statistics(student, group)[static_cast<std::int64_t>(m) * a.samples + i] = m < D::kStatistics ? statistics[m] : C(0);
+        a.statistics(student, group)[static_cast<std::int64_t>(m) * a.samples + i] =
+            m < D::kStatistics ? statistics[m] : C(0);
       }
     }
     __syncthreads();

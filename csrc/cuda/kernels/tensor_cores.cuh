@@ -1,7 +1,7 @@
 // Tensor-core products of 16 x 16 tiles of a warp, as accurate as fused multiply-adds in float32.
 //
-// A float32 number is split into two tf32 numbers, high + low. The product of two low numbers, 2^-22 of the whole, is left
-// out. Tensor cores truncate as they add, so they sum only a few products; these sums are then added in float32.
+// A float32 number is split into two tf32 numbers, high + low. The product of two low numbers, 2^-22 of the whole, is
+// left out. Tensor cores truncate as they add, so they sum only a few products; these sums are then added in float32.
 #pragma once
 
 #include <mma.h>
@@ -67,7 +67,8 @@ struct TileSums {
 
   // Adds the products of one step along k to the short sums.
   __device__ void multiply(const S* a, int a_pitch, const S* b, int b_pitch) {
-    constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>, a_by_rows = std::is_same_v<LayoutA, wmma::row_major>;
+    constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>,
+                   a_by_rows = std::is_same_v<LayoutA, wmma::row_major>;
     OperandTile<wmma::matrix_b, S, Layout, kSplitB> columns[kColumns];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) columns[n].load(b + n * kTile * (by_rows ? 1 : b_pitch), b_pitch);

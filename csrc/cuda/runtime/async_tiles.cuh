@@ -20,14 +20,15 @@ constexpr int kPitch = kPitchBytes / static_cast<int>(sizeof(T));
 
 // Returns how many bytes of a batch one copy may move: 16 if every sample begins at a multiple of 16 bytes, else fewer.
 inline int copy_bytes(const void* data, std::int64_t group_stride, std::int64_t sample_stride, int itemsize) {
-  const std::uint64_t all = reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uint64_t>(group_stride * itemsize) |
+  const std::uint64_t all = reinterpret_cast<std::uintptr_t>(data) |
+                            static_cast<std::uint64_t>(group_stride * itemsize) |
                             static_cast<std::uint64_t>(sample_stride * itemsize);
   if (all % 16 == 0) return 16;
   return all % 4 == 0 ? (itemsize == 8 ? 8 : 4) : itemsize;
 }
 
-// Copies one line of each of `rows` samples to a tile. `left` elements of every sample remain from `from` on; zeros follow
-// the last of them.
+// Copies one line of each of `rows` samples to a tile. `left` elements of every sample remain from `from` on; zeros
+// follow the last of them.
 template <int kBytes, class T>
 __device__ void copy_lines(T* tile, const T* from, std::int64_t sample_stride, int rows, std::int64_t left) {
   constexpr int kElements = kBytes / static_cast<int>(sizeof(T)), kCopies = kLine<T> / kElements;
@@ -55,8 +56,8 @@ __device__ void copy_lines(int bytes, T* tile, const T* from, std::int64_t sampl
   }
 }
 
-// Fills `rows` rows of `width` elements, `pitch` apart, from `samples` samples with `left` elements each. Elements beyond
-// the samples are zero. The copy converts if the types differ.
+// Fills `rows` rows of `width` elements, `pitch` apart, from `samples` samples with `left` elements each. Elements
+// beyond the samples are zero. The copy converts if the types differ.
 template <int kBytes, class T, class S>
 __device__ void copy_rectangle(S* to, int pitch, const T* from, std::int64_t sample_stride, int samples, int rows,
                                int width, std::int64_t left) {
@@ -90,8 +91,8 @@ __device__ void copy_rectangle(int bytes, S* to, int pitch, const T* from, std::
   }
 }
 
-// The samples that a block compares, one range with itself or two ranges with each other, on their way through a ring of
-// buffers in shared memory. Each buffer has a line of `range` samples, or of twice as many.
+// The samples that a block compares, one range with itself or two ranges with each other, on their way through a ring
+// of buffers in shared memory. Each buffer has a line of `range` samples, or of twice as many.
 template <class T>
 struct AsyncTiles {
   const T *first, *second;  // the first element of the first sample

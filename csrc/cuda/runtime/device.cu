@@ -1,6 +1,5 @@
-#include "cuda/runtime/device.cuh"
-
 #include "cuda/operator.h"
+#include "cuda/runtime/device.cuh"
 
 namespace icsd::cuda {
 namespace {

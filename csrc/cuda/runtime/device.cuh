@@ -55,8 +55,9 @@ template <class Kernel>
 void allow_shared(Kernel* kernel, std::size_t bytes) {
   const std::size_t limit = dynamic_shared_limit(kernel);
   if (bytes > limit) {
-    throw std::invalid_argument("icsd: a block needs " + std::to_string(bytes) + " bytes of shared memory, this device has " +
-                                std::to_string(limit) + "; use fewer samples, or the regime streamed");
+    throw std::invalid_argument("icsd: a block needs " + std::to_string(bytes) +
+                                " bytes of shared memory, this device has " + std::to_string(limit) +
+                                "; use fewer samples, or the regime streamed");
   }
 }
 

@@ -19,7 +19,9 @@ inline __device__ float widen(__half x) { return __half2float(x); }
 template <class T>
 struct Narrow {
   template <class C>
-  static __device__ T from(C x) { return static_cast<T>(x); }
+  static __device__ T from(C x) {
+    return static_cast<T>(x);
+  }
 };
 template <>
 struct Narrow<__nv_bfloat16> {

@@ -10,7 +10,8 @@
 #include <stdexcept>
 #include <string>
 
-// Declares `name`, a pointer to the block's dynamic shared memory. All declarations in a kernel point to the same bytes.
+// Declares `name`, a pointer to the block's dynamic shared memory. All declarations in a kernel point to the same
+// bytes.
 #ifndef ICSD_DYNAMIC_SHARED
 #define ICSD_DYNAMIC_SHARED(type, name)                         \
   extern __shared__ __align__(128) unsigned char icsd_shared[]; \
