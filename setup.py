@@ -178,7 +178,7 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     compile_all("cpu/runtime", "", [])
     for isa, isa_flags in CPU_ISAS.items():
         compile_all("cpu/kernels", f"_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
-    for folder in ("cuda", "cuda/kernels") if nvcc else ():
+    for folder in ("cuda", "cuda/kernels", "cuda/runtime") if nvcc else ():
         compile_all(folder, "", [], "compile_cuda")
     build.build(str(target), "link", objects)
 

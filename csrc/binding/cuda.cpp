@@ -56,7 +56,11 @@ class Workspaces {
   std::vector<dlpack::DLManagedTensorVersioned*> workspaces_;
 };
 
+// The emulator has no streams, but checks that kernels are launched on this one.
+void* emulated_stream = nullptr;
+
 void* current_stream(const Tensor& x) {
+  if (kEmulated) return emulated_stream;
   void* stream = nullptr;
   if (x.api->current_work_stream(x.device.device_type, x.device.device_id, &stream)) throw py::error_already_set();
   return stream;
@@ -170,6 +174,7 @@ void define_cuda(py::module_ module) {
     return py::make_tuple(devices.count, devices.error);
   });
 #ifdef ICSD_EMULATOR
+  module.def("set_stream", [](std::uintptr_t stream) { emulated_stream = reinterpret_cast<void*>(stream); });
   module.def("set_row_block_bytes", [](int64_t bytes) { cuda::row_block_bytes = bytes; });
 #endif
 }

@@ -4,12 +4,13 @@ Test files may set EVERY_ARCHITECTURE, the names of tests that run for all archi
 names of tests that take too long when streamed.
 """
 
+import functools
 import os
 import zlib
 
 import pytest
 from conformance import Limits
-from emulated import EmulatedBackend
+from emulated import ROW_BLOCK_BYTES, STREAM, EmulatedBackend
 
 from icsd.ops import registry
 
@@ -30,19 +31,37 @@ def pytest_collection_modifyitems(items):
     ]
 
 
+make_backend = functools.cache(EmulatedBackend)
+
+
 @pytest.fixture(scope="module")
 def emulated(request):
-    """The backend of an architecture, registered as "emulated"."""
-    backend = EmulatedBackend(os.environ.get("ICSD_EMULATOR_MODE", "plain"), request.param)
+    """Register the backend of an architecture as "emulated".
+
+    Its launches must be on the current stream, and it makes only calls that a CUDA graph allows.
+    """
+    backend = make_backend(os.environ.get("ICSD_EMULATOR_MODE", "plain"), request.param)
+    backend.kernels.set_stream(STREAM)
+    backend.library.emulator_require_stream(STREAM)
+    backend.library.emulator_capture(True)
     with registry.temporarily(backend):
         yield backend
 
 
 @pytest.fixture
 def schedule(request, emulated):
-    """Another hostile order of threads and blocks for every test, the same one in every run."""
+    """Give every test another hostile schedule, the same in every run, on a device of 4 multiprocessors."""
     emulated.library.emulator_seed(zlib.crc32(request.node.name.encode()))
     emulated.library.emulator_concurrent_blocks(os.environ.get("ICSD_EMULATOR_BLOCKS") == "concurrent")
+    emulated.library.emulator_multiprocessors(4)
+
+
+@pytest.fixture
+def small_row_blocks(emulated):
+    """Let row blocks have as few rows as possible in the regime `streamed`."""
+    emulated.kernels.set_row_block_bytes(1)
+    yield
+    emulated.kernels.set_row_block_bytes(ROW_BLOCK_BYTES)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The CUDA backend as it is, on CPU tensors: kernels, launchers, binding and Python side with the emulator beneath."""
+"""The unmodified CUDA backend on CPU tensors: its kernels, launches, binding and Python side, above the emulator."""
 
 import os
 import sys
@@ -18,8 +18,18 @@ from icsd.ops.backend import FusedBackend
 from icsd.ops.cuda import CUDABackend, CUDALauncher
 
 
+ROW_BLOCK_BYTES = 64 << 20  # of csrc/cuda/operator.h
+STREAM = 0x1C5D00  # the handle of the current stream
+
+
 class EmulatedBackend(CUDABackend):
-    """Takes CPU tensors for those of a device of capability `arch`, its library built in `mode` (see harness.py)."""
+    """A CUDA backend whose device is emulated and takes CPU tensors.
+
+    Args:
+        mode: The mode in which its libraries are built, see harness.py.
+        arch: The compute capability of the device.
+        seed: The seed of the schedule.
+    """
 
     name = "emulated"
     description = "CUDA kernels on the CPU"
@@ -41,9 +51,9 @@ class EmulatedBackend(CUDABackend):
 
 
 def import_lazily(name: str, path: Path) -> ModuleType:
-    """An extension module some of whose calls are not resolved, and not made.
+    """Import an extension module that has unresolved calls, which are never made.
 
-    Its submodules are found by its name, which is therefore its own.
+    Its name must be its own: submodules are found by it.
     """
     before = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_LAZY)
@@ -58,19 +68,19 @@ def import_lazily(name: str, path: Path) -> ModuleType:
 
 @cache
 def kernel_names(library: str) -> dict[int, str]:
-    """By their place in a library: they have no names to be linked by."""
+    """Return the names of a library's kernels by their offsets. Kernels are local symbols."""
     symbols = (line.split(" ", 2) for line in run(["nm", "--demangle", library]).splitlines() if line[0] != " ")
-    return {int(at, 16): name for at, kind, name in symbols if kind == "t"}  # what is local to a thread has offsets
+    return {int(at, 16): name for at, kind, name in symbols if kind == "t"}  # thread-local variables have other offsets
 
 
 class Launch(NamedTuple):
-    """What `Traffic` counts of one.
+    """The counts of one launch.
 
     Attributes:
-        kernel: Its name.
-        threads: Of a block.
-        shared: Bytes of dynamic shared memory of a block.
-        bytes: Read and written, by the address of what is watched.
+        kernel: The name of the kernel.
+        threads: The threads of a block.
+        shared: The bytes of dynamic shared memory of a block.
+        bytes: The bytes read and written of each watched storage, by its address.
     """
 
     kernel: str
@@ -80,17 +90,19 @@ class Launch(NamedTuple):
 
 
 class Traffic(TorchDispatchMode):
-    """Counts what kernels read and write within its `with` block, of given tensors and of all that are made there.
+    """Counts the bytes that kernels read and write within a `with` block.
+
+    It watches the given tensors and all that are made in the block.
 
     Args:
-        library: Of a backend in mode `counted`.
-        tensors: Those that are there already.
+        library: The library of a backend in mode `counted`.
+        tensors: Tensors that exist already.
     """
 
     def __init__(self, library, *tensors: torch.Tensor) -> None:
         super().__init__()
         self.library = library
-        self.watched: list[torch.UntypedStorage] = []  # alive: no address is used twice
+        self.watched: list[torch.UntypedStorage] = []  # kept alive, so that no address is used twice
         self.counts: dict[int, tuple[int, int]] = {}  # bytes read and written, by address
         self.launches: list[Launch] = []
         self.before = library.emulator_launches()
@@ -142,7 +154,7 @@ class Traffic(TorchDispatchMode):
         )
 
     def of_memory(self) -> int:
-        """Bytes that memory must give and take, where a cache keeps what is read or written more than once."""
+        """Return the bytes that memory moves if a cache holds all that is read or written more than once."""
         return sum(
             min(count, storage.nbytes()) for storage in self.watched for count in self.counts[storage.data_ptr()]
         )

@@ -8,6 +8,7 @@ import platform
 import pytest
 import torch
 from conformance import accuracy, regimes
+from emulated import ROW_BLOCK_BYTES
 
 import icsd
 from icsd import _native as native
@@ -18,11 +19,10 @@ pytestmark = [
     pytest.mark.usefixtures("schedule"),
 ]
 
-ROW_BLOCK_BYTES = 64 << 20  # of csrc/cuda/operator.h
-EVERY_ARCHITECTURE = ["test_regimes_are_as_defined", "test_several_bands", "test_every_kernel"]
+EVERY_ARCHITECTURE = ["test_regimes_are_as_defined", "test_several_row_blocks", "test_every_kernel"]
 
 
-# How a batch may lie in memory, and how far from 16-byte boundaries.
+# Layouts of a batch in memory, some of them not aligned to 16 bytes.
 LAYOUTS = {
     **accuracy.LAYOUTS,
     **{f"{skip} elements in": lambda x, skip=skip: shifted(x, skip, 0) for skip in (2, 4, 8)},
@@ -31,7 +31,7 @@ LAYOUTS = {
 
 
 def shifted(x, skip, gap):
-    """`x` in memory of NaN, from element `skip` on, its rows `gap` elements apart: what is read around them shows."""
+    """Return `x` in memory of NaN, from element `skip` on and with `gap` elements between rows."""
     n, d = x.shape
     memory = torch.full((skip + n * (d + gap) + 64,), torch.nan, dtype=x.dtype)
     view = memory[skip : skip + n * (d + gap)].view(n, d + gap)[:, :d]
@@ -52,7 +52,7 @@ def test_layouts_are_as_their_contiguous_copies(layout, dtype):
 
 
 def interstage(stages, **options):
-    """The loss and all gradients, the teacher's included, of fresh copies of the stages."""
+    """Return the loss and all gradients, the teacher's included, of fresh copies of the stages."""
     stages = [stage.detach().requires_grad_() for stage in stages]
     loss = icsd.interstage_distillation_loss(stages, detach_teacher=False, backend="emulated", **options)
     return loss.detach(), *torch.autograd.grad(loss, stages)
@@ -88,17 +88,9 @@ def test_derivatives_in_float64(regime, loss):
         assert torch.autograd.gradgradcheck(value, inputs)
 
 
-@pytest.fixture
-def narrow_bands(emulated):
-    """As few rows at a time as can be, where matrices are streamed."""
-    emulated.kernels.set_row_block_bytes(1)
-    yield
-    emulated.kernels.set_row_block_bytes(ROW_BLOCK_BYTES)
-
-
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 @pytest.mark.parametrize(("regime", "case"), [("sample", case) for case in regimes.LOSSES] + regimes.CASES)
-def test_regimes_are_as_defined(regime, case, dtype, narrow_bands):
+def test_regimes_are_as_defined(regime, case, dtype, small_row_blocks):
     for n, d in ((5, 7), (70, 33)):
         stages = regimes.features(n, d, d + 5, d + 2, batch=(2,), dtype=dtype)
         options = {"weights": [n] * 2}  # for gradients that float16 holds
@@ -113,8 +105,8 @@ def test_regimes_are_as_defined(regime, case, dtype, narrow_bands):
     [("kl", 100, torch.float32), ("kl", 250, torch.float32), ("kl", 250, torch.float64), ("mse", 100, torch.bfloat16)],
     ids=str,
 )
-def test_several_bands(case, rows, dtype, emulated):
-    """Of one range of samples or more; the last has fewer rows."""
+def test_several_row_blocks(case, rows, dtype, emulated):
+    """Row blocks have one tile or several, and the last one has fewer rows."""
     stages = regimes.features(290, 20, 9, 14, dtype=dtype)
     options = {"weights": [290] * 2}
     wide = [stage.double() for stage in stages]
@@ -129,7 +121,7 @@ def test_several_bands(case, rows, dtype, emulated):
             emulated.kernels.set_row_block_bytes(ROW_BLOCK_BYTES)
         launches.append(emulated.kernels.launches() - before)
         regimes.assert_close(results, expected, 8 * regimes.EPS[dtype])
-    # Each band is made and measured, and once more made, turned into gradients and multiplied.
+    # Each row block takes a Gram and a loss kernel, then a Gram, a gradient and a combine kernel.
     one, several = launches
     assert several >= one + 5
 
@@ -168,8 +160,8 @@ def test_feature_space_of_mixed_types():
 
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-def test_every_kernel(dtype, narrow_bands):
-    """All launches of one training step, small enough for the slowest mode."""
+def test_every_kernel(dtype, small_row_blocks):
+    """Run all launches of a training step, small enough for the slowest mode."""
     for n, d in ((3, 2), (17, 50), (35, 70)):
         stages = [accuracy.features(n, width, dtype, width) for width in (d, d + 3, d)]
         for loss in ("mse", "kl", "smooth_l1"):

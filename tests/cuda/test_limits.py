@@ -4,20 +4,19 @@ import platform
 
 import pytest
 import torch
-from emulated import EmulatedBackend
 from inputs import normal
 
 import icsd
-from icsd.ops import registry
 from icsd.ops.regimes import force_regime
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
-
-@pytest.fixture(scope="module", params=[75, 80], ids="sm_{}".format)
-def emulated(request):
-    with registry.temporarily(EmulatedBackend("plain", request.param)) as backend:
-        yield backend
+EVERY_ARCHITECTURE = [
+    "test_the_largest_matrices_can_be_launched",
+    "test_every_kernel_can_be_launched",
+    "test_limits_are_set_once_per_kernel",
+    "test_norms_that_shared_memory_is_too_small_for",
+]
 
 
 @pytest.fixture
