@@ -16,7 +16,8 @@ from icsd.ops import registry
 
 
 def pytest_generate_tests(metafunc):
-    if "emulated" in metafunc.fixturenames and not hasattr(metafunc.module, "emulated"):
+    own = any("emulated" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "emulated" in metafunc.fixturenames and not own and not hasattr(metafunc.module, "emulated"):
         every = metafunc.function.__name__ in getattr(metafunc.module, "EVERY_ARCHITECTURE", ())
         architectures = [75, 80] if every else [80]
         metafunc.parametrize("emulated", architectures, ids="sm_{}".format, indirect=True, scope="module")
