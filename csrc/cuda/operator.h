@@ -15,7 +15,7 @@ namespace icsd::cuda {
 
 constexpr int kMaxStages = 32;  // of one call
 
-// What a call takes from the framework of its tensors.
+// The stream and the memory of a call, from the framework of its tensors.
 struct Context {
   void* stream;  // a cudaStream_t of the current device
   // Returns memory for the kernels of this call. It must not be used after them: it may be given to the next call then.

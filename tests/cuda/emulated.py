@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from icsd.ops.backend import FusedBackend
 from icsd.ops.cuda import CUDABackend, CUDALauncher
 
-
 ROW_BLOCK_BYTES = 64 << 20  # of csrc/cuda/operator.h
 STREAM = 0x1C5D00  # the handle of the current stream
 

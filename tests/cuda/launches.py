@@ -1,4 +1,4 @@
-"""What the CUDA backend launches, at shapes of which a docs page tells: counted in the emulator.
+"""The launches of the CUDA backend at the shapes of docs/kernels.md, counted in the emulator.
 
 `python -m tools.kernel_table --pin` has it write launches.csv anew.
 """
@@ -26,7 +26,7 @@ MULTIPROCESSORS = 132
 
 
 class Launches(NamedTuple):
-    """Of one kernel in one pass.
+    """The launches of one kernel in one pass.
 
     Attributes:
         kernel: Its name.

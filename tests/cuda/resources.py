@@ -1,4 +1,4 @@
-"""What the kernels of the native module take of a device, read from its machine code.
+"""The resources that the native module's kernels take, read from its machine code.
 
 `python tests/cuda/resources.py` writes resources.csv anew: after a change that is meant to change it.
 """
@@ -20,7 +20,7 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 
 class Usage(NamedTuple):
-    """Of one kernel on one architecture: registers of a thread, bytes of its stack and of static shared memory."""
+    """The resources of a kernel on an architecture: a thread's registers and stack bytes, static shared memory."""
 
     registers: int
     stack: int
@@ -38,7 +38,7 @@ def find_cuobjdump() -> str | None:
 
 
 def dump(*options: str) -> str:
-    """What cuobjdump says of the native module, names demangled."""
+    """Return the output of cuobjdump for the native module, with demangled names."""
     command = [find_cuobjdump(), *options, _native.__file__]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout

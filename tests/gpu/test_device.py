@@ -1,4 +1,4 @@
-"""What only a device shows: streams, graphs, several devices, synchronization, addresses beyond 32 bits, launches."""
+"""Behavior that only a device shows: streams, graphs, devices, synchronization, 64-bit addresses, launches."""
 
 import pytest
 import torch

@@ -139,10 +139,12 @@ int emulate_launch(int blocks, int threads, int shared, int allowed) {
   const cudaLaunchConfig_t config = {blocks, threads, std::size_t(shared), nullptr, nullptr, 0};
   return cudaLaunchKernelEx(&config, nothing);
 }
-// Launches a kernel with static shared memory after `allowed` bytes of dynamic shared memory were allowed, unless negative.
+// Launches a kernel with static shared memory after `allowed` bytes of dynamic shared memory were allowed, unless
+// negative.
 int emulate_static_shared(int shared, int allowed, cudaStream_t stream) {
   if (allowed >= 0) {
-    const cudaError_t refused = cudaFuncSetAttribute(static_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+    const cudaError_t refused =
+        cudaFuncSetAttribute(static_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
     if (refused != cudaSuccess) return refused;
   }
   const cudaLaunchConfig_t config = {1, 32, std::size_t(shared), stream, nullptr, 0};
@@ -159,8 +161,9 @@ int emulate_waits() {
   cudaEvent_t event;
   cudaEventCreate(&event);
   int refused = 0;
-  for (const cudaError_t error : {cudaMalloc(&memory, 8), cudaFree(memory), cudaDeviceSynchronize(), cudaEventSynchronize(event),
-                                  cudaStreamSynchronize(nullptr), cudaMemcpy(&memory, &memory, 8, cudaMemcpyDefault)}) {
+  for (const cudaError_t error :
+       {cudaMalloc(&memory, 8), cudaFree(memory), cudaDeviceSynchronize(), cudaEventSynchronize(event),
+        cudaStreamSynchronize(nullptr), cudaMemcpy(&memory, &memory, 8, cudaMemcpyDefault)}) {
     refused += error == cudaErrorStreamCaptureUnsupported;
   }
   cudaEventDestroy(event);

@@ -50,8 +50,7 @@ inline int __syncthreads_and(int predicate, EMULATOR_SITE) {
   return emulator::block_barrier("__syncthreads_and", !predicate, site) == 0;
 }
 inline void __syncwarp(unsigned mask = 0xffffffff, EMULATOR_SITE) {
-  emulator::warp_collective(
-      "__syncwarp", mask, nullptr, [](void* const*, unsigned) {}, site, true);
+  emulator::warp_collective("__syncwarp", mask, nullptr, [](void* const*, unsigned) {}, site, true);
 }
 inline void __threadfence() { emulator::fence(); }
 
@@ -66,7 +65,8 @@ T shuffle(const char* name, unsigned mask, T value, unsigned source, Site site) 
     T value, result;
     unsigned source;
   } mine{value, value, source};
-  if (!(mask >> source & 1)) fail(site, "%s: lane %u reads lane %u, which mask %#x leaves out", name, lane(), source, mask);
+  if (!(mask >> source & 1))
+    fail(site, "%s: lane %u reads lane %u, which mask %#x leaves out", name, lane(), source, mask);
   warp_collective(
       name, mask, &mine,
       [](void* const* lanes, unsigned mask) {
@@ -130,7 +130,8 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATO
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
   const unsigned lane = emulator::lane();
-  return emulator::shuffle("__shfl_down_sync", mask, value, lane % width + delta < unsigned(width) ? lane + delta : lane, site);
+  return emulator::shuffle("__shfl_down_sync", mask, value,
+                           lane % width + delta < unsigned(width) ? lane + delta : lane, site);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, EMULATOR_SITE) {
@@ -150,11 +151,11 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_SITE) {
 }
 
 #if __CUDA_ARCH__ >= 800
-#define EMULATOR_REDUCE(name, F)                                                         \
-  template <class T>                                                                     \
-  T name(unsigned mask, T value, EMULATOR_SITE) {                                        \
+#define EMULATOR_REDUCE(name, F)                                                            \
+  template <class T>                                                                        \
+  T name(unsigned mask, T value, EMULATOR_SITE) {                                           \
     static_assert(std::is_integral_v<T> && sizeof(T) == 4, #name " is of 32-bit integers"); \
-    return emulator::reduce(#name, mask, value, F{}, site);                              \
+    return emulator::reduce(#name, mask, value, F{}, site);                                 \
   }
 EMULATOR_REDUCE(__reduce_add_sync, std::plus<T>)
 EMULATOR_REDUCE(__reduce_min_sync, emulator::Minimum)
@@ -188,16 +189,16 @@ T atomic(T* address, F change) {
 
 }  // namespace emulator
 
-#define EMULATOR_ATOMIC(name, expression)                        \
-  template <class T>                                             \
-  T name(T* address, std::common_type_t<T> value) {              \
+#define EMULATOR_ATOMIC(name, expression)                                     \
+  template <class T>                                                          \
+  T name(T* address, std::common_type_t<T> value) {                           \
     return emulator::atomic(address, [=](T old) -> T { return expression; }); \
   }
 EMULATOR_ATOMIC(atomicAdd, old + value)
 EMULATOR_ATOMIC(atomicSub, old - value)
 EMULATOR_ATOMIC(atomicMin, std::min(old, value))
 EMULATOR_ATOMIC(atomicMax, std::max(old, value))
-EMULATOR_ATOMIC(atomicAnd, old & value)
+EMULATOR_ATOMIC(atomicAnd, old& value)
 EMULATOR_ATOMIC(atomicOr, old | value)
 EMULATOR_ATOMIC(atomicXor, old ^ value)
 EMULATOR_ATOMIC(atomicExch, value)
@@ -210,11 +211,11 @@ T atomicCAS(T* address, std::common_type_t<T> compare, std::common_type_t<T> val
 
 // Loads and stores with a cache hint
 
-#define EMULATOR_LOAD(name)                                 \
-  template <class T>                                        \
-  T name(const T* address, EMULATOR_SITE) {                 \
+#define EMULATOR_LOAD(name)                                     \
+  template <class T>                                            \
+  T name(const T* address, EMULATOR_SITE) {                     \
     emulator::require_aligned(address, sizeof(T), #name, site); \
-    return *address;                                        \
+    return *address;                                            \
   }
 EMULATOR_LOAD(__ldg)
 EMULATOR_LOAD(__ldca)
@@ -223,11 +224,11 @@ EMULATOR_LOAD(__ldcs)
 EMULATOR_LOAD(__ldlu)
 EMULATOR_LOAD(__ldcv)
 #undef EMULATOR_LOAD
-#define EMULATOR_STORE(name)                                            \
-  template <class T>                                                    \
-  void name(T* address, std::common_type_t<T> value, EMULATOR_SITE) {   \
-    emulator::require_aligned(address, sizeof(T), #name, site);         \
-    *address = value;                                                   \
+#define EMULATOR_STORE(name)                                          \
+  template <class T>                                                  \
+  void name(T* address, std::common_type_t<T> value, EMULATOR_SITE) { \
+    emulator::require_aligned(address, sizeof(T), #name, site);       \
+    *address = value;                                                 \
   }
 EMULATOR_STORE(__stcs)
 EMULATOR_STORE(__stcg)
@@ -264,11 +265,11 @@ inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __saturatef(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); }
 
-#define EMULATOR_BITS(name, From, To)    \
-  inline To name(From value) {           \
-    To bits;                             \
+#define EMULATOR_BITS(name, From, To)        \
+  inline To name(From value) {               \
+    To bits;                                 \
     std::memcpy(&bits, &value, sizeof bits); \
-    return bits;                         \
+    return bits;                             \
   }
 EMULATOR_BITS(__float_as_uint, float, unsigned)
 EMULATOR_BITS(__uint_as_float, unsigned, float)

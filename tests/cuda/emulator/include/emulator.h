@@ -14,10 +14,9 @@ struct Site {
   const char* file;
   int line;
 };
-#define EMULATOR_SITE \
-  emulator::Site site = { __builtin_FILE(), __builtin_LINE() }
+#define EMULATOR_SITE emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-// Of the running CUDA thread.
+// These describe the running CUDA thread.
 [[gnu::pure]] const uint3& thread_index();
 [[gnu::pure]] const uint3& block_index();
 [[gnu::pure]] const dim3& block_size();
@@ -38,8 +37,8 @@ inline void require_aligned(const void* pointer, std::size_t bytes, const char* 
 // A barrier of the whole block; returns how many of its threads brought a true predicate.
 unsigned block_barrier(const char* name, bool predicate, Site site);
 
-// Waits for the other lanes of `mask`; the last to come calls complete(lanes) with the `data` of all of them, indexed by
-// lane. Orders memory only if told.
+// Waits for the other lanes of `mask`; the last to come calls complete(lanes) with the `data` of all of them, indexed
+// by lane. Orders memory only if told.
 using Complete = void (*)(void* const* lanes, unsigned mask);
 void warp_collective(const char* name, unsigned mask, void* data, Complete complete, Site site,
                      bool orders_memory = false);

@@ -41,9 +41,11 @@ constexpr bool supported(int m, int n, int k) {
 
 // How many products are summed before the sum is truncated; 0: double is not.
 template <class T>
-constexpr int kExactProducts = std::is_same_v<T, double> ? 0 : std::is_same_v<T, precision::tf32> ? 4 : 8;
+constexpr int kExactProducts = std::is_same_v<T, double>            ? 0
+                               : std::is_same_v<T, precision::tf32> ? 4
+                                                                    : 8;
 
-// What the tensor cores make of an operand: tf32 is a float without its low 13 bits.
+// Returns the value that tensor cores see: tf32 is a float without its low 13 bits.
 template <class T, class E>
 double operand(E element) {
   if constexpr (std::is_same_v<T, precision::tf32>) {
@@ -84,7 +86,8 @@ namespace detail {
 inline void agree(const char* name, const void* pointer, unsigned stride, std::size_t element_bytes,
                   emulator::Site site) {
   emulator::require_aligned(pointer, 32, name, site);
-  if (stride * element_bytes % 16) emulator::fail(site, "%s: a leading dimension of %u is not a multiple of 16 bytes", name, stride);
+  if (stride * element_bytes % 16)
+    emulator::fail(site, "%s: a leading dimension of %u is not a multiple of 16 bytes", name, stride);
   struct Lane {
     const void* pointer;
     unsigned stride;

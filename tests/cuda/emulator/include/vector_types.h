@@ -1,18 +1,12 @@
 // CUDA's vector types, with CUDA's alignment.
 #pragma once
 
-#define EMULATOR_VECTOR_TYPES(T, name)                                                               \
-  struct alignas(2 * sizeof(T)) name##2 {                                                            \
-    T x, y;                                                                                          \
-  };                                                                                                 \
-  struct name##3 {                                                                                   \
-    T x, y, z;                                                                                       \
-  };                                                                                                 \
-  struct alignas(4 * sizeof(T)) name##4 {                                                            \
-    T x, y, z, w;                                                                                    \
-  };                                                                                                 \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                         \
-  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                 \
+#define EMULATOR_VECTOR_TYPES(T, name)                               \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; };                 \
+  struct name##3 { T x, y, z; };                                     \
+  struct alignas(4 * sizeof(T)) name##4 { T x, y, z, w; };           \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATOR_VECTOR_TYPES(signed char, char)
 EMULATOR_VECTOR_TYPES(unsigned char, uchar)
@@ -23,10 +17,10 @@ EMULATOR_VECTOR_TYPES(unsigned, uint)
 EMULATOR_VECTOR_TYPES(float, float)
 #undef EMULATOR_VECTOR_TYPES
 
-#define EMULATOR_PAIR(T, name)               \
-  struct alignas(16) name {                  \
-    T x, y;                                  \
-  };                                         \
+#define EMULATOR_PAIR(T, name) \
+  struct alignas(16) name {    \
+    T x, y;                    \
+  };                           \
   inline name make_##name(T x, T y) { return {x, y}; }
 EMULATOR_PAIR(double, double2)
 EMULATOR_PAIR(long long, longlong2)

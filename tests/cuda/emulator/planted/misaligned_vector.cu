@@ -6,7 +6,8 @@ namespace misaligned_vector {
 template <bool planted>
 __global__ void copy(const float* x, float* out) {
   const float* from = x + 4 * threadIdx.x + 1;
-  const float4 value = planted ? *reinterpret_cast<const float4*>(from) : make_float4(from[0], from[1], from[2], from[3]);
+  const float4 value =
+      planted ? *reinterpret_cast<const float4*>(from) : make_float4(from[0], from[1], from[2], from[3]);
   *reinterpret_cast<float4*>(out + 4 * threadIdx.x) = value;
 }
 

@@ -1,5 +1,5 @@
-// What the planted bugs share. Each `.cu` holds one in a namespace of its own: a kernel that has the bug where `planted` is
-// true and is right where it is not, and run<planted>(), whether the result is right.
+// What the planted bugs share. Each `.cu` holds one in a namespace of its own: a kernel that has the bug where
+// `planted` is true and is right where it is not, and run<planted>(), whether the result is right.
 #pragma once
 
 #include "cuda/runtime/launch.cuh"
@@ -37,6 +37,6 @@ struct Bug {
 };
 inline const Bug* bugs = nullptr;
 
-#define PLANT(name)                                                                       \
-  const Bug planted_##name = {#name, name::run<true>, name::run<false>, bugs};            \
+#define PLANT(name)                                                            \
+  const Bug planted_##name = {#name, name::run<true>, name::run<false>, bugs}; \
   const bool listed_##name = (bugs = &planted_##name);

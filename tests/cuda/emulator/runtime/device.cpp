@@ -92,12 +92,16 @@ Dl_info where(std::uint64_t launch) {
 }
 
 int shared_opt_in() {
-  const int kib = __CUDA_ARCH__ >= 1200 ? 99 : __CUDA_ARCH__ >= 900 ? 227 : __CUDA_ARCH__ > 800 ? 99 : __CUDA_ARCH__ == 800 ? 163 : 64;
+  const int kib = __CUDA_ARCH__ >= 1200  ? 99
+                  : __CUDA_ARCH__ >= 900 ? 227
+                  : __CUDA_ARCH__ > 800  ? 99
+                  : __CUDA_ARCH__ == 800 ? 163
+                                         : 64;
   return kib << 10;
 }
 
-// Returns how much dynamic shared memory a launch may ask for. Without an attribute set, the default includes static shared
-// memory.
+// Returns how much dynamic shared memory a launch may ask for. Without an attribute set, the default includes static
+// shared memory.
 std::size_t most_dynamic(const void* kernel, std::size_t fixed) {
   const auto limit = device().shared_limits.find(kernel);
   return limit == device().shared_limits.end() ? kSharedByDefault - fixed : limit->second;
@@ -137,12 +141,12 @@ cudaError_t start(const void* kernel, const std::function<void()>& body, const c
   if (const cudaError_t error = check_stream(config.stream)) return error;
   const std::size_t fixed = static_shared(kernel), most = most_dynamic(kernel, fixed);
   if (config.dynamicSmemBytes > most) {
-    return refuse(cudaErrorInvalidValue, std::to_string(config.dynamicSmemBytes) + " bytes of dynamic shared memory beside " +
-                                             std::to_string(fixed) + " static ones, but at most " + std::to_string(most));
+    return refuse(cudaErrorInvalidValue, std::to_string(config.dynamicSmemBytes) +
+                                             " bytes of dynamic shared memory beside " + std::to_string(fixed) +
+                                             " static ones, but at most " + std::to_string(most));
   }
   device().launches.push_back({kernel, static_cast<unsigned>(threads), config.dynamicSmemBytes});
-  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed,
-                device().concurrent_blocks};
+  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed, device().concurrent_blocks};
   if (!device().dry) run(launch);
   if (emulator_launch_ended) emulator_launch_ended();
   return launch.failed ? refuse(cudaErrorLaunchFailure, launch.failure) : cudaSuccess;
@@ -173,28 +177,29 @@ extern "C" {
 
 // The schedule: 0 runs warps and lanes in order, any other number is another hostile order.
 void emulator_seed(std::uint64_t seed) { device().seed = seed; }
-// Whether each block has an OS thread of its own, for races between blocks.
+// Decides whether each block has an OS thread of its own, for races between blocks.
 void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
 void emulator_multiprocessors(int count) { device().multiprocessors = count; }
 // The version of CUDA that the driver is made for; 0 for no driver.
 void emulator_driver(int version) { device().driver = version; }
-// Whether launches are only checked and counted.
+// Decides whether launches are only checked and counted.
 void emulator_dry_run(int yes) { device().dry = yes; }
-// Whether calls are refused that must not be made while a graph is captured.
+// Decides whether calls are refused that must not be made while a graph is captured.
 void emulator_capture(int yes) { device().capturing = yes; }
 // The stream that every launch must be on; null for any.
 void emulator_require_stream(void* stream) { device().stream = static_cast<cudaStream_t>(stream); }
 // How often an attribute of a kernel was set.
 std::uint64_t emulator_attributes_set() { return device().attributes_set; }
 std::uint64_t emulator_launches() { return device().launches.size(); }
-// Of a launch, counted from 0: where its kernel stands in which library, threads and dynamic shared memory of a block.
+// These describe a launch, counted from 0: where its kernel stands in which library, threads and dynamic shared memory
+// of a block.
 const char* emulator_launch_library(std::uint64_t launch) { return where(launch).dli_fname; }
 std::uint64_t emulator_launch_offset(std::uint64_t launch) {
   return static_cast<const char*>(device().launches[launch].kernel) - static_cast<const char*>(where(launch).dli_fbase);
 }
 unsigned emulator_launch_threads(std::uint64_t launch) { return device().launches[launch].threads; }
 std::uint64_t emulator_launch_shared(std::uint64_t launch) { return device().launches[launch].shared; }
-// What was wrong with the last launch that failed.
+// Describes the last launch that failed.
 const char* emulator_failure() { return device().failure.c_str(); }
 }
 
@@ -298,36 +303,17 @@ cudaError_t cudaDeviceSynchronize() { return check_capture("cudaDeviceSynchroniz
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return result(cudaErrorInvalidDevice);
   switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock:
-      *value = emulator::kMaxThreads;
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = emulator::kSharedByDefault;
-      break;
-    case cudaDevAttrWarpSize:
-      *value = 32;
-      break;
-    case cudaDevAttrMultiProcessorCount:
-      *value = emulator::device().multiprocessors;
-      break;
-    case cudaDevAttrL2CacheSize:
-      *value = 4 << 20;
-      break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor:
-      *value = 2 * emulator::kMaxThreads;
-      break;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = __CUDA_ARCH__ / 100;
-      break;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = __CUDA_ARCH__ / 10 % 10;
-      break;
+    case cudaDevAttrMaxThreadsPerBlock: *value = emulator::kMaxThreads; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = emulator::kSharedByDefault; break;
+    case cudaDevAttrWarpSize: *value = 32; break;
+    case cudaDevAttrMultiProcessorCount: *value = emulator::device().multiprocessors; break;
+    case cudaDevAttrL2CacheSize: *value = 4 << 20; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2 * emulator::kMaxThreads; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = __CUDA_ARCH__ / 100; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = __CUDA_ARCH__ / 10 % 10; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = emulator::shared_opt_in();
-      break;
-    default:
-      return result(cudaErrorInvalidValue);
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator::shared_opt_in(); break;
+    default: return result(cudaErrorInvalidValue);
   }
   return cudaSuccess;
 }
@@ -344,28 +330,17 @@ cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cuda
 cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration:
-      return "cudaErrorInvalidConfiguration";
-    case cudaErrorInsufficientDriver:
-      return "cudaErrorInsufficientDriver";
-    case cudaErrorNoDevice:
-      return "cudaErrorNoDevice";
-    case cudaErrorInvalidDevice:
-      return "cudaErrorInvalidDevice";
-    case cudaErrorInvalidResourceHandle:
-      return "cudaErrorInvalidResourceHandle";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-    case cudaErrorStreamCaptureUnsupported:
-      return "cudaErrorStreamCaptureUnsupported";
-    case cudaErrorStreamCaptureImplicit:
-      return "cudaErrorStreamCaptureImplicit";
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureImplicit: return "cudaErrorStreamCaptureImplicit";
   }
   return "unrecognized error code";
 }

@@ -69,7 +69,8 @@ Fiber::~Fiber() {
 }
 
 void Fiber::restart() {
-  // As if `start` had been called by nobody: a return address, then `start` itself above the registers to pop.
+  // The stack looks as if `start` had been called by nobody: a return address, then `start` itself above the registers
+  // to pop.
   void** top = reinterpret_cast<void**>(memory_ + kGuard + kStack);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(&start);

@@ -12,9 +12,9 @@ class Fiber {
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
-  void restart();                    // stands before its entry again
-  void resume();                     // from the scheduler, until the fiber suspends itself
-  void suspend(bool ending = false); // an ending fiber is not resumed before it is restarted
+  void restart();                     // stands before its entry again
+  void resume();                      // from the scheduler, until the fiber suspends itself
+  void suspend(bool ending = false);  // an ending fiber is not resumed before it is restarted
 
  private:
   static void start();

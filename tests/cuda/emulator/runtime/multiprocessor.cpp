@@ -39,14 +39,14 @@ void for_each_lane(unsigned mask, F f) {
   for (; mask; mask &= mask - 1) f(__builtin_ctz(mask));
 }
 
-// What was never written is NaN.
+// Memory that was never written is NaN.
 void poison(void* memory, std::size_t bytes) {
   const Unchecked scope;
   std::memset(memory, 0xff, bytes);
 }
 
-// The module whose code `address` is. Its static shared memory is its thread-local storage, or with AddressSanitizer all
-// it can write to.
+// The module whose code `address` is. Its static shared memory is its thread-local storage, or with AddressSanitizer
+// all it can write to.
 struct Module {
   const void* address;
   std::size_t tls_module = 0;
@@ -172,12 +172,14 @@ void Multiprocessor::enter() {
 void Multiprocessor::finish() {
   if (launch_->failed) end();
   Thread& thread = *thread_;
-  if (barrier_.arrived) fail(barrier_.site, format("%s: thread %u of the block returned without it", barrier_.name, thread.number));
+  if (barrier_.arrived)
+    fail(barrier_.site, format("%s: thread %u of the block returned without it", barrier_.name, thread.number));
   const unsigned warp = thread.number / 32;
   for (unsigned i = warp * 32; i < std::min(warp * 32 + 32, count_); ++i) {
     const Thread& other = *threads_[i];
     if (other.state == Thread::in_warp && other.mask >> thread.number % 32 & 1) {
-      fail(other.site, format("%s: mask %#x names lane %u, which returned", other.name, other.mask, thread.number % 32));
+      fail(other.site,
+           format("%s: mask %#x names lane %u, which returned", other.name, other.mask, thread.number % 32));
     }
   }
   thread.state = Thread::returned;
@@ -200,7 +202,7 @@ void Multiprocessor::suspend() {
   if (launch_->failed) end();
 }
 
-// What the thread has done, the host may see now.
+// From now on, the host may see the thread's writes.
 void Multiprocessor::end() {
   thread_->ended = true;
   release(&end_tag_);
@@ -219,7 +221,8 @@ unsigned Multiprocessor::barrier(const char* name, bool predicate, Site site) {
     barrier_.name = name;
     barrier_.site = site;
   } else if (!same(name, site, barrier_.name, barrier_.site)) {
-    fail(site, format("%s: divergent barrier, other threads wait in %s", name, where(barrier_.name, barrier_.site).c_str()));
+    fail(site,
+         format("%s: divergent barrier, other threads wait in %s", name, where(barrier_.name, barrier_.site).c_str()));
   }
   // Two tags in turns: a thread may come to the next barrier before another has left this one.
   char* const tag = &barrier_.tags[barrier_.generation % 2];
@@ -277,9 +280,11 @@ unsigned Multiprocessor::waiting_lanes(const char* name, unsigned mask, Site sit
   const unsigned lane = thread_->number % 32, first = thread_->number - lane;
   unsigned waiting = 0;
   for_each_lane(mask & ~(1u << lane), [&](unsigned other) {
-    if (first + other >= count_) fail(site, format("%s: mask %#x names lane %u, which the block has not", name, mask, other));
+    if (first + other >= count_)
+      fail(site, format("%s: mask %#x names lane %u, which the block has not", name, mask, other));
     const Thread& thread = *threads_[first + other];
-    if (thread.state == Thread::returned) fail(site, format("%s: mask %#x names lane %u, which has returned", name, mask, other));
+    if (thread.state == Thread::returned)
+      fail(site, format("%s: mask %#x names lane %u, which has returned", name, mask, other));
     if (thread.state != Thread::in_warp || !(thread.mask >> lane & 1)) return;
     if (thread.mask != mask || !same(name, site, thread.name, thread.site)) {
       fail(site, format("%s: mask %#x, but lane %u waits with mask %#x in %s", name, mask, other, thread.mask,
@@ -302,8 +307,8 @@ void Multiprocessor::fail(Site site, const std::string& message) {
   {
     const std::lock_guard lock(launch_->mutex);
     if (!launch_->failed) {
-      launch_->failure = format("%s:%d: %s (block %u,%u,%u thread %u,%u,%u)", site.file, site.line, message.c_str(), block.x,
-                                block.y, block.z, index.x, index.y, index.z);
+      launch_->failure = format("%s:%d: %s (block %u,%u,%u thread %u,%u,%u)", site.file, site.line, message.c_str(),
+                                block.x, block.y, block.z, index.x, index.y, index.z);
     }
     launch_->failed = true;
   }
@@ -324,7 +329,7 @@ std::string Multiprocessor::deadlock() const {
   return text;
 }
 
-// What the headers ask for.
+// The functions that the headers call.
 
 const uint3& thread_index() { return Multiprocessor::here().thread().index; }
 const uint3& block_index() { return Multiprocessor::here().block(); }

@@ -88,7 +88,7 @@ class Multiprocessor {
   char start_tag_{}, end_tag_{};
 
   std::vector<unsigned> runnable_;  // lanes, for each warp
-  unsigned favorite_ = 0;          // the warp that runs ahead
+  unsigned favorite_ = 0;           // the warp that runs ahead
   unsigned returned_ = 0;
   std::minstd_rand random_;
 

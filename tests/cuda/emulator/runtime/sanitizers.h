@@ -15,7 +15,7 @@ extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 
 namespace emulator {
 
-// What was done before a release is seen after a later acquire of the same tag.
+// Writes before a release are seen after a later acquire of the same tag.
 inline void release([[maybe_unused]] const void* tag) {
 #ifdef EMULATOR_TSAN
   __tsan_release(const_cast<void*>(tag));

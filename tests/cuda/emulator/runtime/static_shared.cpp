@@ -45,11 +45,11 @@ struct Library {
 
 int type_of(const ElfW(Sym) & symbol) { return symbol.st_info & 0xf; }
 
-// Variables of a kernel stand between the same names of source files as the kernel itself: another file may have a kernel
-// of the same name.
+// Variables of a kernel stand between the same names of source files as the kernel itself: another file may have a
+// kernel of the same name.
 std::size_t find(const Library& library, std::uintptr_t offset) {
   std::size_t bytes = 0;
-  library.with_symbols([&](const ElfW(Sym) * symbols, std::size_t count, const char* names) {
+  library.with_symbols([&](const ElfW(Sym)* symbols, std::size_t count, const char* names) {
     std::size_t kernel = 0;
     while (kernel < count && !(type_of(symbols[kernel]) == STT_FUNC && symbols[kernel].st_value == offset)) ++kernel;
     if (kernel == count) return;

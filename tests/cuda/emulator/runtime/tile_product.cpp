@@ -21,8 +21,8 @@ inline double truncated(double value) {
 }  // namespace
 
 // Products of the elements are exact in double, and so nearly is a sum of a few of them.
-__attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default"))) void tile_product(const double* a, const double* b, double* c, int rows, int columns, int depth,
-                                                  int group) {
+__attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default"))) void tile_product(
+    const double* a, const double* b, double* c, int rows, int columns, int depth, int group) {
   const int step = group ? group : depth;
   for (int i = 0; i < rows; ++i) {
     double* const row = c + i * columns;
