@@ -35,10 +35,10 @@ The sweep is a YAML file:
 
 Examples:
 
-  icsd ablate configs/ablations/sweep.yaml --output runs/ablation
+  icsd ablate configs/sweeps/distillation.yaml --output runs/ablation
       as many runs at once as there are cores; the same command goes on after an interruption
 
-  icsd ablate configs/ablations/sweep.yaml --output runs/ablation --print-jobs > jobs.txt
+  icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --print-jobs > jobs.txt
       one line for each run, for a job array; afterwards the first command only reports
 
 The output folder gets a run folder for each arm and seed, rows.csv with every figure, and the table of differences."""
