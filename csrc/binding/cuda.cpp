@@ -56,14 +56,13 @@ class Workspaces {
   std::vector<dlpack::DLManagedTensorVersioned*> workspaces_;
 };
 
-// The emulator has no streams, but checks that kernels are launched on this one.
+// The current stream of the emulator, unless the exchange table has one. CPU tensors have none.
 void* emulated_stream = nullptr;
 
 void* current_stream(const Tensor& x) {
-  if (kEmulated) return emulated_stream;
   void* stream = nullptr;
   if (x.api->current_work_stream(x.device.device_type, x.device.device_id, &stream)) throw py::error_already_set();
-  return stream;
+  return kEmulated && !stream ? emulated_stream : stream;
 }
 
 // Runs kernels on the current stream of the tensors' device.

@@ -47,6 +47,8 @@ def emulated(request):
     backend.library.emulator_capture(True)
     with registry.temporarily(backend):
         yield backend
+    backend.library.emulator_require_stream(None)
+    backend.library.emulator_capture(False)
 
 
 @pytest.fixture
