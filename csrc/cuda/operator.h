@@ -1,4 +1,4 @@
-// The operator on CUDA devices, as cpu/operator.h has it on the CPU. Functions enqueue kernels on a stream of the
+// The operator on CUDA devices, as cpu/sample.h has it on the CPU. Functions enqueue kernels on a stream of the
 // current device and return without waiting for them. Nothing here needs CUDA's headers.
 #pragma once
 
@@ -29,7 +29,7 @@ template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape,
              const Context& context);
 
-// `saved` is that of cpu/operator.h, or null.
+// `saved` is that of cpu/sample.h, or null.
 template <class C>
 void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved,
                     const Context& context);
