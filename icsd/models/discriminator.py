@@ -133,4 +133,4 @@ def _unless_batch(normalization: str) -> str:
 
 def build_discriminators(config: DiscriminatorConfig, resolutions: list[int], sentence_dim: int) -> nn.ModuleList:
     """Return one discriminator per stage, coarse to fine."""
-    return nn.ModuleList(Discriminator(config, side, sentence_dim) for side in resolutions)
+    return nn.ModuleList(Discriminator(config, resolution, sentence_dim) for resolution in resolutions)

@@ -36,11 +36,11 @@ class GeneratorConfig:
     """Residual blocks in every stage after the first."""
 
     def __post_init__(self) -> None:
-        sides = self.resolutions
-        first_fits = bool(sides) and sides[0] >= 8 and sides[0] & (sides[0] - 1) == 0
-        if not first_fits or any(fine != 2 * coarse for coarse, fine in itertools.pairwise(sides)):
+        resolutions = self.resolutions
+        first_fits = bool(resolutions) and resolutions[0] >= 8 and resolutions[0] & (resolutions[0] - 1) == 0
+        if not first_fits or any(fine != 2 * coarse for coarse, fine in itertools.pairwise(resolutions)):
             raise InputError(
-                f"generator.resolutions is {sides}: give a power of two of at least 8 and double it from stage to "
+                f"generator.resolutions is {resolutions}: give a power of two of at least 8 and double it from stage to "
                 "stage, as in [16, 32] or [64, 128, 256]"
             )
         for key in ("width", "noise_dim", "condition_dim"):
@@ -189,4 +189,7 @@ def image_pyramid(images: Tensor, resolutions: list[int]) -> list[Tensor]:
     Returns:
         One `(B, 3, r, r)` per resolution.
     """
-    return [images if side == images.shape[-1] else F.adaptive_avg_pool2d(images, side) for side in resolutions]
+    return [
+        images if resolution == images.shape[-1] else F.adaptive_avg_pool2d(images, resolution)
+        for resolution in resolutions
+    ]

@@ -291,6 +291,6 @@ def _next_command(config: PretrainConfig, folder: Path) -> list[str]:
         if value != getattr(default, field.name):
             options += [f"--data.{field.name.replace('_', '-')}", str(value)]
     if config.image.encoder == "cnn":
-        resolutions = [side for side in (config.resolution // 2, config.resolution) if side >= 8]
+        resolutions = [size for size in (config.resolution // 2, config.resolution) if size >= 8]
         options += ["--generator.resolutions", str(resolutions).replace(" ", "")]
     return ["icsd", "train", *options, "--damsm.checkpoint", str(folder)]
