@@ -40,8 +40,8 @@ class GeneratorConfig:
         first_fits = bool(resolutions) and resolutions[0] >= 8 and resolutions[0] & (resolutions[0] - 1) == 0
         if not first_fits or any(fine != 2 * coarse for coarse, fine in itertools.pairwise(resolutions)):
             raise InputError(
-                f"generator.resolutions is {resolutions}: give a power of two of at least 8 and double it from stage to "
-                "stage, as in [16, 32] or [64, 128, 256]"
+                f"generator.resolutions is {resolutions}: give a power of two of at least 8 and double it from "
+                "stage to stage, as in [16, 32] or [64, 128, 256]"
             )
         for key in ("width", "noise_dim", "condition_dim"):
             if getattr(self, key) < 1:

@@ -76,7 +76,7 @@ def test_launches_are_as_the_table_says(case, counted):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("student", "teacher"), [(64, 64), (128, 64)])
 def test_traffic_of_feature_space(student, teacher, dtype, counted):
-    """Features are read once for the norms, then once for each tile of the covariances or of the gradient that needs them.
+    """Features are read once for the norms, then once for each tile of a covariance or gradient that needs them.
 
     Those of the same samples are at work side by side: memory gives the features twice forward, once backward.
     """
