@@ -2,7 +2,7 @@
 
 Some settings are read when a module is imported, such as TRITON_INTERPRET. The conftest.py of such a folder has:
 
-    process = OwnProcess(TRITON_INTERPRET="1")
+    process = OwnProcess(__file__, TRITON_INTERPRET="1")
     pytest_runtest_protocol, pytest_sessionfinish = process.run_test, process.stop
 
 Then its tests are reported as usual, each with its own name and traceback, but run in one child process, which loads
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 
 import pytest
 
@@ -27,16 +28,18 @@ class OwnProcess:
     """The child process of a folder. It starts when the first of its tests runs.
 
     Args:
+        conftest: The path of the conftest.py of the folder. pytest calls the hooks there for the tests of all folders.
         variables: The environment variables of the child.
     """
 
-    def __init__(self, **variables: str) -> None:
+    def __init__(self, conftest: str, **variables: str) -> None:
+        self.folder = Path(conftest).parent
         self.variables = variables
         self.process: subprocess.Popen | None = None
 
     def run_test(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """Run a test in the child. In the child itself, leave it to pytest."""
-        if CHANNEL in os.environ:
+        """Run a test of the folder in the child. In the child itself, leave it to pytest."""
+        if CHANNEL in os.environ or self.folder not in item.path.parents:
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports(item, nextitem):
@@ -56,7 +59,7 @@ class OwnProcess:
     def _reports(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[pytest.TestReport]:
         try:
             if self.process is None:
-                self._start(item)
+                self._start(item.config)
             self.channel.send((item.nodeid, nextitem and nextitem.nodeid))
             while (data := self.channel.recv()) is not None:
                 yield item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
@@ -66,13 +69,13 @@ class OwnProcess:
             self.stop()
             yield pytest.TestReport(item.nodeid, item.location, {}, "failed", message, "call")
 
-    def _start(self, item: pytest.Item) -> None:
+    def _start(self, config: pytest.Config) -> None:
         self.channel, theirs = Pipe()
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- it stays open as long as the child
         channel = {CHANNEL: str(theirs.fileno()), "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "own_process", "-p", "no:cacheprovider", "-n0", item.path.parent],
-            cwd=item.config.rootpath,
+            [sys.executable, "-m", "pytest", "-p", "own_process", "-p", "no:cacheprovider", "-n0", self.folder],
+            cwd=config.rootpath,
             env=os.environ | self.variables | channel,
             pass_fds=[theirs.fileno()],
             stdout=self.output,

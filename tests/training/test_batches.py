@@ -83,7 +83,7 @@ def test_a_batch_of_a_real_set_holds_what_the_networks_take():
         ([0, 0, 0], [0, 1, 2], [0, 1, 2]),  # one class only: none
         ([0, 1, 2], [0, 0, 0], [0, 1, 2]),  # one caption only: none
         ([0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 3, 2]),
-        ([5, 5], [7, 8], [1, 0]),
+        ([5, 6], [7, 8], [1, 0]),
     ],
 )
 def test_wrong_captions_differ_in_class_and_caption_where_they_can(classes, captions, expected):

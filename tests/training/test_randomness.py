@@ -39,13 +39,16 @@ def test_choices_depend_on_the_place_alone():
             return 5
 
         def __getitem__(self, index):
-            return index, torch.rand(()).item()
+            return {"caption": str(index), "chance": torch.rand(()).item()}
 
-    draws = SampledDataset(Dataset(), batch_size=3, seed=1)
+    def tokenizer(captions, sample):
+        return [torch.tensor([int(caption)]) for caption in captions], None
+
+    draws = SampledDataset(Dataset(), tokenizer, batch_size=3, seed=1)
     batches = list(draws.batches(0, 6))
     assert [[index for _, index in batch] for batch in batches] == list(batch_indices(5, 3, 1, 0, 6))
     assert list(draws.batches(2, 6)) == batches[2:]
     items = [draws[key] for batch in batches for key in batch]
     torch.rand(7)
     assert [draws[key] for batch in batches[2:] for key in batch] == items[6:]
-    assert len({chance for _, chance in items}) == len(items)
+    assert len({item["chance"] for item in items}) == len(items)

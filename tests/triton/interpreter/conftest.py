@@ -4,7 +4,7 @@ import pytest
 from conformance import Limits
 from own_process import OwnProcess
 
-process = OwnProcess(TRITON_INTERPRET="1")
+process = OwnProcess(__file__, TRITON_INTERPRET="1")
 pytest_runtest_protocol, pytest_sessionfinish = process.run_test, process.stop
 
 

@@ -48,7 +48,7 @@ def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
         (["--count", "1"], "--count is 1: give at least 2 images to evaluate"),
         (["--extractor", "inception"], "--extractor inception needs --weights"),
         (["--extractor", "dinov2", "--weights", "missing"], "missing holds no model.safetensors"),
-        (["--encoder", RUN], "is needed: give a checkpoint or a run folder of `icsd pretrain`"),
+        (["--encoder", RUN], "give a checkpoint or a run folder of `icsd pretrain`"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(icsd, quick, monkeypatch, arguments, message):
