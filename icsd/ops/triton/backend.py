@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from icsd.ops.backend import FusedBackend
 
@@ -33,7 +31,7 @@ class TritonBackend(FusedBackend):
 
     name = "triton"
     description = "fused Triton kernels"
-    device_type = "cuda"  # PyTorch's name for AMD's GPUs, too
+    device_type = "cpu" if _interpreted else "cuda"  # "cuda" is PyTorch's name for AMD's GPUs, too
     regimes = {  # noqa: RUF012
         "mse": ("sample", "feature", "streamed"),
         "kl": ("sample", "streamed"),
@@ -60,8 +58,3 @@ class TritonBackend(FusedBackend):
         if not _interpreted and not torch.cuda.is_available():
             return "no GPU with a driver is found; TRITON_INTERPRET=1 interprets the kernels on the CPU"
         return None
-
-    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
-        if _interpreted and all(tensor.device.type == "cpu" and tensor.layout == torch.strided for tensor in tensors):
-            return None
-        return super().unsupported(tensors)

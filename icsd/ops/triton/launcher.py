@@ -42,7 +42,7 @@ def distill_backward(
     grads = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, wanted, strict=True)]
     outs = [None if grad is None else _as_groups(grad) for grad in grads]
     stages = [_as_groups(x) for x in inputs]
-    REGIMES[spec.regime].distill_backward(grad.reshape(-1).contiguous(), saved, stages, outs, spec)
+    REGIMES[spec.regime].distill_backward(grad.reshape(-1).contiguous(), saved.contiguous(), stages, outs, spec)
     return grads
 
 
