@@ -1,12 +1,17 @@
 """Fixtures that several folders of tests share. It imports nothing that the operator's tests do not need."""
 
 import shutil
+import signal
 
 import pytest
 import torch
 
 # On a busy machine, the threads of small operations wait for each other. A test may set more.
 torch.set_num_threads(1)
+
+# A shell starts what it runs in the background without SIGINT. Some tests send it to themselves and to their children.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import errno
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,8 +112,21 @@ class Loop:
             print(f"note         {note}", flush=True)
         self.loggers = Loggers(self.folder, self.config.loggers, run_folder.plain(self.config), self.step)
         try:
+            self._run()
+        except (RuntimeError, ConnectionError) as error:
+            # PyTorch reports a killed process wherever the main thread is at that time, even while a log is closed.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            message = f"a process that loads data ended ({' '.join(str(error).split())})"
+            raise InputError(f"{message}; lower workers if memory is short: {self.last_good()}") from error
+
+    def _run(self) -> None:
+        """Take the remaining steps, and close the logs whatever happens."""
+        try:
             with self._progress() as self.progress, finishing_steps() as interruption:
                 self._take_steps(interruption)
+        except ConnectionError:
+            raise
         except OSError as error:
             space = "; free some space" if error.errno in _FULL else ""
             raise OSError(f"{_described(error)}{space}: {self.last_good()}") from error
@@ -160,7 +173,7 @@ class Loop:
     def _take_steps(self, interruption: Any) -> None:
         """Take the steps until the last one or a signal."""
         stop, recent, since = self.config.steps, [], time.perf_counter()
-        for batches in self._draw(stop):
+        for batches in self.batches(self.step, stop):
             recent.append(self.trainer.step(batches))
             self.progress.set_description(f"step {self.step}", refresh=False)
             self.progress.update(sum(len(batch.images) for batch in batches))
@@ -177,21 +190,6 @@ class Loop:
             if interruption.signal and self.step < stop:
                 message = f"stopped at step {self.step} of {stop}; continue with\n  {self.resume_command()}"
                 raise KeyboardInterrupt(message)
-
-    def _draw(self, stop: int) -> Iterator[Sequence[Batch]]:
-        """Yield the batches of the remaining steps."""
-        batches = iter(self.batches(self.step, stop))
-        while True:
-            try:
-                drawn = next(batches, None)
-            except (RuntimeError, ConnectionError) as error:
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                    raise
-                message = f"a process that loads data ended ({' '.join(str(error).split())})"
-                raise InputError(f"{message}; lower workers if memory is short: {self.last_good()}") from error
-            if drawn is None:
-                return
-            yield drawn
 
     def _is_due(self, every: int | None) -> bool:
         """Return whether something that happens every so many steps happens after this one."""
