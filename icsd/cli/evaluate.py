@@ -12,6 +12,7 @@ from icsd.cli.parser import Parser
 from icsd.errors import InputError
 
 if TYPE_CHECKING:
+    from icsd.data import DataConfig
     from icsd.evaluation.evaluate import Encoder
     from icsd.evaluation.extractors import Extractor
 
@@ -65,7 +66,7 @@ def run(options: Namespace) -> int:
     """Evaluate."""
     import torch
 
-    from icsd.data import DataConfig, open_dataset
+    from icsd.data import open_dataset
     from icsd.evaluation import report
     from icsd.evaluation.attributes import train_classifier
     from icsd.evaluation.evaluate import evaluate
@@ -78,7 +79,7 @@ def run(options: Namespace) -> int:
     sampler = Sampler.load(options.run, options.device)
     state = checkpoint.load(sampler.path, ["config", "step"])
     resolutions = sampler.model.generator.resolutions
-    data = DataConfig(**state["config"]["data"])
+    data = _data_config(state["config"]["data"])
     test_set = open_dataset(data, "test", resolutions[-1])
     plan = Plan([captions[0] for captions in test_set.captions], options.count, options.seed)
     extractor = _extractor(options, sampler.device)
@@ -109,6 +110,15 @@ def run(options: Namespace) -> int:
         print(f"\ndifferences: this evaluation minus {options.compare}")
         print(report.comparison(results, report.read(options.compare)))
     return 0
+
+
+def _data_config(saved: dict) -> DataConfig:
+    """Return the data configuration of a checkpoint, which holds paths as strings and nested keys as dicts."""
+    from icsd.data import DataConfig
+    from icsd.data.limits import Limits
+
+    root = None if saved["root"] is None else Path(saved["root"])
+    return DataConfig(**saved | {"root": root, "limits": Limits(**saved["limits"])})
 
 
 def _extractor(options: Namespace, device) -> Extractor:

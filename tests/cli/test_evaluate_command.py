@@ -63,3 +63,13 @@ def test_what_cannot_be_evaluated_is_one_line(icsd, quick, monkeypatch, argument
 
 def test_a_run_that_is_not_there_is_one_line(fails, workplace):
     assert "nowhere" in fails("evaluate", "nowhere")
+
+
+def test_a_run_on_a_folder_of_images_is_evaluated(icsd, quick):
+    assert icsd("data", "export", "images", "--data.name", "procedural-flowers", "--data.size", "24")[0] == 0
+    options = ["--data.name", "folder", "--data.root", "images", "--data.test-fraction", "0.25", "--name", "own"]
+    code, _, err = icsd("train", "--config", "tiny.yaml", "--steps", "1", *options)
+    assert code == 0, err
+    code, out, err = icsd("evaluate", "runs/own", "--count", "10", "--device", "cpu")
+    assert code == 0, err
+    assert "kernel_distance" in out
