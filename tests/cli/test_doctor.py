@@ -24,7 +24,7 @@ def test_it_works_without_the_native_module(icsd, monkeypatch):
     monkeypatch.delattr(package, "_native", raising=False)
     code, out, _ = icsd("doctor")
     assert code == 0
-    assert "native        missing" in out
+    assert "native          missing" in out
 
 
 def test_a_backend_forced_by_the_environment_is_reported(icsd, monkeypatch):
