@@ -15,10 +15,11 @@ class _DistillationLoss(nn.Module):
     """The options that both modules share."""
 
     def __init__(
-        self, loss: LossLike, reduction: Reduction, detach_teacher: bool, eps: float, backend: str | None
+        self, loss: LossLike, center: bool, reduction: Reduction, detach_teacher: bool, eps: float, backend: str | None
     ) -> None:
         super().__init__()
         self.loss = as_loss(loss)
+        self.center = center
         self.reduction = reduction
         self.detach_teacher = detach_teacher
         self.eps = eps
@@ -36,12 +37,13 @@ class SimilarityDistillationLoss(_DistillationLoss):
         self,
         loss: LossLike = "mse",
         *,
+        center: bool = False,
         reduction: Reduction = "mean",
         detach_teacher: bool = True,
         eps: float = 1e-8,
         backend: str | None = None,
     ) -> None:
-        super().__init__(loss, reduction, detach_teacher, eps, backend)
+        super().__init__(loss, center, reduction, detach_teacher, eps, backend)
 
     def forward(
         self,
@@ -60,6 +62,7 @@ class SimilarityDistillationLoss(_DistillationLoss):
             self.loss,
             student_bank=student_bank,
             teacher_bank=teacher_bank,
+            center=self.center,
             reduction=self.reduction,
             detach_teacher=self.detach_teacher,
             eps=self.eps,
@@ -76,12 +79,13 @@ class InterstageDistillationLoss(_DistillationLoss):
         *,
         weights: Sequence[float] | None = None,
         teacher: int = -1,
+        center: bool = False,
         reduction: Reduction = "mean",
         detach_teacher: bool = True,
         eps: float = 1e-8,
         backend: str | None = None,
     ) -> None:
-        super().__init__(loss, reduction, detach_teacher, eps, backend)
+        super().__init__(loss, center, reduction, detach_teacher, eps, backend)
         self.weights = weights
         self.teacher = teacher
 
@@ -95,6 +99,7 @@ class InterstageDistillationLoss(_DistillationLoss):
             self.loss,
             weights=self.weights,
             teacher=self.teacher,
+            center=self.center,
             reduction=self.reduction,
             detach_teacher=self.detach_teacher,
             eps=self.eps,

@@ -28,6 +28,17 @@ def gram(x: Tensor) -> Tensor:
         return x @ x.mT
 
 
+def centered(x: Tensor) -> Tensor:
+    """Return the samples minus the mean of their group, `(*B, N, D)` in compute dtype.
+
+    The first sample is subtracted before the mean is taken. So the rounding error is relative to the differences of the
+    samples, however large their mean is, and equal samples become exact zeros.
+    """
+    x = x.to(compute_dtype(x))
+    x = x - x[..., :1, :].detach()  # the result does not depend on it
+    return x - x.mean(-2, keepdim=True)
+
+
 def no_autocast(x: Tensor) -> AbstractContextManager:
     """Return a context in which `torch.autocast` does not change the dtype of products."""
     device = x.device.type

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from icsd.losses import Loss, distill_grams
+from icsd.losses.gram import centered
 from icsd.ops import registry
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec
@@ -48,7 +49,11 @@ class FusedBackend(registry.Backend):
             return Gram.apply(self, x)
         return torch.ops.icsd.gram(x, self.key)
 
-    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
+    def distill(
+        self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
+    ) -> Tensor:
+        if center:
+            stages = [centered(stage) for stage in stages]
         parameters = loss.kernel_parameters()
         if parameters is None or loss.name not in self.regimes or is_transformed(stages):
             return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss, distill_to_banks
-from icsd.losses.gram import similarity_from_gram
+from icsd.losses.gram import centered, similarity_from_gram
 from icsd.ops import registry
 
 Reduction = Literal["mean", "sum", "none"]
@@ -19,13 +19,20 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cross_sample_similarity(
-    x: Tensor, other: Tensor | None = None, *, eps: float = 1e-8, backend: str | None = None
+    x: Tensor,
+    other: Tensor | None = None,
+    *,
+    center: bool = False,
+    eps: float = 1e-8,
+    backend: str | None = None,
 ) -> Tensor:
     """Return the cosine similarities S_ij = <x_i, y_j> / (max(|x_i|, eps) max(|y_j|, eps)) of the samples of a group.
 
     Args:
         x: Features `(*B, N, D)` of `B` independent groups of `N` samples; float32, float64, bfloat16 or float16.
         other: Features `(*B, M, D)` of other samples y, such as a memory bank. By default, y is `x`.
+        center: Whether the mean sample of each group is subtracted from its samples first, from x and y each its own.
+            Similarities that would crowd near 1 then spread over [-1, 1]. A NaN makes its whole group NaN.
         eps: The least norm. A zero row has similarity 0 and gradient 0. A row is NaN, and so is its column, if it holds
             NaN or Inf or its squared norm overflows.
         backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
@@ -41,9 +48,13 @@ def cross_sample_similarity(
     _check_features("x", x)
     _check_options("none", eps)
     if other is None:
-        return similarity_from_gram(registry.select(backend, [x]).gram(x), eps)
+        chosen = registry.select(backend, [x])
+        return similarity_from_gram(chosen.gram(centered(x) if center else x), eps)
     _check_bank("other", other, "x", x)
-    return registry.select(backend, [x, other]).similarity_to(x, other, eps)
+    chosen = registry.select(backend, [x, other])
+    if center:
+        x, other = centered(x), centered(other)
+    return chosen.similarity_to(x, other, eps)
 
 
 def similarity_distillation_loss(
@@ -53,6 +64,7 @@ def similarity_distillation_loss(
     *,
     student_bank: Tensor | None = None,
     teacher_bank: Tensor | None = None,
+    center: bool = False,
     reduction: Reduction = "mean",
     detach_teacher: bool = True,
     eps: float = 1e-8,
@@ -73,6 +85,8 @@ def similarity_distillation_loss(
             and functions.
         student_bank: Features `(*B, M, D_s)` of M other samples. They get a gradient if they require one.
         teacher_bank: Features `(*B, M, D_t)` of the same M samples.
+        center: Whether the mean sample of each group is subtracted from its samples before they are compared, see
+            `cross_sample_similarity`. A bank has a mean of its own.
         reduction: `"mean"` over all terms, `"sum"`, or `"none"` for the mean of each group.
         detach_teacher: Whether the teacher and its bank are constants, which get no gradient.
         eps: The least norm, see `cross_sample_similarity`.
@@ -89,9 +103,9 @@ def similarity_distillation_loss(
     """
     if student_bank is None and teacher_bank is None:
         names, tensors = ("student", "teacher"), [student, teacher]
-        return _distill(names, tensors, [1.0], as_loss(loss), reduction, detach_teacher, eps, backend)
+        return _distill(names, tensors, [1.0], as_loss(loss), center, reduction, detach_teacher, eps, backend)
     tensors = {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank}
-    return _distill_to_banks(tensors, as_loss(loss), reduction, detach_teacher, eps, backend)
+    return _distill_to_banks(tensors, as_loss(loss), center, reduction, detach_teacher, eps, backend)
 
 
 def interstage_distillation_loss(
@@ -100,6 +114,7 @@ def interstage_distillation_loss(
     *,
     weights: Sequence[float] | None = None,
     teacher: int = -1,
+    center: bool = False,
     reduction: Reduction = "mean",
     detach_teacher: bool = True,
     eps: float = 1e-8,
@@ -116,6 +131,7 @@ def interstage_distillation_loss(
         loss: The loss d, see `similarity_distillation_loss`.
         weights: One weight for each stage that is not the teacher, in order. By default, all are 1.
         teacher: The index of the stage that is the teacher.
+        center: See `similarity_distillation_loss`.
         reduction: See `similarity_distillation_loss`.
         detach_teacher: Whether the teacher is a constant, which gets no gradient.
         eps: The least norm, see `cross_sample_similarity`.
@@ -144,7 +160,7 @@ def interstage_distillation_loss(
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
         )
-    return _distill(names, tensors, weights, as_loss(loss), reduction, detach_teacher, eps, backend)
+    return _distill(names, tensors, weights, as_loss(loss), center, reduction, detach_teacher, eps, backend)
 
 
 def flatten_samples(maps: Tensor) -> Tensor:
@@ -155,7 +171,9 @@ def flatten_samples(maps: Tensor) -> Tensor:
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
 
-def _distill(names, tensors: list[Tensor], weights, loss: Loss, reduction, detach_teacher, eps, backend) -> Tensor:
+def _distill(
+    names, tensors: list[Tensor], weights, loss: Loss, center, reduction, detach_teacher, eps, backend
+) -> Tensor:
     """Check all arguments and run a backend. The last tensor is the teacher."""
     _check_stages(names, tensors)
     for weight in weights:
@@ -164,12 +182,14 @@ def _distill(names, tensors: list[Tensor], weights, loss: Loss, reduction, detac
     _check_options(reduction, eps)
     if detach_teacher:
         tensors[-1] = tensors[-1].detach()
-    value = registry.select(backend, tensors).distill(tensors, weights, loss, eps)
+    value = registry.select(backend, tensors).distill(tensors, weights, loss, eps, center)
     n = tensors[-1].shape[-2]
     return _reduce(value, loss, (n, n), reduction)
 
 
-def _distill_to_banks(tensors: dict[str, Tensor], loss: Loss, reduction, detach_teacher, eps, backend) -> Tensor:
+def _distill_to_banks(
+    tensors: dict[str, Tensor], loss: Loss, center, reduction, detach_teacher, eps, backend
+) -> Tensor:
     """Check all arguments and compute the loss of similarities to banks."""
     for name, tensor in tensors.items():
         if tensor is None:
@@ -187,7 +207,10 @@ def _distill_to_banks(tensors: dict[str, Tensor], loss: Loss, reduction, detach_
         )
     if detach_teacher:
         teacher, teacher_bank = teacher.detach(), teacher_bank.detach()
-    chosen = registry.select(backend, [student, teacher, student_bank, teacher_bank])
+    features = [student, teacher, student_bank, teacher_bank]
+    chosen = registry.select(backend, features)
+    if center:
+        student, teacher, student_bank, teacher_bank = map(centered, features)
     similarity = chosen.similarity_to(student, student_bank, eps)
     target = chosen.similarity_to(teacher, teacher_bank, eps)
     value = distill_to_banks(similarity, target, loss)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icsd.losses import Loss, distill_grams
-from icsd.losses.gram import gram
+from icsd.losses.gram import centered, gram
 from icsd.ops.registry import Backend
 
 
@@ -26,5 +26,9 @@ class ReferenceBackend(Backend):
     def gram(self, x: Tensor) -> Tensor:
         return gram(x)
 
-    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
+    def distill(
+        self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
+    ) -> Tensor:
+        if center:
+            stages = [centered(stage) for stage in stages]
         return distill_grams([gram(stage) for stage in stages], weights, loss, eps)

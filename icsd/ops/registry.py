@@ -46,8 +46,13 @@ class Backend(ABC):
         return similarity_to(x, other, eps)
 
     @abstractmethod
-    def distill(self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float) -> Tensor:
-        """Return Σ_k w_k d(S(X_k), S(Y)), `(*B)`, where Y is the last stage. It is twice differentiable."""
+    def distill(
+        self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
+    ) -> Tensor:
+        """Return Σ_k w_k d(S(X_k), S(Y)), `(*B)`, where Y is the last stage. It is twice differentiable.
+
+        If `center`, the stages are those given minus the mean sample of each group.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,3 +205,13 @@ def test_module():
 def test_bad_input(match, call):
     with pytest.raises(ValueError, match=match):
         call(*inputs())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_side_is_centered_by_its_own_mean(backend):
+    sides = inputs(2, n=4, m=6)
+    sides[3] += 10
+    centered = [side - side.mean(-2, keepdim=True) for side in sides]
+    loss = loss_of(*sides, "kl", center=True, backend=backend)
+    torch.testing.assert_close(loss, loss_of(*centered, "kl", backend=backend))
+    assert not torch.isclose(loss, loss_of(*sides, "kl", backend=backend))

@@ -131,8 +131,13 @@ def test_modules():
     loss = icsd.InterstageDistillationLoss(KL(0.3))
     torch.testing.assert_close(loss(stages), icsd.interstage_distillation_loss(stages, KL(0.3)))
     assert "student_temperature=0.3" in repr(loss)
-    pair = icsd.SimilarityDistillationLoss(reduction="sum")
-    torch.testing.assert_close(pair(*stages), icsd.similarity_distillation_loss(*stages, reduction="sum"))
+    centered = icsd.InterstageDistillationLoss(KL(0.3), center=True)
+    expected = icsd.interstage_distillation_loss(stages, KL(0.3), center=True)
+    torch.testing.assert_close(centered(stages), expected)
+    assert not torch.isclose(expected, loss(stages))
+    pair = icsd.SimilarityDistillationLoss(reduction="sum", center=True)
+    expected = icsd.similarity_distillation_loss(*stages, reduction="sum", center=True)
+    torch.testing.assert_close(pair(*stages), expected)
     with pytest.raises(ValueError, match="got 'mae'"):
         icsd.SimilarityDistillationLoss("mae")
 
