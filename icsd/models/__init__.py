@@ -6,6 +6,7 @@ from icsd.models.distillation import (
     GeneratorDistillationConfig,
     InterstageDistillation,
     SideDistillationConfig,
+    inconsistency,
     similarity_matrices,
 )
 from icsd.models.generator import Generator, GeneratorConfig, GeneratorOutput, image_pyramid
@@ -31,6 +32,7 @@ __all__ = [
     "build_discriminators",
     "build_text_encoder",
     "image_pyramid",
+    "inconsistency",
     "matching_loss",
     "restore_text_encoder",
     "similarity_matrices",

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from icsd.errors import InputError
 from icsd.losses import make_loss
 from icsd.modules import InterstageDistillationLoss
-from icsd.ops import cross_sample_similarity, flatten_samples
+from icsd.ops import cross_sample_similarity, flatten_samples, interstage_distillation_loss
 
 
 @dataclass
 class SideDistillationConfig:
     """Distillation between the stages of one side."""
+
+    weighting: Literal["share", "weight"] = "share"
+    """Meaning of losses.SIDE.distillation: with share, the norm of the distillation's gradient, divided by that of the
+    gradient of the other losses, in every step; with weight, a fixed weight."""
 
     loss: str = "mse"
     """Loss between the similarity matrices: mse, kl, smooth_l1 or any other of docs/losses.md."""
@@ -82,6 +86,19 @@ class InterstageDistillation(nn.Module):
             A scalar.
         """
         return self.loss([flatten_samples(stage) for stage in stages])
+
+
+@torch.no_grad()
+def inconsistency(stages: Sequence[Tensor]) -> Tensor:
+    """Return the mean of (S - T)² over the coarse stages: how much their similarities differ from the refined ones.
+
+    Args:
+        stages: Maps `(N, C, H, W)` of the same N samples, coarse to fine, at least two stages.
+
+    Returns:
+        A scalar.
+    """
+    return interstage_distillation_loss([flatten_samples(stage) for stage in stages]) / (len(stages) - 1)
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ from icsd.training.losses import DiscriminatorLosses
 class AdversarialConfig:
     """The adversarial loss of generator and discriminators."""
 
-    loss: Literal["bce", "hinge"] = "hinge"
-    """Binary cross-entropy (AttnGAN) or hinge (DF-GAN)."""
+    loss: Literal["bce", "hinge", "relativistic"] = "hinge"
+    """Binary cross-entropy (AttnGAN), hinge (DF-GAN), or the relativistic loss of pairs (R3GAN), which needs
+    losses.discriminator.r1."""
 
     matching_penalty_power: float = 6.0
     """Power p of the matching-aware gradient penalty (DF-GAN: 6); see losses.discriminator.matching_penalty."""
@@ -36,15 +37,71 @@ class AdversarialConfig:
             raise InputError(f"adversarial.matching_penalty_power is {self.matching_penalty_power}: give at least 2")
 
 
-class AdversarialLoss(NamedTuple):
-    """An adversarial loss: three means over logits `(B,)`."""
+class Logits(NamedTuple):
+    """A discriminator's logits of a batch."""
+
+    images: Tensor
+    """Logits of the images without their captions, `(B,)`."""
+    pairs: Tensor
+    """Logits of the images with their captions, `(B,)`."""
+
+
+class WrongPairs(NamedTuple):
+    """A discriminator's logits of the real images that have a wrong caption."""
+
+    right: Tensor
+    """Logits with their own captions, `(W,)`."""
+    wrong: Tensor
+    """Logits with the wrong captions, `(W,)`; W is 0 where a batch has none."""
+
+
+@dataclass(frozen=True)
+class SeparateLoss:
+    """A loss of each logit by itself, with the weights of AttnGAN. The fields are means over logits `(B,)`."""
 
     real: Callable[[Tensor], Tensor]
-    """The discriminator's loss of pairs that it should accept."""
+    """The discriminator's loss of what it should accept."""
     fake: Callable[[Tensor], Tensor]
-    """The discriminator's loss of pairs that it should reject."""
+    """The discriminator's loss of what it should reject."""
     fool: Callable[[Tensor], Tensor]
-    """The generator's loss of pairs that the discriminator should accept."""
+    """The generator's loss of what the discriminator should accept."""
+    compares = False
+    """True if the generator's loss needs the logits of real images."""
+
+    def discriminator(self, real: Logits, fake: Logits, wrong: WrongPairs) -> Tensor:
+        """Return the loss of a discriminator."""
+        accept = self.real(real.images) + self.real(real.pairs)
+        reject = self.fake(fake.images) + self.fake(fake.pairs)
+        if len(wrong.wrong):
+            reject = reject + self.fake(wrong.wrong)
+        return accept / 2 + reject / 3
+
+    def generator(self, fake: Logits, real: Logits | None) -> Tensor:
+        """Return the loss of the generator."""
+        return self.fool(fake.images) + self.fool(fake.pairs)
+
+
+class RelativisticLoss:
+    """Softplus of how far a logit that should be greater is above one that should be less (RpGAN).
+
+    A generated image is compared with the real image of the same caption, and a wrong caption with the right one of the
+    same image (Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024).
+    """
+
+    compares = True
+
+    def discriminator(self, real: Logits, fake: Logits, wrong: WrongPairs) -> Tensor:
+        """Return the loss of a discriminator."""
+        loss = _above(real.images, fake.images) + _above(real.pairs, fake.pairs)
+        return loss + _above(wrong.right, wrong.wrong) if len(wrong.wrong) else loss
+
+    def generator(self, fake: Logits, real: Logits | None) -> Tensor:
+        """Return the loss of the generator."""
+        return _above(fake.images, real.images) + _above(fake.pairs, real.pairs)
+
+
+def _above(greater: Tensor, less: Tensor) -> Tensor:
+    return F.softplus(less - greater).mean()
 
 
 class Mismatched(NamedTuple):
@@ -63,17 +120,20 @@ class Mismatched(NamedTuple):
         return cls(captions.to(device, non_blocking=True), images)
 
 
-ADVERSARIAL = {
-    "bce": AdversarialLoss(
+AdversarialLoss = SeparateLoss | RelativisticLoss
+
+ADVERSARIAL: dict[str, AdversarialLoss] = {
+    "bce": SeparateLoss(
         real=lambda logits: F.softplus(-logits).mean(),
         fake=lambda logits: F.softplus(logits).mean(),
         fool=lambda logits: F.softplus(-logits).mean(),
     ),
-    "hinge": AdversarialLoss(
+    "hinge": SeparateLoss(
         real=lambda logits: F.relu(1 - logits).mean(),
         fake=lambda logits: F.relu(1 + logits).mean(),
         fool=lambda logits: -logits.mean(),
     ),
+    "relativistic": RelativisticLoss(),
 }
 
 
@@ -100,28 +160,35 @@ def discriminator_loss(
     """
     pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, sentence[mismatched.captions]))
     real_pair, fake_pair, wrong_pair = discriminator.conditional(*pairs, parts=3).chunk(3)
-    accept = loss.real(discriminator.unconditional(real)) + loss.real(real_pair)
-    reject = loss.fake(discriminator.unconditional(fake)) + loss.fake(fake_pair)
-    if mismatched.images is not None:
-        wrong_pair = wrong_pair[mismatched.images]
-    if len(wrong_pair):
-        reject = reject + loss.fake(wrong_pair)
-    return accept / 2 + reject / 3
+    chosen = slice(None) if mismatched.images is None else mismatched.images
+    return loss.discriminator(
+        Logits(discriminator.unconditional(real), real_pair),
+        Logits(discriminator.unconditional(fake), fake_pair),
+        WrongPairs(real_pair[chosen], wrong_pair[chosen]),
+    )
 
 
-def generator_loss(loss: AdversarialLoss, discriminator: Discriminator, fake: Tensor, sentence: Tensor) -> Tensor:
+def generator_loss(
+    loss: AdversarialLoss, discriminator: Discriminator, fake: Tensor, real: Tensor | None, sentence: Tensor
+) -> Tensor:
     """Return the adversarial loss of the generator at one stage.
 
     Args:
         loss: The adversarial loss.
         discriminator: The stage's discriminator.
         fake: Its features of generated images, `(B, C, 4, 4)`.
-        sentence: Their captions, `(B, E)`.
+        real: Its features of real images, `(B, C, 4, 4)`, if the loss compares them with the generated ones.
+        sentence: The captions of both, `(B, E)`.
 
     Returns:
         A scalar.
     """
-    return loss.fool(discriminator.unconditional(fake)) + loss.fool(discriminator.conditional(fake, sentence))
+    fake_logits = Logits(discriminator.unconditional(fake), discriminator.conditional(fake, sentence))
+    if real is None:
+        return loss.generator(fake_logits, None)
+    with torch.no_grad():
+        real_logits = Logits(discriminator.unconditional(real), discriminator.conditional(real, sentence))
+    return loss.generator(fake_logits, real_logits)
 
 
 def gradient_penalties(

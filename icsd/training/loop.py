@@ -78,8 +78,9 @@ class Loop:
         command: The command, for messages.
         checkpoints_kept: Number of checkpoints kept beside the best one.
         extra_state: Entries of a checkpoint beside configuration and state of the trainer.
-        summarize: Reduces the losses to those that the progress bar shows.
-        on_losses: Called with each line of losses.
+        measured: Returns further numbers of the last step, for its line of metrics.
+        summarize: Reduces losses and further numbers to those that the progress bar shows.
+        on_line: Called with each line of losses and further numbers.
         events: Events beside lines of metrics and checkpoints.
     """
 
@@ -90,8 +91,9 @@ class Loop:
     command: Command
     checkpoints_kept: int
     extra_state: dict[str, Any] = field(default_factory=dict)
+    measured: Callable[[], dict[str, float]] = dict
     summarize: Callable[[dict[str, float]], dict[str, float]] = dict
-    on_losses: Callable[[dict[str, float]], None] | None = None
+    on_line: Callable[[dict[str, float]], None] | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -199,10 +201,11 @@ class Loop:
         """Log the mean losses of the last steps."""
         losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
         self._check_finite(losses)
-        self.log({f"{self.command.unit}s_per_second": round(rate, 2), **losses})
-        if self.on_losses:
-            self.on_losses(losses)
-        shown = {name: f"{value:.3f}" for name, value in self.summarize(losses).items()}
+        line = {**losses, **self.measured()}
+        self.log({f"{self.command.unit}s_per_second": round(rate, 2), **line})
+        if self.on_line:
+            self.on_line(line)
+        shown = {name: f"{value:.3f}" for name, value in self.summarize(line).items()}
         self.progress.set_postfix(shown, refresh=False)
 
     def _check_finite(self, losses: dict[str, float]) -> None:

@@ -22,8 +22,8 @@ class GeneratorLosses:
     condition_kl: float = 1.0
     """Weight of the KL divergence of the augmented condition from a standard normal distribution."""
 
-    distillation: float = 1.0
-    """Weight of the distillation between the stages of the generator; see distillation.generator."""
+    distillation: float = 0.1
+    """Share or weight of the distillation between the stages of the generator; see distillation.generator."""
 
 
 @dataclass
@@ -36,8 +36,8 @@ class DiscriminatorLosses:
     matching: float = 1.0
     """Weight of the loss that teaches matching heads and text encoder on real images; without damsm.checkpoint."""
 
-    distillation: float = 1.0
-    """Weight of the distillation between the discriminators; see distillation.discriminator."""
+    distillation: float = 0.1
+    """Share or weight of the distillation between the discriminators; see distillation.discriminator."""
 
     matching_penalty: float = 0.0
     """Weight k of the matching-aware gradient penalty (DF-GAN: 2)."""
@@ -58,8 +58,13 @@ class LossesConfig:
     generator: GeneratorLosses = field(default_factory=GeneratorLosses)
     discriminator: DiscriminatorLosses = field(default_factory=DiscriminatorLosses)
 
+    ramp: int = 0
+    """Steps in which the weights of matching and damsm of the generator, and those of distillation, rise from 0."""
+
     def __post_init__(self) -> None:
-        for side, weights in asdict(self).items():
-            for name, weight in weights.items():
+        if self.ramp < 0:
+            raise InputError(f"losses.ramp is {self.ramp}: give 0 or more")
+        for side in ("generator", "discriminator"):
+            for name, weight in asdict(getattr(self, side)).items():
                 if not 0 <= weight < float("inf"):
                     raise InputError(f"losses.{side}.{name} is {weight}: give 0, which leaves it out, or a weight")

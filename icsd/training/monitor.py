@@ -1,5 +1,6 @@
 """Early warnings: signs that a GAN collapses, long before its losses are not finite."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -9,6 +10,12 @@ NO_CONTEST = 0.02
 
 NO_CONTEST_LINES = 10
 """Consecutive log lines with such a loss before the warning."""
+
+SMALL_SHARE = 0.01
+"""Share of a loss in the gradient of a network below which it hardly matters."""
+
+SMALL_SHARE_LINES = 25
+"""Consecutive lines of metrics with such a share before the warning."""
 
 ALIKE = 0.1
 """Diversity of generated images, as a share of that of real images, below which they look alike."""
@@ -39,11 +46,31 @@ class TrainingMonitor:
 
     def __init__(self, resolutions: Sequence[int], ema_decay: float) -> None:
         self._won = dict.fromkeys(resolutions, 0)
+        self._small: Counter[str] = Counter()
         self._alike = False
         self._ema_decay = ema_decay
 
-    def losses(self, losses: Mapping[str, float]) -> list[str]:
-        """Return warnings after another line of losses, which have the names that `Trainer.step` gives them."""
+    def line(self, line: Mapping[str, float]) -> list[str]:
+        """Return warnings after another line of metrics; names are those of `Trainer.step` and `measurements`."""
+        return self._no_contests(line) + self._small_shares(line)
+
+    def _small_shares(self, line: Mapping[str, float]) -> list[str]:
+        """Return warnings of losses whose gradient stays small beside that of the others, one a loss and network."""
+        warnings = []
+        for name, share in line.items():
+            if not name.startswith("share/"):
+                continue
+            self._small[name] = self._small[name] + 1 if share < SMALL_SHARE else 0
+            if self._small[name] == SMALL_SHARE_LINES:
+                _, network, loss = name.split("/", 2)
+                warnings.append(
+                    f"{loss} has had less than {SMALL_SHARE:.0%} of the gradient of the other losses of {network} for "
+                    f"{SMALL_SHARE_LINES} log lines, and hardly matters: raise its weight in losses, or set it to 0"
+                )
+        return warnings
+
+    def _no_contests(self, losses: Mapping[str, float]) -> list[str]:
+        """Return warnings of discriminators whose loss stays near 0."""
         warnings = []
         for resolution in self._won:
             won = losses.get(f"discriminator/adversarial/{resolution}", NO_CONTEST) < NO_CONTEST

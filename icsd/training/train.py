@@ -298,8 +298,9 @@ class Run:
             ),
             CHECKPOINTS_KEPT,
             extra_state={"attribution": self.train_set.attribution, "data": describe_data(self.train_set)},
+            measured=session.trainer.measurements,
             summarize=_summary,
-            on_losses=lambda losses: self._warn(self.monitor.losses(losses)),
+            on_line=lambda line: self._warn(self.monitor.line(line)),
             events=[Event(config.sample_every, self._draw), Event(config.evaluate_every, self._evaluate)],
         )
 
@@ -389,12 +390,18 @@ class Run:
         return self.images / f"step-{self.trainer.step_count:08d}.png"
 
 
-def _summary(losses: dict[str, float]) -> dict[str, float]:
-    """Return the losses for the progress bar: those of the discriminators, the generator and the distillation."""
-    groups = {"D": 0.0, "G": 0.0, "distillation": 0.0}
-    for name, value in losses.items():
-        groups["distillation" if name.endswith("/distillation") else name[0].upper()] += value
-    return groups
+def _summary(line: dict[str, float]) -> dict[str, float]:
+    """Return the numbers for the progress bar.
+
+    They are the sums of the losses of the discriminators and of the generator, the share of the distillation in the
+    generator's gradient, and the inconsistency between the stages of the generator.
+    """
+    summary = {
+        side[0].upper(): sum(value for name, value in line.items() if name.startswith(f"{side}/"))
+        for side in ("discriminator", "generator")
+    }
+    measured = {"distillation": "share/generator/distillation", "inconsistency": "inconsistency/generator"}
+    return summary | {shown: line[name] for shown, name in measured.items() if name in line}
 
 
 def _tensors(state: Any) -> Iterator[torch.Tensor]:

@@ -22,6 +22,7 @@ from icsd.models import (
     TextToImage,
     build_discriminators,
     image_pyramid,
+    inconsistency,
     matching_loss,
 )
 from icsd.models.conditioning import kl_to_standard_normal
@@ -34,6 +35,7 @@ from icsd.training.adversarial import (
     gradient_penalties,
 )
 from icsd.training.augment import augment
+from icsd.training.balance import BalancedLosses
 from icsd.training.batches import Batch
 from icsd.training.checkpoint import load_adam, load_module
 from icsd.training.config import OptimizerConfig, TrainConfig
@@ -120,17 +122,22 @@ class Trainer:
         self.damsm = None if damsm is None else self._placed(damsm)
         channels = [discriminator.channels for discriminator in self.discriminators if damsm is None]
         self.matching = self._placed(nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels))
-        average = get_ema_multi_avg_fn(config.optimizer.ema_decay)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
         weights, sides = config.losses, config.distillation
         self.generator_distillation = self._distillation(weights.generator.distillation, sides.generator)
         self.discriminator_distillation = self._distillation(weights.discriminator.distillation, sides.discriminator)
+        self.measured: dict[str, Tensor] = {}
         networks = nn.ModuleList([self.discriminators, self.matching, *([] if text_encoder.frozen else [text_encoder])])
         self.generator_optimizer = self._optimizer(self.model.generator, config.optimizer.generator_lr)
         self.discriminator_optimizer = self._optimizer(networks, config.optimizer.discriminator_lr)
         self.schedules = self._schedules()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.generator_losses = self._balanced("generator", {"generator": self.model.generator})
+        discriminators = zip(self.resolutions, self.discriminators, strict=True)
+        self.discriminator_losses = self._balanced(
+            "discriminator", {f"discriminator/{resolution}": network for resolution, network in discriminators}
+        )
         self.step_count = 0
         if config.compile:
             self.model.generator.compile()
@@ -152,6 +159,13 @@ class Trainer:
         """Return the distillation block of one side, or None where it would do nothing."""
         return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
 
+    def _balanced(self, side: str, networks: dict[str, nn.Module]) -> BalancedLosses:
+        """Return the losses of one side, among them a distillation with a weight or a share."""
+        by_share = getattr(self.config.distillation, side).weighting == "share"
+        shares = {"distillation": getattr(self.config.losses, side).distillation} if by_share else {}
+        weights = {name: list(network.parameters()) for name, network in networks.items()}
+        return BalancedLosses(weights, shares)
+
     def parts(self) -> list[str]:
         """Return the names of the parts of a step, see `icsd.training.parts`, in the order in which they are shown."""
         discriminators = [f"discriminator {resolution}" for resolution in self.resolutions]
@@ -168,7 +182,7 @@ class Trainer:
         Returns:
             Weighted losses by name, their means over the batches: scalars on the device, without graph.
         """
-        losses = Counter()
+        self.measured = {}
         micro_batches = [self._read(batch) for batch in batches]
         generate_once = len(micro_batches) == 1  # the graphs of several would not fit into memory
         for micro_batch in micro_batches:
@@ -177,8 +191,8 @@ class Trainer:
                 generated = self._generate(text)
             with self._autocast():
                 terms = self._discriminator_losses(micro_batch, generated.images)
-            losses.update(self._backward("discriminator", terms))
-        self._update(self.discriminator_optimizer)
+            self._backward(self.discriminator_losses, terms)
+        losses = self._update("discriminator", self.discriminator_losses, self.discriminator_optimizer)
 
         self._freeze_discriminators(True)
         for micro_batch in micro_batches:
@@ -186,8 +200,8 @@ class Trainer:
             with self._autocast():
                 generated = generated if generate_once else self._generate(micro_batch.text)
                 terms = self._generator_losses(generated, micro_batch)
-            losses.update(self._backward("generator", terms))
-        self._update(self.generator_optimizer)
+            self._backward(self.generator_losses, terms)
+        losses |= self._update("generator", self.generator_losses, self.generator_optimizer)
         self._freeze_discriminators(False)
 
         self.scaler.update()
@@ -196,7 +210,18 @@ class Trainer:
         with part("average"):
             self.ema.update_parameters(self.model)
         self.step_count += 1
-        return dict(losses)
+        return losses
+
+    @property
+    def _measures(self) -> bool:
+        """True if the numbers of `measured` are taken in this step."""
+        step = self.step_count + 1
+        return step % self.config.log_every == 0 or step == self.config.steps
+
+    @property
+    def _ramp(self) -> float:
+        """Factor on the weights or shares of the losses that rise from 0 at the beginning."""
+        return min(1.0, (self.step_count + 1) / (self.config.losses.ramp + 1))
 
     def _read(self, batch: Batch) -> MicroBatch:
         """Move a batch to the device, reduce its images and encode its captions."""
@@ -238,9 +263,8 @@ class Trainer:
         if self.damsm is None and weights.matching:
             with part("matching"):
                 losses["matching"] = weights.matching * self._matching(seen, batch)
-        if self.discriminator_distillation:
-            with part("distillation"):
-                losses["distillation"] = weights.distillation * self.discriminator_distillation(seen)
+        with part("distillation"):
+            losses |= self._distill("discriminator", self.discriminator_distillation, seen)
         if weights.penalized:
             losses |= self._penalties(real, sentence)
         return losses
@@ -259,31 +283,57 @@ class Trainer:
         """Return the weighted losses of the generator by name."""
         weights, text = self.config.losses.generator, batch.text
         augmented = augment(generated.images, self.config.adversarial.augment)
-        fake = []
-        for resolution, discriminator, images in zip(self.resolutions, self.discriminators, augmented, strict=True):
-            with part(f"discriminator {resolution}"):
-                fake.append(discriminator.features(images))
+        fake = self._features(augmented)
         losses = {}
         if weights.adversarial:
-            for resolution, *stage in zip(self.resolutions, self.discriminators, fake, strict=True):
+            real = self._features_of_real(batch.real)
+            for resolution, *stage in zip(self.resolutions, self.discriminators, fake, real, strict=True):
                 with part(f"discriminator {resolution}"):
                     loss = generator_loss(self.adversarial, *stage, text.sentence)
                 losses[f"adversarial/{resolution}"] = weights.adversarial * loss
         if self.damsm is None and weights.matching:
             with part("matching"):
-                losses["matching"] = weights.matching * self._matching(fake, batch)
+                losses["matching"] = self._ramp * weights.matching * self._matching(fake, batch)
         if self.damsm is not None and weights.damsm:
             images = generated.images[-1].float()
             with part("DAMSM"):
-                losses["damsm"] = weights.damsm * sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
+                loss = sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
+            losses["damsm"] = self._ramp * weights.damsm * loss
         if weights.condition_kl:
             losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(generated.mu, generated.logvar)
-        if self.generator_distillation:
-            sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
-            stages = sources[self.config.distillation.generator.source]
-            with part("distillation"):
-                losses["distillation"] = weights.distillation * self.generator_distillation(stages)
+        sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
+        stages = sources[self.config.distillation.generator.source]
+        with part("distillation"):
+            losses |= self._distill("generator", self.generator_distillation, stages)
         return losses
+
+    def _distill(
+        self, side: str, distillation: InterstageDistillation | None, stages: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the loss of the distillation between the stages of one side, and measure their inconsistency."""
+        if self._measures and len(stages) > 1:
+            self.measured[f"inconsistency/{side}"] = inconsistency(stages)
+        if distillation is None:
+            return {}
+        loss = distillation(stages)
+        if getattr(self.config.distillation, side).weighting == "weight":
+            loss = self._ramp * getattr(self.config.losses, side).distillation * loss
+        return {"distillation": loss}
+
+    def _features(self, images: list[Tensor]) -> list[Tensor]:
+        """Return the discriminators' features of the images of all stages."""
+        features = []
+        for resolution, discriminator, stage in zip(self.resolutions, self.discriminators, images, strict=True):
+            with part(f"discriminator {resolution}"):
+                features.append(discriminator.features(stage))
+        return features
+
+    @torch.no_grad()
+    def _features_of_real(self, real: list[Tensor]) -> list[Tensor | None]:
+        """Return the discriminators' features of real images if the adversarial loss of the generator needs them."""
+        if not self.adversarial.compares:
+            return [None] * len(real)
+        return self._features(augment(real, self.config.adversarial.augment))
 
     def _matching(self, features: list[Tensor], batch: MicroBatch) -> Tensor:
         """Return the sum of the stages' matching losses."""
@@ -300,15 +350,21 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, PRECISIONS[self.config.precision], self.config.precision != "fp32")
 
-    def _backward(self, side: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accumulate the gradient of a micro-batch's losses; return the losses, named by their side, without graph."""
-        scaled = {f"{side}/{name}": loss / self.config.accumulate for name, loss in losses.items()}
-        if scaled:
-            self.scaler.scale(sum(scaled.values())).backward()
-        return {name: loss.detach() for name, loss in scaled.items()}
+    def _backward(self, losses: BalancedLosses, terms: dict[str, Tensor]) -> None:
+        """Accumulate the gradient of a micro-batch's losses."""
+        averaged = {name: loss / self.config.accumulate for name, loss in terms.items()}
+        losses.backward(averaged, self.scaler, self._measures)
 
-    def _update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take a step of an optimizer; without any loss there is no gradient, and the weights stay as they are."""
+    def _update(self, side: str, losses: BalancedLosses, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Take a step of an optimizer; return the weighted losses of the step, named by their side."""
+        losses.balance(self._ramp)
+        if self._measures:
+            self.measured |= {f"share/{name}": share for name, share in losses.measured().items()}
+        self._apply_gradient(optimizer)
+        return {f"{side}/{name}": loss for name, loss in losses.take().items()}
+
+    def _apply_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the weights; without any loss there is no gradient, and they stay as they are."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         if all(weight.grad is None for weight in weights):
             optimizer.step()
@@ -318,6 +374,22 @@ class Trainer:
             nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip)
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
+
+    def _average(self, averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        """Move the averages of weights or buffers towards their values, faster in the first steps."""
+        decay = min(self.config.optimizer.ema_decay, (1 + self.step_count) / (10 + self.step_count))
+        get_ema_multi_avg_fn(decay)(averages, values, count)
+
+    def measurements(self) -> dict[str, float]:
+        """Return further numbers of the last step, if it is one with a line of metrics.
+
+        Returns:
+            By `share/NETWORK/LOSS`, the share of each loss in the gradient of each network (see
+            `icsd.training.balance`); by `inconsistency/SIDE`, the mean (S - T)² between the coarse stages and the
+            refined one of the features that the distillation of this side compares.
+        """
+        values = {name: value.item() for name, value in self.measured.items()}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def generate(self, captions: list[str], seed: int = 0) -> list[Tensor]:
         """Generate images of captions with the averaged model; see `TextToImage.generate`."""

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from icsd.training.monitor import ALIKE, NO_CONTEST, NO_CONTEST_LINES, TrainingMonitor, diversity
+from icsd.training.monitor import (
+    ALIKE,
+    NO_CONTEST,
+    NO_CONTEST_LINES,
+    SMALL_SHARE,
+    SMALL_SHARE_LINES,
+    TrainingMonitor,
+    diversity,
+)
 
 
 def losses(coarse, fine):
@@ -10,7 +18,7 @@ def losses(coarse, fine):
 
 def test_a_discriminator_that_has_long_won_is_named_once():
     monitor = TrainingMonitor([8, 16], 0.9)
-    warnings = [monitor.losses(losses(NO_CONTEST / 2, 1.0)) for _ in range(2 * NO_CONTEST_LINES)]
+    warnings = [monitor.line(losses(NO_CONTEST / 2, 1.0)) for _ in range(2 * NO_CONTEST_LINES)]
     (index,) = [index for index, one in enumerate(warnings) if one]
     assert index == NO_CONTEST_LINES - 1
     assert "8 pixels" in warnings[index][0]
@@ -21,8 +29,24 @@ def test_a_contest_in_between_starts_the_count_again():
     monitor = TrainingMonitor([8, 16], 0.9)
     for _ in range(3):
         for _ in range(NO_CONTEST_LINES - 1):
-            assert monitor.losses(losses(1.0, 0.0)) == []
-        assert monitor.losses(losses(1.0, 1.0)) == []
+            assert monitor.line(losses(1.0, 0.0)) == []
+        assert monitor.line(losses(1.0, 1.0)) == []
+
+
+def test_a_loss_with_a_small_share_of_the_gradient_is_named_once_for_each_network():
+    monitor = TrainingMonitor([8], 0.9)
+    line = {"share/generator/distillation": SMALL_SHARE / 2, "share/discriminator/8/r1": SMALL_SHARE * 2}
+    warnings = [monitor.line(line) for _ in range(2 * SMALL_SHARE_LINES)]
+    (index,) = [index for index, one in enumerate(warnings) if one]
+    assert index == SMALL_SHARE_LINES - 1
+    assert warnings[index][0].startswith("distillation has had less than 1% of the gradient")
+    assert "of generator" in warnings[index][0]
+
+
+def test_a_larger_share_in_between_starts_the_count_again():
+    monitor = TrainingMonitor([8], 0.9)
+    for share in ([SMALL_SHARE / 2] * (SMALL_SHARE_LINES - 1) + [SMALL_SHARE]) * 2:
+        assert monitor.line({"share/discriminator/8/adversarial/8": share}) == []
 
 
 def test_images_that_look_alike_give_a_warning_again_after_a_recovery():

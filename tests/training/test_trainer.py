@@ -12,6 +12,7 @@ from icsd.models import (
     DistillationConfig,
     GeneratorConfig,
     GeneratorDistillationConfig,
+    SideDistillationConfig,
     TextConfig,
     build_text_encoder,
     restore_text_encoder,
@@ -113,7 +114,10 @@ def test_a_weight_scales_its_losses_and_0_leaves_them_out(side, name, terms):
     def losses_of(weight):
         losses = LossesConfig()
         setattr(getattr(losses, side), name, weight)
-        return steps_of(trainer_of(config_of(losses=losses)))[0]
+        distillation = DistillationConfig(
+            GeneratorDistillationConfig(weighting="weight"), SideDistillationConfig(weighting="weight")
+        )
+        return steps_of(trainer_of(config_of(losses=losses, distillation=distillation)))[0]
 
     single, threefold, off = losses_of(1.0), losses_of(3.0), losses_of(0.0)
     assert set(terms) <= single.keys()
@@ -161,14 +165,15 @@ def test_a_step_trains_everything():
 
 
 def test_average_covers_parameters_and_buffers():
-    decay = 0.8
+    decay = 0.2
     trainer = trainer_of(config_of(optimizer=OptimizerConfig(ema_decay=decay)))
     expected = None
-    for _ in range(4):
+    for step in range(4):
         steps_of(trainer)
         state = {name: value.clone() for name, value in trainer.model.state_dict().items() if value.is_floating_point()}
         expected = expected or state
-        expected = {name: decay * expected[name] + (1 - decay) * value for name, value in state.items()}
+        now = min(decay, (1 + step) / (10 + step))
+        expected = {name: now * expected[name] + (1 - now) * value for name, value in state.items()}
     averaged = trainer.ema.module.state_dict()
     assert any("running_var" in name for name in expected)
     for name, value in expected.items():
@@ -284,7 +289,7 @@ def test_accumulated_batches_weigh_alike():
     seen = {}
     trainer = trainer_of(config_of(accumulate=2))
     trainer.schedules = []
-    trainer._update = lambda optimizer: seen.update(
+    trainer._apply_gradient = lambda optimizer: seen.update(
         {id(p): p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
     )
     losses = trainer.step([batch_of(trainer)] * 2)
@@ -389,3 +394,40 @@ def batch_of_side(trainer, side):
 def test_compiling_and_penalties_exclude_each_other():
     with pytest.raises(InputError, match="compile"):
         TrainConfig(compile=True, losses=LossesConfig(discriminator=DiscriminatorLosses(r1=1.0)))
+
+
+def test_measuring_the_shares_changes_no_weight():
+    def weights(log_every):
+        trainer = trainer_of(config_of(log_every=log_every, losses=LossesConfig(ramp=2)))
+        steps_of(trainer, 3)
+        return trainer.state_dict()
+
+    for name in ("model", "discriminators", "matching", "ema"):
+        pairs = zip(weights(1)[name].values(), weights(100)[name].values(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_distillation_has_its_share_of_the_gradient(accumulate, precision):
+    losses = LossesConfig(GeneratorLosses(distillation=0.2), DiscriminatorLosses(distillation=0.05), ramp=1)
+    trainer = trainer_of(config_of(losses=losses, log_every=1, accumulate=accumulate, precision=precision))
+    for ramp in (0.5, 1.0):
+        values = trainer.step([batch_of(trainer)] * accumulate)
+        measured = trainer.measurements()
+        assert measured["share/generator/distillation"] == pytest.approx(0.2 * ramp, rel=1e-3)
+        assert measured["share/discriminator/8/distillation"] == pytest.approx(0.05 * ramp, rel=1e-3)
+        assert "share/discriminator/16/distillation" not in measured  # it is the teacher
+        assert measured["share/generator/matching"] > 0
+        assert measured["inconsistency/generator"] > 0
+        assert values["generator/distillation"] > 0
+
+
+def test_inconsistency_is_measured_without_distillation():
+    losses = LossesConfig(GeneratorLosses(distillation=0), DiscriminatorLosses(distillation=0))
+    trainer = trainer_of(config_of(losses=losses, log_every=1))
+    steps_of(trainer)
+    measured = trainer.measurements()
+    assert measured["inconsistency/generator"] > 0
+    assert measured["inconsistency/discriminator"] > 0
+    assert not any("distillation" in name for name in measured)
