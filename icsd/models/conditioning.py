@@ -18,7 +18,7 @@ class ConditioningAugmentation(nn.Module):
         self.project = nn.Linear(sentence_dim, 4 * condition_dim)
 
     def forward(self, sentence: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """SampledDataset one condition for each sentence.
+        """Sample one condition for each sentence.
 
         Args:
             sentence: `(B, E)`.

@@ -1,6 +1,6 @@
 """The configurations of training and pretraining."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -163,6 +163,14 @@ class TrainConfig(RunConfig):
             raise InputError(
                 "compile does not work with a gradient penalty, which needs a second derivative: leave one of them out"
             )
+        for side in ("generator", "discriminator"):
+            weights = asdict(getattr(self.losses, side))
+            share = weights.pop("distillation")
+            if share and getattr(self.distillation, side).weighting == "share" and not any(weights.values()):
+                raise InputError(
+                    f"losses.{side}.distillation is {share}, a share of the gradient of the other losses, which are "
+                    f"all 0: give one of them a weight, or set distillation.{side}.weighting to weight"
+                )
         for key in ("accumulate", "sample_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -140,6 +141,7 @@ class Trainer:
         )
         self.step_count = 0
         if config.compile:
+            torch._functorch.config.donated_buffer = False  # a compiled graph is differentiated loss by loss
             self.model.generator.compile()
             for discriminator in self.discriminators:
                 discriminator.compile_heads()
@@ -237,9 +239,13 @@ class Trainer:
         )
 
     def _generate(self, text: TextFeatures) -> GeneratorOutput:
-        z = torch.randn(len(text.sentence), self.model.generator.noise_dim, device=self.device)
+        size, generator = len(text.sentence), self.model.generator
+        # Drawn outside: a compiled graph that draws noise has other gradients when it is differentiated again.
+        z, condition = (
+            torch.randn(size, dim, device=self.device) for dim in (generator.noise_dim, generator.condition_dim)
+        )
         with part("generator"):
-            return self.model.generator(z, text.detach())
+            return generator(z, text.detach(), condition)
 
     def _discriminator_losses(self, batch: MicroBatch, generated: list[Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses of the discriminators by name."""

@@ -247,6 +247,8 @@ def test_unusable_device_is_refused(name):
         (lambda: OptimizerConfig(ema_decay=1.0), "optimizer.ema_decay"),
         (lambda: LossesConfig(GeneratorLosses(condition_kl=-1.0)), "losses.generator.condition_kl"),
         (lambda: LossesConfig(GeneratorLosses(matching=float("nan"))), "losses.generator.matching"),
+        (lambda: LossesConfig(ramp=-1), "losses.ramp"),
+        (lambda: TrainConfig(losses=LossesConfig(GeneratorLosses(0, 0, 0, 0, 0.1))), "losses.generator.distillation"),
         (lambda: LossesConfig(discriminator=DiscriminatorLosses(r1=float("inf"))), "losses.discriminator.r1"),
         (lambda: stage_weights([1.0, 1.0]), "distillation.*.stage_weights"),
         (lambda: stage_weights([]), "distillation.*.stage_weights"),
@@ -376,19 +378,16 @@ def test_compiled_networks_take_the_same_step(monkeypatch):
     torch.compiler.reset()
     translated = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")  # which takes seconds
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=translated))
-    options = {"generator": GeneratorConfig([8], width=4, noise_dim=4, condition_dim=4)}
+    options = {"generator": GeneratorConfig([8, 16], width=4, noise_dim=4, condition_dim=4)}
     plain, compiled = (
-        trainer.step([batch_of_side(trainer, 8)])
-        for trainer in (trainer_of(dataclasses.replace(config_of(compile=one), **options)) for one in (False, True))
+        trainer.step([batch_of(trainer)])
+        for trainer in (
+            trainer_of(dataclasses.replace(config_of(compile=one, log_every=1), **options)) for one in (False, True)
+        )
     )
     for name, loss in plain.items():
         torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
     assert translated.frame_count >= 4  # generator, features and two logits
-
-
-def batch_of_side(trainer, side):
-    batch = batch_of(trainer)
-    return dataclasses.replace(batch, images=batch.images[:, :, :side, :side].contiguous())
 
 
 def test_compiling_and_penalties_exclude_each_other():
