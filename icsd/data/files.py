@@ -113,6 +113,8 @@ class Files:
                     path, data = next(reading)
                 except StopIteration:
                     break
+                except InputError as error:
+                    raise _one_line(error) from error
                 except Exception as error:  # a broken archive may raise anything
                     raise _one_line(broken(source, error)) from error
                 yield File(source, path), _one_line(data) if isinstance(data, InputError) else data

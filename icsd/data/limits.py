@@ -13,7 +13,8 @@ class Limits:
     """The largest files and images that are read. Raise a limit if your files are larger and you trust them."""
 
     max_file_mb: int = 256
-    """Largest size of a file, and of a file in an archive after decompression, in MiB."""
+    """Largest size of a file, and of a file in an archive after decompression, in MiB; also of a page of a Parquet file
+    that expands to more than four times its size."""
 
     max_pixels: int = 178_956_970
     """Largest number of pixels of an image: 13,377 x 13,377."""

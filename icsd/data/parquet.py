@@ -11,10 +11,13 @@ from typing import Any
 from icsd.data.archives import ByteRange
 from icsd.data.limits import Limits
 from icsd.data.lists import CAPTION_KEYS, FILE_KEYS
+from icsd.data.parquet_pages import read_pages
 from icsd.errors import InputError
 
 _IMAGE_KEYS = ("image", "img", "jpg", "png", "webp")
 _ROWS = 64  # read at a time
+_EXPANSION = 4  # factor from which a page is held to the limit; images hardly expand, and may fill a large page
+_LONGEST_PAGE = 1 << 20  # values of a page of lists; a dictionary and run lengths store any number in a few bytes
 
 
 class ParquetFile:
@@ -41,6 +44,8 @@ class ParquetFile:
             self.file = parquet.ParquetFile(file)
         except Exception as error:  # pyarrow raises its own errors and OSError
             raise self._broken(error) from error
+        self.place = file
+        self._check_rows()
         self.columns = list(self.file.schema_arrow.names)
         self.image_key = next((key for key in _IMAGE_KEYS if key in self.columns and self._holds_bytes(key)), None)
         self.paths = [f"{row:08d}" for row in range(self.file.metadata.num_rows)] if self.image_key else []
@@ -75,10 +80,49 @@ class ParquetFile:
 
     def _batches(self, keys: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         try:
-            for batch in self.file.iter_batches(batch_size=_ROWS, columns=list(keys)):
+            rows = self._rows_at_once({*keys})
+            for batch in self.file.iter_batches(batch_size=rows, columns=list(keys)):
                 yield batch.to_pylist()
+        except InputError:
+            raise
         except Exception as error:  # pyarrow raises its own errors and OSError
             raise self._broken(error) from error
+
+    def _check_rows(self) -> None:
+        """Refuse a number of rows that the file has no room for."""
+        rows = self.file.metadata.num_rows
+        size = self.place.stat().st_size if isinstance(self.place, Path) else len(self.place.getvalue())
+        if not 0 <= rows <= size:
+            raise self._broken(ValueError(f"it claims {rows:,} rows in {size:,} bytes"))
+
+    def _rows_at_once(self, keys: set[str]) -> int:
+        """Return how many rows fit into the limit, by the largest page: every row may repeat a value of a dictionary.
+
+        Raises:
+            InputError: A page expands beyond the limit.
+            ValueError: The pages are broken.
+        """
+        largest = 1
+        with self.place.open("rb") if isinstance(self.place, Path) else io.BytesIO(self.place.getvalue()) as file:
+            for column, is_list in self._chunks(keys):
+                offsets = (column.dictionary_page_offset, column.data_page_offset)
+                start = min(offset for offset in offsets if offset is not None)
+                for page in read_pages(file, start, start + column.total_compressed_size):
+                    if page.size > _EXPANSION * page.stored:
+                        self.limits.check_size(f"{self.name}, a page of {column.path_in_schema},", page.size)
+                    if is_list and page.values > _LONGEST_PAGE:
+                        raise ValueError(f"a page of {column.path_in_schema} claims {page.values:,} values")
+                    largest = max(largest, page.size)
+        return min(_ROWS, max(1, self.limits.max_bytes // largest))
+
+    def _chunks(self, keys: set[str]) -> Iterator[tuple[Any, bool]]:
+        """Yield pyarrow's description of the parts of columns, one for each row group, and whether it holds lists."""
+        for group in range(self.file.metadata.num_row_groups):
+            part = self.file.metadata.row_group(group)
+            for index in range(part.num_columns):
+                column = part.column(index)
+                if column.path_in_schema.split(".")[0] in keys:
+                    yield column, self.file.schema.column(index).max_repetition_level > 0
 
     def _bytes(self, path: str, value: Any) -> bytes | InputError:
         data = value.get("bytes") if isinstance(value, dict) else value

@@ -1,4 +1,5 @@
 import io
+import random
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ from icsd.data import DataConfig, open_dataset
 from icsd.data.files import Files
 from icsd.data.folder import read_folder
 from icsd.data.limits import Limits
+from icsd.data.parquet import ParquetFile
+from icsd.data.parquet_pages import read_pages
 from icsd.data.prepared import write_prepared
 from icsd.data.sources import list_set
 from icsd.data.splits import with_splits
@@ -84,7 +87,7 @@ def test_images_in_the_table(tmp_path, packed):
 
 def test_rows_without_an_image_or_with_a_large_one(tmp_path):
     rows = [*embedded(3), {"image": {"bytes": None, "path": "x.png"}, "text": "gone", "class": 1}]
-    rows.append({"image": {"bytes": bytes(2**20 + 1), "path": None}, "text": "large", "class": 1})
+    rows.append({"image": {"bytes": random.Random(0).randbytes(2**20 + 1), "path": None}, "text": "large", "class": 1})
     write(tmp_path / "set" / "x.parquet", rows)
     files, listing = list_set("folder", [tmp_path / "set"], Limits(max_file_mb=1))
     listing.records = with_splits(listing.records, 0.1, 0)
@@ -113,3 +116,72 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(InputError, match=r'needs the package .*pip install "icsd\[parquet\]"'):
         read_folder(Files([tmp_path]))
+
+
+def column_parts(path):
+    """Return pyarrow's description of each part of a column, with the pages that are read in it."""
+    metadata = parquet.ParquetFile(path).metadata
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            start = column.dictionary_page_offset or column.data_page_offset
+            with path.open("rb") as file:
+                yield column, list(read_pages(file, start, start + column.total_compressed_size))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "zstd"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_the_sizes_of_pages_are_those_after_decompression(tmp_path, version, codec, dictionary):
+    rows = [{"text": f"{'bird ' * (row % 50)}{row % 7}", "tags": ["a"] * (row % 4), "n": row} for row in range(3000)]
+    options = {"row_group_size": 1700, "data_page_size": 2000, "write_batch_size": 100, "compression": codec}
+    path = write(tmp_path / "x.parquet", rows, data_page_version=version, use_dictionary=dictionary, **options)
+    for column, pages in column_parts(path):
+        assert len(pages) > 1
+        has_dictionary = column.dictionary_page_offset is not None
+        assert sum(page.values for page in pages[has_dictionary:]) == column.num_values
+        headers = column.total_uncompressed_size - sum(page.size for page in pages)
+        assert 10 * len(pages) < headers < 300 * len(pages)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("lists", [False, True])
+def test_a_page_that_expands_beyond_the_limit_is_refused(tmp_path, codec, lists):
+    text = "a" * (2**20 + 1)
+    rows = [{"file_name": f"{name}.png", "text": [text] if lists else text} for name in "abc"]
+    path = write(photos(tmp_path) / "metadata.parquet", rows, compression=codec)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(InputError, match=r"metadata\.parquet, a page of text.*, has .* raise max_file_mb if"):
+        read_folder(Files([tmp_path], Limits(max_file_mb=1)))
+    assert len(read_folder(Files([tmp_path], Limits(max_file_mb=4))).records) == 3
+
+
+def test_a_large_value_that_every_row_repeats_is_read_row_by_row(tmp_path):
+    rows = [{"file_name": f"{row}.png", "text": "b" * 900_000} for row in range(70)]
+    path = write(tmp_path / "metadata.parquet", rows)
+    assert path.stat().st_size < 200_000
+    table = ParquetFile("metadata.parquet", path, Limits(max_file_mb=1))
+    assert [len(batch) for batch in table._batches(["text"])] == [1] * 70
+    assert [len(batch) for batch in table._batches(["file_name"])] == [64, 6]
+    assert len(list(table.rows())) == 70
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file_name": None, "text": None}] * 100_000, r"it claims 100,000 rows in [\d,]+ bytes"),
+        ([{"file_name": "a.png", "text": ["a"] * 1_100_000}], "a page of text.* claims 1,100,000 values"),
+    ],
+)
+def test_more_rows_or_values_than_a_file_has_room_for_are_refused(tmp_path, rows, message):
+    write(photos(tmp_path) / "metadata.parquet", rows)
+    with pytest.raises(InputError, match=rf"metadata\.parquet cannot be read as Parquet \({message}"):
+        read_folder(Files([tmp_path]))
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"\x15", b"\x15\x04\x15", b"\x19\xfc", b"\x15" + b"\xff" * 12, b"\x1c" * 40, b"\x18\x7f", b"\x00"]
+)
+def test_broken_headers_of_pages_are_refused(header):
+    with pytest.raises(ValueError, match="the header of a page"):
+        list(read_pages(io.BytesIO(bytes(7) + header), 7, 1000))
