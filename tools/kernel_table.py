@@ -35,7 +35,7 @@ SCRIPTS = {
     CUDA / "resources.py": "0",
     CUDA / "launches.py": "0",
     TRITON / "machine_code.py": "0",
-    TRITON / "launches.py": "1",
+    TRITON / "interpreted_launches.py": "1",
 }
 
 

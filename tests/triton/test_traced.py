@@ -1,4 +1,4 @@
-"""Check which kernels torch.compile sees of the Triton backend. interpreted.py runs such graphs."""
+"""Check which kernels torch.compile sees of the Triton backend; test_interpreted_memory.py runs such graphs."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Trace graphs of the operator with its Triton kernels in them, without a GPU.
 
-As a script, it writes those of its cases to a file; interpreted.py runs them, for kernels that are interpreted cannot
-be traced.
+As a script, it writes those of its cases to a file; test_interpreted_memory.py runs them, for interpreted kernels
+cannot be traced.
 """
 
 import pickle

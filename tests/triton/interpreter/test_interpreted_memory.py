@@ -1,4 +1,4 @@
-"""Tests of the memory that interpreted kernels access, run by test_interpreted.py."""
+"""The memory that interpreted kernels access, and the graphs that torch.compile makes of them."""
 
 import csv
 import os
@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import launches
 import pytest
 import torch
+
+pytest.importorskip("triton")
+
+import interpreted_launches as launches
 import traced
 from accesses import record
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
