@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import icsd
 from icsd.cli.parser import Parser
 from icsd.cli.streams import lenient_streams
-from icsd.errors import InputError
+from icsd.errors import InputError, is_out_of_memory
 
 COMMANDS = {
     "train": "train a model from a configuration; leaves checkpoints, images and scores in a run folder",
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
         except KeyboardInterrupt as interrupt:
             return _fail(str(interrupt) or "interrupted", 130)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200] or "no more can be allocated"
+            return _fail(f"memory does not suffice ({reason}): lower the batch size or the sizes of the networks", 2)
 
 
 def _fail(message: str, code: int) -> int:

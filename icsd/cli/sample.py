@@ -246,7 +246,7 @@ def _report_words(sampler: Sampler, sentences: list[str]) -> None:
     distinct = list(dict.fromkeys(sentences))
     unknown = _listed(word for sentence in distinct for word in sampler.unknown(sentence))
     if unknown:
-        print(f"icsd: this model does not know and skips: {unknown}", file=sys.stderr)
+        print(f"icsd: no words that this model knows, left out: {unknown}", file=sys.stderr)
     beyond = _listed(word for sentence in distinct for word in sampler.beyond(sentence))
     if beyond:
         limit = sampler.model.text_encoder.tokenizer.max_words
@@ -261,8 +261,10 @@ def _listed(words: Iterable[str], most: int = 30) -> str:
 
 
 def _write_folder(sampler: Sampler, plan: Plan, options: Namespace) -> None:
-    from icsd.sampling.folder import generate_folder
+    from icsd.sampling.folder import LARGEST_BATCH, generate_folder
 
+    if options.batch_size and options.batch_size > LARGEST_BATCH:
+        raise InputError(f"--batch-size is {options.batch_size}: give at most {LARGEST_BATCH}")
     try:
         generate_folder(
             sampler, plan, options.output, batch_size=options.batch_size or 16, truncation=options.truncation

@@ -21,6 +21,8 @@ from icsd.sampling.plan import Plan
 from icsd.sampling.sampler import Sampler
 from icsd.visualization import tensor_to_image
 
+LARGEST_BATCH = 1024  # images generated at once
+
 _PLAN = "plan.json"
 
 
@@ -46,45 +48,49 @@ def generate_folder(
         InputError: A sentence cannot be read, a number is out of range, or the folder holds something else.
         OSError: A file cannot be written.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: give at least 1")
+    if not 1 <= batch_size <= LARGEST_BATCH:
+        raise InputError(f"batch_size is {batch_size}: give a number from 1 to {LARGEST_BATCH}")
     sampler.check(plan.sentences)
     sampler.noise([plan[0].seed, plan[len(plan) - 1].seed], truncation)  # raises before anything is written
     _begin(folder, _description(sampler, plan, batch_size, truncation))
-    files = [folder / f"{place:0{len(str(len(plan) - 1))}d}.png" for place in range(len(plan))]
     try:
-        generated = _generate(sampler, plan, files, batch_size, truncation)
+        generated = _generate(sampler, plan, folder, batch_size, truncation)
         if sampler.attribution:
             _write(folder / "ATTRIBUTION", f"{sampler.attribution}\n")
-        _write(folder / "captions.jsonl", "".join(map(_caption_line, files, plan)))
+        with replacing(folder / "captions.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_caption_line(plan, place) for place in range(len(plan)))
     except OSError as error:
         advice = f"{error.strerror or error}; the same command continues where it was"
         raise OSError(error.errno, advice, error.filename or str(folder)) from error
     return generated
 
 
-def _generate(sampler: Sampler, plan: Plan, files: list[Path], batch_size: int, truncation: float | None) -> int:
+def _generate(sampler: Sampler, plan: Plan, folder: Path, batch_size: int, truncation: float | None) -> int:
     """Generate the files that are missing, batch by batch; return their number."""
     generated = 0
     with tqdm(total=len(plan), unit="image", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
         for start in range(0, len(plan), batch_size):
             places = range(start, min(start + batch_size, len(plan)))
-            missing = [place for place in places if not files[place].exists()]
+            missing = [place for place in places if not (folder / _file_name(plan, place)).exists()]
             if missing:
                 requests = [plan[place] for place in places]
                 noise = sampler.noise([request.seed for request in requests], truncation)
                 images = sampler.generate([request.sentence for request in requests], noise).images[-1]
                 for place in missing:
-                    with replacing(files[place]) as temporary:
+                    with replacing(folder / _file_name(plan, place)) as temporary:
                         tensor_to_image(images[place - start]).save(temporary)
                 generated += len(missing)
             progress.update(len(places))
     return generated
 
 
-def _caption_line(file: Path, request: tuple[str, int]) -> str:
-    sentence, seed = request
-    return json.dumps({"file": file.name, "caption": sentence, "seed": seed}) + "\n"
+def _file_name(plan: Plan, place: int) -> str:
+    return f"{place:0{len(str(len(plan) - 1))}d}.png"
+
+
+def _caption_line(plan: Plan, place: int) -> str:
+    sentence, seed = plan[place]
+    return json.dumps({"file": _file_name(plan, place), "caption": sentence, "seed": seed}) + "\n"
 
 
 def _description(sampler: Sampler, plan: Plan, batch_size: int, truncation: float | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import icsd
-from icsd.errors import InputError
+from icsd.errors import InputError, is_out_of_memory
 from icsd.training.renamed import leaves, new_key
 
 FORMAT_VERSION = 3
@@ -135,9 +135,11 @@ def restoring(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
+    except InputError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
             f"checkpoint {path} is damaged or was made by other code ({reason}): give another one"

@@ -12,6 +12,8 @@ from icsd.models.image_encoder import ImageEncoderConfig
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.losses import LossesConfig
 
+LARGEST_BATCH = 1 << 16
+
 
 @dataclass
 class OptimizerConfig:
@@ -108,6 +110,8 @@ class RunConfig:
             raise InputError(f"seed is {self.seed}: give a number from 0 to 2**63 - 1")
         if self.batch_size < 2:
             raise InputError(f"batch_size is {self.batch_size}: give at least 2, losses compare images of a batch")
+        if self.batch_size > LARGEST_BATCH:
+            raise InputError(f"batch_size is {self.batch_size}: give at most {LARGEST_BATCH}")
         for key in ("steps", "log_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")

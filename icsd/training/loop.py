@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from icsd.errors import InputError
+from icsd.errors import InputError, is_out_of_memory
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch
 from icsd.training.config import RunConfig
@@ -132,7 +132,9 @@ class Loop:
         except OSError as error:
             space = "; free some space" if error.errno in _FULL else ""
             raise OSError(f"{_described(error)}{space}: {self.last_good()}") from error
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(f"memory does not suffice for a step ({error}): lower batch_size") from error
         finally:
             self.loggers.close()

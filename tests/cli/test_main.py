@@ -1,6 +1,7 @@
 import subprocess
 
 import pytest
+import torch
 
 import icsd as package
 
@@ -38,6 +39,14 @@ def test_the_process_ends_with_the_exit_code_and_no_traceback(program):
     assert process.stderr.startswith('icsd: error: Parser key "steps"')
     assert process.stderr.count("\n") == 1
     assert process.stdout == ""
+
+
+@pytest.mark.parametrize("allocate", [lambda: bytes(2**62), lambda: torch.empty(2**50)], ids=["python", "torch"])
+def test_memory_that_does_not_suffice_is_one_line(fails, monkeypatch, allocate):
+    monkeypatch.setattr("icsd.cli.doctor.run", lambda options: allocate())
+    message = fails("doctor")
+    assert message.startswith("memory does not suffice (")
+    assert "\n" not in message
 
 
 def test_help_names_defaults_but_neither_types_nor_null(icsd):

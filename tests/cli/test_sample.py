@@ -69,7 +69,7 @@ def test_several_sentences_seeds_and_stages_share_one_image(icsd, run):
 def test_unknown_words_are_named_and_the_rest_is_generated(icsd, run):
     code, _, err = icsd("sample", "this flower has zebra petals and a moustache")
     assert code == 0
-    assert err == "icsd: this model does not know and skips: zebra, moustache\n"
+    assert err == "icsd: no words that this model knows, left out: zebra, moustache\n"
     assert Path("sample.png").exists()
 
 

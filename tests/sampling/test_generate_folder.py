@@ -55,6 +55,8 @@ def test_a_stopped_folder_is_finished_to_the_same_bytes(path, tmp_path, monkeypa
     ("plan", "batch_size", "message"),
     [
         (Plan(CAPTIONS), 0, "batch_size is 0"),
+        (Plan(CAPTIONS, count=10**7), 1025, "batch_size is 1025: give a number from 1 to 1024"),
+        (Plan(CAPTIONS, count=10**7), 10**14, "batch_size is 100000000000000"),
         (Plan(CAPTIONS, seed=-2), 1, "seed is -2"),
         (Plan(CAPTIONS, seed=2**63 - 2, count=3), 1, "seed is 9223372036854775808"),
         (Plan(["a woman", "\N{DOG}"]), 1, "sentence '\N{DOG}' has no word"),
