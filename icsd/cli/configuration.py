@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile
 
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
-from icsd.training.checkpoint import Kind, find
+from icsd.training.checkpoint import Kind, find, is_unstarted
 from icsd.training.renamed import check_keys, leaves
 from icsd.training.run_folder import RunFolder
 
@@ -53,7 +53,7 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
         if path is not None:
             load_configuration(path)
     if resume and given.resume:
-        if given.resume.is_dir():
+        if given.resume.is_dir() and not is_unstarted(given.resume):
             find(given.resume, resume)
         if note := RunFolder(given.resume).restore_config():
             print(f"note         {note}")

@@ -163,7 +163,7 @@ class Loop:
         try:
             good = checkpoint.latest(self.folder.path)
         except InputError:
-            return f"there is no checkpoint yet; start again {' '.join(options)}".rstrip()
+            return f"there is no checkpoint yet; start again with\n  {self.resume_command(*options)}"
         return f"{good} is still good; continue from it with\n  {self.resume_command(*options)}"
 
     def resume_command(self, *options: str) -> str:

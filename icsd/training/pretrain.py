@@ -172,7 +172,8 @@ def prepare(
     if "wandb" in config.loggers:
         require_wandb()
     train_set, test_set = (open_dataset(config.data, split, config.resolution) for split in ("train", "test"))
-    notes = [*_check_wrong_answers(config, train_set), *train_set.notes]
+    resume, notes = run_folder.check_start(resume)
+    notes += [*_check_wrong_answers(config, train_set), *train_set.notes]
     steps_per_epoch = max(1, len(train_set) // config.batch_size)
     seed_everything(config.seed)
     if resume is None:

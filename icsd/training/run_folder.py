@@ -128,6 +128,17 @@ class RunFolder:
         return f"{self.config_path} was missing or empty; it was written again from {newest}"
 
 
+def check_start(resume: Path | None) -> tuple[Path | None, list[str]]:
+    """Return the run folder whose newest checkpoint a run continues, and notes.
+
+    Args:
+        resume: The run folder that is to be resumed, or None for a new run.
+    """
+    if resume is None or not checkpoint.is_unstarted(resume):
+        return resume, []
+    return None, [f"{resume} holds no checkpoint, since its training ended before the first one: it starts again"]
+
+
 def plain(config: Any) -> dict[str, Any]:
     """Return a configuration, a dataclass, as JSON values."""
     return json.loads(json.dumps(asdict(config), default=str))

@@ -205,7 +205,8 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
         require_wandb()
     resolution = config.generator.resolutions[-1]
     train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
-    notes = [*train_set.notes, *_single_class(train_set)]
+    resume, notes = run_folder.check_start(resume)
+    notes += [*train_set.notes, *_single_class(train_set)]
     seed_everything(config.seed)
     if resume is not None:
         trainer, saved_data = _restored(config, resume)

@@ -29,6 +29,20 @@ def test_a_configuration_trains_and_resumes_with_its_own_values(icsd, workplace)
     assert state["config"]["generator"]["width"] == 2
 
 
+def test_a_run_without_a_checkpoint_starts_again_with_its_own_values(icsd, workplace):
+    assert icsd("train", "--config", "tiny.yaml", "--steps", "1", "--generator.width", "2")[0] == 0
+    checkpoint.latest(RUN).unlink()
+    code, out, err = icsd("train", "--resume", str(RUN))
+    assert code == 0, err
+    assert f"note         {RUN} holds no checkpoint, since" in out
+    assert checkpoint.load(checkpoint.latest(RUN), ["config"])["config"]["generator"]["width"] == 2
+    for path in (*(RUN / "checkpoints").iterdir(), RUN / "config.yaml"):
+        path.unlink()
+    code, _, err = icsd("train", "--resume", str(RUN))
+    assert code == 2
+    assert "holds no checkpoint" in err
+
+
 def test_print_config_gives_a_file_that_gives_the_same(icsd, workplace):
     code, out, _ = icsd("train", "--config", "tiny.yaml", "--batch-size", "5", "--print-config")
     assert code == 0

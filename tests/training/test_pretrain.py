@@ -78,6 +78,18 @@ def test_resuming_ends_in_the_same_weights(config):
 
 def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
     plain = Pretrainer.step
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(config, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "step", lambda pretrainer, batches: NAN)
+        with pytest.raises(InputError, match=r"start again with\n  icsd pretrain --resume"):
+            pretrain(config)
+    folder = config.output / "damsm-procedural-flowers"
+    pretrain(config, resume=folder)
+    assert "holds no checkpoint, since its training" in capsys.readouterr().out
+    whole = pretrain(config)
+    assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
+
+
 
     def step(pretrainer, batches):
         losses = plain(pretrainer, batches)

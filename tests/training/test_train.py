@@ -195,6 +195,36 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(co
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
 
 
+class Killed(BaseException):
+    """Ends a run at once, as a signal that cannot be handled does."""
+
+
+def kill(trainer):
+    raise Killed
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_run_killed_before_its_first_checkpoint_starts_again(config, monkeypatch, capsys, step):
+    with monkeypatch.context() as patch:
+        after_step(patch, step, kill)
+        with pytest.raises(Killed):
+            train.train(replace(config, log_every=1))
+    folder = config.output / "procedural-flowers"
+    train.dry_run(config, folder)
+    assert not (folder / "checkpoints").exists()
+    assert train.train(replace(config, log_every=1), resume=folder) == folder
+    assert f"note         {folder} holds no checkpoint, since its training" in capsys.readouterr().out
+    assert [line["step"] for line in lines_of(folder) if "images_per_second" in line] == [1, 2, 3, 4, 5, 6]
+    whole = train.train(replace(config, log_every=1))
+    assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
+
+
+def test_a_folder_without_configuration_and_checkpoint_cannot_be_resumed(config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        train.train(config, resume=tmp_path / "empty")
+
+
 def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
     scores = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75, 5: 0.9, 6: 0.1}
 
