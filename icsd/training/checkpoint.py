@@ -198,7 +198,13 @@ def _check_like(found: Any, expected: torch.Tensor, name: str) -> None:
         )
 
 
-def check_config(path: Path | str, saved: dict[str, Any], wanted: dict[str, Any], free: Collection[str] = ()) -> None:
+def check_config(
+    path: Path | str,
+    saved: dict[str, Any],
+    wanted: dict[str, Any],
+    free: Collection[str] = (),
+    defaults: dict[str, Any] | None = None,
+) -> None:
     """Check that a checkpoint belongs to a configuration.
 
     Args:
@@ -206,11 +212,13 @@ def check_config(path: Path | str, saved: dict[str, Any], wanted: dict[str, Any]
         saved: Configuration in the checkpoint, as nested dicts.
         wanted: Configuration of the run that wants to use it, as nested dicts.
         free: Dotted keys that may differ; a key frees all below it.
+        defaults: Values of the keys that were not there when the checkpoint was written, as nested dicts.
 
     Raises:
         InputError: Some other value differs; names the keys and both values.
     """
     old, new = dict(leaves(saved)), dict(leaves(wanted))
+    old = {key: value for key, value in leaves(defaults or {}) if key in new} | old
     differing = [
         f"{key} (checkpoint: {old.get(key)}, now: {new.get(key)})"
         for key in sorted(old.keys() | new.keys())

@@ -185,7 +185,8 @@ def prepare(
         path = checkpoint.find(resume, checkpoint.ENCODERS)
         state = checkpoint.load(path)
         with checkpoint.restoring(path):
-            checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
+            wanted, defaults = run_folder.plain(config), run_folder.plain(PretrainConfig())
+            checkpoint.check_config(path, state["config"], wanted, FREE_ON_RESUME, defaults)
             if state["step"] >= config.steps:
                 raise InputError(
                     f"{resume} is already trained for {state['step']} steps: give a larger `--steps` to continue"

@@ -241,7 +241,8 @@ def _restored(config: TrainConfig, folder: Path) -> tuple[Trainer, dict[str, Any
     path = checkpoint.find(folder, checkpoint.MODEL)
     state = checkpoint.load(path)
     with checkpoint.restoring(path):
-        checkpoint.check_config(path, state["config"], run_folder.plain(config), FREE_ON_RESUME)
+        wanted, defaults = run_folder.plain(config), run_folder.plain(TrainConfig())
+        checkpoint.check_config(path, state["config"], wanted, FREE_ON_RESUME, defaults)
         if state["step"] >= config.steps:
             raise InputError(
                 f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"

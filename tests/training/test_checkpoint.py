@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import random
@@ -147,6 +148,14 @@ def test_differing_keys_are_named():
     checkpoint.check_config("a", saved, {**saved, "model": {}}, free=["model"])
     with pytest.raises(InputError, match=r"model\.width \(checkpoint: 32, now: 64\), steps"):
         checkpoint.check_config("a", saved, {**saved, "steps": 20, "model": {"width": 64, "stages": [16, 32]}})
+
+
+@pytest.mark.parametrize(("value", "message"), [(3, None), (4, r"model\.depth \(checkpoint: 3, now: 4\)\.")])
+def test_a_key_that_is_newer_than_the_checkpoint_may_have_its_default(value, message):
+    saved = {"model": {"width": 32}}
+    wanted, defaults = {"model": {"width": 32, "depth": value}}, {"model": {"width": 8, "depth": 3}, "steps": 7}
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        checkpoint.check_config("a", saved, wanted, defaults=defaults)
 
 
 def test_latest_and_prune_go_by_step(tmp_path):
