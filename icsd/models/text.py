@@ -36,6 +36,9 @@ class TextConfig:
     max_words: int = 18
     """Words read of each caption."""
 
+    normalize: bool = True
+    """Bring each feature vector to zero mean and unit variance. Encoders of AttnGAN's release are read without."""
+
     def __post_init__(self) -> None:
         if self.dim < 2 or self.dim % 2:
             raise InputError(f"text.dim is {self.dim}: give an even number of at least 2")
@@ -67,11 +70,13 @@ class TextEncoder(nn.Module, ABC):
     Attributes:
         dim: Width of the features.
         tokenizer: The tokenizer whose ids the encoder takes.
+        normalize: True if the features have zero mean and unit variance.
         frozen: True if the encoder does not learn.
     """
 
     dim: int
     tokenizer: Tokenizer
+    normalize: bool
     frozen: bool = False
 
     def freeze(self) -> "TextEncoder":
@@ -100,6 +105,17 @@ class TextEncoder(nn.Module, ABC):
     def description(self) -> dict[str, Any]:
         """Return what `restore_text_encoder` needs beside configuration and weights: JSON values."""
 
+    def _features(self, words: Tensor, sentence: Tensor, lengths: Tensor) -> TextFeatures:
+        """Return word features `(B, T, E)`, sentence features `(B, E)` and lengths `(B,)` as `TextFeatures`.
+
+        The features of a young encoder are so small that beside noise of unit variance the generator would not see
+        them for hundreds of steps, unless they are normalized.
+        """
+        if self.normalize:
+            words, sentence = (F.layer_norm(each, (self.dim,)) for each in (words, sentence))
+        mask = torch.arange(words.shape[1]) < lengths.unsqueeze(1)
+        return TextFeatures(words.transpose(1, 2), sentence, mask.to(words.device))
+
 
 class BiLSTMEncoder(TextEncoder):
     """A bidirectional LSTM over learned word embeddings (AttnGAN, Xu et al. 2018).
@@ -112,6 +128,7 @@ class BiLSTMEncoder(TextEncoder):
     def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.dim = config.dim
+        self.normalize = config.normalize
         self.tokenizer = WordTokenizer(vocabulary, config.max_words)
         self.embedding = nn.Embedding(len(vocabulary), config.embedding_dim, padding_idx=0)
         self.dropout = nn.Dropout(config.dropout)
@@ -123,7 +140,7 @@ class BiLSTMEncoder(TextEncoder):
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
         words, _ = pad_packed_sequence(states, batch_first=True)
-        return _features(words, torch.cat((last[0], last[1]), dim=1), lengths)
+        return self._features(words, torch.cat((last[0], last[1]), dim=1), lengths)
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""
@@ -147,6 +164,7 @@ class SentenceEncoder(TextEncoder):
     def __init__(self, config: TextConfig, captions: Iterable[str] = ()) -> None:
         super().__init__()
         self.dim = config.dim
+        self.normalize = config.normalize
         self.tokenizer = SentenceTokenizer(config.max_words)
         width = load_minilm().width
         self.words = _StandardizedProjection(width, config.dim)
@@ -163,7 +181,7 @@ class SentenceEncoder(TextEncoder):
         words, sentences = zip(*_frozen_features(ids, lengths), strict=True)
         projected = self.words(pad_sequence(list(words), batch_first=True).to(device))
         read = torch.tensor([len(pieces) for pieces in words])
-        return _features(projected, self.sentence(torch.stack(sentences).to(device)), read)
+        return self._features(projected, self.sentence(torch.stack(sentences).to(device)), read)
 
     def description(self) -> dict[str, Any]:
         """See `TextEncoder`."""
@@ -191,19 +209,6 @@ class _StandardizedProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., width)` -> `(..., dim)`."""
         return self.project((x - self.mean) / self.std)
-
-
-def _features(words: Tensor, sentence: Tensor, lengths: Tensor) -> TextFeatures:
-    """Return word features `(B, T, E)`, sentence features `(B, E)` and lengths `(B,)` as `TextFeatures`.
-
-    Each feature vector is brought to zero mean and unit variance: a young encoder's are so small that beside the noise
-    of unit variance the generator would not see them for hundreds of steps.
-    """
-    mask = torch.arange(words.shape[1]) < lengths.unsqueeze(1)
-    width = sentence.shape[1:]
-    return TextFeatures(
-        F.layer_norm(words, width).transpose(1, 2), F.layer_norm(sentence, width), mask.to(words.device)
-    )
 
 
 def build_text_encoder(

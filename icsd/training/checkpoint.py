@@ -315,6 +315,11 @@ def newest(runs: Path | str, kind: Kind = MODEL) -> Found:
     )
 
 
+def is_unstarted(folder: Path) -> bool:
+    """Return whether a run folder has a configuration, but no checkpoint: its training ended before the first one."""
+    return (folder / "config.yaml").is_file() and not _steps(folder)
+
+
 def prune(folder: Path | str, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints of a run folder, and what killed writes left."""
     for path in [*_steps(Path(folder))[:-keep], *(Path(folder) / "checkpoints").glob(".*.safetensors.*")]:
@@ -323,11 +328,6 @@ def prune(folder: Path | str, keep: int) -> None:
 
 def _steps(folder: Path) -> list[Path]:
     """Return the checkpoints of a run folder, oldest first."""
-def is_unstarted(folder: Path) -> bool:
-    """Return whether a run folder has a configuration, but no checkpoint: its training ended before the first one."""
-    return (folder / "config.yaml").is_file() and not _steps(folder)
-
-
     found = [path for path in (folder / "checkpoints").glob("*") if _FILE_NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(_FILE_NAME.fullmatch(path.name)[1]))
 

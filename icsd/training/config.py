@@ -61,9 +61,9 @@ class GuidanceConfig:
     """Pretrained encoders that score how well each generated image matches its sentence and its words (DAMSM)."""
 
     checkpoint: Path | None = None
-    """Run folder or checkpoint of `icsd pretrain`. Its text encoder is used as it is, in the place of text.*, and its
-    image encoder in the place of the discriminators' matching heads. null: the text encoder learns with the
-    discriminators."""
+    """Run folder or checkpoint of `icsd pretrain`, or the folder of AttnGAN's released encoders. The text encoder is
+    used as it is, in the place of text.*, and the image encoder in the place of the discriminators' matching heads.
+    null: the text encoder learns with the discriminators."""
 
 
 @dataclass

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icsd.data import CaptionedImages, DataConfig, open_dataset
+from icsd.data import CaptionedImages, DataConfig, Vocabulary, open_dataset
 from icsd.errors import InputError
 from icsd.evaluation.retrieval import r_precision
+from icsd.models.attngan import find_release, load_release
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig, build_image_encoder, restore_image_encoder
 from icsd.models.text import TextConfig, build_text_encoder, restore_text_encoder
@@ -209,23 +210,30 @@ def _check_wrong_answers(config: PretrainConfig, train_set: CaptionedImages) -> 
     return ["all images have one caption: every loss is 0, and nothing is learned"] if len(captions) < 2 else []
 
 
-def load_damsm(path: Path, resolution: int) -> tuple[DAMSM, TextConfig]:
-    """Return the encoders of a pretraining run, frozen, and the configuration of its text encoder.
+def load_damsm(path: Path, resolution: int, vocabulary: Vocabulary | None = None) -> tuple[DAMSM, TextConfig]:
+    """Return pretrained encoders, frozen, and the configuration of their text encoder.
 
     Args:
-        path: Checkpoint, or run folder for its newest one.
+        path: Checkpoint, or run folder for its newest one; or AttnGAN's encoders, see `icsd.models.attngan`.
         resolution: Side of the images that the image encoder will see.
+        vocabulary: The words of the data set, which AttnGAN's text encoder may need.
 
     Raises:
-        InputError: There is no checkpoint of `icsd pretrain` at ``path``, or it takes images of another resolution.
+        InputError: There are no encoders at ``path``, or they take images of another resolution.
     """
-    path = checkpoint.find(path, checkpoint.ENCODERS)
-    state = checkpoint.load(path, ["config", "text", "damsm"])
-    with checkpoint.restoring(path):
-        return _frozen_damsm(path, state, resolution)
+    release = find_release(path)
+    if release is not None:
+        damsm, text_config = load_release(release, vocabulary)
+    else:
+        path = checkpoint.find(path, checkpoint.ENCODERS)
+        state = checkpoint.load(path, ["config", "text", "damsm"])
+        with checkpoint.restoring(path):
+            damsm, text_config = _saved_damsm(path, state, resolution)
+    damsm.text_encoder.freeze()
+    return damsm.requires_grad_(False).eval(), text_config
 
 
-def _frozen_damsm(path: Path, state: dict[str, Any], resolution: int) -> tuple[DAMSM, TextConfig]:
+def _saved_damsm(path: Path, state: dict[str, Any], resolution: int) -> tuple[DAMSM, TextConfig]:
     saved = state["config"]
     if saved["image"]["encoder"] == "cnn" and saved["resolution"] != resolution:
         raise InputError(
@@ -241,8 +249,7 @@ def _frozen_damsm(path: Path, state: dict[str, Any], resolution: int) -> tuple[D
     )
     damsm = _restore(config, state)
     checkpoint.load_module(damsm, state["damsm"], "damsm")
-    damsm.text_encoder.freeze()
-    return damsm.requires_grad_(False).eval(), config.text
+    return damsm, config.text
 
 
 def _restore(config: PretrainConfig, state: dict[str, Any]) -> DAMSM:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from icsd.data import CaptionedImages, open_dataset
+from icsd.data import CaptionedImages, Vocabulary, open_dataset
 from icsd.errors import InputError
 from icsd.evaluation import (
     AttributeClassifier,
@@ -209,10 +209,10 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
     notes += [*train_set.notes, *_single_class(train_set)]
     seed_everything(config.seed)
     if resume is not None:
-        trainer, saved_data = _restored(config, resume)
+        trainer, saved_data = _restored(config, resume, train_set.vocabulary)
         notes += differences(saved_data, describe_data(train_set))
     elif config.damsm.checkpoint is not None:
-        trainer = _guided(config)
+        trainer = _guided(config, train_set.vocabulary)
     else:
         captions = [caption for captions in train_set.captions for caption in captions]
         trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary))
@@ -230,13 +230,15 @@ def _single_class(train_set: CaptionedImages) -> list[str]:
     ]
 
 
-def _guided(config: TrainConfig) -> Trainer:
+def _guided(config: TrainConfig, vocabulary: Vocabulary | None) -> Trainer:
     """Return a trainer whose text encoder is pretrained, with the image encoder that was trained beside it."""
-    damsm, config.text = load_damsm(config.damsm.checkpoint, config.generator.resolutions[-1])
+    damsm, config.text = load_damsm(config.damsm.checkpoint, config.generator.resolutions[-1], vocabulary)
     return Trainer(config, damsm.text_encoder, damsm)
 
 
-def _restored(config: TrainConfig, folder: Path) -> tuple[Trainer, dict[str, Any] | None]:
+def _restored(
+    config: TrainConfig, folder: Path, vocabulary: Vocabulary | None
+) -> tuple[Trainer, dict[str, Any] | None]:
     """Return the trainer that wrote the newest checkpoint of a run folder, and what the checkpoint says of its data."""
     path = checkpoint.find(folder, checkpoint.MODEL)
     state = checkpoint.load(path)
@@ -248,7 +250,7 @@ def _restored(config: TrainConfig, folder: Path) -> tuple[Trainer, dict[str, Any
                 f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"
             )
         if config.damsm.checkpoint is not None:
-            trainer = _guided(config)
+            trainer = _guided(config, vocabulary)
         else:
             trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
         trainer.load_state_dict(state)

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shlex
 from dataclasses import replace
 
@@ -6,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from icsd.data import DataConfig
+from icsd.data import DataConfig, open_dataset, tokenize
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, GeneratorConfig
 from icsd.models.damsm import DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig
+from icsd.models.inception import InceptionV3
 from icsd.models.text import TextConfig
 from icsd.sampling import Sampler
 from icsd.training import checkpoint, train
@@ -76,8 +78,6 @@ def test_resuming_ends_in_the_same_weights(config):
         pretrain(replace(config, text=TextConfig(dim=10, embedding_dim=8), steps=9), resume=part)
 
 
-def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
-    plain = Pretrainer.step
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(config, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, "step", lambda pretrainer, batches: NAN)
@@ -90,6 +90,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(config, monke
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
 
 
+def test_divergence_leaves_the_last_good_checkpoint(config, monkeypatch):
+    plain = Pretrainer.step
 
     def step(pretrainer, batches):
         losses = plain(pretrainer, batches)
@@ -162,6 +164,46 @@ def test_training_is_guided_and_resumed(config, tmp_path):
     assert Sampler.load(part).sample(["this flower has blue petals"])[0].images[-1].shape == (1, 3, 16, 16)
     with pytest.raises(InputError, match="no checkpoint at"):
         train.train(replace(guided, damsm=GuidanceConfig(tmp_path / "missing")))
+
+
+def release(folder, words):
+    """Write encoders in the layout of AttnGAN's release, with small made-up weights, and the words of the text."""
+    torch.manual_seed(1)
+    text = {"encoder": torch.nn.Embedding(len(words) + 1, 5), "rnn": torch.nn.LSTM(5, 4, bidirectional=True)}
+    heads = {"emb_features.weight": (8, 768, 1, 1), "emb_cnn_code.weight": (8, 2048), "emb_cnn_code.bias": (8,)}
+    image = InceptionV3().state_dict() | {name: torch.randn(shape) / 50 for name, shape in heads.items()}
+    folder.mkdir()
+    torch.save(torch.nn.ModuleDict(text).state_dict(), folder / "text_encoder200.pth")
+    torch.save(image, folder / "image_encoder200.pth")
+    by_index = dict(enumerate(["<end>", *words]))
+    pickled = pickle.dumps([[[1]], [[1]], by_index, {word: index for index, word in by_index.items()}], 2)
+    (folder / "captions.pickle").write_bytes(pickled)
+    return folder
+
+
+def test_training_is_guided_by_encoders_of_attngans_release(config, tmp_path, capsys):
+    words = sorted(
+        {word for captions in open_dataset(config.data, "train", 16).captions for word in tokenize(captions[0])}
+    )
+    encoders = release(tmp_path / "bird", words)
+    guided = TrainConfig(
+        data=config.data,
+        generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
+        discriminator=DiscriminatorConfig(width=4),
+        damsm=GuidanceConfig(encoders),
+        output=tmp_path / "runs",
+        steps=1,
+        batch_size=2,
+        evaluate=False,
+    )
+    folder = train.train(replace(guided))
+    text_config = TextConfig(**checkpoint.load(checkpoint.latest(folder))["config"]["text"])
+    train.train(replace(guided, steps=2, text=text_config), folder)
+    sampler = Sampler.load(folder)
+    text = torch.load(encoders / "text_encoder200.pth", weights_only=True)
+    assert torch.equal(sampler.model.text_encoder.embedding.weight, text["encoder.weight"])
+    assert not sampler.model.text_encoder.normalize
+    assert sampler.sample([" ".join(words[:3])])[0].images[-1].shape == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
