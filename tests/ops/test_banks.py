@@ -204,7 +204,6 @@ def test_bad_input(match, call):
         call(*inputs())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_each_side_is_centered_by_its_own_mean(backend):
     sides = inputs(2, n=4, m=6)
     sides[3] += 10
