@@ -180,7 +180,7 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
         compile_all("cpu/kernels", f"_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
     for folder in ("cuda", "cuda/kernels", "cuda/runtime") if nvcc else ():
         compile_all(folder, "", [], "compile_cuda")
-    build.build(str(target), "link", objects)
+    build.build(str(target).replace("$", "$$"), "link", objects)  # the writer itself escapes spaces and colons
 
 
 def rule(build: Writer, name: str, command: str) -> None:

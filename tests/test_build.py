@@ -1,0 +1,69 @@
+"""The build of the native module, with a compiler that only writes down what it was asked: any path, clear causes."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPILER = """#!/bin/sh
+for each; do [ "$before" = -o ] && touch "$each"; [ "$before" = -MF ] && echo "x:" > "$each"; before=$each; done
+printf '%s\\n' "$PWD" "$@" "" >> "$CALLS"
+exit ${STATUS:-0}
+"""
+
+
+def build(folder, **environment):
+    """Build a copy of the sources in a folder; return the process and the compiler's calls, the folder of each first."""
+    folder.mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "icsd_command.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    (folder / "icsd").mkdir()
+    (folder / "icsd" / "__init__.py").touch()
+    compiler = folder / "c++"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    calls = folder / "calls"
+    variables = {"CXX": shlex.quote(str(compiler)), "CALLS": str(calls), "ICSD_CUDA": "0"} | environment
+    run = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    written = calls.read_text().split("\n\n")[:-1] if calls.exists() else []
+    return run, [call.split("\n") for call in written]
+
+
+@pytest.mark.parametrize("name", ["my projects", "price $5", "it's; (a) & b"])
+def test_any_path_can_be_built_in(tmp_path, name):
+    run, calls = build(tmp_path / name / "icsd")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert list((tmp_path / name / "icsd" / "icsd").glob("_native.*"))
+    compiled = [call for call in calls if "-c" in call]
+    assert len(compiled) > 20
+    for folder, *arguments in compiled:
+        assert (Path(folder) / arguments[arguments.index("-c") + 1]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CXX": "absent-c++"}, "there is no C++ compiler absent-c++"),
+        ({"STATUS": "1"}, "the native module was not built; the command that failed and its errors are above"),
+        ({"ICSD_CUDA": "1", "CUDACXX": "/absent/nvcc"}, "/absent/nvcc (from CUDACXX or CUDA_HOME) is not a program"),
+        ({"ICSD_CUDA": "1", "CUDACXX": "/bin/true"}, "`/bin/true --version` names no release"),
+    ],
+)
+def test_causes_are_told_apart(tmp_path, environment, message):
+    run, _ = build(tmp_path / "a b", **environment)
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1].startswith("icsd: ")
+    assert message in run.stderr
