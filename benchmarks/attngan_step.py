@@ -16,7 +16,7 @@ NGF, NDF, RESIDUALS, RESOLUTIONS = 32, 64, 2, (64, 128, 256)
 
 
 def glu(x: Tensor) -> Tensor:
-    """Half of the channels gate the other half."""
+    """Gate half of the channels by the other half."""
     value, gate = x.chunk(2, dim=1)
     return value * torch.sigmoid(gate)
 
@@ -25,7 +25,7 @@ class Glu(nn.Module):
     """`glu` as a module."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 2C, ...) -> (B, C, ...)."""
+        """Map `(B, 2C, ...)` to `(B, C, ...)`."""
         return glu(x)
 
 
@@ -56,12 +56,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape in and out."""
+        """Map a hidden map to one of the same shape."""
         return x + self.block(x)
 
 
 class Refine(nn.Module):
-    """Hidden map and words -> a hidden map of twice the resolution."""
+    """A stage from a hidden map and words to a hidden map of twice the resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Refine(nn.Module):
         self.up = up(2 * NGF, NGF)
 
     def forward(self, hidden: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """(B, C, r, r), (B, E, T), (B, T) -> (B, C, 2r, 2r)."""
+        """Map a hidden map `(B, C, r, r)`, words `(B, E, T)` and their mask `(B, T)` to `(B, C, 2r, 2r)`."""
         values = self.words(words)
         scores = torch.bmm(hidden.flatten(2).transpose(1, 2), values).masked_fill(mask[:, None], -float("inf"))
         context = torch.bmm(values, torch.softmax(scores, dim=2).transpose(1, 2)).view_as(hidden)
@@ -78,7 +78,7 @@ class Refine(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise, sentence and words -> three images."""
+    """A generator from noise, sentence and words to three images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Generator(nn.Module):
         self.heads = nn.ModuleList(nn.Sequential(conv3x3(NGF, 3), nn.Tanh()) for _ in RESOLUTIONS)
 
     def forward(self, z: Tensor, sentence: Tensor, words: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Images, mean and logarithm of the variance of the condition."""
+        """Return images, and mean and logarithm of the variance of the condition."""
         mu, logvar = glu(self.condition(sentence)).chunk(2, 1)
         condition = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
         hidden = self.up(self.project(torch.cat((z, condition), 1)).view(-1, 16 * NGF, 4, 4))
@@ -103,7 +103,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images of one resolution -> 8 NDF x 4 x 4 features and two logits of them."""
+    """A discriminator from images of one resolution to 8 NDF x 4 x 4 features and two logits."""
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Discriminator(nn.Module):
         self.unconditional = nn.Conv2d(8 * NDF, 1, 4, 4)
 
     def logits(self, features: Tensor, sentence: Tensor | None = None) -> Tensor:
-        """Probabilities (B,) that images are real, or real and of their sentences."""
+        """Return the probabilities `(B,)` that images are real, or real and of their sentences."""
         if sentence is None:
             return torch.sigmoid(self.unconditional(features)).view(-1)
         tiled = sentence.view(-1, TEXT, 1, 1).repeat(1, 1, 4, 4)
@@ -147,7 +147,7 @@ class AttnGANStep:
         self.average = [weight.detach().clone() for weight in self.generator.parameters()]
 
     def __call__(self, images: list[Tensor], sentence: Tensor, words: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """One update of every discriminator and of the generator.
+        """Update every discriminator and the generator once.
 
         Args:
             images: Real images (B, 3, r, r) in every resolution.

@@ -13,7 +13,7 @@ SCALING = [(16, 8192), (64, 1024), (64, 8192), (64, 524288), (256, 8192)]
 
 
 def cases(quick):
-    """The grid's have `grid` in their ids, for `--select grid`."""
+    """Return the cases; those of the grid have `grid` in their ids, for `--select grid`."""
     everything = [Case(*shape, dtype, loss) for shape in SHAPES for dtype in DTYPES for loss in LOSSES]
     if quick:
         return [*everything, *(Case(*shape) for shape in SCALING)]

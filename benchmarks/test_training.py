@@ -46,11 +46,11 @@ class Training:
         self.stages[block] = [stage.detach().requires_grad_() for stage in stages]
 
     def step(self):
-        """A whole training step."""
+        """Take a whole training step."""
         return self.trainer.step([self.batch])
 
     def distillation(self):
-        """Forward and backward of the distillation blocks alone."""
+        """Run forward and backward of the distillation blocks alone."""
         for block, stages in self.stages.items():
             torch.autograd.grad(block(stages), stages[:-1])
 
@@ -105,12 +105,12 @@ class FieldScale:
             step()
 
     def ours(self, precision: str) -> object:
-        """Our step, its text encoder, matching heads and distillation included, which the rival lacks."""
+        """Return our step, its text encoder, matching heads and distillation included, which the rival lacks."""
         self.trainer.config = replace(self.config, precision=precision)
         return self.trainer.step([self.batch])
 
     def theirs(self, wrong_pass: bool) -> object:
-        """The rival's."""
+        """Return the step of the rival."""
         self.rival.wrong_pass = wrong_pass
         return self.rival(self.images, self.text.sentence, self.text.words, ~self.text.mask)
 

@@ -36,7 +36,7 @@ class Case:
 
     @property
     def definition(self) -> Loss:
-        """The loss; those of the literature as their well-known code computes them."""
+        """Return the loss; those of the literature as their well-known code computes them."""
         modes = {"mode": "code"} if hasattr(LOSSES[self.loss], "mode") else {}
         return make_loss(self.loss, **modes)
 

@@ -18,7 +18,7 @@ exit ${STATUS:-0}
 
 
 def build(folder, **environment):
-    """Build a copy of the sources in a folder; return the process and the compiler's calls, the folder of each first."""
+    """Build a copy of the sources; return the process and the calls of the compiler, each with its folder first."""
     folder.mkdir(parents=True)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "icsd_command.py"):
         shutil.copy(ROOT / name, folder)

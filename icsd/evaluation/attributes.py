@@ -54,13 +54,13 @@ class AttributeClassifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(widths[-1] * 16, count) for name, count in values.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """`(B, 3, r, r)` in [-1, 1] -> logits `(B, values)` by attribute."""
+        """Map images `(B, 3, r, r)` in [-1, 1] to logits `(B, values)` by attribute."""
         features = self.trunk(images)
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
     def read(self, images: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
-        """`(N, 3, r, r)` in [-1, 1] -> the likeliest value `(N,)` by attribute."""
+        """Return the likeliest value `(N,)` by attribute, for images `(N, 3, r, r)` in [-1, 1]."""
         self.eval()
         logits = [self(batch) for batch in images.split(batch_size)]
         return {name: torch.cat([one[name].argmax(1) for one in logits]) for name in self.heads}
@@ -69,7 +69,7 @@ class AttributeClassifier(nn.Module):
 def train_classifier(
     train_set: CaptionedImages, steps: int = 600, batch_size: int = 64, seed: int = 0
 ) -> AttributeClassifier:
-    """Trains a classifier on real images, made as unclean as generated ones are, and leaves the random state alone.
+    """Train a classifier on real images, made as unclean as generated ones are, and leave the random state alone.
 
     Args:
         train_set: Images with attributes.
@@ -103,7 +103,7 @@ def _train_classifier(train_set: CaptionedImages, steps: int, batch_size: int) -
 
 
 def _augment(images: Tensor) -> Tensor:
-    """Moves, blurs, tints and soils a batch: generated images are never as clean as real ones.
+    """Move, blur, tint and soil a batch: generated images are never as clean as real ones.
 
     Without it the classifier reads real images perfectly and takes the faint noise of generated ones for a color.
     """
@@ -126,7 +126,7 @@ def evaluate_attributes(
     repeats: int = 4,
     seed: int = 0,
 ) -> list[AttributeScore]:
-    """Scores images generated from the captions of held-out images.
+    """Score images generated from the captions of held-out images.
 
     Args:
         generate: B captions and a seed -> images `(B, 3, r, r)` in [-1, 1].
@@ -159,7 +159,7 @@ def evaluate_attributes(
 
 
 def format_scores(scores: list[AttributeScore]) -> str:
-    """A table of scores, one line each."""
+    """Return a table of scores, one line each."""
     lines = [f"{'attribute':<12} {'values':>6} {'ceiling':>8} {'result':>8} {'floor':>8}"]
     lines += [
         f"{one.attribute:<12} {one.values:>6} {one.ceiling:>8.3f} {one.result:>8.3f} {one.floor:>8.3f}"

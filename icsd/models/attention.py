@@ -17,7 +17,7 @@ class WordAttention(nn.Module):
         self.project = nn.Conv1d(word_dim, channels, 1, bias=False)
 
     def forward(self, hidden: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Attends over the words.
+        """Attend to the words.
 
         Args:
             hidden: `(B, channels, H, W)`.

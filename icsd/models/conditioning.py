@@ -32,7 +32,7 @@ class ConditioningAugmentation(nn.Module):
 
 
 def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)), the mean over batch and dimensions.
+    """Return KL(N(mu, exp(logvar)) || N(0, 1)), the mean over batch and dimensions.
 
     Args:
         mu: `(B, C)`.

@@ -87,7 +87,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, channels, H, W)` -> the same."""
+        """Map `(B, channels, H, W)` to the same shape."""
         return x + self.block(x)
 
 
@@ -112,7 +112,7 @@ class InitialStage(nn.Module):
         self.up = nn.Sequential(*[_up_block(self.channels >> i, self.channels >> (i + 1)) for i in range(ups)])
 
     def forward(self, z_and_condition: Tensor) -> Tensor:
-        """`(B, input_dim)` -> `(B, width, resolution, resolution)`."""
+        """Map `(B, input_dim)` to `(B, width, resolution, resolution)`."""
         return self.up(self.project(z_and_condition).reshape(-1, self.channels, 4, 4))
 
 
@@ -132,7 +132,7 @@ class RefinementStage(nn.Module):
         self.up = _up_block(2 * width, width)
 
     def forward(self, hidden: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor]:
-        """`(B, width, r, r)` -> `(B, width, 2r, 2r)` and the attention `(B, r, r, T)`."""
+        """Map `(B, width, r, r)` to `(B, width, 2r, 2r)` and the attention `(B, r, r, T)`."""
         context, attention = self.attend(hidden, text.words, text.mask)
         return self.up(self.join(torch.cat((hidden, context), dim=1))), attention
 

@@ -1,4 +1,4 @@
-"""Image encoders of DAMSM: images -> region and whole-image features beside those of words and sentences."""
+"""Image encoders of DAMSM, which turn images into features of regions and of the whole image."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageEncoder(nn.Module, ABC):
-    """Images -> `ImageFeatures`."""
+    """A network from images to `ImageFeatures`."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> ImageFeatures:
@@ -66,7 +66,7 @@ class InceptionEncoder(ImageEncoder):
         self.whole = nn.Linear(WHOLE_CHANNELS, dim)
 
     def train(self, mode: bool = True) -> "InceptionEncoder":
-        """The frozen network keeps its running statistics."""
+        """See `nn.Module`; the frozen network keeps its running statistics."""
         super().train(mode)
         self.network.eval()
         return self

@@ -20,7 +20,7 @@ _EXPECTED = "torchvision's inception_v3_google-0cc3c7bd.pth"
 
 
 class InceptionV3(nn.Module):
-    """Images -> the maps that DAMSM reads: regions from `Mixed_6e`, the whole from the last block."""
+    """A network from images to the maps that DAMSM reads: regions from `Mixed_6e`, the whole from the last block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class InceptionV3(nn.Module):
         self.Mixed_7c = _InceptionC(2048)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, 3, 299, 299)` in [-1, 1] -> `(B, 768, 17, 17)` and `(B, 2048)`."""
+        """Map images `(B, 3, 299, 299)` in [-1, 1] to maps `(B, 768, 17, 17)` and vectors `(B, 2048)`."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
@@ -52,7 +52,7 @@ class InceptionV3(nn.Module):
 
 
 def load_inception(path: Path) -> InceptionV3:
-    """The network with the weights of a file.
+    """Return the network with the weights of a file.
 
     Args:
         path: torchvision's ImageNet weights (`inception_v3_google-0cc3c7bd.pth`), a plain state dict.
@@ -74,7 +74,7 @@ def load_inception(path: Path) -> InceptionV3:
 
 
 class _Conv(nn.Module):
-    """Convolution, batch norm, ReLU."""
+    """A convolution, batch normalization and ReLU."""
 
     def __init__(self, channels: int, out: int, kernel, stride: int = 1, padding=0) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def _smooth(x: Tensor) -> Tensor:
 
 
 class _InceptionA(nn.Module):
-    """35 x 35 maps."""
+    """A block on maps of 35 x 35."""
 
     def __init__(self, channels: int, pool_channels: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _InceptionA(nn.Module):
 
 
 class _ReductionA(nn.Module):
-    """35 x 35 -> 17 x 17."""
+    """A block from maps of 35 x 35 to 17 x 17."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _ReductionA(nn.Module):
 
 
 class _InceptionB(nn.Module):
-    """17 x 17 maps, 7 x 7 convolutions in two directions."""
+    """A block on maps of 17 x 17, with 7 x 7 convolutions in two directions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _InceptionB(nn.Module):
 
 
 class _ReductionB(nn.Module):
-    """17 x 17 -> 8 x 8."""
+    """A block from maps of 17 x 17 to 8 x 8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _ReductionB(nn.Module):
 
 
 class _InceptionC(nn.Module):
-    """8 x 8 maps, 3 x 3 convolutions split into both directions side by side."""
+    """A block on maps of 8 x 8, with 3 x 3 convolutions split into both directions side by side."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

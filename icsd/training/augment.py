@@ -15,7 +15,7 @@ SHIFT, HOLE = 1 / 8, 1 / 2
 
 
 def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
-    """Changes each sample at random, at all its stages in the same way.
+    """Change each sample at random, at all its stages in the same way.
 
     Args:
         stages: Images of the same B samples, `(B, 3, r, r)` each.
@@ -32,17 +32,17 @@ def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
 
 
 def _color(images: Tensor, chance: Tensor) -> Tensor:
-    """Brightness by up to half a unit, saturation by 0 to 2, contrast by 0.5 to 1.5."""
+    """Change brightness by up to half a unit, saturation by 0 to 2, contrast by 0.5 to 1.5."""
     brightness, saturation, contrast, _ = chance[:, :, None, None, None].to(images.dtype)
     images = images + (brightness - 0.5)
-    grey = images.mean(dim=1, keepdim=True)
-    images = grey + 2 * saturation * (images - grey)
+    gray = images.mean(dim=1, keepdim=True)
+    images = gray + 2 * saturation * (images - gray)
     average = images.mean(dim=(1, 2, 3), keepdim=True)
     return average + (0.5 + contrast) * (images - average)
 
 
 def _translation(images: Tensor, chance: Tensor) -> Tensor:
-    """Moves images by whole pixels, up to an eighth of the side, over black."""
+    """Move images by whole pixels, up to an eighth of the side, over black."""
     side = images.shape[-1]
     reach = int(side * SHIFT)
     down, right = (chance[:2] * (2 * reach + 1)).long() - reach
@@ -55,7 +55,7 @@ def _translation(images: Tensor, chance: Tensor) -> Tensor:
 
 
 def _cutout(images: Tensor, chance: Tensor) -> Tensor:
-    """Greys a square of half the side, whose middle may be anywhere."""
+    """Gray out a square of half the side, whose middle may be anywhere."""
     place = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
     rows, columns = ((place - middle[:, None]).abs() < HOLE / 2 for middle in chance[:2])
     hole = rows[:, None, :, None] & columns[:, None, None, :]

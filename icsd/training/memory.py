@@ -6,7 +6,7 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory held so far, in bytes: by this process on the CPU, by PyTorch's tensors on a GPU.
+    """Return the most memory held so far, in bytes: by this process on the CPU, by PyTorch's tensors on a GPU.
 
     Args:
         device: Which memory.

@@ -20,7 +20,7 @@ RENAMED = {
     "optimizer.kl_weight": "losses.generator.condition_kl",
     "optimizer.matching_weight": "losses.generator.matching",
 }
-"""Old key -> new key; a key stands for everything below it."""
+"""The new key of each old key; a key stands for everything below it."""
 
 
 def check_keys(keys: Iterable[str], source: str) -> None:

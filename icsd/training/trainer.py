@@ -216,13 +216,13 @@ class Trainer:
 
     @property
     def _measures(self) -> bool:
-        """True if the numbers of `measured` are taken in this step."""
+        """Return whether the numbers of `measured` are taken in this step."""
         step = self.step_count + 1
         return step % self.config.log_every == 0 or step == self.config.steps
 
     @property
     def _ramp(self) -> float:
-        """Factor on the weights or shares of the losses that rise from 0 at the beginning."""
+        """Return the factor on the weights or shares of the losses that rise from 0 at the beginning."""
         return min(1.0, (self.step_count + 1) / (self.config.losses.ramp + 1))
 
     def _read(self, batch: Batch) -> MicroBatch:

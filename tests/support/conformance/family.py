@@ -138,7 +138,7 @@ def loss_of(case, x, y, **options):
 
 
 def features(n=6, student=9, teacher=5, *batch, dtype=torch.float64, seed=0):
-    """A student and a teacher that have something in common."""
+    """Return a student and a teacher that have something in common."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(*batch, n, student, generator=generator, dtype=torch.float64) + 0.3
     y = x @ torch.randn(student, teacher, generator=generator, dtype=torch.float64) / 3
@@ -234,7 +234,7 @@ def test_bounds():
 
 
 def gradients_of(case, x, y, backend):
-    """The loss, its gradient and that of a gradient penalty."""
+    """Return the loss, its gradient and that of a gradient penalty."""
     x = x.detach().requires_grad_()
     loss = loss_of(case, x, y, backend=backend)
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)

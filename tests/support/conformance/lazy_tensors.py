@@ -20,14 +20,14 @@ STUDENT, TEACHER = features(9, 40), features(9, 30, seed=1)
 
 
 def negated(x):
-    """The same values, by a view of their negation that is lazily negated."""
+    """Return the same values, by a view of their negation that is lazily negated."""
     view = torch._neg_view(-x)
     assert view.is_neg()
     return view
 
 
 def negated_by_conjugation(x):
-    """The same values, as PyTorch makes them of the imaginary part of a conjugate."""
+    """Return the same values, as PyTorch makes them of the imaginary part of a conjugate."""
     view = torch.complex(torch.zeros_like(x), -x).conj().imag
     assert view.is_neg()
     return view

@@ -17,7 +17,7 @@ few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health
 
 @st.composite
 def layouts(draw, groups, n, d):
-    """A function that lays values `(*groups, N, D)` out in memory somehow, as they are."""
+    """Draw a function that lays values `(*groups, N, D)` out in memory somehow, as they are."""
     gap, shift, reverse = draw(st.integers(0, 3)), draw(st.integers(0, 2)), draw(st.booleans())
     kind = draw(st.sampled_from(["dense", "gap between samples", "gap between features", "transposed"]))
 
@@ -38,7 +38,7 @@ def layouts(draw, groups, n, d):
 
 @st.composite
 def batches(draw, dtypes=DTYPES, samples=(0, 9), widths=(0, 70)):
-    """Student and teacher in float64, the same in some dtype and layout, and that dtype."""
+    """Draw student and teacher in float64, the same in some dtype and layout, and that dtype."""
     groups = draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
     n, dtype = draw(st.integers(*samples)), draw(st.sampled_from(dtypes))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))

@@ -24,7 +24,7 @@ def loss_of(loss, backend):
 
 @pytest.fixture
 def launches(fused_backend, monkeypatch):
-    """The names of the launches, one for each call."""
+    """Record the names of the launches, one for each call."""
     seen = []
     launcher = registry.get(fused_backend).launcher
     for name in ("gram", "combine"):
@@ -163,7 +163,7 @@ def test_vmap_over_no_stages_groups_and_banks(reduction):
 
 
 def tangents_of(function, *inputs):
-    """The value and the tangent by `forward_ad`, where an input is a pair of a primal and its tangent."""
+    """Return the value and the tangent by `forward_ad`, where an input is a pair of a primal and its tangent."""
     with forward_ad.dual_level():
         inputs = [forward_ad.make_dual(*x) if isinstance(x, tuple) else x for x in inputs]
         return forward_ad.unpack_dual(function(*inputs))
