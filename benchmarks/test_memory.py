@@ -8,8 +8,8 @@ from benchmarks.memory import PROCESS, frugal_process, peak_extra_bytes
 from benchmarks.workloads import Case, Workload
 
 CASES = [Case(16, 65536), Case(64, 65536), Case(128, 32768)]
-MANY = [Case(2**20, 128), Case(65536, 256, loss="kl")]  # whose N x N matrices, of 4 TB and 17 GB, ours does without
-# Not the composite: it keeps its gradient from one call to the next.
+MANY = [Case(2**20, 128), Case(65536, 256, loss="kl")]  # their N x N matrices would take 4 TB and 17 GB
+# The composite is left out: it keeps its gradient from one call to the next.
 IMPLEMENTATIONS = ["icsd", "plain", "compile"]
 
 workload = cache(Workload)

@@ -61,7 +61,7 @@ def test_the_check_reads_the_sources():
     assert {"README.md", "icsd/__init__.py", "csrc/binding/module.cpp"} <= set(names)
 
 
-FRAGMENT = re.compile(r"(What|Whether|Of|As|Their|Whose|So many|Likewise)\b")
+FRAGMENT = re.compile(r"(What|Whether|Of|As|Their|Whose|Where|So many|Likewise|Never|Not|To) ")
 
 
 def docstring_starts(text: str) -> list[str]:
@@ -79,6 +79,7 @@ def test_docstrings_and_comments_are_sentences():
     for name in tracked_files():
         text = (ROOT / name).read_text()
         starts = docstring_starts(text) if name.endswith((".py", ".pyi")) else []
+        starts += re.findall(r"(?:^|\n)(?!\s*#)[^\n]*\n\s*# ([^\n]*)", text) if name.endswith(".py") else []
         if name.startswith(("csrc/", "tests/")) and not name.endswith((".py", ".md")):
             starts = comment_starts(text)
         found += [f"{name}: {start}" for start in starts if FRAGMENT.match(start)]

@@ -12,7 +12,7 @@ namespace py = pybind11;
 namespace icsd {
 namespace {
 
-// Where the kernels' memory is. In the emulator of tests/cuda it is the CPU's.
+// The kernels' memory is on this kind of device. In the emulator of tests/cuda it is the CPU's.
 #ifdef ICSD_EMULATOR
 constexpr bool kEmulated = true;
 constexpr dlpack::DLDeviceType kDeviceType = dlpack::kDLCPU;

@@ -21,7 +21,7 @@ LANGUAGE = ["-std=c++17", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing"]
 INCLUDES = [f"-I{EMULATOR / 'include'}", f"-I{ROOT / 'csrc'}"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-parameter"]
 
-# What each mode adds to the translation unit, to the runtime, and to what links either. The runtime itself is never
+# Each mode adds this to the translation unit, to the runtime, and to what links either. The runtime itself is never
 # instrumented: what it does is no part of the program under test.
 KERNEL_FLAGS = {
     "plain": ["-O2"],

@@ -21,7 +21,7 @@ from icsd.ops.regimes import force_regime
 from tools.kernel_cases import CASES, PASSES, Case
 
 TABLE = Path(__file__).with_name("launches.csv")
-ARCHITECTURES = ("80", "75")  # of whose capability the emulated device is
+ARCHITECTURES = ("80", "75")  # the emulated device has their capability
 MULTIPROCESSORS = 132
 
 

@@ -124,7 +124,7 @@ def icc_profile(kind, matrix, gamma):
     return head + bytes(128 - len(head)) + table + data
 
 
-# To XYZ under D50, from the primaries of Display P3 and of sRGB.
+# These matrices lead to XYZ under D50, from the primaries of Display P3 and of sRGB.
 P3 = np.array([[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]])
 SRGB = np.array([[0.4361, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]])
 

@@ -107,7 +107,7 @@ def test_gradients_are_ordinary_tensors():
     assert torch.equal(shared.share_memory_(), expected)
 
 
-# Of its own process each: what is kept depends on all that was in use before.
+# Each of them needs a process of its own: what is kept depends on all that was in use before.
 BOUND = """
 from test_allocation import mapping_at, take
 

@@ -101,7 +101,7 @@ class Pool {
   std::size_t kept_bytes_ = 0, in_use_ = 0, most_ = 0;
 };
 
-// Never destroyed: tensors may be freed after everything else.
+// It is never destroyed: tensors may be freed after everything else.
 Pool& pool() {
   static Pool* const one = new Pool;
   return *one;

@@ -248,7 +248,7 @@ def test_identical_features(case, dtype, backend):
     x, _ = features(dtype=dtype)
     loss, gradient, second = gradients_of(case, x, x.detach(), backend)
     assert loss == 0
-    # Where that code adds 1e-7 to the probabilities, equal ones are not quite stationary.
+    # That code adds 1e-7 to some probabilities; then equal ones are not quite stationary.
     assert gradient.abs().max() < 50 * torch.finfo(dtype).eps + (1e-7 if case == "pkt-code" else 0)
     assert second.isfinite().all()
 

@@ -9,7 +9,7 @@ from icsd.losses import LOSSES, make_loss
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LOSSES = sorted(LOSSES)
-# Of the similarities alone, whatever the lengths of the samples.
+# These losses are functions of the similarities alone, whatever the lengths of the samples.
 SCALE_INVARIANT = ["mse", "kl", "smooth_l1", "cc", "pkt", "dist"]
 
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

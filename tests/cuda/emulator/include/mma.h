@@ -68,7 +68,7 @@ class fragment {
   static constexpr int columns = std::is_same_v<Use, matrix_a> ? k : n;
   static constexpr int num_elements = rows * columns / 32;
 
-  // Where in the row-major tile element `i` of `lane` belongs: sizes are powers of two, the factor is odd.
+  // Returns the place in the row-major tile of element `i` of `lane`: sizes are powers of two, the factor is odd.
   static int position(unsigned lane, int i) {
     return (lane * num_elements + i) * (std::is_same_v<Use, accumulator> ? 77 : 45) % (rows * columns);
   }
@@ -183,7 +183,7 @@ void mma_sync(fragment<accumulator, m, n, k, C>& d, const fragment<matrix_a, m, 
       site);
 }
 
-// To the nearest, ties away from zero, as cvt.rna.tf32.f32.
+// Rounds to the nearest, ties away from zero, as cvt.rna.tf32.f32.
 inline float __float_to_tf32(float value) {
   std::uint32_t word;
   std::memcpy(&word, &value, sizeof word);

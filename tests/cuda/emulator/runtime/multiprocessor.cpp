@@ -100,7 +100,7 @@ void Multiprocessor::run(Launch& launch, uint3 block) {
 #endif
   static_shared_ = module.shared;
   static_bytes_ = module.bytes;
-  // Not a byte more than was asked for, so that the next one is an error.
+  // It has not a byte more than was asked for, so that the next one is an error.
   if (posix_memalign(&dynamic_shared_, 128, launch.shared)) throw std::bad_alloc();
   poison(dynamic_shared_, launch.shared);
 

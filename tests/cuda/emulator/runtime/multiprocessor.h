@@ -38,7 +38,7 @@ struct Thread {
   State state{};
   unsigned number{};
   uint3 index{};
-  // Where and for what it waits.
+  // The place where it waits, and the reason.
   const char* name{};
   Site site{};
   unsigned mask{};
