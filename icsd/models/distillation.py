@@ -9,8 +9,13 @@ from torch import Tensor, nn
 
 from icsd.errors import InputError
 from icsd.losses import make_loss
-from icsd.modules import InterstageDistillationLoss
-from icsd.ops import cross_sample_similarity, flatten_samples, interstage_distillation_loss
+from icsd.modules import InterstageDistillationLoss, SimilarityDistillationLoss
+from icsd.ops import (
+    cross_sample_similarity,
+    flatten_samples,
+    interstage_distillation_loss,
+    similarity_distillation_loss,
+)
 
 
 @dataclass
@@ -34,11 +39,22 @@ class SideDistillationConfig:
     """Weights of the stages that are taught, from coarse to fine, beside the weight of the side in losses; 1 each by
     default."""
 
+    center: bool = False
+    """Subtract the mean of the batch from the features before they are compared."""
+
+    queue: int = 0
+    """Number of samples of earlier batches that each sample is compared with too."""
+
     def __post_init__(self) -> None:
+        if self.queue < 0:
+            raise InputError(f"distillation.*.queue is {self.queue}: give 0 or more")
         try:
-            make_loss(self.loss, **self.parameters)
+            loss = make_loss(self.loss, **self.parameters)
+            if self.queue:
+                one = torch.ones(1, 1)
+                similarity_distillation_loss(one, one, loss, student_bank=one, teacher_bank=one)  # raises
         except ValueError as error:
-            raise InputError(f"distillation.*.loss and parameters do not fit: {error}") from error
+            raise InputError(f"distillation.*.loss, parameters and queue do not fit: {error}") from error
 
 
 @dataclass
@@ -48,6 +64,18 @@ class GeneratorDistillationConfig(SideDistillationConfig):
     source: Literal["rgb", "hidden", "discriminator"] = "discriminator"
     """Features compared: the images (rgb), the generator's hidden maps (hidden), or what the discriminators see in
     the images (discriminator)."""
+
+    teacher: Literal["stage", "average", "real"] = "stage"
+    """Features that teach: those of the teaching stage of the generator itself (stage), of the same stage of the
+    generator's moving average with the same noise (average), or of the real images of the captions (real)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher == "real" and self.source == "hidden":
+            raise InputError(
+                "distillation.generator.teacher is real, but real images have no hidden maps: set "
+                "distillation.generator.source to discriminator or rgb"
+            )
 
 
 @dataclass
@@ -62,30 +90,55 @@ class DistillationConfig:
 
 
 class InterstageDistillation(nn.Module):
-    """The distillation block of one side: similarities between the samples of a batch should agree between the stages.
+    """The distillation block of one side: similarities between samples should agree between the stages.
+
+    Attributes:
+        teacher: Index of the stage that teaches.
+        queued: Features of the newest samples of earlier batches, `(Q, D_i)` for each stage; empty at first and without
+            a queue. They belong to the state of training.
 
     Args:
-        config: Loss, direction and weights of the stages.
+        config: Loss, direction, weights of the stages and length of the queue.
     """
 
     def __init__(self, config: SideDistillationConfig) -> None:
         super().__init__()
+        self.teacher = -1 if config.direction == "refined-to-coarse" else 0
+        self.queue = config.queue
+        self.queued: list[Tensor] = []
+        loss = make_loss(config.loss, **config.parameters)
         self.loss = InterstageDistillationLoss(
-            make_loss(config.loss, **config.parameters),
-            weights=config.stage_weights,
-            teacher=-1 if config.direction == "refined-to-coarse" else 0,
+            loss, weights=config.stage_weights, teacher=self.teacher, center=config.center
         )
+        self.loss_to_banks = SimilarityDistillationLoss(loss, center=config.center)
 
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Return the loss of the student stages; the teacher stage gets no gradient.
+    def forward(self, stages: Sequence[Tensor], teacher: Tensor | None = None) -> Tensor:
+        """Return the loss of the student stages; the teacher gets no gradient.
 
         Args:
             stages: Maps `(N, C, H, W)` of the same N samples, coarse to fine.
+            teacher: Maps of the same samples that take the place of the stage that teaches.
 
         Returns:
             A scalar.
         """
-        return self.loss([flatten_samples(stage) for stage in stages])
+        features = [flatten_samples(stage) for stage in stages]
+        if teacher is not None:
+            features[self.teacher] = flatten_samples(teacher)
+        return self._loss_to_queue(features) if self.queue else self.loss(features)
+
+    def _loss_to_queue(self, features: list[Tensor]) -> Tensor:
+        """Compare the samples with each other and with those of the queue, to which they are added."""
+        banks = [stage.detach() for stage in features]
+        if self.queued:
+            banks = [torch.cat((bank, queued.to(bank))) for bank, queued in zip(banks, self.queued, strict=True)]
+        self.queued = [bank[: self.queue].clone() for bank in banks]
+        teacher, teacher_bank = features.pop(self.teacher), banks.pop(self.teacher)
+        weights = self.loss.weights or [1.0] * len(features)
+        return sum(
+            weight * self.loss_to_banks(student, teacher, bank, teacher_bank)
+            for weight, student, bank in zip(weights, features, banks, strict=True)
+        )
 
 
 @torch.no_grad()

@@ -80,6 +80,15 @@ def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> floa
     return warmth * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.schedule]
 
 
+class Generated(NamedTuple):
+    """Generated images of a micro-batch."""
+
+    output: GeneratorOutput
+    """The output of the generator in training."""
+    averaged: GeneratorOutput | None
+    """That of its moving average from the same noise, without graph, if it teaches."""
+
+
 class MicroBatch(NamedTuple):
     """A batch as the losses take it, on the device."""
 
@@ -123,7 +132,7 @@ class Trainer:
         self.damsm = None if damsm is None else self._placed(damsm)
         channels = [discriminator.channels for discriminator in self.discriminators if damsm is None]
         self.matching = self._placed(nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels))
-        self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
+        self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True).eval()
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
         weights, sides = config.losses, config.distillation
         self.generator_distillation = self._distillation(weights.generator.distillation, sides.generator)
@@ -161,6 +170,11 @@ class Trainer:
         """Return the distillation block of one side, or None where it would do nothing."""
         return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
 
+    def _blocks(self) -> dict[str, InterstageDistillation]:
+        """Return the distillation blocks by their side."""
+        blocks = {"generator": self.generator_distillation, "discriminator": self.discriminator_distillation}
+        return {side: block for side, block in blocks.items() if block is not None}
+
     def _balanced(self, side: str, networks: dict[str, nn.Module]) -> BalancedLosses:
         """Return the losses of one side, among them a distillation with a weight or a share."""
         by_share = getattr(self.config.distillation, side).weighting == "share"
@@ -192,7 +206,7 @@ class Trainer:
             with self._autocast(), torch.set_grad_enabled(generate_once):
                 generated = self._generate(text)
             with self._autocast():
-                terms = self._discriminator_losses(micro_batch, generated.images)
+                terms = self._discriminator_losses(micro_batch, generated.output.images)
             self._backward(self.discriminator_losses, terms)
         losses = self._update("discriminator", self.discriminator_losses, self.discriminator_optimizer)
 
@@ -238,14 +252,19 @@ class Trainer:
             mismatched=Mismatched.of(batch.mismatched, self.device),
         )
 
-    def _generate(self, text: TextFeatures) -> GeneratorOutput:
+    def _generate(self, text: TextFeatures) -> Generated:
         size, generator = len(text.sentence), self.model.generator
         # Drawn outside: a compiled graph that draws noise has other gradients when it is differentiated again.
         z, condition = (
             torch.randn(size, dim, device=self.device) for dim in (generator.noise_dim, generator.condition_dim)
         )
+        text, averaged = text.detach(), None
         with part("generator"):
-            return generator(z, text.detach(), condition)
+            output = generator(z, text, condition)
+            if self.config.distillation.generator.teacher == "average" and torch.is_grad_enabled():
+                with torch.no_grad():
+                    averaged = self.ema.module.generator(z, text, condition)
+        return Generated(output, averaged)
 
     def _discriminator_losses(self, batch: MicroBatch, generated: list[Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses of the discriminators by name."""
@@ -285,11 +304,13 @@ class Trainer:
                     total.update(gradient_penalties(weights, power, discriminator, images, sentence))
         return total
 
-    def _generator_losses(self, generated: GeneratorOutput, batch: MicroBatch) -> dict[str, Tensor]:
+    def _generator_losses(self, images: Generated, batch: MicroBatch) -> dict[str, Tensor]:
         """Return the weighted losses of the generator by name."""
-        weights, text = self.config.losses.generator, batch.text
-        augmented = augment(generated.images, self.config.adversarial.augment)
-        fake = self._features(augmented)
+        weights, text, (generated, averaged) = self.config.losses.generator, batch.text, images
+        shown = augment(
+            [*generated.images, *([] if averaged is None else averaged.images)], self.config.adversarial.augment
+        )
+        fake = self._features(shown[: len(self.resolutions)])
         losses = {}
         if weights.adversarial:
             real = self._features_of_real(batch.real)
@@ -309,19 +330,42 @@ class Trainer:
             losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(generated.mu, generated.logvar)
         sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
         stages = sources[self.config.distillation.generator.source]
+        teacher = self._teacher(averaged, shown[len(self.resolutions) :], batch.real)
         with part("distillation"):
-            losses |= self._distill("generator", self.generator_distillation, stages)
+            losses |= self._distill("generator", self.generator_distillation, stages, teacher)
         return losses
 
+    @torch.no_grad()
+    def _teacher(self, averaged: GeneratorOutput | None, shown: list[Tensor], real: list[Tensor]) -> Tensor | None:
+        """Return the features that teach the generator; None for those of its own stage.
+
+        Args:
+            averaged: Output of the moving average, if it teaches.
+            shown: Its images as the discriminators see them.
+            real: Real images.
+        """
+        kind, block = self.config.distillation.generator, self.generator_distillation
+        if block is None or kind.teacher == "stage":
+            return None
+        if kind.source == "hidden":
+            return averaged.hidden[block.teacher]
+        images = real if kind.teacher == "real" else shown if kind.source == "discriminator" else averaged.images
+        images = images[block.teacher]
+        return images if kind.source == "rgb" else self.discriminators[block.teacher].features(images)
+
     def _distill(
-        self, side: str, distillation: InterstageDistillation | None, stages: list[Tensor]
+        self,
+        side: str,
+        distillation: InterstageDistillation | None,
+        stages: list[Tensor],
+        teacher: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss of the distillation between the stages of one side, and measure their inconsistency."""
         if self._measures and len(stages) > 1:
             self.measured[f"inconsistency/{side}"] = inconsistency(stages)
         if distillation is None:
             return {}
-        loss = distillation(stages)
+        loss = distillation(stages, teacher)
         if getattr(self.config.distillation, side).weighting == "weight":
             loss = self._ramp * getattr(self.config.losses, side).distillation * loss
         return {"distillation": loss}
@@ -450,6 +494,7 @@ class Trainer:
             "generator_optimizer": self.generator_optimizer.state_dict()["state"],
             "discriminator_optimizer": self.discriminator_optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
+            "queues": {side: block.queued for side, block in self._blocks().items()},
             "random": random_state(self.device),
         }
 
@@ -472,4 +517,6 @@ class Trainer:
                 moments.update(aligned)
         self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new
         self.scaler.load_state_dict(state["scaler"])
+        for side, block in self._blocks().items():
+            block.queued = [queued.to(self.device) for queued in state["queues"][side]]
         restore_random_state(state["random"], self.device)

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import functools
 import json
@@ -147,7 +148,7 @@ def test_distillation_reaches_the_coarse_stage_alone(source):
     trainer = trainer_of(config)
     batch = trainer._read(batch_of(trainer, 4))
     batch = batch._replace(text=batch.text.detach())
-    generated = trainer.model.generator(torch.randn(4, 4), batch.text)
+    generated = trainer._generate(batch.text)
     trainer._generator_losses(generated, batch)["distillation"].backward()
     generator = trainer.model.generator
     assert generator.initial.project[0].weight.grad.abs().sum() > 0
@@ -430,3 +431,52 @@ def test_inconsistency_is_measured_without_distillation():
     assert measured["inconsistency/generator"] > 0
     assert measured["inconsistency/discriminator"] > 0
     assert not any("distillation" in name for name in measured)
+
+
+@pytest.mark.parametrize("source", ["rgb", "hidden", "discriminator"])
+@pytest.mark.parametrize("teacher", ["average", "real"])
+@pytest.mark.parametrize("direction", ["refined-to-coarse", "coarse-to-refined"])
+def test_average_and_real_images_teach(source, teacher, direction):
+    if (source, teacher) == ("hidden", "real"):
+        return
+    side = GeneratorDistillationConfig(source=source, teacher=teacher, direction=direction)
+    trainer = trainer_of(config_of(distillation=DistillationConfig(side)))
+    steps_of(trainer, 2)
+    taught = []
+    trainer.generator_distillation.register_forward_pre_hook(lambda block, inputs: taught.append(inputs))
+    average = copy.deepcopy(trainer.ema.module.generator)
+    noise = []
+    trainer.model.generator.register_forward_pre_hook(lambda generator, inputs: noise.append(inputs))
+    batch = batch_of(trainer)
+    trainer.step([batch])
+    ((stages, seen),) = taught
+    index = -1 if direction == "refined-to-coarse" else 0
+    assert seen.shape == stages[index].shape
+    assert not seen.requires_grad
+    with torch.no_grad():
+        output = average(*noise[0])
+    if source == "rgb":
+        real = batch.images if index == -1 else torch.nn.functional.avg_pool2d(batch.images, 2)
+        torch.testing.assert_close(seen, output.images[index] if teacher == "average" else real)
+    elif source == "hidden":
+        torch.testing.assert_close(seen, output.hidden[index])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_queues_and_average_resume_exactly(accumulate):
+    distillation = DistillationConfig(
+        GeneratorDistillationConfig(queue=20, teacher="average", loss="kl", center=True),
+        SideDistillationConfig(queue=5),
+    )
+    config = config_of(distillation=distillation, accumulate=accumulate)
+    first = trainer_of(config)
+    for _ in range(3):
+        first.step([batch_of(first)] * accumulate)
+    state = copy.deepcopy(first.state_dict())
+    assert [len(queued) for queued in state["queues"]["generator"]] == [20, 20]
+    expected = [first.step([batch_of(first)] * accumulate) for _ in range(2)]
+    second = Trainer(config, restore_text_encoder(config.text, state["text"]))
+    second.load_state_dict(state)
+    for losses in expected:
+        again = second.step([batch_of(second)] * accumulate)
+        assert {name: loss.item() for name, loss in again.items()} == {name: v.item() for name, v in losses.items()}
