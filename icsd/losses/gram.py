@@ -50,8 +50,17 @@ def similarity_from_gram(gram: Tensor, eps: float) -> Tensor:
 
     A zero row has similarity 0 and gradient 0. A row whose squared norm is not finite is NaN.
     """
-    inverse = inverse_norms(gram.diagonal(dim1=-2, dim2=-1), eps)
+    inverse = inverse_norms(diagonal(gram), eps)
     return gram * (inverse.unsqueeze(-1) * inverse.unsqueeze(-2))
+
+
+def diagonal(matrix: Tensor) -> Tensor:
+    """Return the diagonals of `(*B, N, N)`, `(*B, N)`."""
+    if not torch.compiler.is_compiling():
+        return matrix.diagonal(dim1=-2, dim2=-1)
+    # Inductor of PyTorch 2.10 and 2.11 reuses the memory of the matrix in the backward pass while a view of it is read.
+    others = ~torch.eye(matrix.shape[-1], dtype=torch.bool, device=matrix.device)
+    return matrix.masked_fill(others, 0).sum(-1)
 
 
 def inverse_norms(square: Tensor, eps: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from icsd.losses.base import NOISE, Loss, require_choice
+from icsd.losses.gram import diagonal
 
 # The number of angles that are held at once, unless those of a single vertex are more.
 _ANGLES = 2**20
@@ -100,14 +101,14 @@ class RKDAngle(Loss):
         loss = F.smooth_l1_loss(*cosines, reduction="none")
         total = loss.sum((-3, -2, -1))
         if self.mode == "paper":
-            total = total - loss.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
+            total = total - diagonal(loss).sum((-2, -1))
         return total
 
 
 def _cosines(gram: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
     """Return <x_i - x_j, x_k - x_j> / (d_ij d_kj) at vertices j from `start` to `stop`: `(*B, stop - start, N, N)`."""
     at_vertex, inverse = gram[..., start:stop, :], inverse[..., start:stop, :]
-    square = gram.diagonal(dim1=-2, dim2=-1)[..., start:stop]
+    square = diagonal(gram)[..., start:stop]
     products = (gram.unsqueeze(-3) - at_vertex.unsqueeze(-1)) + (square.unsqueeze(-1) - at_vertex).unsqueeze(-2)
     return products * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
 
@@ -120,7 +121,7 @@ def _inverse_distances(gram: Tensor) -> Tensor:
 
 def _squared_distances(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return d_ij² = K_ii + K_jj - 2 K_ij and which samples coincide. There, d_ij² is set to 1 and has no gradient."""
-    square = gram.diagonal(dim1=-2, dim2=-1)
+    square = diagonal(gram)
     i, j = square.unsqueeze(-1), square.unsqueeze(-2)
     distance = (i - gram) + (j - gram)
     same = distance <= NOISE * torch.finfo(gram.dtype).eps * (i + j)  # False for NaN
