@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import triton
 from torch import Tensor
+from triton.runtime.autotuner import Autotuner
 
 SHARED_BYTES = 64 << 10  # the least that a block may have on any target: AMD's CDNA3; NVIDIA's small chips have 99 KiB
 REGISTERS = 80  # of a thread's 255, for sums and operands; addresses and copies in flight take the others
@@ -40,8 +41,25 @@ def tuning_class(*operands: Tensor) -> str:
     return " ".join(f"{x.dtype}:{1 << min(14, max(8, n + n % 2))}" for x, n in zip(operands, sizes, strict=True))
 
 
+class Tuner(Autotuner):
+    """An `Autotuner` that does not measure a candidate that fits alone, as Triton's own from 3.8 on.
+
+    Older ones call the kernel many times, which a launch that adds to its result must not be, and which needs a GPU.
+    """
+
+    alone = False
+
+    def prune_configs(self, kwargs: dict) -> list[triton.Config]:
+        configs = super().prune_configs(kwargs)
+        self.alone = len(configs) == 1
+        return configs
+
+    def _bench(self, *arguments, config: triton.Config, **constants) -> list[float]:
+        return [0.0, 0.0, 0.0] if self.alone else super()._bench(*arguments, config=config, **constants)
+
+
 def tuned(key: Sequence[str], needs: Needs):
-    """Return a decorator: `triton.autotune` among the candidates that fit.
+    """Return a decorator like `triton.autotune`: it chooses among the candidates that fit.
 
     Args:
         key: The kernel's arguments, beside `TUNED_FOR`, whose values need a measurement of their own.
@@ -62,5 +80,9 @@ def tuned(key: Sequence[str], needs: Needs):
         fit = list(filter(fits, configs)) or configs[-1:]
         return fit[: CANDIDATES if measured else 1]
 
-    key = ["TUNED_FOR", *key]
-    return triton.autotune(CONFIGS, key, prune_configs_by={"early_config_prune": fitting}, cache_results=True)
+    def decorate(kernel: triton.JITFunction) -> Tuner:
+        options = {"reset_to_zero": None, "restore_value": None, "cache_results": True}
+        options["prune_configs_by"] = {"early_config_prune": fitting}
+        return Tuner(kernel, kernel.arg_names, CONFIGS, ["TUNED_FOR", *key], **options)
+
+    return decorate
