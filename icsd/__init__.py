@@ -1,6 +1,6 @@
 """Interstage cross-sample similarity distillation: fused kernels and a coarse-to-fine text-to-image GAN."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from icsd import losses
 from icsd.modules import InterstageDistillationLoss, SimilarityDistillationLoss
@@ -14,7 +14,10 @@ from icsd.ops import (
     use_backend,
 )
 
-__version__ = version("icsd")
+try:
+    __version__ = version("icsd")
+except PackageNotFoundError:  # used from a checkout, without being installed
+    __version__ = "unknown"
 
 __all__ = [
     "BackendStatus",

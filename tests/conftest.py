@@ -2,9 +2,24 @@
 
 import shutil
 import signal
+from importlib.util import find_spec
 
 import pytest
 import torch
+
+# The tests of training and of the command line, and the libraries that they need.
+TRAINING = [
+    *["cli", "data", "evaluation", "models", "sampling", "training", "benchmarks/test_attngan_step.py"],
+    *["test_heat_maps.py", "test_visualization.py"],
+]
+LIBRARIES = ["hypothesis", "jsonargparse", "matplotlib", "PIL", "regex", "safetensors", "tqdm", "yaml"]
+MISSING = [name for name in LIBRARIES if find_spec(name) is None]
+collect_ignore = TRAINING if MISSING else []
+
+
+def pytest_report_header():
+    return f"left out: {', '.join(TRAINING)}, because of missing libraries: {', '.join(MISSING)}" if MISSING else None
+
 
 # On a busy machine, the threads of small operations wait for each other. A test may set more.
 torch.set_num_threads(1)

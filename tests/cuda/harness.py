@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-import pybind11
-
 ROOT = Path(__file__).parents[2]
 EMULATOR = Path(__file__).parent / "emulator"
 CACHE = ROOT / "build" / "emulator"
@@ -107,6 +105,8 @@ def link_library(name: str, sources: list[Path], mode: str, arch: int) -> Path:
 
 def build_native(mode: str = "plain", arch: int = 80) -> Path:
     """`icsd._native` with the emulated CUDA kernels; calls of the CPU's stay unresolved, all but those for memory."""
+    import pybind11
+
     definitions = ["-DICSD_CUDA", "-DICSD_EMULATOR", '-DICSD_CPU_ISAS=""', '-DICSD_COMPILER=""']
     definitions.append(f'-DICSD_CUDA_ARCHITECTURES="{arch}"')
     flags = ["-O1", "-w", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", *definitions]

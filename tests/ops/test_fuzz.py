@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("hypothesis")
 SCRIPT = Path(__file__).with_name("fuzz_native.py")
 
 

@@ -1,6 +1,10 @@
 """Laws that hold whatever the shapes, strides, dtypes and values; the reference is the definition in float64."""
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
