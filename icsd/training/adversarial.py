@@ -28,11 +28,17 @@ class AdversarialConfig:
     matching_penalty_power: float = 6.0
     """Power p of the matching-aware gradient penalty (DF-GAN: 6); see losses.discriminator.matching_penalty."""
 
+    penalty_every: int = 1
+    """Steps between two penalties on the discriminators' gradients, whose weights are multiplied by this number (lazy
+    regularization, StyleGAN2)."""
+
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
     """Changes made to real and generated images alike before the discriminators see them (DiffAugment, Zhao et al.
     2020), for small data sets."""
 
     def __post_init__(self) -> None:
+        if self.penalty_every < 1:
+            raise InputError(f"adversarial.penalty_every is {self.penalty_every}: give at least 1")
         if not self.matching_penalty_power >= 2:
             raise InputError(f"adversarial.matching_penalty_power is {self.matching_penalty_power}: give at least 2")
 
@@ -135,6 +141,10 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {
     ),
     "relativistic": RelativisticLoss(),
 }
+
+
+PENALTIES = ("matching_penalty", "r1")
+"""Names of the penalties on the gradients of discriminators."""
 
 
 def discriminator_loss(

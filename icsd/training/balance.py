@@ -47,7 +47,7 @@ class BalancedLosses:
         """
         for name, loss in losses.items():
             self._losses[name] += loss.detach()
-            if measure or name in self.shares:
+            if loss.requires_grad and (measure or name in self.shares):
                 self._keep(name, scaler.scale(loss))
         weighted = [loss for name, loss in losses.items() if name not in self.shares]
         if weighted:

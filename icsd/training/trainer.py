@@ -30,6 +30,7 @@ from icsd.models.conditioning import kl_to_standard_normal
 from icsd.models.damsm import DAMSM
 from icsd.training.adversarial import (
     ADVERSARIAL,
+    PENALTIES,
     Mismatched,
     discriminator_loss,
     generator_loss,
@@ -296,13 +297,16 @@ class Trainer:
 
     def _penalties(self, real: list[Tensor], sentence: Tensor) -> dict[str, Tensor]:
         """Return the weighted penalties of all discriminators by name, computed in float32."""
-        weights, power = self.config.losses.discriminator, self.config.adversarial.matching_penalty_power
+        weights, options = self.config.losses.discriminator, self.config.adversarial
+        if (self.step_count + 1) % options.penalty_every:
+            return {name: torch.zeros((), device=self.device) for name in PENALTIES if getattr(weights, name)}
         total = Counter()
         with torch.autocast(self.device.type, enabled=False):
             for resolution, discriminator, images in zip(self.resolutions, self.discriminators, real, strict=True):
                 with part(f"discriminator {resolution}"):
+                    power = options.matching_penalty_power
                     total.update(gradient_penalties(weights, power, discriminator, images, sentence))
-        return total
+        return {name: options.penalty_every * penalty for name, penalty in total.items()}
 
     def _generator_losses(self, images: Generated, batch: MicroBatch) -> dict[str, Tensor]:
         """Return the weighted losses of the generator by name."""

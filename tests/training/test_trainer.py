@@ -249,6 +249,7 @@ def test_unusable_device_is_refused(name):
         (lambda: LossesConfig(GeneratorLosses(condition_kl=-1.0)), "losses.generator.condition_kl"),
         (lambda: LossesConfig(GeneratorLosses(matching=float("nan"))), "losses.generator.matching"),
         (lambda: LossesConfig(ramp=-1), "losses.ramp"),
+        (lambda: AdversarialConfig(penalty_every=0), "adversarial.penalty_every"),
         (lambda: TrainConfig(losses=LossesConfig(GeneratorLosses(0, 0, 0, 0, 0.1))), "losses.generator.distillation"),
         (lambda: LossesConfig(discriminator=DiscriminatorLosses(r1=float("inf"))), "losses.discriminator.r1"),
         (lambda: stage_weights([1.0, 1.0]), "distillation.*.stage_weights"),
@@ -480,3 +481,24 @@ def test_queues_and_average_resume_exactly(accumulate):
     for losses in expected:
         again = second.step([batch_of(second)] * accumulate)
         assert {name: loss.item() for name, loss in again.items()} == {name: v.item() for name, v in losses.items()}
+
+
+def test_lazy_penalties_are_taken_every_few_steps_with_a_larger_weight():
+    losses = LossesConfig(discriminator=DiscriminatorLosses(r1=2.0, matching_penalty=0.5))
+
+    def values(every):
+        trainer = trainer_of(
+            config_of(
+                losses=losses,
+                adversarial=AdversarialConfig(penalty_every=every),
+                optimizer=OptimizerConfig(generator_lr=1e-12, discriminator_lr=1e-12),
+            )
+        )
+        steps = [trainer.step([batch_of(trainer)]) for _ in range(6)]
+        return {name: [step[f"discriminator/{name}"].item() for step in steps] for name in ("r1", "matching_penalty")}
+
+    always, lazy = values(1), values(3)
+    for name, penalties in lazy.items():
+        assert [penalty > 0 for penalty in penalties] == [False, False, True] * 2
+        for step in (2, 5):
+            assert penalties[step] == pytest.approx(3 * always[name][step], rel=1e-4)
