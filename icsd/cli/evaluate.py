@@ -68,7 +68,7 @@ def run(options: Namespace) -> int:
 
     from icsd.data import open_dataset
     from icsd.evaluation import report
-    from icsd.evaluation.attributes import train_classifier
+    from icsd.evaluation.attributes import attribute_classifier
     from icsd.evaluation.evaluate import evaluate
     from icsd.evaluation.extractors import sha256_of
     from icsd.evaluation.features import Plan
@@ -86,8 +86,8 @@ def run(options: Namespace) -> int:
     encoders = _encoders(options, state["config"], sampler.device)
     classifiers = {}
     if test_set.attributes:
-        print("training a classifier of the attributes on real images for each stage ...", flush=True)
-        classifiers = {size: train_classifier(open_dataset(data, "train", size)) for size in resolutions}
+        train_set = open_dataset(data, "train", resolutions[-1])
+        classifiers = {size: attribute_classifier(train_set, size) for size in resolutions}
     folder = sampler.path.parent.parent / "evaluation"
     key = hash_of(
         [sha256_of(sampler.path), extractor.sha256, plan.captions, plan.count, plan.seed, str(options.encoder)]

@@ -4,6 +4,7 @@ Each accuracy stands between two others: the ceiling, what the classifier reads 
 the floor, what it would score if the captions had been dealt out at random.
 """
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from icsd.data import CaptionedImages
+from icsd.evaluation.cache import cache_folder, keep, kept
+
+STEPS, BATCH_SIZE = 600, 64
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,51 @@ class AttributeClassifier(nn.Module):
         return {name: torch.cat([one[name].argmax(1) for one in logits]) for name in self.heads}
 
 
+def attribute_classifier(train_set: CaptionedImages, resolution: int) -> AttributeClassifier:
+    """Return a classifier for images of a resolution, trained once and then read from the cache folder.
+
+    Args:
+        train_set: Real images with attributes, at least as large.
+        resolution: Side of the images in pixels, to which the real ones are reduced by area averaging.
+    """
+    with torch.random.fork_rng([]):
+        classifier = _untrained(train_set)
+    path = cache_folder() / f"classifier-{classifier_recipe(train_set, resolution)}.safetensors"
+    weights = kept(path)
+    if weights is None:
+        classifier = train_classifier(train_set, resolution, STEPS, BATCH_SIZE)
+        keep(path, classifier.state_dict())
+    else:
+        classifier.load_state_dict(weights)
+    return classifier.eval()
+
+
+def classifier_recipe(train_set: CaptionedImages, resolution: int) -> str:
+    """Return the first digits of a hash of everything that a classifier is made from: images, attributes and steps.
+
+    Rounding differs between machines, and so do the last digits of what two classifiers of one recipe find.
+    """
+    digest = hashlib.sha256(repr((resolution, STEPS, BATCH_SIZE, train_set.attribute_names)).encode())
+    for index in range(len(train_set)):
+        digest.update(train_set.images[index].contiguous().numpy().tobytes())
+    for values in train_set.attributes.values():
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def train_classifier(
-    train_set: CaptionedImages, steps: int = 600, batch_size: int = 64, seed: int = 0
+    train_set: CaptionedImages,
+    resolution: int | None = None,
+    steps: int = STEPS,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
 ) -> AttributeClassifier:
     """Train a classifier on real images, made as unclean as generated ones are, and leave the random state alone.
 
     Args:
         train_set: Images with attributes.
-        steps: Steps of Adam, its rate falling to zero on a half cosine.
+        resolution: Side to which the images are reduced by area averaging; by default they stay as they are.
+        steps: Steps of AdamW, its rate falling to zero on a half cosine.
         batch_size: Images per step.
         seed: Of weights, batches and soiling.
 
@@ -82,16 +124,24 @@ def train_classifier(
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return _train_classifier(train_set, steps, batch_size)
+        images = torch.stack([_reduced(train_set[index]["image"], resolution) for index in range(len(train_set))])
+        return _train_classifier(train_set, images, steps, batch_size)
 
 
-def _train_classifier(train_set: CaptionedImages, steps: int, batch_size: int) -> AttributeClassifier:
-    images = torch.stack([train_set[index]["image"] for index in range(len(train_set))])
-    names = train_set.attribute_names
-    classifier = AttributeClassifier({name: len(names[name]) for name in train_set.attributes})
+def _reduced(image: Tensor, resolution: int | None) -> Tensor:
+    return image if resolution is None else F.adaptive_avg_pool2d(image, resolution)
+
+
+def _untrained(train_set: CaptionedImages) -> AttributeClassifier:
+    return AttributeClassifier({name: len(train_set.attribute_names[name]) for name in train_set.attributes})
+
+
+def _train_classifier(train_set: CaptionedImages, images: Tensor, steps: int, batch_size: int) -> AttributeClassifier:
+    classifier = _untrained(train_set)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    side = images.shape[-1]
+    for _ in tqdm(range(steps), desc=f"attribute classifier {side} px", unit="step", leave=False, mininterval=1):
         chosen = torch.randint(len(images), (batch_size,))
         logits = classifier(_augment(images[chosen]))
         losses = [F.cross_entropy(logits[name], train_set.attributes[name][chosen]) for name in logits]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from icsd.data import CaptionedImages
 from icsd.errors import InputError
 from icsd.evaluation.attributes import AttributeClassifier
+from icsd.evaluation.cache import cache_folder
 from icsd.evaluation.distances import (
     Estimate,
     frechet_distance,
@@ -26,7 +27,6 @@ from icsd.evaluation.features import (
     Generate,
     Plan,
     Probe,
-    cache_folder,
     generated_features,
     hash_of_images,
     real_features,

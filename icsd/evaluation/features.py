@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from icsd.data import CaptionedImages
 from icsd.errors import InputError
+from icsd.evaluation.cache import keep, kept
 
 BATCH = 64
 
@@ -80,7 +78,7 @@ def generated_features(
     progress = tqdm(plan.batches(), total=-(-plan.count // BATCH), desc="generated images", unit="batch", leave=False)
     for images in progress:
         path = folder / f"images-{images.start:08d}.safetensors"
-        batches.append(_kept(path) or _keep(path, _probe_batch(generate, plan, images, resolutions, probes)))
+        batches.append(kept(path) or keep(path, _probe_batch(generate, plan, images, resolutions, probes)))
     return {
         resolution: {
             name.removeprefix(f"{resolution}/"): torch.cat([batch[name] for batch in batches])
@@ -117,12 +115,12 @@ def real_features(images: Tensor, probe: Callable[[Tensor], dict[str, Tensor]], 
         probe: The extractor.
         path: File for these images and this extractor.
     """
-    kept = _kept(path)
-    if kept is None:
+    features = kept(path)
+    if features is None:
         batches = tqdm(images.split(BATCH), desc="real images", unit="batch", leave=False)
         found = [probe(batch) for batch in batches]
-        kept = _keep(path, {name: torch.cat([batch[name] for batch in found]) for name in found[0]})
-    return kept
+        features = keep(path, {name: torch.cat([batch[name] for batch in found]) for name in found[0]})
+    return features
 
 
 def real_images(dataset: CaptionedImages, resolution: int) -> Tensor:
@@ -141,32 +139,3 @@ def to_uint8(images: Tensor) -> Tensor:
 def hash_of_images(images: Tensor) -> str:
     """Return the SHA-256 of the pixels."""
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Return the folder for features of real images: `ICSD_CACHE`, or `icsd` in the user's cache folder."""
-    given = os.environ.get("ICSD_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icsd"
-
-
-def _kept(path: Path) -> dict[str, Tensor] | None:
-    """Return the tensors of a complete file, or None."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        return None
-
-
-def _keep(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Write tensors to a file that is either complete or absent, and return them.
-
-    A folder that cannot be written costs time in a later run, not this result.
-    """
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-    return tensors

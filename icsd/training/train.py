@@ -30,9 +30,9 @@ from icsd.errors import InputError
 from icsd.evaluation import (
     AttributeClassifier,
     AttributeScore,
+    attribute_classifier,
     evaluate_attributes,
     format_scores,
-    train_classifier,
 )
 from icsd.evaluation.retrieval import r_precision
 from icsd.models import build_text_encoder, restore_text_encoder
@@ -312,7 +312,6 @@ class Run:
         """Score the model where the data has attributes, and print where everything is and what to try next."""
         print()
         if self.config.evaluate and self.test_set.attributes:
-            print("scoring: training a classifier of the attributes on real images ...", flush=True)
             scores = self._score_attributes()
             print("accuracy of the attributes: on real unseen images (ceiling), on images generated from unseen")
             print("captions (result), and had those captions been shuffled (floor)\n")
@@ -361,7 +360,7 @@ class Run:
 
     @cached_property
     def _classifier(self) -> AttributeClassifier:
-        return train_classifier(self.train_set)
+        return attribute_classifier(self.train_set, self.config.generator.resolutions[-1])
 
     def _score_attributes(self) -> list[AttributeScore]:
         return evaluate_attributes(

@@ -1,4 +1,3 @@
-import functools
 import json
 
 import pytest
@@ -16,7 +15,7 @@ def quick(monkeypatch, workplace, icsd):
 
     monkeypatch.setenv("ICSD_CACHE", str(workplace / "cache"))
     monkeypatch.setattr(extractors, "lite0", lambda: extractors.Extractor("lite0", "a" * 64, "none", colors))
-    monkeypatch.setattr(attributes, "train_classifier", functools.partial(attributes.train_classifier, steps=1))
+    monkeypatch.setattr(attributes, "STEPS", 1)
     code, _, err = icsd("train", "--config", "tiny.yaml", "--steps", "1")
     assert code == 0, err
     return workplace

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from icsd.data import CaptionedImages
-from icsd.evaluation import AttributeScore, evaluate_attributes, format_scores, train_classifier
+from icsd.evaluation import (
+    AttributeScore,
+    attribute_classifier,
+    attributes,
+    evaluate_attributes,
+    format_scores,
+    train_classifier,
+)
 
 COLORS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 
@@ -61,6 +68,21 @@ def test_the_global_random_state_is_left_alone(score):
     train_classifier(flat_images("train", 6), steps=1, batch_size=2)
     score(generate_as_captioned)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_classifier_is_trained_once_for_a_set_and_a_resolution(monkeypatch, tmp_path):
+    monkeypatch.setenv("ICSD_CACHE", str(tmp_path))
+    monkeypatch.setattr(attributes, "STEPS", 2)
+    trained, plain = [], attributes.train_classifier
+    monkeypatch.setattr(attributes, "train_classifier", lambda *given: trained.append(given[1]) or plain(*given))
+    train_set = flat_images("train", 6)
+    first, again = (attribute_classifier(train_set, 8) for _ in range(2))
+    assert trained == [8]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    attribute_classifier(train_set, 16)
+    train_set.attributes["color"] = train_set.attributes["color"].flip(0)
+    attribute_classifier(train_set, 8)
+    assert trained == [8, 16, 8]
 
 
 def test_every_repeat_gets_another_seed(score):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from icsd.data import DataConfig, open_dataset, write_folder
 from icsd.errors import InputError
-from icsd.evaluation import AttributeScore, train_classifier
+from icsd.evaluation import AttributeScore, attributes
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
 from icsd.training import checkpoint, run_folder, train
 from icsd.training.adversarial import AdversarialConfig
@@ -102,7 +102,7 @@ def test_a_resumed_run_ends_in_the_same_weights(config):
 
 @pytest.mark.parametrize(("stop", "precision"), [(1, "fp32"), (2, "fp16"), (5, "bf16")])
 def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
-    monkeypatch.setattr(train, "train_classifier", lambda train_set: train_classifier(train_set, steps=2))
+    monkeypatch.setattr(attributes, "STEPS", 2)
     config = replace(
         config,
         optimizer=OptimizerConfig(schedule="cosine", warmup=3, clip=1.0),
@@ -233,7 +233,7 @@ def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
 
     steps = [0]
     monkeypatch.setattr(train, "evaluate_attributes", evaluate)
-    monkeypatch.setattr(train, "train_classifier", lambda train_set: None)
+    monkeypatch.setattr(train, "attribute_classifier", lambda train_set, resolution: None)
     for step in scores:
         after_step(monkeypatch, step, lambda trainer: steps.__setitem__(0, trainer.step_count))
     folder = train.train(replace(config, steps=4, evaluate_every=1))
@@ -342,7 +342,7 @@ def test_bad_data_leaves_no_run_folder(config, tmp_path):
 def test_the_scores_are_printed_and_kept(config, monkeypatch, capsys):
     score = AttributeScore("petal_color", 8, 0.93, 0.61, 0.13)
     monkeypatch.setattr(train, "evaluate_attributes", lambda *arguments: [score])
-    monkeypatch.setattr(train, "train_classifier", lambda *arguments: None)
+    monkeypatch.setattr(train, "attribute_classifier", lambda *arguments: None)
     folder = train.train(replace(config, steps=1, evaluate=True))
     printed = capsys.readouterr().out
     assert "petal_color" in printed
