@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import Namespace
 
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
+
+if TYPE_CHECKING:
+    from icsd.evaluation.paired import Row
 
 PROGRAM = [sys.executable, "-c", "import sys; from icsd.cli.main import main; sys.exit(main())"]
 
@@ -25,23 +33,32 @@ each arm from a reference, paired by seed, with its 95 % interval.
 The sweep is a YAML file:
 
   base: [configs/emoji.yaml]                        # configurations of all runs
-  arms:                                             # further configurations of each arm
+  arms:                                             # what each arm changes: files, or keys written out
     none: [configs/ablations/none.yaml]
     both: []
-    kl: [configs/ablations/kl.yaml]
+    strong: [{losses: {generator: {distillation: 100}}}]
   reference: none
   seeds: [0, 1, 2, 3, 4]
-  count: 1000                                       # images to generate from each model
+  count: 1000                                       # images to generate from each model at the end
+  evaluate_every: 250                               # steps between two evaluations during training, for:
+  targets: {tone_accuracy: 0.75}                    # figures whose cost in steps and seconds is an endpoint
+  endpoints: [kernel_distance, tone_accuracy, inconsistency]   # figures of the table; by default all
+  evaluate: [--encoder, runs/damsm]                 # further options of `icsd evaluate`
 
 Examples:
 
   icsd ablate configs/sweeps/distillation.yaml --output runs/ablation
       as many runs at once as there are cores; the same command goes on after an interruption
 
+  icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --report
+      the runs that are finished by now, even while others are in progress
+
   icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --print-jobs > jobs.txt
       one line for each run, for a job array; afterwards the first command only reports
 
-The output folder gets a run folder for each arm and seed, rows.csv with every figure, and the table of differences."""
+The output folder gets a run folder for each arm and seed with its log beside it, rows.csv with every figure of every
+run, differences.csv with the paired differences and intervals.png with their 95 % intervals. An arm or a seed can be
+added to the sweep later. For evaluations on one core each, OMP_NUM_THREADS is 1 unless it is set."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +66,132 @@ class Sweep:
     """An ablation.
 
     Attributes:
-        base: Configuration files of all runs.
-        arms: Further configuration files of each arm by its name.
+        base: Configurations of all runs: files, or mappings of keys.
+        arms: Further configurations of each arm by its name.
         reference: Name of the arm that the others are compared with.
         seeds: Seeds of the runs of each arm.
         count: Number of images to generate from each model.
+        evaluate_every: Steps between two evaluations during training, or None.
+        targets: Values of figures whose cost in steps and seconds is reported.
+        endpoints: Parts of the names of the figures in the table and the plot; all if empty.
+        evaluate: Further options of `icsd evaluate`.
     """
 
-    base: list[str]
-    arms: dict[str, list[str]]
+    base: list[str | dict[str, Any]]
+    arms: dict[str, list[str | dict[str, Any]]]
     reference: str
     seeds: list[int] = field(default_factory=lambda: list(range(5)))
     count: int = 1000
+    evaluate_every: int | None = None
+    targets: dict[str, float] = field(default_factory=dict)
+    endpoints: list[str] = field(default_factory=list)
+    evaluate: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.reference not in self.arms:
             raise InputError(f"reference is {self.reference!r}: give one of the arms, {', '.join(self.arms)}")
-        for name, files in {"base": self.base, **self.arms}.items():
-            missing = next((file for file in files if not Path(file).is_file()), None)
+        for name, parts in {"base": self.base, **self.arms}.items():
+            if not isinstance(parts, list) or any(not isinstance(part, str | dict) for part in parts):
+                raise InputError(f"{name} is {parts!r}: give a list of configuration files and of keys with values")
+            missing = next((part for part in parts if isinstance(part, str) and not Path(part).is_file()), None)
             if missing is not None:
                 raise InputError(f"{name} names {missing}, which is not there: give paths of configuration files")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds is {self.seeds}: give different numbers, at least one")
+        if self.targets and not self.evaluate_every:
+            raise InputError("targets needs evaluate_every: give the steps between two evaluations during training")
 
-    def runs(self, output: Path) -> Iterator[tuple[str, int, Path]]:
-        """Yield the arm, the seed and the folder of every run, seed by seed."""
-        return ((arm, seed, output / arm / f"seed-{seed}") for seed in self.seeds for arm in self.arms)
+    def runs(self, output: Path) -> Iterator[Run]:
+        """Yield every run, seed by seed."""
+        return (Run(self, arm, seed, output / arm / f"seed-{seed}") for seed in self.seeds for arm in self.arms)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One arm of a sweep with one seed."""
+
+    sweep: Sweep
+    arm: str
+    seed: int
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """The file with everything that the run printed."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def results(self) -> Path:
+        """The results of the evaluation at the end."""
+        return self.folder / "results.json"
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """The configurations that the run is made from, as they are now."""
+        given = [*self.sweep.base, *self.sweep.arms[self.arm]]
+        return [yaml.safe_load(Path(part).read_text("utf-8")) if isinstance(part, str) else part for part in given]
+
+    @property
+    def is_trained(self) -> bool:
+        """True if there is a checkpoint of the last step."""
+        try:
+            steps = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))["steps"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            return False
+        return (self.folder / "checkpoints" / f"step-{steps:08d}.safetensors").is_file()
+
+    @property
+    def is_evaluated(self) -> bool:
+        """True if there are results of as many images as the sweep asks for."""
+        try:
+            stages = json.loads(self.results.read_text(encoding="utf-8"))["stages"].values()
+            return all(stage["protocol"]["generated_images"] == self.sweep.count for stage in stages)
+        except (OSError, ValueError, KeyError, AttributeError):
+            return False
+
+    def begin(self) -> None:
+        """Note the configurations, or check that they are still those of the run; clear what cannot be resumed.
+
+        Raises:
+            InputError: The run was made with other configurations, or a process trains in its folder.
+        """
+        from icsd.training.run_folder import RunFolder
+
+        note = self.folder.with_suffix(".json")
+        begun = (self.folder / "config.yaml").is_file() or any(self.folder.glob("checkpoints/step-*.safetensors"))
+        if self.folder.exists() and not begun:
+            with RunFolder(self.folder).locked():  # no process is about to write the first one
+                shutil.rmtree(self.folder)
+        parts = json.loads(json.dumps(self.parts))
+        if self.folder.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) != parts:
+            raise InputError(
+                f"{self.folder} was trained with other configurations than the sweep has now for {self.arm}: give "
+                "another --output, or remove that folder"
+            )
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(parts, indent=1), encoding="utf-8")
+
+    def commands(self) -> list[list[str]]:
+        """Return the arguments of the commands that are still needed: training, new or resumed, and evaluation."""
+        if self.is_evaluated:
+            return []
+        evaluate = ["evaluate", str(self.folder), "--count", str(self.sweep.count), *self.sweep.evaluate]
+        evaluate += ["--output", str(self.results)]
+        if self.is_trained:
+            return [evaluate]
+        return [["train", "--resume", str(self.folder)] if self.folder.exists() else self._training(), evaluate]
+
+    def _training(self) -> list[str]:
+        configs = []
+        for number, part in enumerate([*self.sweep.base, *self.sweep.arms[self.arm]]):
+            path = part
+            if isinstance(part, dict):
+                path = self.folder.parent / f"keys-{number}.yaml"
+                path.write_text(yaml.safe_dump(part), encoding="utf-8")
+            configs += ["--config", str(path)]
+        every = ["--evaluate-every", str(self.sweep.evaluate_every)] if self.sweep.evaluate_every else []
+        place = ["--output", str(self.folder.parent), "--name", self.folder.name]
+        return ["train", *configs, "--seed", str(self.seed), "--evaluate", "false", *every, *place]
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
@@ -85,29 +202,43 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
     parser.add_argument("--jobs", type=int | None, help="number of runs at once; by default the number of cores")
     parser.add_argument("--print-jobs", action="store_true", help="print a command line for each run; run nothing")
+    parser.add_argument("--report", action="store_true", help="report the finished runs; run nothing")
 
 
 def run(options: Namespace) -> int:
     """Run what is left of the sweep and report."""
-    from icsd.evaluation.paired import format_differences, paired_differences, write_rows
+    from filelock import FileLock, Timeout
 
     sweep = read_sweep(options.sweep)
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs is {options.jobs}: give at least 1")
-    commands = {folder: commands_of(sweep, arm, seed, folder) for arm, seed, folder in sweep.runs(options.output)}
-    if options.print_jobs:
-        for lines in commands.values():
-            print(" && ".join(shlex.join(["icsd", *line]) for line in lines))
+    runs = list(sweep.runs(options.output))
+    if options.report:
+        report(sweep, runs, options.output)
         return 0
-    failures = _run_all({folder: lines for folder, lines in commands.items() if lines}, options.jobs or os.cpu_count())
-    rows = [row for arm, seed, folder in sweep.runs(options.output) for row in rows_of(arm, seed, folder)]
     options.output.mkdir(parents=True, exist_ok=True)
-    write_rows(options.output / "rows.csv", rows)
-    for folder, log in failures.items():
-        print(f"failed       {folder}: see {log}", file=sys.stderr)
-    print(format_differences(paired_differences(rows, sweep.reference)))
-    print(f"\nrows         {options.output / 'rows.csv'}")
-    return 2 if failures else 0
+    lock = FileLock(options.output / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another `icsd ablate` works in {options.output}: wait for it, or add --report") from error
+    with lock:
+        for each in runs:
+            each.begin()
+        commands = [(each, each.commands()) for each in runs]
+        if options.print_jobs:
+            for _, lines in commands:
+                print(" && ".join(shlex.join(["icsd", *line]) for line in lines))
+            return 0
+        failed = _run_all([(each, lines) for each, lines in commands if lines], options.jobs or _cores())
+    for each in failed:
+        print(f"failed       {each.folder}: see {each.log}", file=sys.stderr)
+    report(sweep, runs, options.output)
+    return 2 if failed else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -124,68 +255,150 @@ def read_sweep(path: Path) -> Sweep:
         raise InputError(f"{path} holds no sweep ({' '.join(str(error).split())}); see `icsd ablate --help`") from error
 
 
-def commands_of(sweep: Sweep, arm: str, seed: int, folder: Path) -> list[list[str]]:
-    """Return the arguments of the commands that a run still needs: training, new or resumed, and evaluation."""
-    if (folder / "results.json").is_file():
-        return []
-    evaluate = ["evaluate", str(folder), "--count", str(sweep.count), "--output", str(folder / "results.json")]
-    if not folder.exists():
-        configs = [part for file in [*sweep.base, *sweep.arms[arm]] for part in ("--config", file)]
-        return [
-            ["train", *configs, "--seed", str(seed), "--output", str(folder.parent), "--name", folder.name],
-            evaluate,
-        ]
-    return [evaluate] if _is_trained(folder) else [["train", "--resume", str(folder)], evaluate]
+def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
+    """Write rows, differences and plot of the finished runs, and print the differences.
+
+    Raises:
+        InputError: No run of the reference is finished, or figures were measured under different protocols.
+    """
+    from icsd.evaluation.paired import Difference, Row, format_differences, paired_differences, write_csv
+    from icsd.evaluation.plot import plot_differences
+
+    finished = [each for each in runs if each.is_evaluated]
+    rows = rows_of(sweep, finished)
+    write_csv(output / "rows.csv", Row, rows)
+    differences = paired_differences(rows, sweep.reference)
+    write_csv(output / "differences.csv", Difference, differences)
+    shown = [each for each in differences if _is_endpoint(sweep, each.figure)]
+    print(format_differences(shown))
+    if shown:
+        plot_differences(shown, sweep.reference, output / "intervals.png")
+        print(f"\nplot         {output / 'intervals.png'}")
+    print(f"runs         {len(finished)} of {len(runs)} finished")
+    print(f"rows         {output / 'rows.csv'}")
+    print(f"differences  {output / 'differences.csv'}")
 
 
-def _is_trained(folder: Path) -> bool:
-    """Return whether a run has a checkpoint of its last step."""
-    try:
-        steps = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["steps"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return False
-    return (folder / "checkpoints" / f"step-{steps:08d}.safetensors").is_file()
+def _is_endpoint(sweep: Sweep, figure: str) -> bool:
+    if sweep.endpoints:
+        return any(endpoint in figure for endpoint in sweep.endpoints)
+    return not figure.endswith("_real")
 
 
-def rows_of(arm: str, seed: int, folder: Path) -> list:
-    """Return the figures of a finished run."""
-    from icsd.evaluation import report
+def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:
+    """Return the figures of finished runs: at the end, costs of the targets, and values at equal cost."""
+    from icsd.evaluation import report as results
+    from icsd.evaluation.curves import read_curves, whole_cost
     from icsd.evaluation.paired import Row
 
-    path = folder / "results.json"
+    rows, curves = [], {}
+    costs = {each: whole_cost(each.folder / "metrics.jsonl") for each in runs}
+    for each in runs:
+        stages = results.read(each.results)
+        rows += [Row(each.arm, each.seed, 0, f"{clock} of training", cost) for clock, cost in costs[each].items()]
+        for stage, result in stages.items():
+            for figure, estimate in result.figures.items():
+                network = result.measured_by.get(figure, "")
+                rows.append(
+                    Row(each.arm, each.seed, stage, figure, estimate.value, result.protocol.identifier, network)
+                )
+        curves[each] = read_curves(each.folder / "metrics.jsonl")
+    return rows + [row for each in runs for row in _curve_rows(sweep, each, curves[each], costs)]
+
+
+def _curve_rows(sweep: Sweep, run: Run, curves: Sequence, costs: dict[Run, dict[str, float]]) -> Iterator[Row]:
+    """Yield the endpoints that need evaluations during training.
+
+    A run that never reaches a target counts with its whole cost, which understates the difference.
+    """
+    from icsd.evaluation.curves import CLOCKS
+    from icsd.evaluation.paired import Row
+
+    protocols = _protocols(run)
+    for curve in curves:
+        place = (run.arm, run.seed, curve.stage)
+        protocol = protocols.get(curve.stage, "")
+        if curve.figure in sweep.targets:
+            target = sweep.targets[curve.figure]
+            found = {clock: curve.cost_of(target, clock) for clock in CLOCKS}
+            name = f"{curve.figure} {target:g}"
+            yield Row(*place, f"reaches {name}", float(found["steps"] is not None), protocol)
+            for clock, cost in found.items():
+                value = curve.costs[clock][-1] if cost is None else cost
+                yield Row(*place, f"{clock} to {name}", value, protocol)
+        for clock in list(CLOCKS)[1:]:
+            budget = min(cost[clock] for cost in costs.values() if clock in cost)
+            value = curve.value_at(budget, clock)
+            if value is not None and not curve.figure.startswith("r_precision_training"):
+                yield Row(*place, f"{curve.figure} at equal {clock}", value, protocol)
+
+
+def _protocols(run: Run) -> dict[int, str]:
+    """Return the identifiers of the protocols of the evaluations during training, by stage."""
+    from icsd.evaluation.protocol import Protocol
+
+    path = run.folder / "evaluation" / "during-training.json"
     if not path.is_file():
-        return []
-    return [
-        Row(arm, seed, stage, figure, estimate.value, result.protocol.identifier)
-        for stage, result in report.read(path).items()
-        for figure, estimate in result.figures.items()
-    ]
+        return {}
+    stages = json.loads(path.read_text(encoding="utf-8"))
+    return {int(stage): Protocol(**fields).identifier for stage, fields in stages.items()}
 
 
-def _run_all(commands: dict[Path, list[list[str]]], jobs: int) -> dict[Path, Path]:
-    """Run the commands of every folder, several folders at once; return the logs of those that failed."""
+def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int) -> list[Run]:
+    """Run the commands of every run, several runs at once; return the runs that failed."""
     from tqdm import tqdm
 
-    def run_one(folder: Path) -> bool:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with log_of(folder).open("ab") as log:
-            return all(
-                subprocess.run([*PROGRAM, *line], stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode == 0
-                for line in commands[folder]
-            )
+    children: set[subprocess.Popen] = set()
+    stopped = False
 
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(commands), unit="run") as progress:
-        futures = {folder: pool.submit(run_one, folder) for folder in commands}
-        try:
-            for future in futures.values():
-                future.result()
+    def run_one(run: Run, lines: list[list[str]]) -> float | None:
+        """Return the minutes that a run took, or None if it failed."""
+        since = time.perf_counter()
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        with run.log.open("ab") as log:
+            for line in lines:
+                if stopped:
+                    return None
+                child = subprocess.Popen(
+                    [*PROGRAM, *line],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which passes one signal on
+                )
+                children.add(child)
+                code = child.wait()
+                children.discard(child)
+                if code:
+                    return None
+        return (time.perf_counter() - since) / 60
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    failed = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        with tqdm(total=len(work), unit="run") as progress:
+            futures = {pool.submit(run_one, *each): each[0] for each in work}
+            for future in as_completed(futures):
+                run, minutes = futures[future], future.result()
+                if minutes is None:
+                    failed.append(run)
+                outcome = "failed" if minutes is None else f"finished in {minutes:.1f} min"
+                progress.write(f"{run.folder}: {outcome}")
                 progress.update()
-        except KeyboardInterrupt:  # the runs get the signal too, and save a checkpoint
-            pool.shutdown(cancel_futures=True)
-            raise
-    return {folder: log_of(folder) for folder, future in futures.items() if not future.result()}
-
-
-def log_of(folder: Path) -> Path:
-    """Return the file with everything that a run printed."""
-    return folder.with_suffix(".log")
+    except KeyboardInterrupt as error:
+        stopped = True
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(children):  # each saves a checkpoint after the step in progress
+            child.terminate()
+        pool.shutdown()
+        raise KeyboardInterrupt("stopped; the same command goes on where each run was") from error
+    finally:
+        pool.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return failed

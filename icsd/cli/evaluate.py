@@ -12,15 +12,18 @@ from icsd.cli.parser import Parser
 from icsd.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor, device
+
     from icsd.data import DataConfig
-    from icsd.evaluation.evaluate import Encoder
+    from icsd.evaluation.encoders import Encoder
     from icsd.evaluation.extractors import Extractor
 
 DESCRIPTION = """Measure the images that a trained model generates, stage by stage, against held-out real images.
 
-Without any downloaded file the command reports a kernel distance on features of EfficientNet-Lite0, the diversity of
-images within and between captions, the inconsistency between stages and, where the data set knows attributes, their
-accuracy. With a file of weights it adds the figures of the literature.
+Without any downloaded file the command reports a kernel distance on features of EfficientNet-Lite0, R-precision by the
+encoder that guided the training, the diversity of images within and between captions, the error of pixels that are the
+same in all real images, the inconsistency between stages and, where the data set knows attributes, their accuracy.
+With a file of weights it adds the figures of the literature.
 
 Examples:
 
@@ -30,10 +33,10 @@ Examples:
   icsd evaluate runs/cub --count 30000 --extractor inception --weights weights-inception-2015-12-05-6726825d.pth
       FID, KID, precision, recall and inception score; needs pip install "icsd[fidelity]"
 
-  icsd evaluate runs/cub --encoder runs/damsm-cub
-      R-precision by the encoders of a run of `icsd pretrain`
+  icsd evaluate runs/cub --encoder runs/other-damsm --clip clip-vit-base-patch32
+      R-precision by encoders that did not train the model, and CLIP score
 
-  icsd evaluate runs/a --compare runs/b/evaluation/0123456789ab.json
+  icsd evaluate runs/a --compare runs/b/evaluation/step-00002500-0123456789ab.json
       the differences of two models under one protocol
 
 Every figure is printed and saved with its protocol: network and hash of its weights, resolution, real images, captions
@@ -54,8 +57,18 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
         help="network whose features are compared; all but lite0 need --weights",
     )
     parser.add_argument("--weights", type=Path | None, help="the file (inception) or model folder (clip, dinov2)")
+    parser.add_argument("--stages", type=list[int] | None, help="stages to measure, as in [16,32]; by default all")
     parser.add_argument(
-        "--encoder", type=Path | None, metavar="RUN", help="run of `icsd pretrain` that ranks captions (R-precision)"
+        "--encoder",
+        type=Path | None,
+        metavar="RUN",
+        help="run of `icsd pretrain`, on the same captions, that ranks captions besides the encoder of the training",
+    )
+    parser.add_argument(
+        "--clip",
+        type=Path | None,
+        metavar="FOLDER",
+        help="folder of a CLIP model in the layout of Hugging Face, for CLIP score and R-precision",
     )
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, ... or auto")
     parser.add_argument("--compare", type=Path | None, metavar="FILE", help="results of another model to compare with")
@@ -64,52 +77,63 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Evaluate."""
-    import torch
-
     from icsd.data import open_dataset
     from icsd.evaluation import report
-    from icsd.evaluation.attributes import attribute_classifier
-    from icsd.evaluation.evaluate import evaluate
+    from icsd.evaluation.evaluate import Evaluation
     from icsd.evaluation.extractors import sha256_of
     from icsd.evaluation.features import Plan
     from icsd.evaluation.protocol import hash_of
+    from icsd.outputs import check_output, replacing
     from icsd.sampling import Sampler
     from icsd.training import checkpoint
+    from icsd.training.evaluation import classifiers_of
 
+    if options.output is not None:
+        check_output(options.output)
+    others = None if options.compare is None else report.read(options.compare)
     sampler = Sampler.load(options.run, options.device)
     state = checkpoint.load(sampler.path, ["config", "step"])
-    resolutions = sampler.model.generator.resolutions
+    available = sampler.model.generator.resolutions
+    stages = _stages(options.stages, available)
     data = _data_config(state["config"]["data"])
-    test_set = open_dataset(data, "test", resolutions[-1])
+    test_set = open_dataset(data, "test", available[-1])
     plan = Plan([captions[0] for captions in test_set.captions], options.count, options.seed)
     extractor = _extractor(options, sampler.device)
-    encoders = _encoders(options, state["config"], sampler.device)
-    classifiers = {}
-    if test_set.attributes:
-        train_set = open_dataset(data, "train", resolutions[-1])
-        classifiers = {size: attribute_classifier(train_set, size) for size in resolutions}
+    encoders = _encoders(options, sampler.path, sampler.device)
+    classifiers = classifiers_of(open_dataset(data, "train", available[-1]), stages) if test_set.attributes else {}
+    evaluation = Evaluation(
+        plan, test_set, stages, extractor, refined=available[-1], encoders=encoders, classifiers=classifiers
+    )
     folder = sampler.path.parent.parent / "evaluation"
-    key = hash_of(
-        [sha256_of(sampler.path), extractor.sha256, plan.captions, plan.count, plan.seed, str(options.encoder)]
-    )
 
-    def generate(sentences: list[str], seeds: list[int]) -> list[torch.Tensor]:
-        return sampler.generate(sentences, sampler.noise(seeds)).images
+    def generate(sentences: list[str], seeds: list[int]) -> list[Tensor]:
+        images = sampler.generate(sentences, sampler.noise(seeds)).images
+        return [images[available.index(stage)] for stage in stages]
 
-    work = folder / f"features-{key[:12]}"
-    results = evaluate(
-        generate, plan, test_set, resolutions, extractor, work, encoders=encoders, classifiers=classifiers
-    )
-    output = options.output or folder / f"{results[resolutions[-1]].protocol.identifier}.json"
-    text = report.to_json(str(sampler.path), state["step"], results)
+    key = hash_of([sha256_of(sampler.path), evaluation.identifier])[:12]
+    results = evaluation.measure(generate, folder / f"features-{key}")
+    output = options.output or folder / f"step-{state['step']:08d}-{results[stages[-1]].protocol.identifier}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    with replacing(output) as temporary:
+        temporary.write_text(report.to_json(str(sampler.path), state["step"], results), encoding="utf-8")
     print(report.table(results))
     print(f"\nresults      {output}")
-    if options.compare is not None:
+    if others is not None:
         print(f"\ndifferences: this evaluation minus {options.compare}")
-        print(report.comparison(results, report.read(options.compare)))
+        print(report.comparison(results, others))
     return 0
+
+
+def _stages(wanted: list[int] | None, available: Sequence[int]) -> list[int]:
+    """Return the stages to measure, coarse to fine."""
+    if not wanted:
+        return list(available)
+    unknown = next((stage for stage in wanted if stage not in available), None)
+    if unknown is not None:
+        raise InputError(
+            f"--stages holds {unknown}, which is no stage of this run: give some of {', '.join(map(str, available))}"
+        )
+    return [stage for stage in available if stage in wanted]
 
 
 def _data_config(saved: dict) -> DataConfig:
@@ -131,27 +155,24 @@ def _extractor(options: Namespace, device) -> Extractor:
     return extractors.EXTRACTORS[options.extractor](options.weights, device)
 
 
-def _encoders(options: Namespace, config: dict, device) -> list[Encoder]:
-    """Return the encoders for R-precision, labeled by whether they took part in training the model."""
-    if options.encoder is None:
-        return []
-    from torch.nn import functional as F
+def _encoders(options: Namespace, path: Path, device: device) -> list[Encoder]:
+    """Return the encoder that guided the model, if it can be read, and those that the options name."""
+    from icsd.evaluation.encoders import clip_encoder
+    from icsd.training.evaluation import load_damsm_encoder, load_training_encoder
 
-    from icsd.evaluation.evaluate import Encoder
-    from icsd.training import checkpoint
-    from icsd.training.pretrain import load_damsm
-
-    path = checkpoint.find(options.encoder, checkpoint.ENCODERS)
-    size = checkpoint.load(path, ["config"])["config"]["resolution"]
-    damsm = load_damsm(path, size)[0].to(device)
-    trained = config["damsm"]["checkpoint"]
-    own = trained is not None and Path(trained).resolve() == options.encoder.resolve()
-
-    def images(pixels):
-        resized = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True)
-        return damsm.image_encoder(resized.to(device).div(127.5).sub(1)).whole
-
-    def sentences(captions):
-        return damsm.text_encoder.encode(captions).sentence
-
-    return [Encoder("training encoder" if own else "independent encoder", images, sentences)]
+    encoders = []
+    try:
+        guide = load_training_encoder(path, device)
+    except InputError as error:
+        print(f"note         R-precision by the training encoder is left out: {error}")
+        guide = None
+    if guide is not None:
+        encoders.append(guide)
+    if options.encoder is not None:
+        other = load_damsm_encoder("independent_encoder", options.encoder, device)
+        if guide is not None and guide.identity == other.identity:
+            raise InputError(f"--encoder {options.encoder} guided this model in training: give an independent one")
+        encoders.append(other)
+    if options.clip is not None:
+        encoders.append(clip_encoder(options.clip, device))
+    return encoders

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from icsd.data import CaptionedImages
 from icsd.evaluation.cache import cache_folder, keep, kept
+from icsd.evaluation.progress import progress
 
 STEPS, BATCH_SIZE = 600, 64
 
@@ -140,8 +140,7 @@ def _train_classifier(train_set: CaptionedImages, images: Tensor, steps: int, ba
     classifier = _untrained(train_set)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    side = images.shape[-1]
-    for _ in tqdm(range(steps), desc=f"attribute classifier {side} px", unit="step", leave=False, mininterval=1):
+    for _ in progress(range(steps), f"attribute classifier {images.shape[-1]} px", "step"):
         chosen = torch.randint(len(images), (batch_size,))
         logits = classifier(_augment(images[chosen]))
         losses = [F.cross_entropy(logits[name], train_set.attributes[name][chosen]) for name in logits]

@@ -1,4 +1,7 @@
-"""Figures of a trained model, stage by stage, each with the protocol under which it was measured."""
+"""Figures of a model, stage by stage, each with the protocol under which it was measured.
+
+`icsd evaluate` and the evaluations during training share this code.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from torch.nn import functional as F
 from icsd.data import CaptionedImages
 from icsd.errors import InputError
 from icsd.evaluation.attributes import AttributeClassifier
-from icsd.evaluation.cache import cache_folder
 from icsd.evaluation.distances import (
     Estimate,
     frechet_distance,
@@ -21,37 +23,28 @@ from icsd.evaluation.distances import (
     kernel_distance,
     precision_and_recall,
 )
+from icsd.evaluation.encoders import CLIP, Encoder
 from icsd.evaluation.extractors import FEATURES, LOGITS, Extractor
-from icsd.evaluation.features import (
-    BATCH,
-    Generate,
-    Plan,
-    Probe,
-    generated_features,
-    hash_of_images,
-    real_features,
-    real_images,
-)
+from icsd.evaluation.features import BATCH, Generate, Plan, Probe, generated_features
 from icsd.evaluation.protocol import Protocol, hash_of
+from icsd.evaluation.real import RealImages, thumbnails_of
 from icsd.evaluation.retrieval import r_precision
 from icsd.ops import similarity_distillation_loss
 
-THUMBNAIL = 16  # pixels of the side at which the diversity of images is measured
+VERSION = 2  # of the probes; files of features of another version are not read
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A pair of encoders that rank captions for an image.
+class Classifier:
+    """A classifier of attributes at one resolution, and the hash of what it was trained with."""
 
-    Attributes:
-        label: Label of its figures, which says whether the encoder took part in training the model.
-        images: uint8 images `(B, 3, r, r)` to features `(B, E)`.
-        sentences: Captions to features `(B, E)`.
-    """
+    network: AttributeClassifier
+    recipe: str
 
-    label: str
-    images: Callable[[Tensor], Tensor]
-    sentences: Callable[[list[str]], Tensor]
+    @property
+    def identity(self) -> str:
+        """The name of this classifier in results."""
+        return f"attribute classifier {self.recipe}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,68 +55,157 @@ class StageResult:
         protocol: The protocol of the distances.
         figures: Estimates by name.
         left_out: The reason for each figure that could not be measured, by name.
+        measured_by: The network behind a figure, where it is not the extractor of the protocol.
     """
 
     protocol: Protocol
     figures: dict[str, Estimate]
-    left_out: dict[str, str]
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    measured_by: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def evaluate(
-    generate: Generate,
-    plan: Plan,
-    test_set: CaptionedImages,
-    resolutions: Sequence[int],
-    extractor: Extractor,
-    folder: Path,
-    *,
-    encoders: Sequence[Encoder] = (),
-    classifiers: dict[int, AttributeClassifier] | None = None,
-) -> dict[int, StageResult]:
-    """Generate the images of a plan and measure every stage.
+class Evaluation:
+    """Real images, networks and a plan, with which any number of models are measured.
 
     Args:
-        generate: The model.
         plan: Captions, seeds and number of images; its captions are the first ones of `test_set`.
         test_set: Held-out real images at the finest resolution.
-        resolutions: Resolution of each stage, coarse to fine.
+        resolutions: Resolution of each stage that is measured, coarse to fine.
         extractor: Network for the distances.
-        folder: Folder for features of the generated images; it belongs to one model and one plan.
+        refined: Resolution of the refined stage, with which coarse ones are compared; by default the last one.
         encoders: Encoders for R-precision.
         classifiers: Attribute classifiers by resolution, where attributes are known.
 
-    Returns:
-        The result of each stage by resolution.
-
     Raises:
-        InputError: An image or a feature is not finite, or there are fewer than two images of a set.
+        InputError: The real set is empty.
     """
-    classifiers = classifiers or {}
-    probes: dict[str, Probe] = {"extractor": lambda images, _: extractor(images), "pixels": _thumbnails}
-    for encoder in encoders:
-        probes[encoder.label] = _encoder_probe(encoder, plan.captions)
-    for resolution, classifier in classifiers.items():
-        probes[f"attributes-{resolution}"] = _attribute_probe(classifier, resolution)
-    found = generated_features(generate, plan, resolutions, probes, folder)
-    results = {}
-    for resolution in resolutions:
-        features = found[resolution]
-        real = real_images(test_set, resolution)
-        digest = hash_of_images(real)
-        cache = cache_folder() / f"{digest[:24]}-{extractor.name}-{extractor.sha256[:12]}.safetensors"
-        protocol = _protocol(extractor, resolution, test_set, digest, len(real), plan)
-        figures, left_out = distances(real_features(real, extractor, cache), features, extractor.name)
-        figures |= _diversity(features["pixels/thumbnail"], plan)
-        if resolution != resolutions[-1]:
-            refined = found[resolutions[-1]]["extractor/features"]
-            figures["inconsistency"] = _inconsistency(features["extractor/features"], refined)
-        for encoder in encoders:
-            pair = (features[f"{encoder.label}/{kind}"] for kind in ("images", "sentences"))
-            figures[f"r_precision ({encoder.label})"] = _retrieval(*pair, plan, test_set)
-        if resolution in classifiers:
-            figures |= _attribute_accuracy(features, classifiers[resolution], real, test_set, plan, resolution)
-        results[resolution] = StageResult(protocol, figures, left_out)
-    return results
+
+    def __init__(
+        self,
+        plan: Plan,
+        test_set: CaptionedImages,
+        resolutions: Sequence[int],
+        extractor: Extractor,
+        *,
+        refined: int | None = None,
+        encoders: Sequence[Encoder] = (),
+        classifiers: dict[int, Classifier] | None = None,
+    ) -> None:
+        self.plan, self.test_set, self.resolutions = plan, test_set, resolutions
+        self.extractor, self.encoders, self.classifiers = extractor, encoders, classifiers or {}
+        self.refined = refined or resolutions[-1]
+        readers = {resolution: each.network for resolution, each in self.classifiers.items()}
+        self.real = {
+            resolution: RealImages.of(test_set, resolution, extractor, readers.get(resolution))
+            for resolution in resolutions
+        }
+        self.protocols = {resolution: self._protocol(resolution) for resolution in resolutions}
+        self.probes: dict[str, Probe] = {
+            "extractor": lambda images, _: extractor(images),
+            "pixels": lambda images, _: {"thumbnail": thumbnails_of(images)},
+            "constant": lambda images, _: self.real[images.shape[-1]].constant_errors(images),
+        }
+        self.probes |= {encoder.label: _encoder_probe(encoder, plan.captions) for encoder in encoders}
+        self.probes |= {f"attributes-{size}": _attribute_probe(network, size) for size, network in readers.items()}
+
+    @property
+    def identifier(self) -> str:
+        """A hash of everything that a figure depends on besides the model."""
+        networks = [encoder.identity for encoder in self.encoders]
+        networks += [classifier.identity for classifier in self.classifiers.values()]
+        return hash_of([VERSION, [each.identifier for each in self.protocols.values()], networks])
+
+    @torch.no_grad()
+    def measure(self, generate: Generate, folder: Path | None = None) -> dict[int, StageResult]:
+        """Generate the images of the plan and measure every stage.
+
+        Args:
+            generate: The model; it returns the stages of `resolutions`.
+            folder: Folder for features of the generated images, which belongs to one model and one `identifier`; None
+                keeps no files.
+
+        Returns:
+            The result of each stage by resolution.
+
+        Raises:
+            InputError: An image or a feature is not finite, or there are fewer than two images of a set.
+        """
+        found = generated_features(generate, self.plan, self.resolutions, self.probes, folder)
+        return {resolution: self._stage(resolution, found) for resolution in self.resolutions}
+
+    def _stage(self, resolution: int, found: dict[int, dict[str, Tensor]]) -> StageResult:
+        features, real = found[resolution], self.real[resolution]
+        result = StageResult(self.protocols[resolution], *distances(real.features, features, self.extractor.name))
+        self._add_pixels(result, features, real)
+        self._add_inconsistency(result, features, found)
+        for encoder in self.encoders:
+            self._add_retrieval(result, features, encoder)
+        if resolution in self.classifiers:
+            self._add_accuracies(result, features, resolution)
+        return result
+
+    def _add_pixels(self, result: StageResult, features: dict[str, Tensor], real: RealImages) -> None:
+        """Add diversity, beside that of real images, and the error of constant pixels."""
+        result.figures.update(_diversity(features["pixels/thumbnail"], len(self.plan.captions)))
+        result.figures.update(real.diversity)
+        if "diversity_within_caption_real" not in real.diversity:
+            result.left_out["diversity_within_caption_real"] = "no two real images share a caption"
+        errors = features.get("constant/error")
+        if errors is None:
+            result.left_out["constant_pixel_error"] = "no pixel is the same in all real images"
+        else:
+            result.figures["constant_pixel_error"] = _mean(errors)
+
+    def _add_inconsistency(
+        self, result: StageResult, features: dict[str, Tensor], found: dict[int, dict[str, Tensor]]
+    ) -> None:
+        if result.protocol.resolution == self.refined:
+            return
+        if self.refined not in found:
+            result.left_out["inconsistency"] = f"the refined stage of {self.refined} px is not among the stages"
+            return
+        pair = (each[f"extractor/{FEATURES}"] for each in (features, found[self.refined]))
+        result.figures["inconsistency"] = _inconsistency(*pair)
+
+    def _add_retrieval(self, result: StageResult, features: dict[str, Tensor], encoder: Encoder) -> None:
+        images, sentences = (features[f"{encoder.label}/{kind}"] for kind in ("images", "sentences"))
+        name = f"r_precision_{encoder.label}"
+        share = _retrieval(images, sentences, self.plan, self.test_set)
+        if share is None:
+            result.left_out[name] = "no two captions differ"
+        else:
+            result.figures[name] = share
+        result.measured_by[name] = encoder.identity
+        if encoder.label == CLIP:
+            result.figures["clip_score"] = _mean(100 * F.cosine_similarity(images, sentences).clamp(min=0))
+            result.measured_by["clip_score"] = encoder.identity
+
+    def _add_accuracies(self, result: StageResult, features: dict[str, Tensor], resolution: int) -> None:
+        """Add the accuracy of every attribute in generated images, and its ceiling in real ones."""
+        captions = torch.tensor([self.plan.caption_of(image) for image in range(self.plan.count)])
+        ceilings = self.real[resolution].attributes
+        for attribute, truth in self.test_set.attributes.items():
+            for name, correct in (
+                (f"{attribute}_accuracy", features[f"attributes-{resolution}/{attribute}"] == truth[captions]),
+                (f"{attribute}_accuracy_real", ceilings[attribute] == truth),
+            ):
+                result.figures[name] = _mean(correct)
+                result.measured_by[name] = self.classifiers[resolution].identity
+
+    def _protocol(self, resolution: int) -> Protocol:
+        real = self.real[resolution]
+        return Protocol(
+            extractor=self.extractor.name,
+            extractor_sha256=self.extractor.sha256,
+            resize=self.extractor.resize,
+            resolution=resolution,
+            real_set=f"{self.test_set.name}, {self.test_set.split} split",
+            real_sha256=real.sha256,
+            real_images=real.count,
+            generated_images=self.plan.count,
+            captions_sha256=hash_of(self.plan.captions),
+            first_seed=self.plan.seed,
+        )
 
 
 def distances(
@@ -150,27 +232,6 @@ def distances(
     return figures, left_out
 
 
-def _protocol(
-    extractor: Extractor, resolution: int, test_set: CaptionedImages, digest: str, count: int, plan: Plan
-) -> Protocol:
-    return Protocol(
-        extractor=extractor.name,
-        extractor_sha256=extractor.sha256,
-        resize=extractor.resize,
-        resolution=resolution,
-        real_set=f"{test_set.name}, {test_set.split} split",
-        real_sha256=digest,
-        real_images=count,
-        generated_images=plan.count,
-        captions_sha256=hash_of(plan.captions),
-        first_seed=plan.seed,
-    )
-
-
-def _thumbnails(images: Tensor, _: Sequence[int]) -> dict[str, Tensor]:
-    return {"thumbnail": F.adaptive_avg_pool2d(images.float(), THUMBNAIL).div(127.5).sub(1).flatten(1).half()}
-
-
 def _encoder_probe(encoder: Encoder, captions: list[str]) -> Probe:
     def probe(images: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:
         sentences = encoder.sentences([captions[number] for number in numbers])
@@ -179,71 +240,53 @@ def _encoder_probe(encoder: Encoder, captions: list[str]) -> Probe:
     return probe
 
 
-def _attribute_probe(classifier: AttributeClassifier, resolution: int) -> Probe:
+def _attribute_probe(network: AttributeClassifier, resolution: int) -> Probe:
     def probe(images: Tensor, _: Sequence[int]) -> dict[str, Tensor]:
-        return classifier.read(images.float().div(127.5).sub(1)) if images.shape[-1] == resolution else {}
+        return network.read(images.float().div(127.5).sub(1)) if images.shape[-1] == resolution else {}
 
     return probe
 
 
-def _diversity(thumbnails: Tensor, plan: Plan) -> dict[str, Estimate]:
+def _diversity(thumbnails: Tensor, captions: int) -> dict[str, Estimate]:
     """Return the mean absolute difference (range 2) of two images of one caption, and of two captions."""
-    thumbnails, period = thumbnails.float(), len(plan.captions)
-    found = {}
-    for name, shift in (("diversity_within_caption", period), ("diversity_between_captions", 1)):
-        if len(thumbnails) > shift and (shift != period or period > 0):
-            differences = (thumbnails[shift:] - thumbnails[:-shift]).abs().mean(1)
-            found[name] = Estimate(differences.mean().item(), _standard_error(differences))
-    if period == 1:
-        found.pop("diversity_between_captions", None)
+    thumbnails, found = thumbnails.float(), {}
+    shifts = {
+        "diversity_within_caption": captions,
+        "diversity_between_captions": 1 if captions > 1 else len(thumbnails),
+    }
+    for name, shift in shifts.items():
+        if len(thumbnails) > shift:
+            found[name] = _mean((thumbnails[shift:] - thumbnails[:-shift]).abs().mean(1))
     return found
 
 
 def _inconsistency(coarse: Tensor, refined: Tensor) -> Estimate:
     """Return the mean of (S - T)² over batches: S and T compare the images of a batch at two stages."""
     pairs = zip(coarse.split(BATCH), refined.split(BATCH), strict=True)
-    values = torch.stack(
-        [similarity_distillation_loss(a, b) for a, b in pairs if len(a) == BATCH or len(coarse) < BATCH]
-    )
-    return Estimate(values.mean().item(), _standard_error(values))
+    values = [similarity_distillation_loss(a, b) for a, b in pairs if len(a) == BATCH or len(coarse) < BATCH]
+    return _mean(torch.stack(values))
 
 
-def _retrieval(images: Tensor, sentences: Tensor, plan: Plan, test_set: CaptionedImages) -> Estimate:
-    """Return the share of images whose own caption is the most similar among 100, 99 of them of other captions.
+def _retrieval(images: Tensor, sentences: Tensor, plan: Plan, test_set: CaptionedImages) -> Estimate | None:
+    """Return the share of images whose own caption is the most similar among 100, or None without a wrong caption.
 
-    Images are ranked in rounds over the captions, so that no caption occurs twice among the candidates.
+    Images are ranked in rounds over the captions, so that hardly a caption occurs twice among the candidates.
     """
-    rounds = [slice(start, start + len(plan.captions)) for start in range(0, len(images), len(plan.captions))]
-    values = [
-        r_precision(images[each], sentences[each], test_set.class_ids[: len(images[each])])
-        for each in rounds
-        if len(images[each]) >= 2
-    ]
-    share = sum(values) / len(values)
-    return Estimate(share, (share * (1 - share) / len(images)) ** 0.5)
+    period, shares, counted = len(plan.captions), [], 0
+    for start in range(0, len(images), period):
+        rows = slice(start, start + period)
+        count = len(images[rows])
+        share = r_precision(images[rows], sentences[rows], test_set.class_ids[:count], captions=plan.captions[:count])
+        if share == share:  # not NaN: there is a wrong caption
+            shares.append(share * count)
+            counted += count
+    if not counted:
+        return None
+    share = sum(shares) / counted
+    return Estimate(share, (share * (1 - share) / counted) ** 0.5)
 
 
-def _attribute_accuracy(
-    features: dict[str, Tensor],
-    classifier: AttributeClassifier,
-    real: Tensor,
-    test_set: CaptionedImages,
-    plan: Plan,
-    resolution: int,
-) -> dict[str, Estimate]:
-    """Return the accuracy of every attribute in generated images, and its ceiling in real ones."""
-    captions = torch.tensor([plan.caption_of(image) for image in range(plan.count)])
-    ceilings = classifier.read(real.float().div(127.5).sub(1))
-    found = {}
-    for name, truth in test_set.attributes.items():
-        for label, read, asked in (
-            (name, features[f"attributes-{resolution}/{name}"], truth[captions]),
-            (f"{name} (real images)", ceilings[name], truth),
-        ):
-            correct = (read == asked).float()
-            found[f"accuracy of {label}"] = Estimate(correct.mean().item(), _standard_error(correct))
-    return found
-
-
-def _standard_error(values: Tensor) -> float | None:
-    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+def _mean(values: Tensor) -> Estimate:
+    """Return the mean and its standard error."""
+    values = values.double()
+    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None)

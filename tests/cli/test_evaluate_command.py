@@ -27,7 +27,7 @@ RUN = "runs/procedural-flowers"
 def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
     code, out, err = icsd("evaluate", RUN, "--count", "10", "--device", "cpu", "--output", "first.json")
     assert code == 0, err
-    for figure in ("kernel_distance", "inconsistency", "accuracy of petal", "diversity_between_captions"):
+    for figure in ("kernel_distance", "inconsistency", "_accuracy", "diversity_between_captions"):
         assert figure in out
     stages = json.loads((quick / "first.json").read_text())["stages"]
     assert list(stages) == ["8", "16"]
@@ -51,9 +51,9 @@ def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(icsd, quick, monkeypatch, arguments, message):
-    monkeypatch.setattr(extractors, "_import", lambda name: pytest.fail(f"{name} is not needed"))
+    monkeypatch.setattr(extractors, "import_extra", lambda name: pytest.fail(f"{name} is not needed"))
     if "dinov2" in arguments:
-        monkeypatch.setattr(extractors, "_import", lambda name: None)
+        monkeypatch.setattr(extractors, "import_extra", lambda name: None)
     code, _, err = icsd("evaluate", RUN, "--device", "cpu", *arguments)
     assert code == 2
     assert message in err

