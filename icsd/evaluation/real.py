@@ -23,7 +23,7 @@ THUMBNAIL = 16  # pixels of the side at which the diversity of images is measure
 
 @dataclass(frozen=True)
 class RealImages:
-    """What evaluations need of real images at one resolution; the images themselves are not kept.
+    """The real images at one resolution as evaluations need them; the images themselves are not kept.
 
     Attributes:
         sha256: Hash of the pixels.

@@ -1,4 +1,4 @@
-"""Evaluation during training, by the code of `icsd evaluate`, and the encoders that guided a model as its judges."""
+"""Evaluation during training, by the code of `icsd evaluate`, and the encoders that guided a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IMAGES = 256
 
 
 class TrainingEvaluation:
-    """What is measured of the averaged model during training.
+    """An evaluation of the averaged model that can be repeated during training.
 
     It leaves the state of every random generator and the mode of every network as they were.
 
