@@ -282,12 +282,16 @@ def _names_and_colors(one: _Emoji) -> list[str]:
     return [with_article(template.format(name=name, colors=colors)) for template in templates for name in names]
 
 
+def _class_of(one: _Emoji) -> tuple[str, str, str]:
+    return one.role, one.gender or "", one.tone or ""
+
+
 def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedImages:
     """Open one split of the emoji set; see `icsd.data.open_dataset`.
 
     "composition" holds out one tone per role and gender of people, so that every tone, gender and role is seen in
     training; "unseen-class" holds out whole roles. People have the attributes tone, gender and role; the subset "all"
-    has none.
+    has none. A class is a role, gender and tone: the caption of one is wrong for all others.
     """
     if config.flip and config.subset != "busts":
         raise InputError('data.flip=true cannot be used with captions that say "facing right"; use data.subset=busts')
@@ -300,13 +304,14 @@ def open_emoji(config: DataConfig, split: Split, resolution: int) -> CaptionedIm
     held_out = _held_out(chosen, people, config.holdout)
     kept = [one for one, test in zip(chosen, held_out, strict=True) if test == (split == "test")]
     roles = sorted({one.role for one in chosen})
+    classes = sorted({_class_of(one) for one in chosen})
     names = {} if config.subset == "all" else {"tone": list(_TONES), "gender": list(_GENDERS), "role": roles}
     return CaptionedImages(
         f"emoji-{config.subset}",
         split,
         torch.stack([image_to_tensor(Image.open(one.file), resolution) for one in kept]),
         [_sentences(one) if one in people else _names_and_colors(one) for one in kept],
-        [roles.index(one.role) for one in kept],
+        [classes.index(_class_of(one)) for one in kept],
         attributes={key: torch.tensor([names[key].index(getattr(one, key)) for one in kept]) for key in names},
         attribute_names=names,
         attribution=ATTRIBUTION,

@@ -28,6 +28,10 @@ class AdversarialConfig:
     matching_penalty_power: float = 6.0
     """Power p of the matching-aware gradient penalty (DF-GAN: 6); see losses.discriminator.matching_penalty."""
 
+    wrong_captions: Literal["any", "similar"] = "any"
+    """Wrong captions of real images: those of any image of another class (AttnGAN), or of the one in the batch whose
+    caption shares most words with the right caption. similar suits captions that fit one image alone."""
+
     penalty_every: int = 1
     """Steps between two penalties on the discriminators' gradients, whose weights are multiplied by this number (lazy
     regularization, StyleGAN2)."""

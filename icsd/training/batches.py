@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,24 @@ class Batch:
     """Index of the image whose caption is a wrong one for each image, `(B,)` int64; see `mismatched_captions`."""
 
     @classmethod
-    def of(cls, images: Tensor, captions: Sequence[str], class_ids: Sequence[int], tokens: Tokens) -> Batch:
-        """Make a batch, with its wrong captions, of images, their captions and classes, and the captions' tokens."""
+    def of(
+        cls,
+        images: Tensor,
+        captions: Sequence[str],
+        class_ids: Sequence[int],
+        tokens: Tokens,
+        *,
+        similar: bool = False,
+    ) -> Batch:
+        """Make a batch, with its wrong captions, of images, their captions and classes, and the captions' tokens.
+
+        Args:
+            images: `(B, 3, r, r)`.
+            captions: B sentences.
+            class_ids: Classes of the images.
+            tokens: Tokens of the captions.
+            similar: Choose wrong captions that are similar to the right ones; see `mismatched_captions`.
+        """
         first: dict[str, int] = {}
         caption_ids = [first.setdefault(caption, len(first)) for caption in captions]
         return cls(
@@ -48,7 +65,9 @@ class Batch:
             lengths=tokens.lengths,
             class_ids=torch.tensor(class_ids),
             caption_ids=torch.tensor(caption_ids),
-            mismatched=mismatched_captions(class_ids, caption_ids),
+            mismatched=mismatched_captions(
+                class_ids, caption_ids, [set(row) for row in tokens.ids.tolist()] if similar else None
+            ),
         )
 
     def pin_memory(self) -> Batch:
@@ -58,7 +77,7 @@ class Batch:
         return self
 
 
-def collate(items: Sequence[dict[str, Any] | InputError]) -> Batch | InputError:
+def collate(items: Sequence[dict[str, Any] | InputError], similar: bool = False) -> Batch | InputError:
     """Join items of `SampledDataset` into a batch; an error among them takes its place."""
     error = next((item for item in items if isinstance(item, InputError)), None)
     if error is not None:
@@ -67,15 +86,20 @@ def collate(items: Sequence[dict[str, Any] | InputError]) -> Batch | InputError:
         [item[key] for item in items] for key in ("image", "caption", "class_id", "ids")
     )
     lengths = torch.tensor([len(row) for row in rows])
-    return Batch.of(torch.stack(images), captions, class_ids, Tokens(pad_sequence(rows, batch_first=True), lengths))
+    tokens = Tokens(pad_sequence(rows, batch_first=True), lengths)
+    return Batch.of(torch.stack(images), captions, class_ids, tokens, similar=similar)
 
 
-def mismatched_captions(class_ids: Sequence[int], caption_ids: Sequence[int]) -> Tensor:
+def mismatched_captions(
+    class_ids: Sequence[int], caption_ids: Sequence[int], words: Sequence[set[int]] | None = None
+) -> Tensor:
     """Choose a wrong caption for each image of a batch: that of the first image before it of another class and caption.
 
     Args:
         class_ids: Classes of B images.
         caption_ids: B numbers, equal for equal captions.
+        words: The words of B captions. Of the wrong captions, the one that shares most of its words with the right one
+            is chosen then, and the first of several.
 
     Returns:
         Indices, `(B,)` int64; an image's own index where the batch holds no wrong caption for it.
@@ -85,8 +109,16 @@ def mismatched_captions(class_ids: Sequence[int], caption_ids: Sequence[int]) ->
     for own in range(count):
         others = ((own - step) % count for step in range(1, count))
         wrong = (k for k in others if class_ids[k] != class_ids[own] and caption_ids[k] != caption_ids[own])
-        chosen.append(next(wrong, own))
+        if words is None:
+            chosen.append(next(wrong, own))
+        else:
+            chosen.append(max(wrong, key=lambda k: _similarity(words[own], words[k]), default=own))
     return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _similarity(a: set[int], b: set[int]) -> float:
+    """Return Jaccard's index of two sets of words."""
+    return len(a & b) / len(a | b)
 
 
 def batch_indices(length: int, batch_size: int, seed: int, start: int, stop: int) -> Iterator[list[int]]:
@@ -116,9 +148,13 @@ class SampledDataset(Dataset):
         tokenizer: The tokenizer of the captions.
         batch_size: Items per batch.
         seed: Seed of the order and of the choices.
+        similar: Choose wrong captions that are similar to the right ones.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, tokenizer: Tokenizer, batch_size: int, seed: int, *, similar: bool = False
+    ) -> None:
+        self.similar = similar
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -160,7 +196,7 @@ class SampledDataset(Dataset):
             self,
             batch_sampler=self.batches(start, stop),
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=functools.partial(collate, similar=self.similar),
             generator=torch.Generator(),  # the global one belongs to the networks
             pin_memory=pin_memory,
         )

@@ -160,7 +160,8 @@ class Session:
         """Yield the batches of each step from ``start`` to ``stop``."""
         config = self.trainer.config
         tokenizer = self.trainer.model.text_encoder.tokenizer
-        draws = SampledDataset(self.train_set, tokenizer, config.batch_size, config.seed)
+        similar = config.adversarial.wrong_captions == "similar"
+        draws = SampledDataset(self.train_set, tokenizer, config.batch_size, config.seed, similar=similar)
         batches = draws.batches_of(
             start * config.accumulate,
             stop * config.accumulate,

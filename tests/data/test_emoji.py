@@ -66,11 +66,15 @@ def test_mirrored_roles_hold_out_the_same_tone(people):
 def test_unseen_class_holds_out_whole_roles(subset):
     train, test = both(subset=subset, holdout="unseen-class")
     assert not set(train.class_ids) & set(test.class_ids)
+    assert len(set(train.class_ids)) == len(train)
     assert len(test) % 18 == 0
     assert 0.1 < len(test) / (len(train) + len(test)) < 0.2
     assert train.attribute_names == test.attribute_names
     roles = train.attribute_names["role"]
-    families = [{roles[role].removesuffix("_facing_right") for role in set(side.class_ids)} for side in (train, test)]
+    families = [
+        {roles[role].removesuffix("_facing_right") for role in side.attributes["role"].tolist()}
+        for side in (train, test)
+    ]
     assert not families[0] & families[1]
 
 

@@ -99,3 +99,15 @@ def test_wrong_captions_of_random_batches(seed):
     for own, wrong in enumerate(mismatched_captions(classes, captions).tolist()):
         possible = [k for k in range(count) if captions[k] != captions[own] and classes[k] != classes[own]]
         assert wrong in (possible or [own])
+
+
+def test_similar_wrong_captions_share_most_words_and_differ_in_class_and_caption():
+    words = [{1, 2, 3}, {1, 2, 4}, {1, 2, 3, 4}, {7, 8}, {1, 2, 3}]
+    classes, captions = [0, 1, 0, 2, 3], [0, 1, 2, 3, 0]
+    chosen = mismatched_captions(classes, captions, words).tolist()
+    # 2 is closest to 0 but of its class, and 4 has its very caption; 2 is the closest to 1, 3 and 4 share nothing
+    assert chosen[0] == 1
+    assert chosen[1] == 2
+    assert chosen[2] in (1, 4)
+    assert words[chosen[4]] == {1, 2, 3, 4}
+    assert mismatched_captions([0, 0], [0, 1], words[:2]).tolist() == [0, 1]
