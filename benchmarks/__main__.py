@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plots, report, results
+from benchmarks import gpu_report, records, report, results
 from benchmarks.ceilings import CONTENTION_LIMIT, contention
 from icsd.errors import InputError
 
@@ -30,13 +30,18 @@ EXAMPLES = """examples:
   ICSD_CPU_ISA=avx2 python -m benchmarks --quick         measure another instruction set
   python -m benchmarks compare before.csv after.csv      show what got slower or faster beyond noise
   python -m benchmarks.builds OLD NEW                    time two checkouts in processes that take turns
-  python -m benchmarks.gpu                               measure a CUDA device
+  python -m tools.first_hour                             try a CUDA device out, and measure it
+  python -m benchmarks gpu runs/gpu.jsonl                show the tables of that
 
 How to read the tables: "plain 8.2x" means that plain PyTorch takes 8.2 times as long as icsd; "/ floor 1.3" means that
 icsd takes 1.3 times as long as the floor. Close other programs first: see benchmarks/README.md on noise."""
 
 COMPARE = """Show which measurements of icsd changed beyond noise between the latest runs in two files of results. The
 exit code is 1 if something got slower or takes more memory."""
+
+GPU = """Show the tables of the latest run in a file that `python -m tools.first_hour` or `python -m benchmarks.gpu` has
+written: first what failed, then the times. They are in Markdown, as in docs/cuda.md. The exit code is 1 if something
+failed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,12 +75,14 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("runs/benchmarks/results.csv"),
         help="CSV file to which rows are appended; figures are drawn beside it (%(default)s)",
     )
-    compare = parser.add_subparsers(title="commands").add_parser(
-        "compare", help="compare two files of results", description=COMPARE
-    )
+    commands = parser.add_subparsers(title="commands")
+    compare = commands.add_parser("compare", help="compare two files of results", description=COMPARE)
     compare.set_defaults(command=_compare)
     compare.add_argument("before", type=Path, help="file of results")
     compare.add_argument("after", type=Path, help="file of results")
+    gpu = commands.add_parser("gpu", help="show what a GPU did", description=GPU)
+    gpu.set_defaults(command=_show_gpu)
+    gpu.add_argument("file", type=Path, help="file of JSON lines")
     return parser
 
 
@@ -93,6 +100,8 @@ def _run(options: argparse.Namespace) -> int:
     code, rows = _measure(options)
     if not rows:
         raise InputError("nothing was measured: read pytest's output above, and check that --select matches a name")
+    from benchmarks import plots  # it imports matplotlib, which no other command needs
+
     results.append(options.results, rows)
     shown = results.best_composite(rows)
     print(report.tables(shown), end="\n\n")
@@ -122,6 +131,12 @@ def _compare(options: argparse.Namespace) -> int:
         )
     print(report.changes(found, results.drift(before, after)[1]))
     return int(any(change.verdict in ("slower", "larger") for change in found))
+
+
+def _show_gpu(options: argparse.Namespace) -> int:
+    run = gpu_report.latest(records.read(options.file))
+    print(gpu_report.tables(run))
+    return int(bool(gpu_report.failures(run)))
 
 
 if __name__ == "__main__":

@@ -1,79 +1,92 @@
-"""Measure the operator on a CUDA device, with cold caches, beside PyTorch and the floor: `python -m benchmarks.gpu`.
+"""Measure the operator on a GPU, with cold caches: `python -m benchmarks.gpu FILE` appends JSON lines to a file.
 
-It is not part of the suite.
+Each case is measured as eager calls and as the replay of a CUDA graph, with the time of each kernel, beside the replay
+of the best composite of PyTorch and of its matrix products (cuBLAS) alone. `python -m benchmarks gpu FILE` shows the
+tables.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import icsd
-from benchmarks.peers import plain_loss
-from icsd.losses import KL, MSE
-from icsd.ops.cuda import CUDABackend
+from benchmarks import records
+from benchmarks.peers import CompositeLoss, combination
+from icsd.losses import KL, MSE, Loss
+from tools.gpu_device import GPU, open_device
 
-SHAPES = [(16, 1024), (16, 65536), (32, 131072), (64, 65536), (64, 524288), (128, 32768), (128, 262144), (256, 65536)]
-REPEATS = 30
-FLUSHED_BYTES = 512 << 20  # more than any device's L2 cache
-
-
-def median_ms(call: Callable[[], object]) -> float:
-    """Return the median time of `call` with cold caches; the device is kept busy while the host enqueues the call."""
-    flush = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(REPEATS):
-        flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+SHAPES = [(16, 8192), (16, 65536), (64, 131072), (128, 65536), (256, 65536), (4096, 512)]
+CASES = [
+    (*shape, dtype, loss) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16) for loss in (MSE(), KL())
+]
+REHEARSED = [(4, 64, torch.float32, KL())]
 
 
-def bytes_per_ms() -> float:
-    """Return the bandwidth of a copy of 1 GiB, reads and writes together."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+def copy_bandwidth(device: GPU) -> float:
+    """Return the bytes that a large copy reads and writes per second."""
+    source = torch.empty(device.choose(1 << 30, 1 << 20), dtype=torch.uint8, device=device.device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / median_ms(lambda: target.copy_(source))
+    return 2 * source.numel() / device.seconds(lambda: target.copy_(source))
 
 
-def main() -> int:
-    """Print the table; return 2 if the backend cannot run."""
-    reason = CUDABackend().unavailable()
+def measure(device: GPU, samples: int, dim: int, dtype: torch.dtype, loss: Loss) -> records.Record:
+    """Return the times of one case in seconds."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(samples, dim, generator=generator).to(device.device, dtype).requires_grad_(k == 0) for k in range(2)
+    )
+
+    def step(value) -> Tensor:
+        return torch.autograd.grad(value(student, teacher), student)[0]
+
+    ours = partial(step, partial(icsd.similarity_distillation_loss, loss=loss, backend=device.backend))
+    composite = partial(step, CompositeLoss(partial(combination, loss=loss)))
+    matrix = torch.randn(samples, samples, generator=generator).to(device.device, dtype)
+
+    def products() -> None:
+        with torch.no_grad():
+            for x in (student, teacher):
+                torch.mm(x, x.mT)
+            torch.mm(matrix, student)
+
+    return {
+        "samples": samples,
+        "dim": dim,
+        "dtype": str(dtype).removeprefix("torch."),
+        "loss": loss.name,
+        "eager": device.seconds(ours),
+        "graph": device.seconds(device.captured(ours)),
+        "composite": device.seconds(device.captured(composite)),
+        "cublas": device.seconds(device.captured(products)),
+        "moved_bytes": 4 * student.nbytes,  # the student twice, the teacher and the gradient once
+        "kernels": device.kernels(ours),
+    }
+
+
+def main(path: str) -> int:
+    """Append the results; return 2 if there is no device, 1 if a case failed."""
+    device, file = open_device(), Path(path)
+    reason = device.unavailable()
     if reason is not None:
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    bandwidth = bytes_per_ms()
-    print(f"{torch.cuda.get_device_name()}: copies {bandwidth / 1e6:.0f} GB/s\n")
-    print("| N x D | dtype | loss | icsd ms | / floor | plain | compile |\n|---|---|---|---|---|---|---|")
-    for n, d in SHAPES:
-        for dtype in (torch.float32, torch.bfloat16):
-            student = torch.randn(n, d, device="cuda", dtype=dtype, requires_grad=True)
-            teacher = torch.randn(n, d, device="cuda", dtype=dtype)
-            floor = 4 * student.nbytes / bandwidth  # X twice, Y and dX once
-            for loss in (MSE(), KL()):
-                losses = {
-                    "icsd": lambda x, y, loss=loss: icsd.similarity_distillation_loss(x, y, loss),
-                    "plain": lambda x, y, loss=loss: plain_loss(x, y, loss),
-                }
-                losses["compile"] = torch.compile(losses["plain"])
-                times = {
-                    name: median_ms(lambda value=value, x=student, y=teacher: torch.autograd.grad(value(x, y), x))
-                    for name, value in losses.items()
-                }
-                ours, others = times["icsd"], [f"{times[name] / times['icsd']:.2f}x" for name in ("plain", "compile")]
-                cells = [f"{n} x {d:,}", str(dtype)[6:], loss.name, f"{ours:.3f}", f"{ours / floor:.2f}", *others]
-                print(f"| {' | '.join(cells)} |", flush=True)
-    return 0
+    records.append(file, "copy", bytes_per_second=copy_bandwidth(device))
+    failed = False
+    for case in device.choose(CASES, REHEARSED):
+        try:
+            records.append(file, "time", **measure(device, *case))
+        except RuntimeError as error:
+            failed = True
+            samples, dim, dtype, loss = case
+            name = f"benchmark {samples} x {dim} {dtype} {loss.name}"
+            records.append(file, "failure", name=name, detail=str(error).partition("\n")[0])
+    return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

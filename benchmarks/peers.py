@@ -36,15 +36,15 @@ def implementations(loss: Loss) -> dict[str, Implementation]:
     if loss.name in TORCHDISTILL:
         return {"icsd": ours, "torchdistill": torchdistill_loss(loss.name)}
     plain = partial(plain_loss, loss=loss)
-    combination = torch.compile(partial(_combination, loss=loss), dynamic=False)
+    compiled = torch.compile(partial(combination, loss=loss), dynamic=False)
     found: dict[str, Implementation] = {
         "icsd": ours,
         "plain": plain,
         "compile": torch.compile(plain, dynamic=False),
-        "composite": CompositeLoss(combination),
+        "composite": CompositeLoss(compiled),
     }
     if "composite-onednn" in IMPLEMENTATIONS:
-        found["composite-onednn"] = OneDNNCompositeLoss(combination)
+        found["composite-onednn"] = OneDNNCompositeLoss(compiled)
     if "metric-learning" in IMPLEMENTATIONS:
         from pytorch_metric_learning.distances import CosineSimilarity
 
@@ -106,7 +106,7 @@ class CompositeLoss:
     gradient is overwritten by the next backward pass.
 
     Args:
-        combination: `_combination` of `MSE()` or a `KL(...)` with its diagonal, compiled.
+        combination: `combination` of `MSE()` or a `KL(...)` with its diagonal, compiled.
     """
 
     def __init__(self, combination: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -163,7 +163,7 @@ class _Composite(torch.autograd.Function):
         return None, ctx.loss.gradient(combination * grad, student), None
 
 
-def _combination(gram: Tensor, teacher_gram: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+def combination(gram: Tensor, teacher_gram: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """Return the loss and the matrix M of the gradient M X."""
     s, inverse = _similarity_and_inverse_norms(gram)
     t, _ = _similarity_and_inverse_norms(teacher_gram)
