@@ -5,6 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 CUDA := .venv-cuda
+OLDEST := .venv-oldest
 
 BIN := $(VENV)/bin
 HEADERS = $$(echo $(CURDIR)/$(VENV)/headers/usr/include $(CURDIR)/$(VENV)/headers/usr/include/python3* | tr ' ' ':')
@@ -13,10 +14,12 @@ PYTEST := $(BIN)/pytest $(XDIST)
 # Compilation and peak memory do not depend on the instruction set.
 ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory and not reference"
 CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# All that depends on PyTorch: tensors, autograd, the compiler, transforms.
+TORCH_TESTS := $(addprefix tests/ops/test_,$(addsuffix .py,autograd environment family lazy_tensors native registry transforms)) tests/triton/test_tuning.py
 SENTENCE := a woman with dark skin, firefighter
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-isas test-cuda attack bench clean
+.PHONY: help demo test lint test-isas test-cuda test-oldest attack bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
@@ -43,6 +46,10 @@ test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of 
 	$(CUDA)/bin/icsd doctor
 	$(CUDA)/bin/pytest $(XDIST) tests/ops tests/models tests/cli -k "not sanitizers and not races"
 
+test-oldest: $(VENV)/installed  ## run the operator's tests of autograd and torch.compile with the oldest PyTorch that is supported
+	$(MAKE) $(OLDEST)/oldest VENV=$(OLDEST)
+	$(OLDEST)/bin/python -m pytest $(XDIST) $(TORCH_TESTS)
+
 attack: $(VENV)/installed  ## run the slow tests with hostile inputs, which `make test` leaves out
 	$(BIN)/pytest --numprocesses 0 -m attack --capture no tests
 
@@ -50,7 +57,7 @@ bench: $(VENV)/installed-bench  ## measure the operator against plain and compil
 	CPATH=$(HEADERS) $(BIN)/python -m benchmarks
 
 clean:  ## remove the environments and everything that was built; runs/ stays
-	rm -rf .venv $(CUDA) build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv $(CUDA) $(OLDEST) build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find icsd tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:
@@ -67,6 +74,11 @@ $(VENV)/headers: | $(VENV)/bin/pip
 $(VENV)/installed: pyproject.toml setup.py $(shell find csrc -type f) | $(VENV)/headers
 	$(BIN)/pip install $(TORCH)
 	CPATH=$(HEADERS) $(BIN)/pip install -e ".[emoji,test]"
+	touch $@
+
+# The native module is that of the checkout: it does not depend on PyTorch.
+$(VENV)/oldest: | $(VENV)/bin/pip
+	$(BIN)/pip install --no-compile torch==2.10.0 numpy pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed
