@@ -87,12 +87,14 @@ def cuda_architectures() -> list[str]:
 
 
 def generate_code(architectures: list[str]) -> list[str]:
-    """Return nvcc's flags: machine code for each, and PTX of sm_80, for devices in between, and of the newest."""
+    """Return nvcc's flags: machine code for each, PTX of the newest and, if there are several, of sm_80."""
     new = sorted((arch for arch in architectures if int(arch) >= 80), key=int)
     codes = [f"-gencode=arch=compute_75,code=sm_{arch}" for arch in architectures if arch not in new]
     if new:
         *others, newest = new
-        codes.append(f"-gencode=arch=compute_80,code=[{','.join(['compute_80', *(f'sm_{arch}' for arch in others)])}]")
+        if others:
+            machine_code = [f"sm_{arch}" for arch in others]
+            codes.append(f"-gencode=arch=compute_80,code=[{','.join(['compute_80', *machine_code])}]")
         codes.append(f"-gencode=arch=compute_{newest},code=[compute_{newest},sm_{newest}]")
     return codes
 
@@ -153,15 +155,16 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     flags += shlex.split(os.environ.get("CXXFLAGS", ""))
     compiler = quoted(COMPILER)
     rule(build, "compile", f"{compiler} -MMD -MF $out.d {quoted(flags)} $flags -c $in -o $out")
-    link_flags = ["-fopenmp", *shlex.split(os.environ.get("LDFLAGS", ""))]
+    link_flags = ["-fopenmp", "-Wl,-s", *shlex.split(os.environ.get("LDFLAGS", ""))]
     if nvcc is None:
-        build.rule("link", f"{compiler} -shared $in {quoted(link_flags)} -o $out")
+        link = f"{compiler} -shared $in {quoted(link_flags)} -o $out"
     else:
         nvcc_on_host = quoted([nvcc, "-ccbin", COMPILER[-1]])  # without a ccache before it
         cuda_flags = quoted([*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{sources}"])
         host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
         rule(build, "compile_cuda", f"{nvcc_on_host} -MMD -MF $out.d {cuda_flags} {host_flags} -c $in -o $out")
-        build.rule("link", f"{nvcc_on_host} -shared -cudart static $in {for_host(link_flags)} -o $out")
+        link = f"{nvcc_on_host} -shared -cudart static $in {for_host(link_flags)} -o $out"
+    build.rule("link", link, description="link $out")
     objects = []
 
     def compile_all(folder: str, suffix: str, flags: list[str], rule: str = "compile") -> None:
@@ -184,8 +187,8 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
 
 
 def rule(build: Writer, name: str, command: str) -> None:
-    """Write a rule whose compiler lists the headers that it reads."""
-    build.rule(name, command, depfile="$out.d", deps="gcc")
+    """Write a rule whose compiler lists the headers that it reads. ninja shows the file, and a command that failed."""
+    build.rule(name, command, description="compile $out", depfile="$out.d", deps="gcc")
 
 
 def binding_flags(nvcc: str | None) -> list[str]:

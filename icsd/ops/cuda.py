@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache, cached_property
 
@@ -69,10 +70,7 @@ class CUDABackend(FusedBackend):
         return None
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
-        reason = super().unsupported(tensors)
-        if reason is not None:
-            return reason
-        return self.device_unsupported(tensors[0].device)
+        return super().unsupported(tensors) or capture_unsupported() or self.device_unsupported(tensors[0].device)
 
     @cache  # noqa: B019 - there is one backend, and few devices
     def device_unsupported(self, device: torch.device) -> str | None:
@@ -83,6 +81,20 @@ class CUDABackend(FusedBackend):
         built = ", ".join(f"sm_{architecture}" for architecture in self.architectures)
         needed = f"{major}{minor}"
         return f"it is built for {built}, the device is sm_{needed}; rebuild with ICSD_CUDA_ARCHITECTURES={needed}"
+
+
+# PyTorch reads this variable once, too.
+_uncached = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
+
+
+def capture_unsupported() -> str | None:
+    """Return why results cannot be allocated now, if a CUDA graph is being captured that cannot hold allocations."""
+    if _uncached and torch.cuda.is_current_stream_capturing():
+        return (
+            "a CUDA graph is being captured, which cannot hold allocations of its own: unset "
+            "PYTORCH_NO_CUDA_MEMORY_CACHING, or allocate nothing while capturing"
+        )
+    return None
 
 
 def _same_dtype(inputs: Sequence[Tensor], spec: Spec) -> Sequence[Tensor]:
@@ -98,9 +110,11 @@ def _same_dtype(inputs: Sequence[Tensor], spec: Spec) -> Sequence[Tensor]:
 def runs_on(architectures: Sequence[int], major: int, minor: int) -> bool:
     """Tell whether a build for these architectures runs on a device.
 
-    It does with machine code for the device's generation, or with the PTX of sm_80, which every build from 80 on has.
+    It does with machine code for the device's generation, or with the PTX of an older one: a build for several from 80
+    on has that of sm_80, a build for one has its own.
     """
     capability = 10 * major + minor
     if capability >= 80:
-        return max(architectures) >= 80
+        new = [architecture for architecture in architectures if architecture >= 80]
+        return bool(new) and capability >= (80 if len(new) > 1 else new[0])
     return any(architecture // 10 == major and architecture <= capability for architecture in architectures)

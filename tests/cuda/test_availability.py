@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from icsd.ops import cpu, registry
+from icsd.ops import cpu, cuda, registry
 from icsd.ops.cuda import CUDABackend
 
 OLD = "the driver is made for CUDA 12.4, this build needs one for CUDA 13.0 or later"
@@ -41,3 +41,38 @@ def test_another_backend_runs_with_an_old_driver(old_driver):
         assert registry.select(None, [torch.ones(3, 2)]).name != "cuda"
         with pytest.raises(RuntimeError, match=r"this build needs one for CUDA 13\.0"):
             registry.select("cuda", [torch.ones(3, 2)])
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Return the backend of a machine with a GPU of sm_87, by a build for sm_90 alone, that takes meta tensors."""
+    functions = SimpleNamespace(devices=lambda: (1, ""))
+    native = SimpleNamespace(build={"cuda": "90"}, cuda=functions, Spec=cpu._native.Spec, LOSSES=cpu._native.LOSSES)
+    monkeypatch.setattr(cpu, "_native", native)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 7))
+    monkeypatch.setattr(CUDABackend, "device_type", "meta")
+    with registry.temporarily(CUDABackend()) as backend:
+        yield backend
+
+
+def chosen(name=None):
+    return registry.select(name, [torch.ones(3, 2, device="meta")]).name
+
+
+def test_another_backend_runs_where_the_architecture_was_not_built(device):
+    assert chosen() == "reference"
+    with pytest.raises(RuntimeError, match="sm_90, the device is sm_87; rebuild with ICSD_CUDA_ARCHITECTURES=87"):
+        chosen("cuda")
+
+
+def test_another_backend_runs_where_a_capture_would_allocate(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert chosen() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert chosen() == "cuda"
+    monkeypatch.setattr(cuda, "_uncached", True)
+    assert chosen() == "reference"
+    with pytest.raises(RuntimeError, match="a CUDA graph is being captured, which cannot hold allocations"):
+        chosen("cuda")

@@ -150,7 +150,11 @@ def test_modules():
         ([75, 80, 86, 89, 90, 100, 120], 110, True),  # by PTX of sm_80
         ([75, 80, 86, 89, 90, 100, 120], 130, True),
         ([75, 80, 86, 89, 90, 100, 120], 70, False),
-        ([90], 86, True),
+        ([86, 90], 80, True),  # by PTX of sm_80, too
+        ([90], 90, True),
+        ([90], 86, False),
+        ([90], 120, True),  # by PTX of sm_90
+        ([75, 90], 86, False),
         ([75], 80, False),
         ([75], 75, True),
         ([80], 75, False),
@@ -199,6 +203,9 @@ exec({lines!r}, module.__dict__)
 sys.modules["icsd._native"] = module
 import icsd
 print(next(status for status in icsd.backends() if status.name == "cpu").reason)
+import torch
+print(icsd.ops.registry.select(None, [torch.ones(2, 2)]).name)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "is not built from these sources" in run.stdout
+    assert run.stdout.endswith("\nreference\n")

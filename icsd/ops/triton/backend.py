@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from icsd.ops.backend import FusedBackend
+from icsd.ops.cuda import capture_unsupported
 
 _installed = importlib.util.find_spec("triton") is not None
 _interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -58,3 +61,6 @@ class TritonBackend(FusedBackend):
         if not _interpreted and not torch.cuda.is_available():
             return "no GPU with a driver is found; TRITON_INTERPRET=1 interprets the kernels on the CPU"
         return None
+
+    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
+        return super().unsupported(tensors) or (None if _interpreted else capture_unsupported())
