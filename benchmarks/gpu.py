@@ -24,7 +24,7 @@ SHAPES = [(16, 8192), (16, 65536), (64, 131072), (128, 65536), (256, 65536), (40
 CASES = [
     (*shape, dtype, loss) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16) for loss in (MSE(), KL())
 ]
-REHEARSED = [(4, 64, torch.float32, KL())]
+EMULATED_CASES = [(4, 64, torch.float32, KL())]
 
 
 def copy_bandwidth(device: GPU) -> float:
@@ -77,7 +77,7 @@ def main(path: str) -> int:
         return 2
     records.append(file, "copy", bytes_per_second=copy_bandwidth(device))
     failed = False
-    for case in device.choose(CASES, REHEARSED):
+    for case in device.choose(CASES, EMULATED_CASES):
         try:
             records.append(file, "time", **measure(device, *case))
         except RuntimeError as error:

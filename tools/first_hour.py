@@ -4,7 +4,7 @@ It builds for that GPU, checks every kernel, measures, and runs the tests of a G
 minutes; each step has its own time limit. It needs torch, numpy, pytest, pybind11, ninja and nvcc, but no network.
 Results are appended to a file of JSON lines, which `python -m benchmarks gpu FILE` shows as tables, failures first.
 
-With `ICSD_REHEARSAL=1` it does the same in the emulator of tests/cuda, with few cases.
+With `ICSD_EMULATED=1` it does the same in the emulator of tests/cuda, with few cases.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks import records
-from tools.gpu_device import REHEARSAL, ROOT
+from tools.gpu_device import EMULATED, ROOT
 
 SECONDS = 480  # of all steps
 GRACE = 10  # for a step that is told to stop
@@ -51,7 +51,7 @@ def phases(file: Path) -> list[list[Step]]:
     python, record = sys.executable, ["--record", str(file)]
     checks = [python, "-m", "tools.gpu_checks", str(file)]
     tests = [python, "-m", "pytest", "-p", "tools.pytest_records", "-p", "no:cacheprovider", *record]
-    if REHEARSAL:
+    if EMULATED:
         build = [python, "-c", "import sys; sys.path.insert(0, 'tests/cuda'); import harness; harness.build_native()"]
         some = ["tests/cuda/test_emulated_accuracy.py", "-k", "zero_rows and 16"]
         return [

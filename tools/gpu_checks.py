@@ -28,7 +28,7 @@ MANY = [1025, 2048, 2049, 3073, 4096, 5120, 5121, 5793]
 DIMS = [1, 8, 33, 260, 4099]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LOSSES = ["kl", "mse", "smooth_l1", "cc", "pkt"]
-# Of the norm of an error, relative to the norm of the value: some roundings of the dtype.
+# The bounds of the norms of errors, relative to the norms of the values: some roundings of the dtype.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 2**-7, torch.float16: 2**-9}
 
 

@@ -1,4 +1,4 @@
-"""The GPU that `tools.first_hour` tries out or, with `ICSD_REHEARSAL=1`, the emulator of tests/cuda in its place."""
+"""The GPU that `tools.first_hour` tries out or, with `ICSD_EMULATED=1`, the emulator of tests/cuda in its place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-REHEARSAL = os.environ.get("ICSD_REHEARSAL") == "1"
+EMULATED = os.environ.get("ICSD_EMULATED") == "1"
 ROOT = Path(__file__).parents[1]
 REPEATS = 20
 FLUSHED_BYTES = 512 << 20  # more than the L2 cache of any device
@@ -45,8 +45,8 @@ class GPU:
             "cuda": torch.version.cuda,
         }
 
-    def choose(self, full: T, rehearsed: T) -> T:
-        """Return what is measured or checked on a GPU, or what a rehearsal takes in its place."""
+    def choose(self, full: T, emulated: T) -> T:
+        """Return what is measured or checked on a GPU, or what the emulator takes in its place."""
         return full
 
     @cached_property
@@ -116,8 +116,8 @@ class Emulator(GPU):
     def describe(self) -> dict[str, object]:
         return {"device": "emulator", "capability": "8.0", "multiprocessors": 4, "cuda": None}
 
-    def choose(self, full: T, rehearsed: T) -> T:
-        return rehearsed
+    def choose(self, full: T, emulated: T) -> T:
+        return emulated
 
     def seconds(self, call: Call) -> float:
         start = time.perf_counter()
@@ -133,7 +133,7 @@ class Emulator(GPU):
 
 def open_device() -> GPU:
     """Return the device to be tried out."""
-    return Emulator() if REHEARSAL else GPU()
+    return Emulator() if EMULATED else GPU()
 
 
 def short_name(kernel: str) -> str:

@@ -1,4 +1,4 @@
-"""The first hour on a GPU, rehearsed in the emulator with the libraries of a bare machine."""
+"""The first hour on a GPU, as a dry run in the emulator with the libraries of a bare machine."""
 
 import os
 import platform
@@ -21,10 +21,10 @@ sys.modules.update(dict.fromkeys(["jsonargparse", "yaml", "PIL", "tqdm", "safete
 """
 
 
-def rehearse(folder, *arguments, module="tools.first_hour"):
+def dry_run(folder, *arguments, module="tools.first_hour"):
     (folder / "sitecustomize.py").write_text(BARE)
     variables = {
-        "ICSD_REHEARSAL": "1",
+        "ICSD_EMULATED": "1",
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
@@ -33,16 +33,16 @@ def rehearse(folder, *arguments, module="tools.first_hour"):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
-def test_a_rehearsal_leaves_a_record_of_every_step(tmp_path):
+def test_a_dry_run_leaves_a_record_of_every_step(tmp_path):
     file = tmp_path / "gpu.jsonl"
-    done = rehearse(tmp_path, "--results", str(file))
+    done = dry_run(tmp_path, "--results", str(file))
     found = records.read(file)
     assert done.returncode == 0, (done.stdout + done.stderr, gpu_report.failures(found))
     counts = Counter(record["kind"] for record in found)
     assert counts == {"start": 1, "step": 5, "machine": 1, "copy": 1, "time": 1, "tests": 1}
     (tests,) = (record for record in found if record["kind"] == "tests")
     assert tests["passed"] > 0
-    shown = rehearse(tmp_path, "gpu", str(file), module="benchmarks")
+    shown = dry_run(tmp_path, "gpu", str(file), module="benchmarks")
     assert "Nothing failed." in shown.stdout, shown.stderr
 
 
