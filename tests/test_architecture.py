@@ -68,3 +68,9 @@ def test_importing_the_operator_loads_no_library_for_training():
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in run.stdout.split()}
     assert not {"jsonargparse", "yaml", "PIL", "tqdm", "safetensors", "tensorboard", "triton"} & loaded
+
+
+def test_one_file_of_the_operator_uses_private_interfaces_of_torch():
+    files = sorted((ROOT / "icsd" / "ops").rglob("*.py"))
+    found = [path.name for path in files if re.search(r"\btorch\._(?!_)", path.read_text())]
+    assert found == ["library.py"]

@@ -104,18 +104,18 @@ class Distill(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         backend, spec, _ = ctx.call
         saved, *stages = ctx.saved_tensors
-        _, *wanted = ctx.needs_input_grad
+        wanted = [*ctx.needs_input_grad[1 : len(stages) + 1]]
         if is_batched(grad):  # many gradients at once, which are linear in `grad`
             ones = torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
             launcher = launcher_for(backend, saved, *stages)
-            units = launcher.distill_backward(ones, saved, stages, wanted[: len(stages)], spec)
+            units = launcher.distill_backward(ones, saved, stages, wanted, spec)
             grads = [None if unit is None else unit * grad[..., None, None] for unit in units]
         elif torch.is_grad_enabled():
-            grads = _differentiable_backward(ctx.call, grad, saved, stages, wanted[: len(stages)])
+            grads = _differentiable_backward(ctx.call, grad, saved, stages, wanted)
         else:
             launcher = launcher_for(backend, grad, saved, *stages)
-            grads = launcher.distill_backward(grad, saved, stages, wanted[: len(stages)], spec)
-        return None, *grads, *([None] * (len(wanted) - len(stages)))
+            grads = launcher.distill_backward(grad, saved, stages, wanted, spec)
+        return None, *grads, None  # for a teacher that was not saved; PyTorch drops one None too many
 
 
 class DistillOperator(Distill):

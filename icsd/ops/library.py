@@ -4,7 +4,7 @@ Eager calls on ordinary tensors go straight to a backend's launcher (`icsd.ops.a
 these operators: the fake ones of a compiler, subclasses, and those with a lazy negation, which the dispatcher resolves.
 A compiler sees one operator for each call or, where a backend lets it, the kernels inside.
 
-This is the one file that uses private API of PyTorch.
+This is the one file of the operator that uses private API of PyTorch.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ def is_transformed(tensors: Sequence[Tensor]) -> bool:
 def is_batched(tensor: Tensor) -> bool:
     """Return whether this is a tensor of `torch.func.vmap`, or of `torch.autograd.grad(is_grads_batched=True)`."""
     return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Return whether this is a tensor of a graph that `torch.compile` makes of the kernels themselves."""
+    return type(tensor) is FunctionalTensor
 
 
 class Dispatcher:
@@ -139,7 +144,7 @@ def _traced(launch: Callable) -> Callable:
         if (
             (regime if isinstance(regime, str) else "sample") in _backend(key).traced
             and not torch.compiler.is_exporting()
-            and all(type(tensor) is FunctionalTensor and _is_static(tensor) for tensor in tensors)
+            and all(is_traced(tensor) and _is_static(tensor) for tensor in tensors)
         ):
             with mode:
                 return launch(*arguments)

@@ -53,6 +53,8 @@ def choose_regime(offered: Collection[Regime], stages: Sequence[Tensor]) -> Regi
     ):
         return "feature"
     matrices = len(stages) * math.prod(groups) * samples * (samples + 1)
+    if 8 * matrices <= KEPT_BYTES:  # in any dtype
+        return "sample"
     if "streamed" in offered and matrices * compute_dtype(*stages).itemsize > KEPT_BYTES:
         return "streamed"
     return "sample"

@@ -9,14 +9,15 @@ import struct
 import torch
 import triton
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+
+from icsd.ops.library import is_traced
 
 
 def launch(kernel, out: Tensor, grid, *arguments, **constants) -> None:
     """Launch a kernel that writes to `out` on the device of `out`, or add the launch to the graph being traced."""
     if not out.numel():
         return
-    if isinstance(out, FunctionalTensor):
+    if is_traced(out):
         torch.library.wrap_triton(kernel)[grid](*arguments, **constants)
         return
     with torch.cuda.device_of(out):
