@@ -15,6 +15,8 @@ from torch import Tensor
 
 from icsd.errors import InputError
 
+ROW_BLOCK = 1024
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -73,14 +75,18 @@ def _subset(features: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 def _unbiased_discrepancy(x: Tensor, y: Tensor) -> Tensor:
     """Return the unbiased estimate of the squared discrepancy of two sets of at least two samples."""
-    dim = x.shape[1]
-    within_x, within_y, between = ((a @ b.T / dim + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    return _mean_off_diagonal(within_x) + _mean_off_diagonal(within_y) - 2 * between.mean()
+    within = [(_kernel_sum(each, each) - _kernel(each, each).sum()) / (len(each) * (len(each) - 1)) for each in (x, y)]
+    return sum(within) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
-def _mean_off_diagonal(kernel: Tensor) -> Tensor:
-    count = len(kernel)
-    return (kernel.sum() - kernel.diagonal().sum()) / (count * (count - 1))
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Return the kernel of each row of `x` with the same row of `y`."""
+    return ((x * y).sum(1) / x.shape[1] + 1) ** 3
+
+
+def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of the kernel over all pairs, by blocks of rows: 30,000 x 30,000 values need too much memory."""
+    return torch.stack([((rows @ y.T / x.shape[1] + 1) ** 3).sum() for rows in x.split(ROW_BLOCK)]).sum()
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> Estimate:

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from icsd.errors import InputError
-from icsd.evaluation.extractors import (
-    CLIP_MEAN,
-    CLIP_STD,
-    FEATURES,
-    first_line,
-    import_extra,
-    pretrained,
-    vision_extractor,
-)
+from icsd.evaluation.extractors import FEATURES, clip_images, first_line, import_extra, pretrained
 
 CLIP = "clip"
 
@@ -52,12 +43,8 @@ def clip_encoder(folder: Path, device: torch.device) -> Encoder:
         InputError: The folder holds no such model, or transformers cannot be imported.
     """
     network = pretrained("CLIPModel", folder, device)
-
-    def pooled(output: Any) -> Tensor:
-        return network.visual_projection(output.pooler_output)
-
     tokenizer = _pretrained_tokenizer(folder)
-    extractor = vision_extractor(CLIP, folder, network.vision_model, pooled, CLIP_MEAN, CLIP_STD)
+    extractor = clip_images(network, folder)
     length = network.config.text_config.max_position_embeddings
 
     def sentences(captions: list[str]) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,9 +133,16 @@ def clip(folder: Path, device: torch.device) -> Extractor:
     Raises:
         InputError: The folder holds no such model, or transformers cannot be imported.
     """
-    network = pretrained("CLIPVisionModelWithProjection", folder, device)
-    pooled = operator.attrgetter("image_embeds")
-    return vision_extractor("clip", folder, network, pooled, CLIP_MEAN, CLIP_STD)
+    return clip_images(pretrained("CLIPModel", folder, device), folder)
+
+
+def clip_images(network: nn.Module, folder: Path) -> Extractor:
+    """Return the image encoder of a CLIP model that was read from a folder."""
+
+    def projected(output: Any) -> Tensor:
+        return network.visual_projection(output.pooler_output)
+
+    return vision_extractor("clip", folder, network.vision_model, projected, CLIP_MEAN, CLIP_STD)
 
 
 def dinov2(folder: Path, device: torch.device) -> Extractor:
@@ -154,8 +161,7 @@ def vision_extractor(
     name: str, folder: Path, network: nn.Module, pooled: Callable, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Extractor:
     """Return a vision network of transformers as an extractor of what `pooled` takes from its output."""
-    config = getattr(network.config, "vision_config", network.config)
-    size = min(config.image_size, 224)  # DINOv2 was trained at 518 pixels and is used at 224
+    size = min(network.config.image_size, 224)  # DINOv2 was trained at 518 pixels and is used at 224
     device = next(network.parameters()).device
     center, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
 
@@ -176,7 +182,7 @@ def pretrained(kind: str, folder: Path, device: torch.device) -> nn.Module:
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} holds no model.safetensors: give the folder of a model downloaded from its hub")
     try:
-        network = getattr(transformers, kind).frompretrained(folder, local_files_only=True, use_safetensors=True)
+        network = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:
         raise InputError(f"{folder} holds no {kind} of transformers: {first_line(error)}") from error
     return network.to(device).eval().requires_grad_(False)
