@@ -73,7 +73,7 @@ class Sweep:
         count: Number of images to generate from each model.
         evaluate_every: Steps between two evaluations during training, or None.
         targets: Values of figures whose cost in steps and seconds is reported.
-        endpoints: Parts of the names of the figures in the table and the plot; all if empty.
+        endpoints: Parts of the names of the figures in the table and the plot, beside the cost; all if empty.
         evaluate: Further options of `icsd evaluate`.
     """
 
@@ -280,9 +280,8 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
 
 
 def _is_endpoint(sweep: Sweep, figure: str) -> bool:
-    if sweep.endpoints:
-        return any(endpoint in figure for endpoint in sweep.endpoints)
-    return not figure.endswith("_real")
+    named = not sweep.endpoints or any(part in figure for part in [*sweep.endpoints, " of training"])
+    return named and not figure.endswith("_real")
 
 
 def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:
