@@ -48,4 +48,5 @@ def _draw(axis: Axes, title: str, group: list[Difference]) -> None:
     axis.set_yticks(range(len(group)), [f"{each.arm} ({each.pairs})" for each in reversed(group)], fontsize=8)
     axis.set_ylim(-0.6, len(group) - 0.4)
     axis.tick_params(axis="x", labelsize=8)
+    axis.locator_params(axis="x", nbins=5)
     axis.set_title(f"{title} (reference {group[0].reference:.4g})", fontsize=8)

@@ -45,6 +45,9 @@ def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
     ("arguments", "message"),
     [
         (["--count", "1"], "--count is 1: give at least 2 images to evaluate"),
+        (["--stages", "[8,32]"], "--stages holds 32, which is no stage of this run: give some of 8, 16"),
+        (["--compare", "missing.json"], "missing.json cannot be read"),
+        (["--output", "missing/results.json"], "there is no folder missing"),
         (["--extractor", "inception"], "--extractor inception needs --weights"),
         (["--extractor", "dinov2", "--weights", "missing"], "missing holds no model.safetensors"),
         (["--encoder", RUN], "give a checkpoint or a run folder of `icsd pretrain`"),
@@ -58,6 +61,16 @@ def test_what_cannot_be_evaluated_is_one_line(icsd, quick, monkeypatch, argument
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_one_stage_can_be_measured_alone(icsd, quick):
+    code, _, err = icsd("evaluate", RUN, "--count", "10", "--device", "cpu", "--stages", "[8]", "--output", "8.json")
+    assert code == 0, err
+    (stage,) = json.loads((quick / "8.json").read_text())["stages"].values()
+    assert "inconsistency" not in stage["figures"]
+    assert stage["left_out"]["inconsistency"] == "the refined stage of 16 px is not among the stages"
+    assert "r_precision_training_encoder" in stage["figures"]
+    assert stage["measured_by"]["r_precision_training_encoder"].startswith("matching heads of the checkpoint ")
 
 
 def test_a_run_that_is_not_there_is_one_line(fails, workplace):

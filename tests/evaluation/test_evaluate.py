@@ -1,9 +1,11 @@
+import types
+
 import pytest
 import torch
 
 from icsd.data import CaptionedImages
 from icsd.errors import InputError
-from icsd.evaluation import report
+from icsd.evaluation import extractors, report
 from icsd.evaluation.attributes import AttributeClassifier
 from icsd.evaluation.encoders import Encoder
 from icsd.evaluation.evaluate import Classifier, Evaluation
@@ -167,6 +169,101 @@ def test_images_that_are_not_finite_are_refused(test_set, tmp_path):
 
     with pytest.raises(InputError, match="images that are not finite at 8 px: use an earlier checkpoint"):
         evaluate(broken, plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path)
+
+
+def test_stages_of_other_resolutions_are_refused(test_set, tmp_path):
+    generator = Generator(test_set)
+    with pytest.raises(InputError, match=r"images of shape \(3, 16, 16\) at the stage of 8 px"):
+        evaluate(lambda *given: generator(*given)[::-1], plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, None)
+
+
+def test_features_that_are_not_finite_are_refused(test_set):
+    broken = Extractor("broken", "b" * 64, "none", lambda images: {"features": torch.full((len(images), 2), torch.inf)})
+    with pytest.raises(InputError, match="the extractor broken gives features that are not finite"):
+        evaluate(Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, broken, None)
+
+
+def test_an_empty_and_a_tiny_real_set_are_refused(test_set):
+    with pytest.raises(InputError, match="the test split is empty"):
+        Plan([], 10, 0)
+    test_set.images, test_set.captions = test_set.images[:1], test_set.captions[:1]
+    with pytest.raises(InputError, match="needs two images of each set, got 1 and 5"):
+        evaluate(Generator(test_set), plan_of(test_set, 5), test_set, RESOLUTIONS, EXTRACTOR, None)
+
+
+def test_a_figure_that_cannot_be_measured_is_left_out_with_its_reason(test_set):
+    wide = Extractor("wide", "w" * 64, "none", lambda images: {"features": images.float().flatten(1)[:, :64] / 255})
+    results = evaluate(Generator(test_set), plan_of(test_set), test_set, [8, 16], wide, None)
+    reason = results[16].left_out["frechet_distance"]
+    assert "30 real images have a singular covariance of 64 features" in reason
+    assert "use the kernel distance" in reason
+    assert results[16].figures["kernel_distance"].value < 0.1
+    assert results[16].left_out["diversity_within_caption_real"] == "no two real images share a caption"
+    table = report.table(results)
+    assert table.count("left out: frechet_distance (8 px, 16 px): 30 real images") == 1
+
+
+def test_pixels_that_are_the_same_in_all_real_images_have_an_error(test_set):
+    test_set.images[:, :, :2, 4:8] = torch.tensor([255, 0, 102], dtype=torch.uint8).view(3, 1, 1)
+    clean, noisy = (
+        evaluate(Generator(test_set, noise), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, None)[16].figures
+        for noise in (0.0, 0.5)
+    )
+    assert clean["constant_pixel_error"].value == 0
+    # Values at the end of the range can only err to one side, those in between to both.
+    half = 0.5 * (2 / torch.pi) ** 0.5
+    assert noisy["constant_pixel_error"].value == pytest.approx(half * (0.5 + 0.5 + 1) / 3, rel=0.1)
+    test_set.images[0, :, 0, 4] = 7
+    test_set.images[0, :, :2, 4:8] += 1
+    results = evaluate(Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, None)
+    assert results[16].left_out["constant_pixel_error"] == "no pixel is the same in all real images"
+
+
+def test_the_diversity_of_real_images_of_one_caption_stands_beside_that_of_seeds(test_set):
+    test_set.images = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).mul(5).expand(30, 3, 16, 16).contiguous()
+    test_set.captions[4].append("a common caption")
+    test_set.captions[7].append("a common caption")
+    figures = evaluate(Generator(test_set), plan_of(test_set), test_set, [8, 16], EXTRACTOR, None)[16].figures
+    assert figures["diversity_within_caption_real"].value == pytest.approx(3 * 5 / 127.5, abs=1e-3)
+    assert figures["diversity_between_captions_real"].value == pytest.approx(5 / 127.5, abs=1e-3)
+
+
+def test_figures_of_different_networks_are_not_compared(test_set):
+    class Brightness(AttributeClassifier):
+        def read(self, images, batch_size=64):
+            return {"light": (images.mean((1, 2, 3)) > 0).long()}
+
+    one, other = (
+        evaluate(
+            Generator(test_set),
+            plan_of(test_set),
+            test_set,
+            RESOLUTIONS,
+            EXTRACTOR,
+            None,
+            classifiers={16: Classifier(Brightness({"light": 2}), recipe)},
+        )
+        for recipe in ("0123", "4567")
+    )
+    text = report.comparison(one, other)
+    assert "kernel_distance" in text
+    assert "left out: light_accuracy (16 px): measured by attribute classifier 0123 and by" in text
+    assert "light_accuracy " not in report.comparison(one, one).split("left out")[1:]
+    assert "light_accuracy " in report.comparison(one, one)
+
+
+def test_weights_of_another_layout_are_refused_in_one_line(tmp_path, monkeypatch):
+    def network(*given):
+        raise RuntimeError("Error(s) in loading state_dict:\n  size mismatch for fc.weight")
+
+    fidelity = types.SimpleNamespace(FeatureExtractorInceptionV3=network)
+    monkeypatch.setattr(extractors, "import_extra", lambda name: fidelity)
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.ones(2)}, path)
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", extractors.sha256_of(path)[:8])
+    with pytest.raises(InputError, match="does not hold the weights of FID's Inception-v3") as caught:
+        inception(path, torch.device("cpu"))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
