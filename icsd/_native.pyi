@@ -29,6 +29,7 @@ class Spec:
         eps: float,
         teacher_gradient: bool,
         regime: str,
+        center: bool = False,
     ) -> None: ...
 
 def cpu_isa() -> str: ...

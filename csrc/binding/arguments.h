@@ -169,14 +169,16 @@ inline Regime regime_of(const std::string& name) {
 }
 
 inline Spec spec_of(const std::string& loss, std::vector<double> parameters, std::vector<double> weights, double eps,
-                    bool teacher_gradient, const std::string& regime) {
+                    bool teacher_gradient, const std::string& regime, bool center) {
   const LossKind kind = loss_kind_of(loss);
   if (parameters.size() != static_cast<std::size_t>(parameters_of(kind))) {
     refuse(loss + " takes " + std::to_string(parameters_of(kind)) + " parameters, got " +
            std::to_string(parameters.size()));
   }
-  const Spec spec{kind, std::move(parameters), std::move(weights), eps, teacher_gradient, regime_of(regime)};
+  const Spec spec{kind, std::move(parameters), std::move(weights), eps, teacher_gradient, regime_of(regime), center};
   if (spec.regime == Regime::feature && kind != LossKind::mse) refuse("the regime feature is for mse, got " + loss);
+  if (spec.regime == Regime::feature && spec.parameters.back() == 0) refuse("the regime feature includes the diagonal");
+  if (center && spec.regime != Regime::sample) refuse("the regime sample can center, got " + regime);
   return spec;
 }
 

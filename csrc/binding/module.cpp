@@ -12,7 +12,7 @@ PYBIND11_MODULE(_native, m) {
   using namespace icsd;
   m.doc() = "The fused kernels, as functions of tensors. Use icsd.ops, which checks arguments and differentiates.";
   // It is raised, with the one of icsd/ops/cpu.py, when what a function takes or returns changes.
-  m.attr("INTERFACE") = 2;
+  m.attr("INTERFACE") = 3;
   m.attr("build") = py::dict(py::arg("compiler") = ICSD_COMPILER, py::arg("cpu") = ICSD_CPU_ISAS,
                              py::arg("cuda") = ICSD_CUDA_ARCHITECTURES);
   py::dict losses;
@@ -20,7 +20,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("LOSSES") = losses;
   py::class_<Spec>(m, "Spec", py::module_local())
       .def(py::init(&spec_of), py::arg("loss"), py::arg("parameters"), py::arg("weights"), py::arg("eps"),
-           py::arg("teacher_gradient"), py::arg("regime"));
+           py::arg("teacher_gradient"), py::arg("regime"), py::arg("center") = false);
   m.def("cpu_isa", [] { return cpu::kernels().isa; });
   m.def("empty_cache", &cpu::empty_cache);
   define_cpu(m.def_submodule("cpu"));

@@ -1,7 +1,7 @@
 // The row-wise losses of two matrices: one definition for scalars and vectors of the CPU and for CUDA devices.
 //
 // A loss of scalar type T is a struct, made of LossArguments<T>, with
-//   kParameters               the number of its parameters
+//   kParameters               the number of its parameters; the last one is whether the diagonal takes part
 //   kStatistics               the number of values of a row that its gradients need
 //   similarities              whether s and t are cosine similarities S and T, or the products K of the samples
 //   diagonal                  whether the diagonal takes part
@@ -52,13 +52,22 @@ struct LossArguments {
   T eps;  // least norm of a sample
 };
 
+// Returns 1 / (the number of elements of the matrices), with or without their diagonals. A single sample has none.
+template <class T>
+ICSD_HD T per_element(T samples, bool diagonal) {
+  const T columns = diagonal ? samples : samples - 1;
+  return columns > 0 ? 1 / (samples * columns) : T(0);
+}
+
 template <class T>
 struct Mse {
-  static constexpr int kParameters = 0, kStatistics = 0;
-  static constexpr bool similarities = true, diagonal = true;
-  T scale;  // 1 / N²
+  static constexpr int kParameters = 1, kStatistics = 0;
+  static constexpr bool similarities = true;
+  bool diagonal;
+  T scale;
 
-  ICSD_HD explicit Mse(const LossArguments<T>& of) : scale(1 / (of.samples * of.samples)) {}
+  ICSD_HD explicit Mse(const LossArguments<T>& of)
+      : diagonal(of.parameters[0] != 0), scale(per_element(of.samples, diagonal)) {}
 
   template <class V>
   struct Row {
@@ -83,12 +92,15 @@ struct Mse {
 
 template <class T>
 struct SmoothL1 {
-  static constexpr int kParameters = 1, kStatistics = 0;
-  static constexpr bool similarities = true, diagonal = true;
+  static constexpr int kParameters = 2, kStatistics = 0;
+  static constexpr bool similarities = true;
+  bool diagonal;
   T scale, beta;
 
   ICSD_HD explicit SmoothL1(const LossArguments<T>& of)
-      : scale(1 / (of.samples * of.samples)), beta(static_cast<T>(of.parameters[0])) {}
+      : diagonal(of.parameters[1] != 0),
+        scale(per_element(of.samples, diagonal)),
+        beta(static_cast<T>(of.parameters[0])) {}
 
   template <class V>
   struct Row {
@@ -204,12 +216,15 @@ struct Kl {
 // vanishes has no direction and passes no gradient.
 template <class T>
 struct Sp {
-  static constexpr int kParameters = 0, kStatistics = 3;
-  static constexpr bool similarities = false, diagonal = true;
+  static constexpr int kParameters = 1, kStatistics = 3;
+  static constexpr bool similarities = false;
+  bool diagonal;
   T scale, least_square;
 
   ICSD_HD explicit Sp(const LossArguments<T>& of)
-      : scale(1 / (of.samples * of.samples)), least_square(of.eps * of.eps * (of.eps * of.eps)) {}
+      : diagonal(of.parameters[0] != 0),
+        scale(per_element(of.samples, diagonal)),
+        least_square(of.eps * of.eps * (of.eps * of.eps)) {}
 
   template <class V>
   struct Row {
@@ -265,15 +280,15 @@ struct Sp {
 // term would cancel.
 template <class T>
 struct Cc {
-  static constexpr int kParameters = 3, kStatistics = 0;
-  static constexpr bool diagonal = true;
-  bool similarities;
+  static constexpr int kParameters = 4, kStatistics = 0;
+  bool similarities, diagonal;
   T scale, twice_gamma, factor;
   int order;
 
   ICSD_HD explicit Cc(const LossArguments<T>& of)
       : similarities(of.parameters[0] != 0),
-        scale(1 / (of.samples * of.samples)),
+        diagonal(of.parameters[3] != 0),
+        scale(per_element(of.samples, diagonal)),
         twice_gamma(static_cast<T>(2 * of.parameters[1])),
         factor(static_cast<T>(std::exp(-2 * of.parameters[1]))),
         order(static_cast<int>(of.parameters[2])) {}
@@ -319,12 +334,13 @@ struct Cc {
 // KL(q || p) with p = a/Σa, a = (S + 1)/2, and q = b/Σb of the teacher: Σ b ln(b/a) / Σb + ln(Σa/Σb).
 template <class T>
 struct Pkt {
-  static constexpr int kParameters = 0, kStatistics = 3;
-  static constexpr bool similarities = true, diagonal = false;
+  static constexpr int kParameters = 1, kStatistics = 3;
+  static constexpr bool similarities = true;
   static constexpr T kLeast = T(0.5e-7);  // replaces the affinity 0 of opposite samples, which has no logarithm
+  bool diagonal;
   T scale;
 
-  ICSD_HD explicit Pkt(const LossArguments<T>& of) : scale(1 / of.samples) {}
+  ICSD_HD explicit Pkt(const LossArguments<T>& of) : diagonal(of.parameters[0] != 0), scale(1 / of.samples) {}
 
   template <class V>
   static ICSD_HD V affinity(V s) {
@@ -380,11 +396,12 @@ struct Pkt {
 // within the noise of rounding counts as none: such a row has no direction and passes no gradient.
 template <class T>
 struct Dist {
-  static constexpr int kParameters = 0, kStatistics = 5;
-  static constexpr bool similarities = true, diagonal = true;
+  static constexpr int kParameters = 1, kStatistics = 5;
+  static constexpr bool similarities = true;
+  bool diagonal;
   T scale;
 
-  ICSD_HD explicit Dist(const LossArguments<T>& of) : scale(1 / of.samples) {}
+  ICSD_HD explicit Dist(const LossArguments<T>& of) : diagonal(of.parameters[0] != 0), scale(1 / of.samples) {}
 
   template <class V>
   struct Row {

@@ -16,6 +16,7 @@ struct Spec {
   double eps;                      // least norm of a sample
   bool teacher_gradient;           // the backward pass may ask for it
   Regime regime;
+  bool center;  // the mean sample of each group is subtracted before samples are compared; in the regime sample
 };
 
 }  // namespace icsd

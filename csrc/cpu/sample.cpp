@@ -25,7 +25,7 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& 
     matrices.push_back({(saved ? saved : workspace.data()) + stage * shape.groups * matrix_size, n + 1, matrix_size});
   }
   const int threads = threads_for(work_of(stages, shape));
-  Grams<C> grams(stages, matrices, shape, threads);
+  Grams<C> grams(stages, matrices, shape, threads, spec.center);
   LossRows<C, D> loss_rows(stages, matrices, shape, spec);
   in_parallel(threads, [&](Member member) {
     grams.accumulate(member);
@@ -37,7 +37,11 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& 
     member.barrier();
     const Range groups = split_of(shape.groups, member.thread, member.threads);
     for (int64_t group = groups.begin; group < groups.end; ++group) loss[group] = loss_rows.loss(group);
-    if (saved) loss_rows.backward(member);
+    if (!saved) return;
+    loss_rows.backward(member);
+    if (!spec.center) return;
+    member.barrier();
+    loss_rows.center(member);
   });
 }
 

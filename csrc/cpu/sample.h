@@ -13,7 +13,8 @@ namespace icsd::cpu {
 //
 // The forward pass saves, for each stage and group, the samples x (samples + 1) matrix [A | r]. r_i is the inverse of
 // the norm n_i, 0 for a zero row, or 1 for a loss of products. The gradient of a stage is dL/dX = diag(r) A X. For a
-// teacher without a gradient, A is its Gram matrix.
+// teacher without a gradient, A is its Gram matrix. If the samples are centered, r is 1 and A is H M H, with H = I -
+// 1/N and dL/d(X - mean) = M (X - mean).
 
 // Computes K = X Xᵀ, (groups, samples, samples).
 template <class C>

@@ -6,20 +6,38 @@
 namespace icsd::cuda {
 namespace {
 
+// The features that are compared: those of the stages, or centered ones in compute type, without memory yet.
+std::vector<Features> compared_features(std::vector<Features> stages, Shape shape, bool center) {
+  if (!center) return stages;
+  for (Features& x : stages) {
+    const DType dtype = x.dtype == DType::float64 ? DType::float64 : DType::float32;
+    x = {nullptr, dtype, x.dim, shape.samples * x.dim, x.dim};
+  }
+  return stages;
+}
+
 // The workspace of the forward pass. The matrices are part of it if nothing is saved for the backward pass.
 template <class C>
 struct SampleArrays {
   WorkspaceLayout layout;
+  std::vector<Array<char>> centered;  // of each stage; none if nothing is centered
   Array<char> partials;
-  Array<C> inverse_norms, values, statistics, saved;
+  Array<C> inverse_norms, values, statistics, saved, means;
 
-  SampleArrays(const GramPlans& plans, Shape shape, LossKind loss, bool save) {
+  SampleArrays(const std::vector<Features>& compared, const GramPlans& plans, Shape shape, const Spec& spec,
+               bool save) {
+    for (const Features& x : compared) {
+      if (!spec.center) break;
+      const auto size = static_cast<std::int64_t>(size_of(x.dtype));
+      centered.push_back(layout.add<char>(shape.groups * shape.samples * x.dim * size));
+    }
     const auto stages = static_cast<std::int64_t>(plans.stages.size()), rows = shape.groups * shape.samples;
     partials = layout.add<char>(plans.bytes);
     inverse_norms = layout.add<C>(stages * rows);
     values = layout.add<C>((stages - 1) * rows);
-    statistics = layout.add<C>((stages - 1) * rows * statistics_of(loss));
+    statistics = layout.add<C>((stages - 1) * rows * statistics_of(spec.loss));
     saved = layout.add<C>(save ? 0 : stages * rows * (shape.samples + 1));
+    means = layout.add<C>(save && spec.center ? stages * rows : 0);
   }
 };
 
@@ -61,12 +79,15 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
                     const Context& context) {
   if (shape.groups == 0) return;
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  const GramPlans plans = plan_grams(stages, shape);
-  const SampleArrays<C> arrays(plans, shape, spec.loss, saved);
+  std::vector<Features> compared = compared_features(stages, shape, spec.center);
+  const GramPlans plans = plan_grams(compared, shape);
+  const SampleArrays<C> arrays(compared, plans, shape, spec, saved);
   void* const workspace = context.allocate(arrays.layout.bytes());
   void* const partials = arrays.partials.in(workspace);
-  if (shape.samples) launch_grams(stages, shape, plans, partials, stream);
-  RowsArguments<C> arguments = rows_arguments<C>(partials_of(stages, plans, partials), shape, spec);
+  for (std::size_t k = 0; k < arrays.centered.size(); ++k) compared[k].data = arrays.centered[k].in(workspace);
+  if (shape.samples && spec.center) launch_center(stages, compared, shape, stream);
+  if (shape.samples) launch_grams(compared, shape, plans, partials, stream);
+  RowsArguments<C> arguments = rows_arguments<C>(partials_of(compared, plans, partials), shape, spec);
   arguments.saved = saved ? saved : arrays.saved.in(workspace);
   arguments.inverse_norms = arrays.inverse_norms.in(workspace);
   arguments.values = arrays.values.in(workspace);
@@ -74,6 +95,9 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
   arguments.loss = loss;
   const LossArguments<C> loss_arguments{spec.parameters.data(), static_cast<C>(shape.samples), arguments.eps};
   launch_rows<C>(arguments, spec.loss, loss_arguments, saved, stream);
+  if (saved && spec.center) {
+    launch_center_rows(arguments, arguments.students + spec.teacher_gradient, arrays.means.in(workspace), stream);
+  }
 }
 
 template <class C>

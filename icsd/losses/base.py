@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from icsd.losses.gram import similarity_from_gram
@@ -24,6 +25,9 @@ class Loss(ABC):
     """
 
     name: ClassVar[str]
+    # Each sample is compared with itself, too. A loss that can leave that out has a field of this name. (With an
+    # annotation here, that field would come first.)
+    include_diagonal = True
 
     def kernel_parameters(self) -> tuple[float, ...] | None:
         """Return the parameters of the kernels of `csrc/core/losses.h`, or None if there are none for this loss."""
@@ -32,11 +36,15 @@ class Loss(ABC):
     @classmethod
     def from_kernel_parameters(cls, parameters: Sequence[float]) -> Loss:
         """Return the loss with these `kernel_parameters`."""
-        return cls(*parameters)
+        *others, include_diagonal = parameters
+        return cls(*others, include_diagonal=bool(include_diagonal))
 
     @abstractmethod
     def terms(self, rows: int, columns: int) -> int:
-        """Return the number of terms that the mean over a `(rows, columns)` matrix averages."""
+        """Return the number of terms that the mean over a `(rows, columns)` matrix averages.
+
+        A matrix without its diagonal has a column less.
+        """
 
     @abstractmethod
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
@@ -51,6 +59,10 @@ class Loss(ABC):
             `(*B)` in the dtype of the matrices.
         """
 
+    def compared(self, *matrices: Tensor) -> tuple[Tensor, ...]:
+        """Return the matrices `(*B, N, N)`, or `(*B, N, N - 1)` without the diagonal if the loss leaves it out."""
+        return matrices if self.include_diagonal else tuple(map(_off_diagonal, matrices))
+
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityLoss(Loss):
@@ -58,17 +70,25 @@ class SimilarityLoss(Loss):
 
     @abstractmethod
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        """Return the mean of d(S, T) over each group, `(*B)`, of S and T, `(*B, N, N)` each; 0 for an empty group."""
+        """Return the mean of d(S, T) over each group, `(*B)`, of S and T, `(*B, N, M)` each; 0 for an empty group."""
 
     def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
         """Return the same from similarities to the M samples of banks, `(*B, N, M)` each.
 
         No sample is compared with itself there.
+
+        Raises:
+            ValueError: The loss leaves out the diagonal.
         """
+        if not self.include_diagonal:
+            raise ValueError(
+                f"{self.name}: include_diagonal must be True with banks, got False: no sample meets itself there"
+            )
         return self.forward(similarity, target)
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
-        return self.forward(similarity_from_gram(student, eps), similarity_from_gram(teacher, eps))
+        similarities = similarity_from_gram(student, eps), similarity_from_gram(teacher, eps)
+        return self.forward(*self.compared(*similarities))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +114,17 @@ class CustomLoss(SimilarityLoss):
                 f"value for each group; it returned {tuple(loss.shape)}"
             )
         return loss
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """Return `(*B, N, N)` without its diagonal: `(*B, N, max(N - 1, 0))`."""
+    n = matrix.shape[-1]
+    if n == 0:
+        return matrix
+    rows = torch.arange(n, device=matrix.device).unsqueeze(1)
+    columns = torch.arange(n - 1, device=matrix.device).unsqueeze(0)
+    columns = (columns + (columns >= rows)).expand(*matrix.shape[:-2], n, n - 1)
+    return matrix.gather(-1, columns)
 
 
 def require_positive(owner: str, **values: float) -> None:

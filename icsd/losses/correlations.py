@@ -16,19 +16,24 @@ class SP(Loss):
     """Similarity-preserving distillation: 1/N² Σ_i |k_i/|k_i| - l_i/|l_i||², with the rows k_i of K and l_i of L.
 
     The loss of Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. Rows of zero samples are zero.
+
+    Attributes:
+        include_diagonal: Whether the rows have the products of each sample with itself. Without them the mean is over
+            N(N - 1) elements.
     """
 
     name: ClassVar[str] = "sp"
+    include_diagonal: bool = True
 
     def kernel_parameters(self) -> tuple[float, ...]:
-        return ()
+        return (float(self.include_diagonal),)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         # The least norm of a row of products is the square of a sample's.
-        student, teacher = (_unit(gram, (-1,), eps**4)[0] for gram in (student, teacher))
+        student, teacher = (_unit(gram, (-1,), eps**4)[0] for gram in self.compared(student, teacher))
         return (student - teacher).square().sum((-2, -1)) / max(1, self.terms(*student.shape[-2:]))
 
 
@@ -39,12 +44,16 @@ class DIST(SimilarityLoss):
     The loss of Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. Its inter-class term
     correlates rows and its intra-class term columns; similarities are symmetric, so both are this loss. ρ is 1 for two
     constant rows and 0 for a constant row and another one.
+
+    Attributes:
+        include_diagonal: Whether the rows have the similarity of each sample to itself.
     """
 
     name: ClassVar[str] = "dist"
+    include_diagonal: bool = True
 
     def kernel_parameters(self) -> tuple[float, ...]:
-        return ()
+        return (float(self.include_diagonal),)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows

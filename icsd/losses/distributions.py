@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,19 +41,9 @@ class KL(SimilarityLoss):
         return rows
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        rows = self.terms(*similarity.shape[-2:])
-        if not self.include_diagonal:
-            similarity, target = _off_diagonal(similarity), _off_diagonal(target)
         log_p = F.log_softmax(similarity / self.student_temperature, dim=-1)
         log_q = F.log_softmax(target / self.teacher_temperature, dim=-1)
-        return (log_q.exp() * (log_q - log_p)).sum((-2, -1)) / max(1, rows)
-
-    def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
-        if not self.include_diagonal:
-            raise ValueError(
-                f"{self.name}: include_diagonal must be True with banks, got False: no sample meets itself there"
-            )
-        return self.forward(similarity, target)
+        return (log_q.exp() * (log_q - log_p)).sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,31 +54,28 @@ class PKT(SimilarityLoss):
     Knowledge Transfer", ECCV 2018.
 
     Attributes:
-        mode: `"paper"` leaves each sample out of its own distribution. `"code"`, the authors' code, keeps it, adds 1e-7
-            to the probabilities in the logarithm and averages over N² terms instead of N rows.
+        mode: `"paper"`, or `"code"`, the authors' code, which adds 1e-7 to the probabilities in the logarithm and
+            averages over N² terms instead of N rows.
+        include_diagonal: Whether the distribution of each sample includes the sample itself. By default, that is so in
+            the code and not in the paper. It makes no difference with banks.
     """
 
     name: ClassVar[str] = "pkt"
     mode: Literal["paper", "code"] = "paper"
+    include_diagonal: bool | None = None
 
     def __post_init__(self) -> None:
         require_choice(self.name, ("paper", "code"), mode=self.mode)
+        if self.include_diagonal is None:
+            object.__setattr__(self, "include_diagonal", self.mode == "code")
 
     def kernel_parameters(self) -> tuple[float, ...] | None:
-        return () if self.mode == "paper" else None
+        return (float(self.include_diagonal),) if self.mode == "paper" else None
 
     def terms(self, rows: int, columns: int) -> int:
         return rows if self.mode == "paper" else rows * columns
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        if self.mode == "paper":
-            return self._kl(_off_diagonal(similarity), _off_diagonal(target))
-        return self._kl(similarity, target)
-
-    def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
-        return self._kl(similarity, target)
-
-    def _kl(self, similarity: Tensor, target: Tensor) -> Tensor:
         if self.mode == "paper":
             # Opposite samples have k = 0, which has no logarithm.
             p, q = (_normalize((k + 1).clamp(min=1e-7)) for k in (similarity, target))
@@ -99,17 +85,9 @@ class PKT(SimilarityLoss):
             ratio = (q + 1e-7).log() - (p + 1e-7).log()
         return (q * ratio).sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
+    def to_banks(self, similarity: Tensor, target: Tensor) -> Tensor:
+        return self.forward(similarity, target)
+
 
 def _normalize(rows: Tensor) -> Tensor:
     return rows / rows.sum(-1, keepdim=True)
-
-
-def _off_diagonal(matrix: Tensor) -> Tensor:
-    """Return `(*B, N, N)` without its diagonal: `(*B, N, max(N - 1, 0))`."""
-    n = matrix.shape[-1]
-    if n == 0:
-        return matrix
-    rows = torch.arange(n, device=matrix.device).unsqueeze(1)
-    columns = torch.arange(n - 1, device=matrix.device).unsqueeze(0)
-    columns = (columns + (columns >= rows)).expand(*matrix.shape[:-2], n, n - 1)
-    return matrix.gather(-1, columns)

@@ -20,12 +20,16 @@ class MSE(SimilarityLoss):
 
     The loss of Mao et al., "Learning efficient text-to-image synthesis via interstage cross-sample similarity
     distillation", Sci China Inf Sci 64:120102, 2021.
+
+    Attributes:
+        include_diagonal: Whether the similarity of each sample to itself takes part.
     """
 
     name: ClassVar[str] = "mse"
+    include_diagonal: bool = True
 
     def kernel_parameters(self) -> tuple[float, ...]:
-        return ()
+        return (float(self.include_diagonal),)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
@@ -40,16 +44,18 @@ class SmoothL1(SimilarityLoss):
 
     Attributes:
         beta: The width β of the quadratic part.
+        include_diagonal: Whether the similarity of each sample to itself takes part.
     """
 
     name: ClassVar[str] = "smooth_l1"
     beta: float = 1.0
+    include_diagonal: bool = True
 
     def __post_init__(self) -> None:
         require_positive(self.name, beta=self.beta)
 
     def kernel_parameters(self) -> tuple[float, ...]:
-        return (float(self.beta),)
+        return float(self.beta), float(self.include_diagonal)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
@@ -72,6 +78,7 @@ class CC(Loss):
         order: The order P of the expansion.
         mode: `"paper"` normalizes the samples for `"rbf"`. `"code"`, torchdistill's code, expands raw products, and
             takes the norm |κ_s - κ_t| instead of its square.
+        include_diagonal: Whether κ(x_i, x_i) takes part.
     """
 
     name: ClassVar[str] = "cc"
@@ -79,6 +86,7 @@ class CC(Loss):
     gamma: float = 0.4
     order: int = 2
     mode: Literal["paper", "code"] = "paper"
+    include_diagonal: bool = True
 
     def __post_init__(self) -> None:
         require_choice(self.name, ("rbf", "bilinear"), kernel=self.kernel)
@@ -90,18 +98,19 @@ class CC(Loss):
     def kernel_parameters(self) -> tuple[float, ...] | None:
         if self.mode == "code":
             return None
-        return float(self.kernel == "rbf"), float(self.gamma), float(self.order)
+        return float(self.kernel == "rbf"), float(self.gamma), float(self.order), float(self.include_diagonal)
 
     @classmethod
     def from_kernel_parameters(cls, parameters: Sequence[float]) -> CC:
-        rbf, gamma, order = parameters
-        return cls("rbf" if rbf else "bilinear", gamma, order)
+        rbf, gamma, order, include_diagonal = parameters
+        return cls("rbf" if rbf else "bilinear", gamma, order, include_diagonal=bool(include_diagonal))
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
-        loss = (self._kernel(student, eps) - self._kernel(teacher, eps)).square().sum((-2, -1))
+        student, teacher = self.compared(self._kernel(student, eps), self._kernel(teacher, eps))
+        loss = (student - teacher).square().sum((-2, -1))
         if self.mode == "code":
             zero = loss == 0
             loss = loss.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)

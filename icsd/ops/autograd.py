@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from icsd.losses import LOSSES, Loss, distill_grams
-from icsd.losses.gram import compute_dtype, gram, no_autocast
+from icsd.losses.gram import centered, compute_dtype, gram, no_autocast
 from icsd.ops.contract import Spec
 from icsd.ops.library import Dispatcher, is_batched, is_transformed, launcher_for, register_autograd, spec_of
 from icsd.ops.regimes import feature_space_mse
@@ -144,7 +144,7 @@ def _differentiable_backward(
     if spec.regime == "feature":
         value = feature_space_mse(stages[:-1], stages[-1], spec.weights, spec.eps)
     else:
-        grams = [Gram.apply(backend, stage) for stage in stages]
+        grams = [Gram.apply(backend, centered(stage) if spec.center else stage) for stage in stages]
         if not spec.reads_teacher:
             grams.append(saved[-1, ..., :-1])
         value = distill_grams(grams, spec.weights, loss, spec.eps)

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from icsd.losses import Loss, distill_grams
+from icsd.losses import MSE, Loss, distill_grams
 from icsd.losses.gram import centered
 from icsd.ops import registry
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec
 from icsd.ops.library import is_ordinary, is_transformed
-from icsd.ops.regimes import Regime, choose_regime
+from icsd.ops.regimes import Regime, choose_regime, without_diagonal
 
 
 class FusedBackend(registry.Backend):
@@ -23,12 +23,14 @@ class FusedBackend(registry.Backend):
         launcher: The kernels.
         regimes: The regimes of each loss that there is a kernel for, by name. `"sample"` is always among them.
         device_type: The type of the device of its tensors.
+        centers: Whether the launcher centers samples, in the regime `"sample"`.
         traced: The regimes whose launches `torch.compile` can trace, because they consist of operations it knows.
     """
 
     launcher: Launcher
     regimes: Mapping[str, Collection[Regime]]
     device_type: str
+    centers: bool = False
     traced: Collection[Regime] = ()
 
     @property
@@ -52,15 +54,19 @@ class FusedBackend(registry.Backend):
     def distill(
         self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
     ) -> Tensor:
-        if center:
-            stages = [centered(stage) for stage in stages]
         parameters = loss.kernel_parameters()
-        if parameters is None or loss.name not in self.regimes or is_transformed(stages):
+        in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
+        regime = "sample" if in_plain_pytorch else choose_regime(self.regimes[loss.name], stages)
+        if center and (in_plain_pytorch or regime != "sample" or not self.centers):
+            stages, center = [centered(stage) for stage in stages], False
+        if in_plain_pytorch:
             return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)
-        regime = choose_regime(self.regimes[loss.name], stages)
+        if regime == "feature" and not loss.include_diagonal:
+            with_diagonal = self.distill(stages, weights, MSE(), eps)
+            return without_diagonal(with_diagonal, stages, weights, eps)
         save = torch.is_grad_enabled() and True in [stage.requires_grad for stage in stages]
         teacher_gradient = save and stages[-1].requires_grad
-        spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime)
+        spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime, center)
         if not is_ordinary(*stages):
             return torch.ops.icsd.distill(stages, save, *spec, self.key)[0]
         if not save:

@@ -24,6 +24,8 @@ class Spec(NamedTuple):
         eps: The least norm of a sample.
         teacher_gradient: Whether the backward pass may ask for the gradient of the teacher.
         regime: The way to compute the loss.
+        center: Whether the mean sample of each group is subtracted before samples are compared. Only the regime
+            `"sample"` can do that; for the others the features are centered before.
     """
 
     loss: str
@@ -32,6 +34,7 @@ class Spec(NamedTuple):
     eps: float
     teacher_gradient: bool
     regime: Regime
+    center: bool = False
 
     @property
     def reads_teacher(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor  # before the native module, so that both share torch's
 from icsd.ops.backend import FusedBackend
 from icsd.ops.contract import Spec, sample_dense
 
-INTERFACE = 2  # of csrc/binding/module.cpp
+INTERFACE = 3  # of csrc/binding/module.cpp
 
 try:
     from icsd import _native
@@ -59,6 +59,7 @@ class CPUBackend(FusedBackend):
     name = "cpu"
     description = "fused C++ kernels"
     device_type = "cpu"
+    centers = True
 
     def __init__(self) -> None:
         self.regimes = native_regimes()

@@ -35,6 +35,7 @@ class CUDABackend(FusedBackend):
     name = "cuda"
     description = "fused CUDA kernels"
     device_type = "cuda"
+    centers = True
 
     def __init__(self) -> None:
         self.regimes = native_regimes()

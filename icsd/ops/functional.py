@@ -184,7 +184,7 @@ def _distill(
         tensors[-1] = tensors[-1].detach()
     value = registry.select(backend, tensors).distill(tensors, weights, loss, eps, center)
     n = tensors[-1].shape[-2]
-    return _reduce(value, loss, (n, n), reduction)
+    return _reduce(value, loss, (n, n if loss.include_diagonal else n - 1), reduction)
 
 
 def _distill_to_banks(

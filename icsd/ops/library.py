@@ -92,7 +92,7 @@ def launcher_for(backend, *tensors: Tensor) -> Launcher:
     return backend.launcher if is_ordinary(*tensors) else Dispatcher(backend.key)
 
 
-_SPEC = "str loss, float[] parameters, float[] weights, float eps, bool teacher_gradient, str regime"
+_SPEC = "str loss, float[] parameters, float[] weights, float eps, bool teacher_gradient, str regime, bool center"
 _library = torch.library.Library("icsd", "DEF")
 _library.define("gram(Tensor x, str backend) -> Tensor")
 _library.define("combine(Tensor matrix, Tensor x, str backend) -> Tensor")
@@ -139,10 +139,11 @@ def _traced(launch: Callable) -> Callable:
     """
 
     def trace(mode, operator, types, arguments, _):
-        *_, regime, key = arguments
+        *others, key = arguments
+        regime = others[-2] if launch in (_distill, _distill_backward) else "sample"
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         if (
-            (regime if isinstance(regime, str) else "sample") in _backend(key).traced
+            regime in _backend(key).traced
             and not torch.compiler.is_exporting()
             and all(is_traced(tensor) and _is_static(tensor) for tensor in tensors)
         ):

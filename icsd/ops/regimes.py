@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast
@@ -91,6 +92,22 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
         squares = [(a.mT @ b).square().sum((-2, -1)) for a, b in ((x, x), (x, target), (target, target))]
         loss = loss + weight * ((squares[0] - squares[1]) + (squares[2] - squares[1]))
     return (loss / max(1, teacher.shape[-2] ** 2)).to(dtype)
+
+
+def without_diagonal(loss: Tensor, stages: Sequence[Tensor], weights: Sequence[float], eps: float) -> Tensor:
+    """Return the `mse` without the diagonals of S and T from the one with them, `(*B)` each."""
+    *students, target = (_self_similarities(stage, eps) for stage in stages)
+    samples = target.shape[-1]
+    loss = loss * samples**2
+    for weight, own in zip(weights, students, strict=True):
+        loss = loss - weight * (own - target).square().sum(-1)
+    return loss / max(1, samples * (samples - 1))
+
+
+def _self_similarities(x: Tensor, eps: float) -> Tensor:
+    """Return the diagonal of S, `(*B, N)` in compute dtype: exactly 1 unless eps replaces the norm."""
+    square = x.to(compute_dtype(x)).square().sum(-1)
+    return torch.where(square.sqrt() < eps, square / eps**2, 1)
 
 
 def _normalize(x: Tensor, eps: float) -> Tensor:

@@ -76,11 +76,20 @@ def distillations(draw):
     students = max(0, len(inputs) - 1) if isinstance(inputs, list) else 0
     weights = draw(mostly(st.lists(numbers, min_size=students, max_size=students), [1.0] * 9))
     regime = draw(mostly(st.sampled_from(["sample", "streamed", "feature"]), "dense", "", None, 0))
+    center = draw(st.booleans()) if regime == "sample" else draw(mostly(st.just(False), True))
     names = sorted(_native.LOSSES) if regime != "feature" else ["mse", "mse", "kl"]
     loss = draw(mostly(st.sampled_from(names), "l2", "", "\0", None, 0))
     count = _native.LOSSES.get(loss, 1)
     parameters = draw(mostly(st.lists(numbers, min_size=count, max_size=count), [], [1.0] * 5, None))
-    return inputs, (loss, parameters, weights, draw(numbers), draw(st.booleans()), regime)
+    return inputs, (
+        loss,
+        parameters,
+        weights,
+        draw(numbers),
+        draw(st.booleans()),
+        regime,
+        center,
+    )
 
 
 def call(function, *arguments):

@@ -90,14 +90,18 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   Batch gradient(shape, student.features.dim);
   icsd::cpu::combine<float>(own.data(), shape.samples, student.features, gradient.features, shape);
   const std::pair<LossKind, std::vector<double>> losses[] = {
-      {LossKind::mse, {}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {1}}};
+      {LossKind::mse, {1}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {1, 0}}};
   const std::vector<icsd::Features> stages{student.features, teacher.features}, outs{gradient.features, {}};
   const std::vector<float> grad(shape.groups, 1);
   std::vector<float> statistics(shape.groups * icsd::cpu::streamed_elements(2, shape.samples));
   for (const auto& [kind, parameters] : losses) {
-    const Spec spec{kind, parameters, {1}, 1e-8, false, Regime::sample};
-    icsd::cpu::distill_sample<float>(stages, shape, spec, loss.data(), slots.data());
-    icsd::cpu::distill_sample_backward<float>(grad.data(), slots.data(), stages, outs, shape);
+    const Spec spec{kind, parameters, {1}, 1e-8, false, Regime::sample, false};
+    for (const bool center : {true, false}) {
+      Spec of_sample = spec;
+      of_sample.center = center;
+      icsd::cpu::distill_sample<float>(stages, shape, of_sample, loss.data(), slots.data());
+      icsd::cpu::distill_sample_backward<float>(grad.data(), slots.data(), stages, outs, shape);
+    }
     icsd::cpu::distill_streamed<float>(stages, shape, spec, loss.data(), statistics.data());
     icsd::cpu::distill_streamed_backward<float>(grad.data(), statistics.data(), stages, outs, shape, spec);
   }
@@ -107,7 +111,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   }
   if (!narrow(student) || !narrow(teacher)) return;
   std::vector<double> covariances(shape.groups * icsd::covariance_elements(stages));
-  const Spec mse{LossKind::mse, {}, {1}, 1e-8, false, Regime::feature};
+  const Spec mse{LossKind::mse, {1}, {1}, 1e-8, false, Regime::feature, false};
   icsd::cpu::distill_feature<float>(stages, shape, mse, loss.data(), covariances.data());
   icsd::cpu::distill_feature_backward<float>(grad.data(), covariances.data(), stages, outs, shape, mse);
 }

@@ -20,8 +20,9 @@ from icsd.losses import LOSSES, make_loss
         ("cc", {"gamma": -1.0}, "cc: gamma must be a positive finite number, got -1.0"),
         ("cc", {"order": 0}, "cc: order must be a positive finite number, got 0"),
         ("cc", {"order": 1.5}, "cc: order must be a whole number, got 1.5"),
-        ("sp", {"mode": "code"}, "loss 'sp' has no parameter 'mode'; it takes none"),
-        ("pkt", {"gamma": 1.0}, "loss 'pkt' has no parameter 'gamma'; it takes mode"),
+        ("cka", {"mode": "code"}, "loss 'cka' has no parameter 'mode'; it takes none"),
+        ("sp", {"mode": "code"}, "loss 'sp' has no parameter 'mode'; it takes include_diagonal"),
+        ("pkt", {"gamma": 1.0}, "loss 'pkt' has no parameter 'gamma'; it takes mode, include_diagonal"),
     ],
 )
 def test_bad_parameters(name, parameters, message):

@@ -25,7 +25,8 @@ struct Matrices {
 };
 
 // Computes the Gram matrices of all stages and groups by the threads of one parallel region: each calls `accumulate`
-// and, after a barrier, `finish`.
+// and, after a barrier, `finish`. If `center`, they are those of the samples minus the mean of their group, which is
+// subtracted from a few features at a time: K itself would cancel where the mean dominates.
 //
 // With few samples, each thread takes a split of the features, and the sums are added in a fixed order.
 // With several groups, each thread takes tiles of the matrices, and nothing is left to add.
@@ -33,7 +34,8 @@ struct Matrices {
 template <class C>
 class Grams {
  public:
-  Grams(const std::vector<Features>& stages, const std::vector<Matrices<C>>& out, Shape shape, int threads)
+  Grams(const std::vector<Features>& stages, const std::vector<Matrices<C>>& out, Shape shape, int threads,
+        bool center = false)
       : stages_(stages),
         out_(out),
         shape_(shape),
@@ -46,7 +48,9 @@ class Grams {
         sums_((split_dim_ ? matrices_ * threads : threads) * tile_size_ * tile_size_),
         loops_(threads),
         panels_(lays_out() ? blocks_of(shape.samples, kBlock) * kBlock * kFeatures : 0),
-        products_(lays_out() ? threads * 2 * kBlock * kBlock : 0) {}
+        products_(lays_out() ? threads * 2 * kBlock * kBlock : 0),
+        centered_dim_(center ? centered_dim() : 0),
+        centered_((lays_out() ? 1 : threads) * shape.samples * centered_dim_) {}
 
   void accumulate(Member member) {
     if (lays_out()) {
@@ -58,7 +62,7 @@ class Grams {
         const int64_t dim = stages_[matrix / shape_.groups].dim;
         const Range lines = split_of(blocks_of(dim, kLine), member.thread, member.threads);
         add_block(matrix, {0, tile_size_, 0, tile_size_}, {lines.begin * kLine, std::min(lines.end * kLine, dim)},
-                  partial(matrix, member.thread));
+                  partial(matrix, member.thread), member.thread);
       }
       return;
     }
@@ -69,7 +73,7 @@ class Grams {
       const GramBlock block{row * kTileSize, std::min((row + 1) * kTileSize, shape_.samples), column * kTileSize,
                             std::min((column + 1) * kTileSize, shape_.samples)};
       std::fill_n(sums, tile_size_ * tile_size_, 0.0);
-      add_block(matrix, block, {0, stages_[matrix / shape_.groups].dim}, sums);
+      add_block(matrix, block, {0, stages_[matrix / shape_.groups].dim}, sums, member.thread);
       for (int64_t i = block.row_begin; i < block.row_end; ++i) {
         for (int64_t j = block.column_begin; j < std::min(block.column_end, i + 1); ++j) {
           put(matrix, i, j, sums[(i - block.row_begin) * tile_size_ + (j - block.column_begin)]);
@@ -97,6 +101,15 @@ class Grams {
   static constexpr int64_t kTileSize = 128;   // rows and columns of a tile of the matrix
   static constexpr int64_t kLine = 64;        // splits begin on whole cache lines of features
   static constexpr int64_t kFeatures = 1024;  // packed at a time
+  static constexpr DType kComputeType = sizeof(C) == sizeof(double) ? DType::float64 : DType::float32;
+
+  // Returns how many features are centered at a time: in the second cache, or as many as are packed.
+  int64_t centered_dim() const {
+    constexpr int64_t kBytes = 256 << 10;
+    if (lays_out()) return kFeatures;
+    const int64_t fit = kBytes / (std::max<int64_t>(shape_.samples, 1) * static_cast<int64_t>(sizeof(C)));
+    return (std::clamp<int64_t>(fit / kLine, 1, 16) | 1) * kLine;  // rows are not a power of two apart
+  }
 
   bool lays_out() const { return matrices_ > 0 && shape_.samples > kMaxSplit; }
 
@@ -117,10 +130,12 @@ class Grams {
     for (int64_t k = 0; k == 0 || k < x.dim; k += kFeatures) {
       const int64_t depth = std::min(kFeatures, x.dim - k);
       const Panels<C> panels{panels_.data(), products.panel, products.panel, products.panel * depth};
+      const Features from = centered_dim_ ? center(member, x, group, k, depth) : x;
       loops_.each(member, blocks, [&](int64_t block) {
-        products.by_sample[static_cast<int>(x.dtype)](at(x, group, block * kBlock, k), x.sample_stride,
-                                                      std::min(kBlock, n - block * kBlock), depth, nullptr,
-                                                      panels_.data() + block * kBlock * depth, panels.panel_stride);
+        const void* const first = at(from, group, block * kBlock, centered_dim_ ? 0 : k);
+        products.by_sample[static_cast<int>(from.dtype)](first, from.sample_stride,
+                                                         std::min(kBlock, n - block * kBlock), depth, nullptr,
+                                                         panels_.data() + block * kBlock * depth, panels.panel_stride);
       });
       loops_.each(member, blocks * (blocks + 1) / 2, [&](int64_t item) {
         const auto [row, column] = in_triangle(item);
@@ -149,12 +164,33 @@ class Grams {
     }
   }
 
+  // Centers `depth` features from k on by all threads, for one group.
+  Features center(Member member, const Features& x, int64_t group, int64_t k, int64_t depth) {
+    loops_.each(member, blocks_of(depth, kLine), [&](int64_t line) {
+      const int64_t begin = line * kLine;
+      kernels().template products<C>().center[static_cast<int>(x.dtype)](at(x, group, 0, k + begin), x.sample_stride,
+                                                                         shape_.samples, std::min(kLine, depth - begin),
+                                                                         centered_.data() + begin, centered_dim_);
+    });
+    return {centered_.data(), kComputeType, depth, 0, centered_dim_};
+  }
+
   double* partial(int64_t matrix, int thread) {
     return sums_.data() + (matrix * threads_ + thread) * tile_size_ * tile_size_;
   }
 
-  void add_block(int64_t matrix, GramBlock block, Range range, double* sums) {
+  void add_block(int64_t matrix, GramBlock block, Range range, double* sums, int thread) {
     const Features& x = stages_[matrix / shape_.groups];
+    if (centered_dim_) {
+      C* const centered = centered_.data() + thread * shape_.samples * centered_dim_;
+      for (int64_t k = range.begin; k < range.end; k += centered_dim_) {
+        const int64_t dim = std::min(centered_dim_, range.end - k);
+        kernels().template products<C>().center[static_cast<int>(x.dtype)](
+            at(x, matrix % shape_.groups, 0, k), x.sample_stride, shape_.samples, dim, centered, centered_dim_);
+        kernels().gram[static_cast<int>(kComputeType)](centered, centered_dim_, dim, block, sums, tile_size_);
+      }
+      return;
+    }
     kernels().gram[static_cast<int>(x.dtype)](at(x, matrix % shape_.groups, 0, range.begin), x.sample_stride,
                                               range.end - range.begin, block, sums, tile_size_);
   }
@@ -175,6 +211,8 @@ class Grams {
   std::vector<double> sums_;
   Loops loops_;
   Buffer<C> panels_, products_;
+  int64_t centered_dim_;  // 0 if nothing is centered
+  Buffer<C> centered_;    // (samples, centered_dim) of each thread, or of all if features are packed
 };
 
 }  // namespace icsd::cpu

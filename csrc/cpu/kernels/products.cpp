@@ -167,6 +167,31 @@ void transpose(const C* block, C* transposed) {
 }
 
 template <class C, class T>
+void center(const void* data, int64_t stride, int64_t samples, int64_t dim, C* out, int64_t out_stride) {
+  constexpr int64_t kStep = kLanes<C>, kVectors = 16;  // of a row at a time, whose sums stay in the nearest cache
+  const T* x = static_cast<const T*>(data);
+  for (int64_t begin = 0; begin < dim; begin += kVectors * kStep) {
+    const int64_t end = std::min(begin + kVectors * kStep, dim);
+    Vector<C> sums[kVectors] = {};
+    for (int64_t i = 0; i < samples; ++i) {
+      for (int64_t k = begin; k < end; k += kStep) {
+        const int64_t count = std::min(kStep, end - k);
+        const Vector<C> difference = load_some<C>(x + i * stride + k, count) - load_some<C>(x + k, count);
+        sums[(k - begin) / kStep] += difference;
+        store_some<C>(out + i * out_stride + k, difference, count);
+      }
+    }
+    for (int64_t i = 0; i < samples; ++i) {
+      for (int64_t k = begin; k < end; k += kStep) {
+        const int64_t count = std::min(kStep, end - k);
+        C* to = out + i * out_stride + k;
+        store_some<C>(to, load_some<C>(to, count) - sums[(k - begin) / kStep] * (1 / static_cast<C>(samples)), count);
+      }
+    }
+  }
+}
+
+template <class C, class T>
 void finish(const C* h, const void* data, int64_t dim, C r, bool project, C factor, void* out) {
   constexpr int64_t kStep = kLanes<C>;
   const T* x = static_cast<const T*>(data);
@@ -193,6 +218,7 @@ extern const ProductKernels<float> products_float = {
     {by_sample<float, float>, nullptr, by_sample<float, bfloat16>, by_sample<float, float16>},
     multiply<float>,
     transpose<float>,
+    {center<float, float>, nullptr, center<float, bfloat16>, center<float, float16>},
     {finish<float, float>, nullptr, finish<float, bfloat16>, finish<float, float16>},
 };
 extern const ProductKernels<double> products_double = {
@@ -202,6 +228,7 @@ extern const ProductKernels<double> products_double = {
     {by_sample<double, float>, by_sample<double, double>, by_sample<double, bfloat16>, by_sample<double, float16>},
     multiply<double>,
     transpose<double>,
+    {center<double, float>, center<double, double>, center<double, bfloat16>, center<double, float16>},
     {finish<double, float>, finish<double, double>, finish<double, bfloat16>, finish<double, float16>},
 };
 

@@ -47,6 +47,12 @@ struct ProductKernels {
   // Transposes a matrix of kBlock x kBlock.
   void (*transpose)(const C* block, C* transposed);
 
+  // Subtracts the mean of all samples from each. The differences to the first sample are made before: they are exact
+  // where the mean is large, and 0 for equal samples.
+  using Center = void (*)(const void* x, std::int64_t stride, std::int64_t samples, std::int64_t dim, C* out,
+                          std::int64_t out_stride);
+  Center center[kDTypes];
+
   // Computes out = factor r (h - <h, r x> r x), the gradient with respect to x from the gradient h with respect to r x.
   // Without `project`, r does not depend on x, and the second term is left out.
   using Finish = void (*)(const C* h, const void* x, std::int64_t dim, C r, bool project, C factor, void* out);

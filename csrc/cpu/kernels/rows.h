@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "core/features.h"
@@ -16,7 +17,8 @@
 namespace icsd::cpu {
 
 // Computes one loss from Gram matrices and replaces these by the matrices of the gradients. The threads of a parallel
-// region call `normalize`, `forward` and `backward`, with barriers between.
+// region call `normalize`, `forward` and `backward`, with barriers between, and then `center` if the Gram matrices are
+// those of centered samples.
 template <class C, template <class> class D>
 class LossRows {
  public:
@@ -30,7 +32,8 @@ class LossRows {
         kernels_(kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
         inverse_norms_(grams.size() * shape.groups * shape.samples),
         rows_(students_ * shape.groups * shape.samples),
-        statistics_(D<C>::kStatistics * rows_.size()) {}
+        statistics_(D<C>::kStatistics * rows_.size()),
+        means_(spec.center ? inverse_norms_.size() : 0) {}
 
   void normalize(Member member) {
     const Range range = split_of(static_cast<int64_t>(inverse_norms_.size()), member.thread, member.threads);
@@ -97,6 +100,25 @@ class LossRows {
     }
   }
 
+  // Replaces the symmetric matrices M by H M H. Their rows sum to 0: the diagonal is made so that they do after
+  // rounding, too, because the product with the features would multiply what is left by the mean sample.
+  void center(Member member) {
+    const int64_t n = shape_.samples, stages = students_ + spec_.teacher_gradient;
+    const Range range = split_of(stages * shape_.groups * n, member.thread, member.threads);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const auto [stage, group, i] = locate(item);
+      const C* means = means_.data() + index(stage, group, 0);
+      C* a = grams_[stage].row(group, i);
+      const C shift = means[i] - std::accumulate(means, means + n, C(0)) / n;
+      for (int64_t j = 0; j < n; ++j) a[j] = (a[j] - means[j]) - shift;
+      if (is_narrow(stage)) {
+        for (int64_t j = 0; j < n; ++j) a[j] = to_float(to_bfloat16(a[j]));
+      }
+      a[i] = 0;
+      a[i] = -std::accumulate(a, a + n, C(0));
+    }
+  }
+
  private:
   using Row = typename D<C>::template Row<C>;
 
@@ -134,7 +156,7 @@ class LossRows {
     if (!loss_.diagonal) g[i] = 0;
     const C own = a[i];
     const bool projected = loss_.similarities && !is_clamped(own, spec_.eps);
-    const bool narrow = projected && is_narrow(stage);
+    const bool narrow = projected && is_narrow(stage) && !spec_.center;
     if (narrow) {
       for (int64_t j = 0; j < n; ++j) {
         const float r = s.inverse_norms[j];
@@ -148,6 +170,11 @@ class LossRows {
     }
     if (projected) a[i] = -(projection - on_diagonal) * s.own;
     a[n] = s.own;
+    if (spec_.center) {
+      for (int64_t j = 0; j < n; ++j) a[j] *= s.own;
+      means_[index(stage, group, i)] = std::accumulate(a, a + n, C(0)) / n;
+      a[n] = 1;
+    }
   }
 
   const std::vector<Features>& inputs_;
@@ -160,6 +187,7 @@ class LossRows {
   std::vector<C> inverse_norms_;
   std::vector<Row> rows_;
   std::vector<C> statistics_;  // one array for each number, over all rows
+  std::vector<C> means_;       // of the rows of M, if samples are centered
 };
 
 }  // namespace icsd::cpu

@@ -46,6 +46,15 @@ template <class C>
 void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, const RowBlock& block, C* out,
                            cudaStream_t stream);
 
+// Centering
+
+// Writes the samples minus the mean of their group to `outs`, (groups, samples, dim) in compute type.
+void launch_center(const std::vector<Features>& stages, const std::vector<Features>& outs, Shape shape,
+                   cudaStream_t stream);
+// Centers the matrices of the gradients of the first `stages` stages. `means` has (stages, groups, samples) elements.
+template <class C>
+void launch_center_rows(const RowsArguments<C>& arguments, std::int64_t stages, C* means, cudaStream_t stream);
+
 // The loss on rows
 
 int statistics_of(LossKind kind);

@@ -41,6 +41,8 @@ class TritonBackend(FusedBackend):
         "smooth_l1": ("sample", "streamed"),
     }
 
+    centers = True
+
     # The other regimes launch many kernels that write parts of one result; a functional graph would copy it for each.
     traced = () if _interpreted else ("sample",)
 

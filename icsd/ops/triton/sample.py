@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icsd.losses.gram import compute_dtype
+from icsd.losses.gram import centered, compute_dtype
 from icsd.ops.contract import Spec
 from icsd.ops.triton.kernels.combine import combine
 from icsd.ops.triton.kernels.gram import gram
@@ -16,7 +16,7 @@ from icsd.ops.triton.kernels.rows import Gram, rows_backward, rows_forward
 
 def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tensor:
     """Return the loss `(groups,)` of stages `(groups, samples, dim)`, and fill `saved` (`saved_shape`) if given."""
-    *students, teacher = stages
+    *students, teacher = [centered(stage) for stage in stages] if spec.center else stages
     groups, samples, _ = teacher.shape
     dtype = compute_dtype(*stages)
 
@@ -39,7 +39,22 @@ def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tenso
         rows_forward(student_gram, teacher_gram, values[:, k], statistics, weight, spec)
         if saved is not None:
             rows_backward(student_gram, teacher_gram, statistics, saved[k], saved[-1], weight, spec, first=k == 0)
+    if saved is not None and spec.center:
+        _center_matrices(saved if spec.teacher_gradient else saved[:-1])
     return values.sum((-2, -1))
+
+
+def _center_matrices(saved: Tensor) -> None:
+    """Replace [A | r] by [H M H | 1], where M = diag(r) A is symmetric and H = I - 1/N.
+
+    The diagonal is made so that rows sum to 0 after rounding, too: the product with the features would multiply what is
+    left by the mean sample.
+    """
+    matrix = saved[..., :-1] * saved[..., -1:]
+    means = matrix.mean(-1, keepdim=True)
+    matrix = (matrix - means.mT) - (means - means.mean(-2, keepdim=True))
+    saved[..., :-1] = matrix - torch.diag_embed(matrix.sum(-1))
+    saved[..., -1] = 1
 
 
 def distill_backward(

@@ -91,7 +91,7 @@ def test_means_that_dominate(regime, loss, backend):
     results = loss_and_gradients([x.float() for x in stages], loss, regime, center=True, backend=backend)
     errors = relative_errors(results, expected_of(stages, loss))
     assert errors[0] < 2e-6
-    assert max(errors) < 1e-3  # a gradient that is not centered has the error of the mean, eps |x| / |x - mean|
+    assert max(errors) < 3e-3  # a gradient that is not centered has the error of the mean, eps |x| / |x - mean|
 
 
 @pytest.mark.parametrize(("regime", "loss"), [("sample", "kl"), ("streamed", "sp"), ("feature", "mse")])

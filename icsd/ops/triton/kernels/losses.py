@@ -16,7 +16,7 @@ from icsd.ops.triton import runtime
 
 def loss_constants(spec: Spec) -> dict[str, str | bool]:
     """Return what kernels are compiled for: the loss, and whether it includes the diagonal."""
-    return {"LOSS": spec.loss, "DIAGONAL": spec.loss != "kl" or spec.parameters[2] != 0}
+    return {"LOSS": spec.loss, "DIAGONAL": spec.parameters[-1] != 0}
 
 
 def loss_parameters(spec: Spec) -> tuple[int, int]:
@@ -65,16 +65,25 @@ def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
 
 
 @triton.jit
-def row_values(rows, samples, LOSS: tl.constexpr):
+def count_elements(samples, dtype: tl.constexpr, DIAGONAL: tl.constexpr):
+    """Return the number of elements of the matrices, with or without their diagonals; 1 for a single sample."""
+    count = tl.cast(samples, dtype)  # of a constant if there is one sample
+    columns = count
+    if not DIAGONAL:
+        columns = tl.maximum(count - 1, 1.0)
+    return count * columns
+
+
+@triton.jit
+def row_values(rows, samples, LOSS: tl.constexpr, DIAGONAL: tl.constexpr):
     """Return what complete rows add to the loss."""
     _, sum_s, _, sum_t, total = rows
-    count = tl.cast(samples, total.dtype)  # a constant if there is one sample
     if LOSS == "kl":
         # The two terms nearly cancel. A single sample without its diagonal has no columns.
         wide_t = sum_t.to(tl.float64)
         value = total.to(tl.float64) / wide_t + tl.log(sum_s.to(tl.float64) / wide_t)
-        return (tl.where(sum_t == 0, 0.0, value) / count).to(total.dtype)
-    return total / (count * count)
+        return (tl.where(sum_t == 0, 0.0, value) / tl.cast(samples, total.dtype)).to(total.dtype)
+    return total / count_elements(samples, total.dtype, DIAGONAL)
 
 
 @triton.jit
@@ -85,9 +94,9 @@ def row_statistics(rows):
 
 
 @triton.jit
-def store_rows(rows, i, values, statistics, weight, samples, LOSS: tl.constexpr):
+def store_rows(rows, i, values, statistics, weight, samples, LOSS: tl.constexpr, DIAGONAL: tl.constexpr):
     """Write what the rows `i` add to the loss and, if wanted, their statistics `(5, samples)`."""
-    tl.store(values + i, row_values(rows, samples, LOSS) * weight, mask=i < samples)
+    tl.store(values + i, row_values(rows, samples, LOSS, DIAGONAL) * weight, mask=i < samples)
     if statistics is not None:
         numbers = row_statistics(rows)
         for k in tl.static_range(5):
@@ -127,19 +136,22 @@ def as_rows(statistics):
 
 
 @triton.jit
-def gradients(s, t, own, other, samples, first, second, LOSS: tl.constexpr, TEACHER: tl.constexpr):
+def gradients(
+    s, t, own, other, samples, first, second, LOSS: tl.constexpr, DIAGONAL: tl.constexpr, TEACHER: tl.constexpr
+):
     """Return dL/dS_ij + dL/dS_ji and, if `TEACHER`, dL/dT_ij + dL/dT_ji.
 
     `own` and `other` are the statistics of the rows i and j. The second result is meaningless without `TEACHER`.
     """
-    count = tl.cast(samples, s.dtype)
+    elements = count_elements(samples, s.dtype, DIAGONAL)
     if LOSS == "mse":
-        student = (s - t) * (4 / (count * count))
+        student = (s - t) * (4 / elements)
         return student, -student
     if LOSS == "smooth_l1":
         x = s - t
-        student = tl.where(x >= first, 1.0, tl.where(x <= -first, -1.0, x / first)) * (2 / (count * count))
+        student = tl.where(x >= first, 1.0, tl.where(x <= -first, -1.0, x / first)) * (2 / elements)
         return student, -student
+    count = tl.cast(samples, s.dtype)
     student_i, teacher_i = _kl_row(s, t, own, first, second, TEACHER)
     student_j, teacher_j = _kl_row(s, t, other, first, second, TEACHER)
     return (student_i + student_j) / (first * count), (teacher_i + teacher_j) / (second * count)

@@ -88,7 +88,7 @@ def rows_forward_kernel(
     if statistics is not None:
         statistics += group * 5 * samples
     values += group * values_group_stride
-    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS)
+    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS, DIAGONAL)
 
 
 def rows_forward(
@@ -174,7 +174,7 @@ def rows_backward_kernel(
         s = similarity(tl.load(student[:, None] + j[None, :], mask=inside, other=0.0), r_s, r_js)
         t = similarity(tl.load(teacher[:, None] + j[None, :], mask=inside, other=0.0), r_t, r_jt)
         other = as_rows(load_statistics(statistics, j, samples, dtype))
-        g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, TEACHER != "constant")
+        g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, DIAGONAL, TEACHER != "constant")
         elsewhere = inside & (i[:, None] != j[None, :])
         g_s = tl.where(mask, g_s * weight, 0.0)
         projection_s += tl.sum(tl.where(elsewhere, g_s * s, 0.0), axis=1)

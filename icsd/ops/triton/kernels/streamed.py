@@ -87,7 +87,7 @@ def streamed_forward_kernel(
     if statistics is not None:
         statistics += group * statistics_group_stride
     values += group * values_group_stride
-    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS)
+    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS, DIAGONAL)
 
 
 def streamed_forward(
@@ -161,7 +161,7 @@ def streamed_backward_kernel(
         statistics += group * statistics_group_stride
     own = as_columns(load_statistics(statistics, i, samples, dtype))
     other = as_rows(load_statistics(statistics, j, samples, dtype))
-    g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, TEACHER)
+    g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, DIAGONAL, TEACHER)
     if TEACHER:
         g, similarity = g_t, t
         inverse_norms = teacher.inverse_norms + group * teacher.norms_group_stride

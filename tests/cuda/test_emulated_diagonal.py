@@ -1,0 +1,8 @@
+"""Losses with and without the diagonal by the CUDA backend in the emulator."""
+
+import platform
+
+import pytest
+from conformance.diagonal import *  # noqa: F403
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
