@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest $(XDIST)
 ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory and not reference"
 CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # All that depends on PyTorch: tensors, autograd, the compiler, transforms.
-TORCH_TESTS := $(addprefix tests/ops/test_,$(addsuffix .py,autograd environment family lazy_tensors native registry transforms)) tests/triton/test_tuning.py
+TORCH_TESTS := $(addprefix tests/ops/test_,$(addsuffix .py,autograd environment family lazy_tensors native registry transforms)) tests/triton/test_tuning.py -k "not every_instruction_set"
 SENTENCE := a woman with dark skin, firefighter
 
 .DEFAULT_GOAL := help

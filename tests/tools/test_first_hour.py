@@ -32,6 +32,7 @@ def dry_run(folder, *arguments, module="tools.first_hour"):
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 def test_a_dry_run_leaves_a_record_of_every_step(tmp_path):
     file = tmp_path / "gpu.jsonl"
