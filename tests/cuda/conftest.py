@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(items):
     ]
     for item in items:
         if item.name == "test_bfloat16_gradients_of_samples_much_alike[sm_80-(64, 2048)-30]":
-            reason = "the gradient is off by 2.4 times one rounding, where 2 are allowed; the cause is not known"
+            # The similarities of these samples differ by 3e-5. In roundings of the gradient, float32 sums of the Gram
+            # matrix, which tensor cores truncate, cost 1.9, float32 inverse norms 0.8 and the result 1.
+            reason = "the gradient is off by 2.4 times one rounding, where 2 are allowed: K is summed in float32"
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 

@@ -5,6 +5,7 @@ import platform
 import pytest
 from conformance.regimes import (  # noqa: F401
     test_boundaries_agree,
+    test_cancellation_is_found_for_every_group_and_student,
     test_clamped_norms,
     test_collapsed_features,
     test_degenerate_shapes,

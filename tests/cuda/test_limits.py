@@ -68,8 +68,9 @@ def test_norms_that_shared_memory_is_too_small_for(emulated):
     """The inverse norms of 3,100 samples in float64 fit in no block's shared memory on sm_75."""
     if emulated.architecture != 75:
         pytest.skip("they fit on this device")
-    x, y = normal(3100, 2, dtype=torch.float64), normal(3100, 1, seed=1, dtype=torch.float64)
-    similarities = [z @ z.T / (z.norm(dim=1) * z.norm(dim=1)[:, None]) for z in (x, y)]
+    x, y = normal(2, 3100, 2, dtype=torch.float64), normal(2, 3100, 1, seed=1, dtype=torch.float64)
+    similarities = [z @ z.mT / (z.norm(dim=2)[:, None] * z.norm(dim=2)[..., None]) for z in (x, y)]
     with force_regime("sample"):
-        loss = icsd.similarity_distillation_loss(x, y, backend="emulated")
-    torch.testing.assert_close(loss, (similarities[0] - similarities[1]).square().mean(), rtol=1e-12, atol=0)
+        losses = icsd.similarity_distillation_loss(x, y, reduction="none", backend="emulated")
+    expected = (similarities[0] - similarities[1]).square().mean((1, 2))
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=0)

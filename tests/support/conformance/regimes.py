@@ -200,6 +200,19 @@ def test_feature_space_does_not_cancel(difference, fused_backend):
     assert_close(gradients, true_gradients, 1e-5)
 
 
+def test_cancellation_is_found_for_every_group_and_student(fused_backend):
+    """Only the second student is close to the teacher, and only in the second group."""
+    far, other, teacher = (stage.detach() for stage in features(300, 12, 10, 10, batch=(2,)))
+    near = torch.stack([other[0], teacher[1] + 1e-4 * other[1]])
+    stages = [stage.float() for stage in (far, near, teacher)]
+    options = {"weights": [0.0, 1.0], "reduction": "none"}
+    losses, _, gradient, _ = loss_and_gradients("mse", stages, "feature", backend=fused_backend, **options)
+    wide = [stage.double() for stage in stages]
+    expected, _, truth, _ = loss_and_gradients("mse", wide, "sample", backend="reference", **options)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=0)
+    assert_close(gradient, truth, 1e-5)
+
+
 def test_feature_space_sums_in_float64(fused_backend):
     """float32 sums of so many terms would not resolve a difference that float32 products do."""
     x = torch.ones(200_000, 2)
