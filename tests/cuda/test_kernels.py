@@ -150,12 +150,13 @@ def test_feature_space_takes_float64_where_a_single_group_cancels():
         regimes.assert_close([r[group] for r in results], [e[group] for e in expected], 2e-6)
 
 
-def test_feature_space_of_mixed_types():
+@pytest.mark.parametrize(("regime", "case"), [("feature", "mse"), ("streamed", "kl")])
+def test_mixed_types(regime, case):
     x, y, z = regimes.features(40, 12, 9, 7)
     stages = [x.detach().bfloat16(), y.detach(), z.detach().half()]
-    results = regimes.loss_and_gradients("mse", stages, "feature", backend="emulated")
+    results = regimes.loss_and_gradients(case, stages, regime, backend="emulated")
     assert [result.dtype for result in results[1:]] == [stage.dtype for stage in stages]
-    expected = regimes.loss_and_gradients("mse", [s.double() for s in stages], "sample", backend="reference")
+    expected = regimes.loss_and_gradients(case, [s.double() for s in stages], "sample", backend="reference")
     regimes.assert_close(results, expected, 2 * regimes.EPS[torch.bfloat16])
 
 
