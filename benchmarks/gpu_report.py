@@ -47,6 +47,9 @@ def _machine(by_kind: dict[str, list[Record]]) -> str:
 
 def _steps(by_kind: dict[str, list[Record]]) -> str:
     rows = [(step["name"], step["status"], f"{step['seconds']:.0f} s") for step in by_kind.get("step", [])]
+    for tests in by_kind.get("tests", []):
+        counts = [f"{tests[name]} {name}" for name in ("passed", "failed", "skipped") if name in tests]
+        rows.append((tests["files"], ", ".join([*counts, f"of {tests['collected']}"]), ""))
     return _table(("step", "", "time"), rows)
 
 

@@ -36,4 +36,5 @@ class Recorder:
             self.counts[report.outcome] += 1
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        records.append(self.file, "tests", collected=session.testscollected, **self.counts)
+        files = " ".join(session.config.args)
+        records.append(self.file, "tests", files=files, collected=session.testscollected, **self.counts)

@@ -15,6 +15,7 @@ def write(path, *more):
     records.append(path, "start", date="2026-01-01")
     records.append(path, "machine", device="A GPU", capability="9.0")
     records.append(path, "step", name="build", status="passed", seconds=20.2, output="built")
+    records.append(path, "tests", files="tests/gpu", collected=9, passed=7, skipped=1)
     records.append(path, "copy", bytes_per_second=3e12)
     records.append(path, "time", **TIME)
     for kind, values in more:
@@ -27,6 +28,7 @@ def test_times_stand_beside_the_floor_and_the_peers(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("device A GPU, capability 9.0, copies 3,000 GB/s\n\nNothing failed.\n")
     assert "| 16 x 65,536 | float32 | kl | 150.0 | 20.0 | 3.58 | 2.50x | 1.50x |" in out
+    assert "| tests/gpu | 7 passed, 1 skipped, of 9 |  |" in out
     assert "| 16 x 65,536 | float32 | kl | gram_tensor<float, 1> | 9.0 |" in out
 
 
