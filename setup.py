@@ -18,6 +18,7 @@ from pathlib import Path
 
 import ninja
 import pybind11
+import setuptools
 from ninja.ninja_syntax import Writer
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -176,13 +177,13 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
             objects.append(name)
 
     left_out = {("amx", f"_{isa}") for isa in CPU_ISAS if isa != "amx"} | (set() if nvcc else {("cuda", "")})
+    for folder in ("cuda/kernels", "cuda", "cuda/runtime") if nvcc else ():  # first, since they take longest
+        compile_all(folder, "", [], "compile_cuda")
     compile_all("binding", "", binding_flags(nvcc))
     compile_all("cpu", "", [])
     compile_all("cpu/runtime", "", [])
     for isa, isa_flags in CPU_ISAS.items():
         compile_all("cpu/kernels", f"_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
-    for folder in ("cuda", "cuda/kernels", "cuda/runtime") if nvcc else ():
-        compile_all(folder, "", [], "compile_cuda")
     build.build(str(target).replace("$", "$$"), "link", objects)  # the writer itself escapes spaces and colons
 
 
@@ -204,4 +205,6 @@ def binding_flags(nvcc: str | None) -> list[str]:
     ]
 
 
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"icsd: setuptools is {setuptools.__version__}, 77 or later is needed; run: pip install -U setuptools")
 setup(ext_modules=[Extension("icsd._native", sources=[])], cmdclass={"build_ext": NinjaBuild})
