@@ -350,14 +350,14 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int) -> list[Run
     children: set[subprocess.Popen] = set()
     stopped = False
 
-    def run_one(run: Run, lines: list[list[str]]) -> float | None:
-        """Return the minutes that a run took, or None if it failed."""
-        since = time.perf_counter()
+    def run_one(run: Run, lines: list[list[str]]) -> tuple[float, int]:
+        """Return the minutes that a run took, and the exit code of its last command."""
+        since, code = time.perf_counter(), 0
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         with run.log.open("ab") as log:
             for line in lines:
                 if stopped:
-                    return None
+                    break
                 child = subprocess.Popen(
                     [*PROGRAM, *line],
                     stdin=subprocess.DEVNULL,
@@ -370,8 +370,8 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int) -> list[Run
                 code = child.wait()
                 children.discard(child)
                 if code:
-                    return None
-        return (time.perf_counter() - since) / 60
+                    break
+        return (time.perf_counter() - since) / 60, code
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -383,11 +383,11 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int) -> list[Run
         with tqdm(total=len(work), unit="run") as progress:
             futures = {pool.submit(run_one, *each): each[0] for each in work}
             for future in as_completed(futures):
-                run, minutes = futures[future], future.result()
-                if minutes is None:
+                run, (minutes, code) = futures[future], future.result()
+                if code:
                     failed.append(run)
-                outcome = "failed" if minutes is None else f"finished in {minutes:.1f} min"
-                progress.write(f"{run.folder}: {outcome}")
+                outcome = f"failed with exit code {code}" if code else "finished"
+                progress.write(f"{run.folder}: {outcome} after {minutes:.1f} min")
                 progress.update()
     except KeyboardInterrupt as error:
         stopped = True

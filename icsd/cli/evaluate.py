@@ -111,7 +111,10 @@ def run(options: Namespace) -> int:
         return [images[available.index(stage)] for stage in stages]
 
     key = hash_of([sha256_of(sampler.path), evaluation.identifier])[:12]
-    results = evaluation.measure(generate, folder / f"features-{key}")
+    try:
+        results = evaluation.measure(generate, folder / f"features-{key}")
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on after the last complete batch") from interrupt
     output = options.output or folder / f"step-{state['step']:08d}-{results[stages[-1]].protocol.identifier}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as temporary:

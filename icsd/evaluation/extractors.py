@@ -22,6 +22,10 @@ from icsd.errors import InputError
 
 INCEPTION_SHA256 = "6726825d"  # the first digits, which the name of the published file carries
 
+LITE0_BATCH = (
+    16  # the maps of more images are returned to the system after each layer, which takes longer than the layer
+)
+
 FEATURES = "features"
 LOGITS = "logits"
 
@@ -66,10 +70,11 @@ def lite0() -> Extractor:
     model, path = lite0_files()
     network = model.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, weights_only=True))
-    network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def features(images: Tensor) -> dict[str, Tensor]:
-        maps = network.extract_features(_resized(images, 128, "bilinear") / 127.5 - 1)
+        parts = (_resized(part, 128, "bilinear") / 127.5 - 1 for part in images.split(LITE0_BATCH))
+        maps = torch.cat([network.extract_features(part) for part in parts])
         return {FEATURES: F.adaptive_avg_pool2d(maps, 1).flatten(1)}
 
     return Extractor("lite0", sha256_of(path), "bilinear, antialiased, to 128", features)

@@ -180,6 +180,7 @@ def test_a_failed_run_is_named_and_the_others_are_reported(icsd, sweep):
     (sweep / "sweep.yaml").write_text(text)
     code, out, err = icsd("ablate", "sweep.yaml", "--output", "runs")
     assert code == 2
+    assert "runs/broken/seed-2: failed with exit code 1 after" in out
     assert "failed       runs/broken/seed-0: see runs/broken/seed-0.log" in err
     assert "no such data" in (sweep / "runs" / "broken" / "seed-0.log").read_text()
     assert "kernel_distance" in out
