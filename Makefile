@@ -41,10 +41,10 @@ test-isas: $(VENV)/installed  ## run the operator's main tests with each instruc
 		echo "ICSD_CPU_ISA=$$isa"; ICSD_CPU_ISA=$$isa $(PYTEST) $(ISA_TESTS) || exit 1; \
 	done
 
-test-cuda:  ## run the operator's tests in .venv-cuda, beside the CUDA build of torch; no GPU is needed
-	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1"
+test-cuda:  ## run the operator's tests and those of evaluation in .venv-cuda, beside the CUDA build of torch; no GPU is needed
+	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1 torch-fidelity==0.4.0 transformers==5.24.0"
 	$(CUDA)/bin/icsd doctor
-	$(CUDA)/bin/pytest $(XDIST) tests/ops tests/models tests/cli -k "not sanitizers and not races"
+	$(CUDA)/bin/pytest $(XDIST) tests/ops tests/models tests/cli tests/evaluation -k "not sanitizers and not races"
 
 test-oldest: $(VENV)/installed  ## run the operator's tests of autograd and torch.compile with the oldest PyTorch that is supported
 	$(MAKE) $(OLDEST)/oldest VENV=$(OLDEST)
