@@ -14,7 +14,7 @@ from icsd.ops.contract import Spec, sample_dense
 INTERFACE = 3  # of csrc/binding/module.cpp
 
 try:
-    from icsd import _native
+    import icsd._native as _native  # so that an error names it
 
     if _native.INTERFACE != INTERFACE:
         raise ImportError(f"its interface is {_native.INTERFACE}, not {INTERFACE}")
