@@ -281,7 +281,7 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
 
 def _is_endpoint(sweep: Sweep, figure: str) -> bool:
     named = not sweep.endpoints or any(part in figure for part in [*sweep.endpoints, " of training"])
-    return named and not figure.endswith("_real")
+    return named and not figure.endswith(("_real", "_shuffled"))
 
 
 def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:

@@ -181,16 +181,20 @@ class Evaluation:
             result.measured_by["clip_score"] = encoder.identity
 
     def _add_accuracies(self, result: StageResult, features: dict[str, Tensor], resolution: int) -> None:
-        """Add the accuracy of every attribute in generated images, and its ceiling in real ones."""
+        """Add the accuracy of every attribute, its ceiling in real images, and its floor if captions were shuffled."""
         captions = torch.tensor([self.plan.caption_of(image) for image in range(self.plan.count)])
         ceilings = self.real[resolution].attributes
         for attribute, truth in self.test_set.attributes.items():
-            for name, correct in (
-                (f"{attribute}_accuracy", features[f"attributes-{resolution}/{attribute}"] == truth[captions]),
-                (f"{attribute}_accuracy_real", ceilings[attribute] == truth),
-            ):
-                result.figures[name] = _mean(correct)
-                result.measured_by[name] = self.classifiers[resolution].identity
+            read, asked = features[f"attributes-{resolution}/{attribute}"], truth[captions]
+            values = len(self.test_set.attribute_names[attribute])
+            counts = [torch.bincount(each, minlength=values) for each in (read, asked)]
+            figures = {
+                f"{attribute}_accuracy": _mean(read == asked),
+                f"{attribute}_accuracy_shuffled": Estimate((counts[0] @ counts[1]).item() / len(read) ** 2),
+                f"{attribute}_accuracy_real": _mean(ceilings[attribute] == truth),
+            }
+            result.figures.update(figures)
+            result.measured_by.update(dict.fromkeys(figures, self.classifiers[resolution].identity))
 
     def _protocol(self, resolution: int) -> Protocol:
         real = self.real[resolution]

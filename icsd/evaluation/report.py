@@ -69,7 +69,7 @@ def _by_network(result: StageResult) -> dict[str, str]:
     """Return the networks of a stage besides the extractor, by the names of their figures."""
     names: dict[str, list[str]] = {}
     for name, network in result.measured_by.items():
-        if name in result.figures and not name.endswith("_real"):
+        if name in result.figures and not name.endswith(("_real", "_shuffled")):
             names.setdefault(network, []).append(name)
     return {", ".join(figures): network for network, figures in names.items()}
 

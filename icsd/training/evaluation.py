@@ -86,7 +86,7 @@ def flat(results: dict[int, StageResult]) -> dict[str, float]:
         f"evaluation/{resolution}/{name}": estimate.value
         for resolution, result in results.items()
         for name, estimate in result.figures.items()
-        if not name.endswith("_real")
+        if not name.endswith(("_real", "_shuffled"))
     }
 
 

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 from icsd.evaluation import attributes, extractors
+from icsd.evaluation.extractors import sha256_of
 
 
 @pytest.fixture
@@ -15,6 +17,8 @@ def quick(monkeypatch, workplace, icsd):
 
     monkeypatch.setenv("ICSD_CACHE", str(workplace / "cache"))
     monkeypatch.setattr(extractors, "lite0", lambda: extractors.Extractor("lite0", "a" * 64, "none", colors))
+    monkeypatch.setattr("icsd.training.evaluation.lite0", lambda: extractors.lite0())
+    monkeypatch.setattr("icsd.training.evaluation.IMAGES", 10)
     monkeypatch.setattr(attributes, "STEPS", 1)
     code, _, err = icsd("train", "--config", "tiny.yaml", "--steps", "1")
     assert code == 0, err
@@ -71,6 +75,53 @@ def test_one_stage_can_be_measured_alone(icsd, quick):
     assert stage["left_out"]["inconsistency"] == "the refined stage of 16 px is not among the stages"
     assert "r_precision_training_encoder" in stage["figures"]
     assert stage["measured_by"]["r_precision_training_encoder"].startswith("matching heads of the checkpoint ")
+
+
+@pytest.fixture
+def guided(icsd, quick):
+    """Two pretraining runs, and a run that the first one guided."""
+    options = ["--data.name", "procedural-flowers", "--data.size", "24", "--image.encoder", "cnn", "--image.width", "4"]
+    options += [
+        "--text.dim",
+        "8",
+        "--text.embedding-dim",
+        "8",
+        "--resolution",
+        "16",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+    ]
+    for seed in ("0", "1"):
+        code, _, err = icsd("pretrain", *options, "--seed", seed, "--name", f"damsm-{seed}", "--threads", "1")
+        assert code == 0, err
+    options = ["--damsm.checkpoint", "runs/damsm-0", "--steps", "2", "--evaluate-every", "1", "--name", "guided"]
+    code, _, err = icsd("train", "--config", "tiny.yaml", *options)
+    assert code == 0, err
+    return quick
+
+
+def test_r_precision_says_which_encoder_trained_the_model(icsd, guided):
+    options = ["--count", "10", "--device", "cpu", "--encoder", "runs/damsm-1", "--output", "results.json"]
+    code, _, err = icsd("evaluate", "runs/guided", *options)
+    assert code == 0, err
+    stage = json.loads((guided / "results.json").read_text())["stages"]["16"]
+    networks = {name: stage["measured_by"][f"r_precision_{name}_encoder"] for name in ("training", "independent")}
+    digests = [sha256_of(guided / f"runs/damsm-{seed}/checkpoints/step-00000002.safetensors") for seed in (0, 1)]
+    assert networks == {"training": f"DAMSM {digests[0][:12]}", "independent": f"DAMSM {digests[1][:12]}"}
+    lines = [json.loads(line) for line in (guided / "runs/guided/metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "evaluation/16/r_precision_training_encoder" in line]
+    assert [line["step"] for line in logged] == [1, 2]
+    assert 0 <= stage["figures"]["r_precision_independent_encoder"]["value"] <= 1
+
+    code, _, err = icsd("evaluate", "runs/guided", "--device", "cpu", "--encoder", "runs/damsm-0")
+    assert code == 2
+    assert "--encoder runs/damsm-0 guided this model in training: give an independent one" in err
+    shutil.rmtree(guided / "runs/damsm-0")
+    code, out, err = icsd("evaluate", "runs/guided", "--count", "10", "--device", "cpu")
+    assert code == 0, err
+    assert "R-precision by the training encoder is left out" in out
 
 
 def test_a_run_that_is_not_there_is_one_line(fails, workplace):

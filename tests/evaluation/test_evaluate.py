@@ -160,6 +160,7 @@ def test_attributes_are_read_at_the_resolution_of_the_classifier(test_set, tmp_p
     )
     assert results[16].figures["light_accuracy"].value == 1
     assert results[16].figures["light_accuracy_real"].value == 1
+    assert results[16].figures["light_accuracy_shuffled"].value == pytest.approx(0.5)
     assert "light_accuracy" not in results[8].figures
 
 
