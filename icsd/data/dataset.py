@@ -14,6 +14,8 @@ from icsd.errors import InputError
 
 Split = Literal["train", "test"]
 
+LARGEST_DRAWN = 1_000_000  # images of a procedural set
+
 
 @dataclass
 class DataConfig:
@@ -61,6 +63,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
             raise InputError(f"data.margin is {self.margin}: give a fraction from 0 to 1")
+        if self.size > LARGEST_DRAWN:
+            raise InputError(
+                f"data.size is {self.size}: give at most {LARGEST_DRAWN}, since drawn images stay in memory"
+            )
 
 
 class ImageList(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from icsd.data.attngan import read_vocabulary
@@ -20,6 +19,7 @@ from icsd.errors import InputError
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import ImageEncoder, InceptionEncoder
 from icsd.models.text import BiLSTMEncoder, TextConfig
+from icsd.models.weights import read_weights
 
 # Parts of the released names and of the names here.
 _TEXT_NAMES = {"encoder.": "embedding.", "rnn.": "lstm."}
@@ -127,16 +127,10 @@ def _image_encoder(path: Path, dim: int) -> ImageEncoder:
 def _read(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
     """Read a state dict, with the names of its parts replaced."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it is not a dict of tensors")
-        bad = next((name for name, value in state.items() if not value.isfinite().all()), None)
-        if bad is not None:
-            raise ValueError(f"{bad} is not finite")
-    except Exception as error:  # torch.load raises whatever its parser meets
-        reason = " ".join(str(error).split())[:200]
+        state = read_weights(path)
+    except ValueError as error:
         raise InputError(
-            f"{path} cannot be read as weights of AttnGAN ({reason}): get it from its publisher again"
+            f"{path} cannot be read as weights of AttnGAN ({error}): get it from its publisher again"
         ) from error
     for old, new in names.items():
         state = {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icsd.errors import InputError
+from icsd.models.weights import read_weights
 
 SIDE = 299
 """Pixels of the images that the network was trained on."""
@@ -63,11 +64,11 @@ def load_inception(path: Path) -> InceptionV3:
     if not path.is_file():
         raise InputError(f"no Inception-v3 weights at {path}: give {_EXPECTED}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_weights(path)
         state = {name: value for name, value in state.items() if not name.startswith(("fc.", "AuxLogits."))}
         network = InceptionV3()
         network.load_state_dict(state)
-    except Exception as error:  # torch.load raises whatever its parser meets
+    except (ValueError, AttributeError, RuntimeError) as error:  # names that are no strings, other names or shapes
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} does not hold Inception-v3's weights ({reason}): give {_EXPECTED}") from error
     return network

@@ -69,3 +69,9 @@ def test_colors_are_where_the_captions_say():
 def test_a_set_without_test_images_is_refused():
     with pytest.raises(InputError, match=r"data\.size=1 "):
         both("procedural-birds", size=1)
+
+
+@pytest.mark.parametrize("size", [10**6 + 1, 10**30])
+def test_a_set_that_does_not_fit_into_memory_is_refused(size):
+    with pytest.raises(InputError, match=rf"data\.size is {size}: give at most 1000000"):
+        DataConfig(name="procedural-flowers", size=size)
