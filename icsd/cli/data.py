@@ -121,9 +121,9 @@ def run(options: Namespace) -> int:
 
 
 def _prepare(options: Namespace) -> int:
-    for key, least in (("size", 1), ("workers", 0)):
-        if options[key] < least:
-            raise InputError(f"--{key} is {options[key]}: give at least {least}")
+    for key, least, most in (("size", 1, 1 << 16), ("workers", 0, 256)):
+        if not least <= options[key] <= most:
+            raise InputError(f"--{key} is {options[key]}: give a number from {least} to {most}")
     sheet = options.output.absolute().with_name(f"{options.output.absolute().name}-contact-sheet.png")
     _check_output(options.output, sheet)
     limits = Limits(options.max_file_mb, options.max_pixels)

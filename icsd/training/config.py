@@ -13,6 +13,8 @@ from icsd.training.adversarial import AdversarialConfig
 from icsd.training.losses import LossesConfig
 
 LARGEST_BATCH = 1 << 16
+LARGEST_WORKERS = 256
+LARGEST_THREADS = 1024
 
 
 @dataclass
@@ -115,10 +117,12 @@ class RunConfig:
         for key in ("steps", "log_every", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
-        if self.workers < 0:
-            raise InputError(f"workers is {self.workers}: give 0 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}: give at least 1, or null for all cores")
+        if not 0 <= self.workers <= LARGEST_WORKERS:
+            raise InputError(f"workers is {self.workers}: give a number from 0 to {LARGEST_WORKERS}")
+        if self.threads is not None and not 1 <= self.threads <= LARGEST_THREADS:
+            raise InputError(
+                f"threads is {self.threads}: give a number from 1 to {LARGEST_THREADS}, or null for all cores"
+            )
 
 
 @dataclass

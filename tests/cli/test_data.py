@@ -134,6 +134,7 @@ def test_prepare_own_images(icsd, workplace, name):
         (["prepare", "folder", "full", "full"], "full is not an empty folder"),
         (["prepare", "folder", "full", "out", "--size", "0"], "--size is 0"),
         (["prepare", "folder", "full", "out", "--workers", "-1"], "--workers is -1"),
+        (["prepare", "folder", "full", "out", "--workers", "1000000"], "--workers is 1000000: give a number from 0 to"),
         (["preview", "--resolution", "0"], "--resolution is 0"),
         (["preview", "--count", "0"], "--count is 0"),
         (["preview", "--output", "sheet"], "output is sheet"),

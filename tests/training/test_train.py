@@ -455,6 +455,9 @@ def test_a_named_run_lies_in_a_folder_of_its_name(config):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 10**30}, "seed is 10{30}: give a number from 0 to 2"),
         ({"workers": -1}, "workers is -1"),
+        ({"workers": 100_000}, "workers is 100000: give a number from 0 to 256"),
+        ({"batch_size": 10**12}, "batch_size is 1000000000000: give at most 65536"),
+        ({"threads": 10**9}, "threads is 1000000000: give a number from 1 to 1024"),
     ],
 )
 def test_values_out_of_range_are_refused(config, change, message):
