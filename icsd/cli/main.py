@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:200] or "no more can be allocated"
-            return _fail(f"memory does not suffice ({reason}): lower batch size, resolution or the widths of the networks", 2)
+            advice = "lower the batch size, the resolution or the widths of the networks"
+            return _fail(f"memory does not suffice ({reason}): {advice}", 2)
 
 
 def _fail(message: str, code: int) -> int:
