@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest $(XDIST)
 ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory and not reference"
 CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # A part of what depends on PyTorch: the compiler, autograd, subclasses, transforms.
-TORCH_TESTS := $(addprefix tests/ops/test_,$(addsuffix .py,autograd environment lazy_tensors transforms)) tests/triton/test_tuning.py -k "compile_fullgraph or compiled_function or autocast or fake or export or meta or dual or negated or subclasses or alone"
+TORCH_TESTS := $(addprefix tests/ops/test_,$(addsuffix .py,autograd environment lazy_tensors transforms)) tests/triton/test_tuning.py -k "compile_fullgraph or compiled_function or autocast or fake or export or meta or dual or negated or subclasses or candidates"
 SENTENCE := a woman with dark skin, firefighter
 
 .DEFAULT_GOAL := help

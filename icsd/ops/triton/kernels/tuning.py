@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 import triton
 from torch import Tensor
 from triton.runtime.autotuner import Autotuner
@@ -45,12 +46,15 @@ class Tuner(Autotuner):
     """An `Autotuner` that does not measure a candidate that fits alone, as Triton's own from 3.8 on.
 
     Older ones call the kernel many times, which a launch that adds to its result must not be, and which needs a GPU.
+    While a CUDA graph is being captured, nothing can be measured: then the first candidate is taken for good.
     """
 
     alone = False
 
     def prune_configs(self, kwargs: dict) -> list[triton.Config]:
         configs = super().prune_configs(kwargs)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            configs = configs[:1]
         self.alone = len(configs) == 1
         return configs
 
