@@ -56,6 +56,8 @@ def test_similarities_are_transparent():
 
 def compiling(dynamic):
     """Return a compiler for `trace` that calls torch.compile."""
+    if torch.__version__ < (2, 11):
+        pytest.skip("PyTorch 2.10 compiles nothing for the tensors of a FakeTensorMode of the caller")
 
     def compile_(function, **compilers):
         return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=aot_autograd(**compilers))
