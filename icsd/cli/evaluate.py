@@ -14,7 +14,7 @@ from icsd.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, device
 
-    from icsd.data import DataConfig
+    from icsd.data import DataConfig, Vocabulary
     from icsd.evaluation.encoders import Encoder
     from icsd.evaluation.extractors import Extractor
 
@@ -62,7 +62,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
         "--encoder",
         type=Path | None,
         metavar="RUN",
-        help="run of `icsd pretrain`, on the same captions, that ranks captions besides the encoder of the training",
+        help="another run of `icsd pretrain`, or AttnGAN's released encoders, for R-precision by them, too",
     )
     parser.add_argument(
         "--clip",
@@ -99,7 +99,7 @@ def run(options: Namespace) -> int:
     test_set = open_dataset(data, "test", available[-1])
     plan = Plan([captions[0] for captions in test_set.captions], options.count, options.seed)
     extractor = _extractor(options, sampler.device)
-    encoders = _encoders(options, sampler.path, sampler.device)
+    encoders = _encoders(options, sampler.path, sampler.device, test_set.vocabulary)
     classifiers = classifiers_of(open_dataset(data, "train", available[-1]), stages) if test_set.attributes else {}
     evaluation = Evaluation(
         plan, test_set, stages, extractor, refined=available[-1], encoders=encoders, classifiers=classifiers
@@ -158,21 +158,21 @@ def _extractor(options: Namespace, device) -> Extractor:
     return extractors.EXTRACTORS[options.extractor](options.weights, device)
 
 
-def _encoders(options: Namespace, path: Path, device: device) -> list[Encoder]:
+def _encoders(options: Namespace, path: Path, device: device, vocabulary: Vocabulary | None) -> list[Encoder]:
     """Return the encoder that guided the model, if it can be read, and those that the options name."""
     from icsd.evaluation.encoders import clip_encoder
     from icsd.training.evaluation import load_damsm_encoder, load_training_encoder
 
     encoders = []
     try:
-        guide = load_training_encoder(path, device)
+        guide = load_training_encoder(path, device, vocabulary)
     except InputError as error:
         print(f"note         R-precision by the training encoder is left out: {error}")
         guide = None
     if guide is not None:
         encoders.append(guide)
     if options.encoder is not None:
-        other = load_damsm_encoder("independent_encoder", options.encoder, device)
+        other = load_damsm_encoder("independent_encoder", options.encoder, device, vocabulary)
         if guide is not None and guide.identity == other.identity:
             raise InputError(f"--encoder {options.encoder} guided this model in training: give an independent one")
         encoders.append(other)

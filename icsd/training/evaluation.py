@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icsd.data import CaptionedImages
+from icsd.data import CaptionedImages, Vocabulary
 from icsd.evaluation.attributes import attribute_classifier, classifier_recipe
 from icsd.evaluation.encoders import Encoder
 from icsd.evaluation.evaluate import Classifier, Evaluation, StageResult
@@ -25,7 +25,9 @@ from icsd.models import (
     build_discriminators,
     restore_text_encoder,
 )
+from icsd.models.attngan import find_release
 from icsd.models.damsm import DAMSM
+from icsd.models.inception import SIDE
 from icsd.models.matching import MatchingHead
 from icsd.models.text import TextEncoder
 from icsd.training import checkpoint
@@ -124,17 +126,18 @@ def generate(model: TextToImage, captions: list[str], seeds: list[int]) -> list[
 def _encoder_of(trainer: Trainer) -> Encoder:
     """Return the encoder that guides a model in training."""
     if trainer.damsm is not None:
-        return _damsm_encoder("training_encoder", trainer.damsm, checkpoint_of_damsm(trainer.config.damsm.checkpoint))
+        return _damsm_encoder("training_encoder", trainer.damsm, *_describe(trainer.config.damsm.checkpoint))
     networks = (trainer.discriminators, trainer.matching, trainer.model.text_encoder)
     return _matching_encoder(*networks, trainer.resolutions, "matching heads in training")
 
 
-def load_training_encoder(path: Path, device: torch.device) -> Encoder | None:
+def load_training_encoder(path: Path, device: torch.device, vocabulary: Vocabulary | None = None) -> Encoder | None:
     """Return the encoder that guided the model of a checkpoint: DAMSM, or the matching heads of the discriminators.
 
     Args:
         path: A checkpoint of `icsd train`.
         device: Where the encoder runs.
+        vocabulary: The words of the data set, which AttnGAN's text encoder may need.
 
     Returns:
         The encoder, or None for a model that was trained without one.
@@ -146,7 +149,7 @@ def load_training_encoder(path: Path, device: torch.device) -> Encoder | None:
     config = state["config"]
     resolutions = config["generator"]["resolutions"]
     if config["damsm"]["checkpoint"] is not None:
-        return load_damsm_encoder("training_encoder", Path(config["damsm"]["checkpoint"]), device)
+        return load_damsm_encoder("training_encoder", Path(config["damsm"]["checkpoint"]), device, vocabulary)
     if not config["losses"]["discriminator"]["matching"]:
         return None
     with checkpoint.restoring(path):
@@ -166,38 +169,41 @@ def load_training_encoder(path: Path, device: torch.device) -> Encoder | None:
     return _matching_encoder(discriminators, matching, text_encoder, resolutions, identity)
 
 
-def load_damsm_encoder(label: str, run: Path, device: torch.device) -> Encoder:
-    """Return the encoders of a run or checkpoint of `icsd pretrain`.
+def load_damsm_encoder(label: str, place: Path, device: torch.device, vocabulary: Vocabulary | None) -> Encoder:
+    """Return pretrained encoders.
+
+    Args:
+        label: Label of their figures.
+        place: A run or checkpoint of `icsd pretrain`, or AttnGAN's released encoders.
+        device: Where the encoders run.
+        vocabulary: The words of the data set, which AttnGAN's text encoder may need.
 
     Raises:
-        InputError: There is no such checkpoint, or it cannot be read.
+        InputError: There are no such encoders, or they cannot be read.
     """
-    path = checkpoint_of_damsm(run)
-    size = _resolution_of(path)
-    return _damsm_encoder(label, load_damsm(path, size)[0].to(device).eval(), path)
+    identity, size = _describe(place)
+    return _damsm_encoder(label, load_damsm(place, size, vocabulary)[0].to(device).eval(), identity, size)
 
 
-def checkpoint_of_damsm(run: Path) -> Path:
-    """Return the checkpoint that is meant by a run of `icsd pretrain`."""
-    return checkpoint.find(run, checkpoint.ENCODERS)
+def _describe(place: Path) -> tuple[str, int]:
+    """Return the name and hash of pretrained encoders, and the resolution of their images."""
+    release = find_release(place)
+    if release is not None:
+        digests = [sha256_of(path)[:12] for path in (release.text, release.image)]
+        return f"AttnGAN's encoders {' and '.join(digests)}", SIDE
+    path = checkpoint.find(place, checkpoint.ENCODERS)
+    return f"DAMSM {sha256_of(path)[:12]}", checkpoint.load(path, ["config"])["config"]["resolution"]
 
 
-def _resolution_of(path: Path) -> int:
-    return checkpoint.load(path, ["config"])["config"]["resolution"]
-
-
-def _damsm_encoder(label: str, damsm: DAMSM, path: Path) -> Encoder:
+def _damsm_encoder(label: str, damsm: DAMSM, identity: str, size: int) -> Encoder:
     """Return DAMSM's encoders as those of evaluation; images of other stages are resized to its resolution."""
-    size = _resolution_of(path)
 
     def images(pixels: Tensor) -> Tensor:
         device = next(damsm.parameters()).device
         resized = F.interpolate(pixels.float().to(device), size=(size, size), mode="bilinear", antialias=True)
         return damsm.image_encoder(resized.div(127.5).sub(1)).whole
 
-    return Encoder(
-        label, f"DAMSM {sha256_of(path)[:12]}", images, lambda captions: damsm.text_encoder.encode(captions).sentence
-    )
+    return Encoder(label, identity, images, lambda captions: damsm.text_encoder.encode(captions).sentence)
 
 
 def _matching_encoder(
