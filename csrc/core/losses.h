@@ -247,7 +247,7 @@ struct Sp {
 
   ICSD_HD T value(const Row<T>& row) const {
     const bool no_s = vanishes(row.ss), no_t = vanishes(row.tt);
-    if (no_s || no_t) return no_s && no_t ? 0 : scale;
+    if (no_s || no_t) return no_s && no_t ? 0 : scale * (1 + 0 * (row.ss + row.tt));  // NaN if the other row is
     return 2 * scale * disagreement(row);
   }
   ICSD_HD void statistics(const Row<T>& row, T* out) const {
@@ -392,8 +392,9 @@ struct Pkt {
 };
 
 // 1 - ρ, Pearson's correlation of rows, by Welford's running means and sums of squares about them; with a² and b² those
-// of s and t and d² that of s - t, 1 - ρ = (d² - (a - b)²) / 2ab, which cancels little where S and T agree. Variation
-// within the noise of rounding counts as none: such a row has no direction and passes no gradient.
+// of s and t and d² that of s - t, 1 - ρ = (d² - (a - b)²) / 2ab, which cancels little where S and T agree. It cancels
+// more than 1 - <s, t> / ab where a and b are far apart, as where eps replaces norms. Variation within the noise of
+// rounding counts as none: such a row has no direction and passes no gradient.
 template <class T>
 struct Dist {
   static constexpr int kParameters = 1, kStatistics = 5;
@@ -405,7 +406,7 @@ struct Dist {
 
   template <class V>
   struct Row {
-    V count{}, mean_s{}, mean_t{}, ss{}, tt{}, dd{};
+    V count{}, mean_s{}, mean_t{}, ss{}, tt{}, st{}, dd{};
   };
   template <class V>
   ICSD_HD void update(Row<V>& row, V s, V t) const {
@@ -415,6 +416,7 @@ struct Dist {
     row.mean_t += from_t * share;
     row.ss += from_s * from_s * rest;
     row.tt += from_t * from_t * rest;
+    row.st += from_s * from_t * rest;
     row.dd += (from_s - from_t) * (from_s - from_t) * rest;
   }
   ICSD_HD void merge(Row<T>& row, const Row<T>& other) const {
@@ -426,6 +428,7 @@ struct Dist {
     row.mean_t += from_t * share;
     row.ss += other.ss + from_s * from_s * weight;
     row.tt += other.tt + from_t * from_t * weight;
+    row.st += other.st + from_s * from_t * weight;
     row.dd += other.dd + (from_s - from_t) * (from_s - from_t) * weight;
   }
   static ICSD_HD bool vanishes(T square, T mean, T count) {
@@ -435,8 +438,9 @@ struct Dist {
   // 1 - ρ; 0 for two constant rows, 1 for one.
   static ICSD_HD T disagreement(const Row<T>& row) {
     const bool no_s = vanishes(row.ss, row.mean_s, row.count), no_t = vanishes(row.tt, row.mean_t, row.count);
-    if (no_s || no_t) return no_s && no_t ? 0 : 1;
+    if (no_s || no_t) return no_s && no_t ? 0 : 1 + 0 * (row.ss + row.tt);  // NaN if the other row is
     const T a = std::sqrt(row.ss), b = std::sqrt(row.tt), difference = (row.ss - row.tt) / (a + b);
+    if (difference * difference > 2 * a * b) return 1 - row.st / a / b;
     return (row.dd - difference * difference) / (2 * a * b);
   }
   ICSD_HD T value(const Row<T>& row) const { return scale * disagreement(row); }

@@ -33,8 +33,10 @@ class SP(Loss):
 
     def from_grams(self, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
         # The least norm of a row of products is the square of a sample's.
-        student, teacher = (_unit(gram, (-1,), eps**4)[0] for gram in self.compared(student, teacher))
-        return (student - teacher).square().sum((-2, -1)) / max(1, self.terms(*student.shape[-2:]))
+        student, teacher = self.compared(student, teacher)
+        rows = (_unit(gram, (-1,), eps**4) for gram in (student, teacher))
+        loss = _squared_distance(*rows, dims=(-1,), if_one_vanishes=1)
+        return loss.sum((-2, -1)) / max(1, self.terms(*student.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,19 @@ def _decorrelation(a: Tensor, b: Tensor, raw_a: Tensor, raw_b: Tensor, dims: tup
     It is computed as |a/|a| - b/|b||²/2, which does not cancel where `a` and `b` agree.
     """
     noise = (NOISE * torch.finfo(a.dtype).eps) ** 2
-    a, a_varies = _unit(a, dims, noise * raw_a.detach().square().sum(dims, keepdim=True))
-    b, b_varies = _unit(b, dims, noise * raw_b.detach().square().sum(dims, keepdim=True))
-    return ((a - b).square().sum(dims, keepdim=True) + (a_varies != b_varies)) / 2
+    a = _unit(a, dims, noise * raw_a.detach().square().sum(dims, keepdim=True))
+    b = _unit(b, dims, noise * raw_b.detach().square().sum(dims, keepdim=True))
+    return _squared_distance(a, b, dims, 2) / 2
+
+
+def _squared_distance(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dims: tuple[int, ...], if_one_vanishes: float
+) -> Tensor:
+    """Return |a - b|² of two results of `_unit`, or a constant where one of them is defined and the other is not."""
+    difference = a[0] - b[0]
+    one_vanishes = (a[1] != b[1]) & ~difference.sum(dims, keepdim=True).isnan()
+    square = difference.masked_fill(one_vanishes, 0).square().sum(dims, keepdim=True)
+    return square + if_one_vanishes * one_vanishes
 
 
 def _unit(x: Tensor, dims: tuple[int, ...], least_square: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -326,6 +326,14 @@ def test_nan_and_inf_are_not_hidden(case, backend, value):
     assert loss_of(case, y, x, backend=backend, reduction="none").isfinite().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("case", ["sp", "cka", "dist"])
+def test_nan_is_not_hidden_by_a_teacher_without_variation(case, backend):
+    x, y = torch.randn(3, 4), torch.zeros(3, 2)
+    x[1] = torch.nan
+    assert loss_of(case, x, y, backend=backend).isnan()
+    assert loss_of(case, y, x, backend=backend).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", FAMILY)
 def test_accumulates_in_float32(case, dtype):

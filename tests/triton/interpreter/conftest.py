@@ -11,7 +11,6 @@ pytest_runtest_protocol, pytest_sessionfinish = process.run_test, process.stop
 
 FOLDER = Path(__file__).parent
 TRUNCATES = "the interpreter truncates where it stores bfloat16, which a GPU rounds"
-NO_KERNEL = "SP has no Triton kernel, and its definition is off by 4e-5 in float32"
 XFAILS = {
     **{
         f"test_bfloat16_gradients_of_samples_much_alike[{shape}-{shift}]": TRUNCATES
@@ -22,7 +21,6 @@ XFAILS = {
         f"test_gradients_of_irregular_inputs[{regime}-bfloat16]": TRUNCATES
         for regime in ("sample-kl", "streamed-kl", "feature-mse")
     },
-    **{f"test_gradients_of_irregular_inputs[{regime}-sp-float32]": NO_KERNEL for regime in ("sample", "streamed")},
 }
 
 
