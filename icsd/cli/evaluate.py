@@ -152,7 +152,7 @@ def _extractor(options: Namespace, device) -> Extractor:
     from icsd.evaluation import extractors
 
     if options.extractor == "lite0":
-        return extractors.lite0()
+        return extractors.lite0(device)
     if options.weights is None:
         raise InputError(f"--extractor {options.extractor} needs --weights: give the file or folder of its weights")
     return extractors.EXTRACTORS[options.extractor](options.weights, device)

@@ -59,10 +59,13 @@ class Extractor:
         return layers
 
 
-def lite0() -> Extractor:
+def lite0(device: torch.device) -> Extractor:
     """Return EfficientNet-Lite0 with the ImageNet weights that a Python package installs.
 
     Its distances are never comparable with published FID or KID figures.
+
+    Args:
+        device: Where the network runs.
 
     Raises:
         InputError: The packages are not installed.
@@ -70,10 +73,10 @@ def lite0() -> Extractor:
     model, path = lite0_files()
     network = model.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, weights_only=True))
-    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def features(images: Tensor) -> dict[str, Tensor]:
-        parts = (_resized(part, 128, "bilinear") / 127.5 - 1 for part in images.split(LITE0_BATCH))
+        parts = (_resized(part, 128, "bilinear") / 127.5 - 1 for part in images.to(device).split(LITE0_BATCH))
         maps = torch.cat([network.extract_features(part) for part in parts])
         return {FEATURES: F.adaptive_avg_pool2d(maps, 1).flatten(1)}
 

@@ -62,7 +62,7 @@ class TrainingEvaluation:
                 Plan([captions[0] for captions in test_set.captions], IMAGES, 0),
                 test_set,
                 resolutions,
-                lite0(),
+                lite0(trainer.device),
                 encoders=[_encoder_of(trainer)]
                 if trainer.damsm or trainer.config.losses.discriminator.matching
                 else [],

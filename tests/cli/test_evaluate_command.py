@@ -16,8 +16,8 @@ def quick(monkeypatch, workplace, icsd):
         return {"features": torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)}
 
     monkeypatch.setenv("ICSD_CACHE", str(workplace / "cache"))
-    monkeypatch.setattr(extractors, "lite0", lambda: extractors.Extractor("lite0", "a" * 64, "none", colors))
-    monkeypatch.setattr("icsd.training.evaluation.lite0", lambda: extractors.lite0())
+    monkeypatch.setattr(extractors, "lite0", lambda device: extractors.Extractor("lite0", "a" * 64, "none", colors))
+    monkeypatch.setattr("icsd.training.evaluation.lite0", lambda device: extractors.lite0(device))
     monkeypatch.setattr("icsd.training.evaluation.IMAGES", 10)
     monkeypatch.setattr(attributes, "STEPS", 1)
     code, _, err = icsd("train", "--config", "tiny.yaml", "--steps", "1")

@@ -6,7 +6,7 @@ from icsd.evaluation import extractors
 
 def test_features_do_not_depend_on_the_images_beside_them(monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch")
-    extractor = extractors.lite0()
+    extractor = extractors.lite0(torch.device("cpu"))
     images = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     together = extractor(images)["features"]
     assert together.shape == (5, 1280)

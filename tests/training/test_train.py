@@ -55,7 +55,7 @@ def quick_evaluation(monkeypatch, tmp_path):
         return {"features": torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)}
 
     monkeypatch.setenv("ICSD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(evaluation, "lite0", lambda: Extractor("lite0", "a" * 64, "none", colors))
+    monkeypatch.setattr(evaluation, "lite0", lambda device: Extractor("lite0", "a" * 64, "none", colors))
     monkeypatch.setattr(evaluation, "IMAGES", 10)
     monkeypatch.setattr(attributes, "STEPS", 2)
 
@@ -282,7 +282,7 @@ def test_the_figures_during_training_are_those_of_an_evaluation(config, quick_ev
         Plan([captions[0] for captions in test_set.captions], evaluation.IMAGES, 0),
         test_set,
         [8, 16],
-        evaluation.lite0(),
+        evaluation.lite0(torch.device("cpu")),
         encoders=[encoder],
         classifiers=evaluation.classifiers_of(train_set, [8, 16]),
     )
