@@ -135,7 +135,8 @@ class ParquetFile:
         return data
 
     def _holds_bytes(self, key: str) -> bool:
-        kind = str(self.file.schema_arrow.field(key).type)
+        column = self.file.schema_arrow.field(key).type
+        kind = str(getattr(column, "value_type", column))  # of a dictionary's values
         return kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: binary" in kind)
 
     def _broken(self, error: Exception) -> InputError:

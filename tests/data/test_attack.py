@@ -202,6 +202,7 @@ BOMBS = {
     "json": lambda root: (root / "captions.jsonl").write_text("[" * 1_000_000 + "\n"),
     "csv": lambda root: (root / "captions.csv").write_text("file,caption\n" + '"' * 1_000_001),
     "png": lambda root: (root / "0.png").write_bytes(_png_header(100_000, 100_000)),
+    "parquet": lambda root: _parquet_bomb(root),
     "fifo": lambda root: os.mkfifo(root / "p.png"),
     "device": lambda root: os.symlink("/dev/zero", root / "z.txt"),
     "loop": lambda root: os.symlink(root, root / "loop"),
@@ -239,6 +240,17 @@ def _zip_bomb(path):
         with out.open("a.txt", "w", force_zip64=True) as file:
             for _ in range(1024):
                 file.write(bytes(2**20))
+
+
+def _parquet_bomb(root):
+    """Write, in the place of the photos, one image of 40 MB that 100 rows repeat."""
+    for path in root.iterdir():
+        path.unlink()
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = arrow.DictionaryArray.from_arrays(arrow.array([0] * 100, arrow.int32()), arrow.array([bytes(40 * 2**20)]))
+    table = arrow.table({"image": image, "text": ["a bird"] * 100})
+    parquet.write_table(table, root / "bomb.parquet", compression="zstd")
+    assert (root / "bomb.parquet").stat().st_size < 2**20
 
 
 def _tgz_bomb(path):

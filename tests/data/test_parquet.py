@@ -85,6 +85,19 @@ def test_images_in_the_table(tmp_path, packed):
         )
 
 
+def test_images_of_a_dictionary_are_read(tmp_path):
+    images = arrow.DictionaryArray.from_arrays(
+        arrow.array([0, 1, 0, 0]), arrow.array([encoded("red"), encoded("blue")])
+    )
+    (tmp_path / "set").mkdir()
+    parquet.write_table(arrow.table({"image": images, "text": list("abcd")}), tmp_path / "set" / "x.parquet")
+    files, listing = list_set("folder", [tmp_path / "set"])
+    assert [record.captions for record in listing.records] == [["a"], ["b"], ["c"], ["d"]]
+    assert [data for _, data in files.read([record.image for record in listing.records])] == [
+        encoded(color) for color in ("red", "blue", "red", "red")
+    ]
+
+
 def test_rows_without_an_image_or_with_a_large_one(tmp_path):
     rows = [*embedded(3), {"image": {"bytes": None, "path": "x.png"}, "text": "gone", "class": 1}]
     rows.append({"image": {"bytes": random.Random(0).randbytes(2**20 + 1), "path": None}, "text": "large", "class": 1})
