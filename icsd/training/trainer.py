@@ -236,6 +236,11 @@ class Trainer:
         return step % self.config.log_every == 0 or step == self.config.steps
 
     @property
+    def _average_teaches(self) -> bool:
+        """Return whether the moving average of the generator teaches its stages."""
+        return self.generator_distillation is not None and self.config.distillation.generator.teacher == "average"
+
+    @property
     def _ramp(self) -> float:
         """Return the factor on the weights or shares of the losses that rise from 0 at the beginning."""
         return min(1.0, (self.step_count + 1) / (self.config.losses.ramp + 1))
@@ -262,7 +267,7 @@ class Trainer:
         text, averaged = text.detach(), None
         with part("generator"):
             output = generator(z, text, condition)
-            if self.config.distillation.generator.teacher == "average" and torch.is_grad_enabled():
+            if self._average_teaches and torch.is_grad_enabled():
                 with torch.no_grad():
                     averaged = self.ema.module.generator(z, text, condition)
         return Generated(output, averaged)
