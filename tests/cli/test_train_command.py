@@ -83,11 +83,6 @@ def test_an_ablation_trains(icsd, workplace, path):
     assert not Path("runs").exists()
 
 
-def test_the_demo_is_the_default(icsd):
-    demo = icsd("train", "--config", str(CONFIGS[0].with_name("emoji.yaml")), "--print-config")[1]
-    assert demo == icsd("train", "--print-config")[1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
