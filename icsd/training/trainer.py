@@ -454,34 +454,6 @@ class Trainer:
         """Generate images of captions with the averaged model; see `TextToImage.generate`."""
         return self.ema.module.generate(captions, seed)
 
-    @torch.no_grad()
-    def embed(self, captions: list[str], seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Generate images of captions and embed both, so that they can be compared.
-
-        The encoder is DAMSM's, or the finest discriminator with its matching head. The generator learned to minimize
-        its loss, so scores by it are too good, but fall where training goes wrong.
-
-        Args:
-            captions: B sentences.
-            seed: Seed of noise and conditions.
-
-        Returns:
-            Features of the images and of the captions, `(B, E)` each.
-        """
-        networks = (self.discriminators[-1], self.matching, self.model.text_encoder)
-        modes = [network.training for network in networks]
-        for network in networks:
-            network.eval()
-        images = self.generate(captions, seed)[-1].to(self.device, memory_format=self.layout)
-        if self.damsm is None:
-            embedded = self.matching[-1](self.discriminators[-1].features(images))
-        else:
-            embedded = self.damsm.image_encoder(images).whole
-        sentences = self.model.text_encoder.encode(captions).sentence
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
-        return embedded, sentences
-
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights of model, discriminators and matching heads with their names."""
         for network in (self.model, self.discriminators, self.matching):
