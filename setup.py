@@ -126,6 +126,7 @@ class NinjaBuild(build_ext):
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        write_binding(folder / "binding.cpp", nvcc)
         with (folder / "build.ninja").open("w") as file:
             write_build(Writer(file, width=120), target, nvcc)
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])]
@@ -139,6 +140,14 @@ class NinjaBuild(build_ext):
             print("icsd: built for the CPU only: there is no nvcc in CUDACXX, CUDA_HOME or PATH, or ICSD_CUDA=0")
         else:
             print(f"icsd: built for the CPU and, with {nvcc}, for sm_{', sm_'.join(cuda_architectures())}")
+
+
+def write_binding(path: Path, nvcc: str | None) -> None:
+    """Write a source that includes csrc/binding: pybind11's headers, which take most of its time, are read once."""
+    names = [source.name for source in sorted((ROOT / "csrc" / "binding").glob("*.cpp"))]
+    text = "".join(f'#include "binding/{name}"\n' for name in names if nvcc or name != "cuda.cpp")
+    if not path.exists() or path.read_text() != text:  # an older file is not compiled again
+        path.write_text(text)
 
 
 def quoted(arguments: list[str]) -> str:
@@ -176,10 +185,11 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
             build.build(name, rule, str(sources / folder / source.name), variables={"flags": quoted(flags)})
             objects.append(name)
 
-    left_out = {("amx", f"_{isa}") for isa in CPU_ISAS if isa != "amx"} | (set() if nvcc else {("cuda", "")})
+    left_out = {("amx", f"_{isa}") for isa in CPU_ISAS if isa != "amx"}
     for folder in ("cuda/kernels", "cuda", "cuda/runtime") if nvcc else ():  # first, since they take longest
         compile_all(folder, "", [], "compile_cuda")
-    compile_all("binding", "", binding_flags(nvcc))
+    build.build("binding.o", "compile", "binding.cpp", variables={"flags": quoted(binding_flags(nvcc))})
+    objects.append("binding.o")
     compile_all("cpu", "", [])
     compile_all("cpu/runtime", "", [])
     for isa, isa_flags in CPU_ISAS.items():

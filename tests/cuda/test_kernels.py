@@ -12,6 +12,7 @@ from emulated import ROW_BLOCK_BYTES
 
 import icsd
 from icsd import _native as native
+from icsd.ops.contract import Spec
 from icsd.ops.regimes import force_regime
 
 pytestmark = [
@@ -155,7 +156,12 @@ def test_mixed_types(regime, case):
     x, y, z = regimes.features(40, 12, 9, 7)
     stages = [x.detach().bfloat16(), y.detach(), z.detach().half()]
     results = regimes.loss_and_gradients(case, stages, regime, backend="emulated")
-    assert [result.dtype for result in results[1:]] == [stage.dtype for stage in stages]
+    loss = regimes.LOSSES[case]
+    spec = Spec(loss.name, loss.kernel_parameters(), (1.0, 1.0), 1e-8, teacher_gradient=True, regime=regime)
+    value, saved = torch.ops.icsd.distill(stages, True, *spec, "emulated")
+    gradients = torch.ops.icsd.distill_backward(value.new_ones(()), saved, stages, [True] * 3, *spec, "emulated")
+    # Autograd would convert them; a compiled graph takes the dtypes for granted.
+    assert [gradient.dtype for gradient in gradients] == [stage.dtype for stage in stages]
     expected = regimes.loss_and_gradients(case, [s.double() for s in stages], "sample", backend="reference")
     regimes.assert_close(results, expected, 2 * regimes.EPS[torch.bfloat16])
 
