@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
     from icsd.data import DataConfig, Vocabulary
     from icsd.evaluation.encoders import Encoder
+    from icsd.evaluation.evaluate import Evaluation, StageResult
     from icsd.evaluation.extractors import Extractor
+    from icsd.sampling import Sampler
 
 DESCRIPTION = """Measure the images that a trained model generates, stage by stage, against held-out real images.
 
@@ -77,54 +80,70 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Evaluate."""
-    from icsd.data import open_dataset
     from icsd.evaluation import report
-    from icsd.evaluation.evaluate import Evaluation
     from icsd.evaluation.extractors import sha256_of
-    from icsd.evaluation.features import Plan
     from icsd.evaluation.protocol import hash_of
     from icsd.outputs import check_output, replacing
     from icsd.sampling import Sampler
     from icsd.training import checkpoint
-    from icsd.training.evaluation import classifiers_of
 
     if options.output is not None:
         check_output(options.output)
     others = None if options.compare is None else report.read(options.compare)
     sampler = Sampler.load(options.run, options.device)
-    state = checkpoint.load(sampler.path, ["config", "step"])
-    available = sampler.model.generator.resolutions
-    stages = _stages(options.stages, available)
-    data = _data_config(state["config"]["data"])
-    test_set = open_dataset(data, "test", available[-1])
-    plan = Plan([captions[0] for captions in test_set.captions], options.count, options.seed)
-    extractor = _extractor(options, sampler.device)
-    encoders = _encoders(options, sampler.path, sampler.device, test_set.vocabulary)
-    classifiers = classifiers_of(open_dataset(data, "train", available[-1]), stages) if test_set.attributes else {}
-    evaluation = Evaluation(
-        plan, test_set, stages, extractor, refined=available[-1], encoders=encoders, classifiers=classifiers
-    )
-    folder = sampler.path.parent.parent / "evaluation"
-
-    def generate(sentences: list[str], seeds: list[int]) -> list[Tensor]:
-        images = sampler.generate(sentences, sampler.noise(seeds)).images
-        return [images[available.index(stage)] for stage in stages]
-
+    evaluation = _evaluation(options, sampler)
     key = hash_of([sha256_of(sampler.path), evaluation.identifier])[:12]
-    try:
-        results = evaluation.measure(generate, folder / f"features-{key}")
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on after the last complete batch") from interrupt
-    output = options.output or folder / f"step-{state['step']:08d}-{results[stages[-1]].protocol.identifier}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as temporary:
-        temporary.write_text(report.to_json(str(sampler.path), state["step"], results), encoding="utf-8")
+    step = checkpoint.load(sampler.path, ["step"])["step"]
+    folder = sampler.path.parent.parent / "evaluation"
+    protocols = list(evaluation.protocols.values())
+    output = options.output or folder / f"step-{step:08d}-{protocols[-1].identifier}.json"
+    results = report.read(output) if report.key_of(output) == key else None
+    if results is None:
+        results = _measured(sampler, evaluation, folder / f"features-{key}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output) as temporary:
+            temporary.write_text(report.to_json(str(sampler.path), step, results, key), encoding="utf-8")
+        shutil.rmtree(folder / f"features-{key}", ignore_errors=True)
     print(report.table(results))
     print(f"\nresults      {output}")
     if others is not None:
         print(f"\ndifferences: this evaluation minus {options.compare}")
         print(report.comparison(results, others))
     return 0
+
+
+def _evaluation(options: Namespace, sampler: Sampler) -> Evaluation:
+    """Return the evaluation that the options describe, for the data set of a model."""
+    from icsd.data import open_dataset
+    from icsd.evaluation.evaluate import Evaluation
+    from icsd.evaluation.features import Plan
+    from icsd.training.evaluation import classifiers_of
+
+    available = sampler.model.generator.resolutions
+    stages = _stages(options.stages, available)
+    data = _data_config(sampler.config["data"])
+    test_set = open_dataset(data, "test", available[-1])
+    plan = Plan([captions[0] for captions in test_set.captions], options.count, options.seed)
+    extractor = _extractor(options, sampler.device)
+    encoders = _encoders(options, sampler.path, sampler.device, test_set.vocabulary)
+    classifiers = classifiers_of(open_dataset(data, "train", available[-1]), stages) if test_set.attributes else {}
+    return Evaluation(
+        plan, test_set, stages, extractor, refined=available[-1], encoders=encoders, classifiers=classifiers
+    )
+
+
+def _measured(sampler: Sampler, evaluation: Evaluation, folder: Path) -> dict[int, StageResult]:
+    """Measure a model, from the features that an interrupted command left in a folder."""
+    available = sampler.model.generator.resolutions
+
+    def generate(sentences: list[str], seeds: list[int]) -> list[Tensor]:
+        images = sampler.generate(sentences, sampler.noise(seeds)).images
+        return [images[available.index(stage)] for stage in evaluation.resolutions]
+
+    try:
+        return evaluation.measure(generate, folder)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on after the last complete batch") from interrupt
 
 
 def _stages(wanted: list[int] | None, available: Sequence[int]) -> list[int]:

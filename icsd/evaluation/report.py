@@ -12,10 +12,18 @@ from icsd.evaluation.evaluate import StageResult
 from icsd.evaluation.protocol import Protocol, require_one_protocol
 
 
-def to_json(checkpoint: str, step: int, results: dict[int, StageResult]) -> str:
-    """Return the results of a checkpoint as JSON text."""
+def to_json(checkpoint: str, step: int, results: dict[int, StageResult], key: str) -> str:
+    """Return the results of a checkpoint as JSON text; equal keys stand for equal models measured in the same way."""
     stages = {str(resolution): dataclasses.asdict(result) for resolution, result in results.items()}
-    return json.dumps({"checkpoint": checkpoint, "step": step, "stages": stages}, indent=2) + "\n"
+    return json.dumps({"checkpoint": checkpoint, "step": step, "key": key, "stages": stages}, indent=2) + "\n"
+
+
+def key_of(path: Path) -> str | None:
+    """Return the key of a file of results, or None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read(path: Path) -> dict[int, StageResult]:
@@ -96,7 +104,9 @@ def comparison(results: dict[int, StageResult], others: dict[int, StageResult]) 
             {
                 name: _difference(estimate, other.figures[name])
                 for name, estimate in mine.figures.items()
-                if name in other.figures and name not in differences[resolution].left_out
+                if name in other.figures
+                and name not in differences[resolution].left_out
+                and not name.endswith(("_real", "_shuffled"))
             }
         )
     return table(differences)

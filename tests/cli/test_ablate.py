@@ -51,7 +51,7 @@ def sweep(workplace, monkeypatch):
     (workplace / "stub.py").write_text(STUB)
     for arm in ("none", "both"):
         for seed in range(3):
-            (workplace / f"{arm}-seed-{seed}.json").write_text(report.to_json("made", 2, results_of(arm, seed)))
+            (workplace / f"{arm}-seed-{seed}.json").write_text(report.to_json("made", 2, results_of(arm, seed), "key"))
     monkeypatch.setattr(ablate, "PROGRAM", [sys.executable, str(workplace / "stub.py")])
     (workplace / "none.yaml").write_text("losses: {}")
     text = "base: [tiny.yaml]\narms: {none: [none.yaml], both: []}\nreference: none\nseeds: [0, 1, 2]\ncount: 20\n"

@@ -6,6 +6,7 @@ import torch
 
 from icsd.evaluation import attributes, extractors
 from icsd.evaluation.extractors import sha256_of
+from icsd.sampling import Sampler
 
 
 @pytest.fixture
@@ -65,6 +66,32 @@ def test_what_cannot_be_evaluated_is_one_line(icsd, quick, monkeypatch, argument
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_results_that_are_there_are_shown_again_and_only_for_the_same_question(icsd, quick, monkeypatch):
+    options = ["evaluate", RUN, "--count", "70", "--device", "cpu"]
+    whole = icsd(*options, "--output", "whole.json")[1]
+    generate, calls = Sampler.generate, []
+
+    def interrupted(sampler, sentences, noise):
+        calls.append(len(sentences))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(sampler, sentences, noise)
+
+    monkeypatch.setattr(Sampler, "generate", interrupted)
+    code, _, err = icsd(*options)
+    assert code == 130
+    assert "the same command goes on after the last complete batch" in err
+    code, out, _ = icsd(*options)
+    assert code == 0
+    assert calls == [64, 6, 6]
+    assert out.split("\nresults")[0] == whole.split("\nresults")[0]
+    assert [path.suffix for path in (quick / RUN / "evaluation").iterdir()] == [".json"]
+    assert icsd(*options)[1] == out
+    assert calls == [64, 6, 6]
+    icsd(*options, "--seed", "1")
+    assert calls == [64, 6, 6, 64, 6]
 
 
 def test_one_stage_can_be_measured_alone(icsd, quick):

@@ -289,8 +289,10 @@ def test_results_are_read_back_and_compared_under_one_protocol_only(test_set, tm
         for name, noise, count in (("clean", 0.0, 90), ("noisy", 2.0, 90), ("fewer", 0.0, 60))
     )
     path = tmp_path / "results.json"
-    path.write_text(report.to_json("checkpoint", 7, clean))
+    path.write_text(report.to_json("checkpoint", 7, clean, "key"))
     assert report.read(path) == clean
+    assert report.key_of(path) == "key"
+    assert report.key_of(tmp_path / "missing.json") is None
     assert "protocol" in report.table(clean)
     assert "kernel_distance" in report.comparison(noisy, report.read(path))
     with pytest.raises(InputError, match="cannot be compared: generated_images is 60 and 90"):
