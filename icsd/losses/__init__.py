@@ -73,7 +73,7 @@ def as_loss(loss: LossLike) -> Loss:
     )
 
 
-def make_loss(name: str, /, **parameters: float | str) -> Loss:
+def make_loss(name: str, /, **parameters: bool | float | str) -> Loss:
     """Make the loss of a name with its parameters, as configurations give them.
 
     Raises:

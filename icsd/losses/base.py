@@ -29,6 +29,10 @@ class Loss(ABC):
     # annotation here, that field would come first.)
     include_diagonal = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.include_diagonal, bool):
+            raise ValueError(f"{self.name}: include_diagonal must be True or False, got {self.include_diagonal!r}")
+
     def kernel_parameters(self) -> tuple[float, ...] | None:
         """Return the parameters of the kernels of `csrc/core/losses.h`, or None if there are none for this loss."""
         return None

@@ -30,6 +30,7 @@ class KL(SimilarityLoss):
     include_diagonal: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(
             self.name, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature
         )
@@ -68,6 +69,7 @@ class PKT(SimilarityLoss):
         require_choice(self.name, ("paper", "code"), mode=self.mode)
         if self.include_diagonal is None:
             object.__setattr__(self, "include_diagonal", self.mode == "code")
+        super().__post_init__()
 
     def kernel_parameters(self) -> tuple[float, ...] | None:
         return (float(self.include_diagonal),) if self.mode == "paper" else None

@@ -52,6 +52,7 @@ class SmoothL1(SimilarityLoss):
     include_diagonal: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self.name, beta=self.beta)
 
     def kernel_parameters(self) -> tuple[float, ...]:
@@ -89,6 +90,7 @@ class CC(Loss):
     include_diagonal: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_choice(self.name, ("rbf", "bilinear"), kernel=self.kernel)
         require_choice(self.name, ("paper", "code"), mode=self.mode)
         require_positive(self.name, gamma=self.gamma, order=self.order)

@@ -29,7 +29,7 @@ class SideDistillationConfig:
     loss: str = "mse"
     """Loss between the similarity matrices: mse, kl, smooth_l1 or any other of docs/losses.md."""
 
-    parameters: dict[str, float | str] = field(default_factory=dict)
+    parameters: dict[str, bool | float | str] = field(default_factory=dict)
     """Parameters of the loss by name, such as {"student_temperature": 0.1} for kl."""
 
     direction: Literal["refined-to-coarse", "coarse-to-refined"] = "refined-to-coarse"

@@ -22,6 +22,8 @@ def test_every_loss_of_elements_or_rows_has_the_option():
                 make_loss(name, include_diagonal=False)
         else:
             assert not make_loss(name, include_diagonal=False).include_diagonal
+            with pytest.raises(ValueError, match=f"{name}: include_diagonal must be True or False, got 'false'"):
+                make_loss(name, include_diagonal="false")
             assert make_loss(name).include_diagonal == (name != "pkt")
 
 
