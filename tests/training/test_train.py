@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -26,6 +25,7 @@ from icsd.training import checkpoint, evaluation, run_folder, train
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, LossesConfig
+from icsd.training.stopwatch import Stopwatch
 from icsd.training.trainer import Trainer
 
 
@@ -303,19 +303,19 @@ def test_without_attributes_the_score_is_the_kernel_distance(config, tmp_path, q
 
 
 def test_training_time_goes_on_after_a_resume_and_leaves_evaluations_out(config, monkeypatch, quick_evaluation):
-    plain = evaluation.TrainingEvaluation.measure
-    pause = 0.7
-    monkeypatch.setattr(evaluation.TrainingEvaluation, "measure", lambda self: time.sleep(pause) or plain(self))
-    after_step(monkeypatch, 2, lambda trainer: time.sleep(pause))
+    plain, clock = evaluation.TrainingEvaluation.measure, [0.0]
+
+    def take(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(Stopwatch, "_now", staticmethod(lambda: (clock[0], clock[0] / 2)))
+    monkeypatch.setattr(evaluation.TrainingEvaluation, "measure", lambda self: take(100) or plain(self))
+    for step in (2, 3):
+        after_step(monkeypatch, step, lambda trainer: take(7))
     folder = train.train(replace(config, steps=2, evaluate_every=1))
-    first = lines_of(folder)[-1]["seconds"]
-    assert pause < first
     train.train(replace(config, steps=4, evaluate_every=1), resume=folder)
-    seconds = [line["seconds"] for line in lines_of(folder) if "score" in line]
-    assert len(seconds) == 4
-    assert seconds == sorted(seconds)
-    assert seconds[1] == first
-    assert seconds[0] < pause  # the evaluation of step 1 is left out
+    times = [(line["seconds"], line["cpu_seconds"]) for line in lines_of(folder) if "score" in line]
+    assert times == [(0, 0), (7, 3.5), (14, 7), (14, 7)]
 
 
 def test_a_run_that_cannot_be_evaluated_does_not_begin(config, monkeypatch):
