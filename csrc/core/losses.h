@@ -247,7 +247,9 @@ struct Sp {
 
   ICSD_HD T value(const Row<T>& row) const {
     const bool no_s = vanishes(row.ss), no_t = vanishes(row.tt);
-    if (no_s || no_t) return no_s && no_t ? 0 : scale * (1 + 0 * (row.ss + row.tt));  // NaN if the other row is
+    const T zero = (row.ss - row.ss) + (row.tt - row.tt);
+    if (zero != 0) return zero;  // NaN, which no row that vanishes hides
+    if (no_s || no_t) return no_s && no_t ? 0 : scale;
     return 2 * scale * disagreement(row);
   }
   ICSD_HD void statistics(const Row<T>& row, T* out) const {
