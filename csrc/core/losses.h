@@ -443,7 +443,8 @@ struct Dist {
     if (no_s || no_t) return no_s && no_t ? 0 : 1 + 0 * (row.ss + row.tt);  // NaN if the other row is
     const T a = std::sqrt(row.ss), b = std::sqrt(row.tt), difference = (row.ss - row.tt) / (a + b);
     if (difference * difference > 2 * a * b) return 1 - row.st / a / b;
-    return (row.dd - difference * difference) / (2 * a * b);
+    const T square = row.dd - difference * difference;
+    return square < 0 ? 0 : square / (2 * a * b);  // below 0 by rounding alone; NaN stays
   }
   ICSD_HD T value(const Row<T>& row) const { return scale * disagreement(row); }
   ICSD_HD void statistics(const Row<T>& row, T* out) const {
