@@ -142,3 +142,15 @@ def test_similarity(backend):
     expected = icsd.cross_sample_similarity(x - x.mean(-2, keepdim=True), backend="reference")
     torch.testing.assert_close(icsd.cross_sample_similarity(x, center=True, backend=backend), expected)
     torch.testing.assert_close(icsd.cross_sample_similarity(x, x, center=True, backend=backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("regime", ["sample", "feature", "streamed"])
+def test_groups_that_are_transposed_views_of_many_features(regime, dtype, backend):
+    stages = features(300, 513, 259, n=5, batch=(3,), dtype=dtype)
+    apart = [stage.transpose(0, 1).contiguous().transpose(0, 1) for stage in stages]
+    assert not any(stage.is_contiguous() for stage in apart)
+    results = loss_and_gradients(apart, "mse", regime, center=True, weights=[2.0, -5.0], backend=backend)
+    errors = relative_errors(results, expected_of(stages, "mse", weights=[2.0, -5.0]))
+    assert errors[0] < 4e-6
+    assert max(errors) < 2 * EPS[dtype]
