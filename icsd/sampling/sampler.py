@@ -6,28 +6,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from icsd.errors import InputError
 from icsd.models import GeneratorConfig, GeneratorOutput, TextConfig, TextFeatures, TextToImage, restore_text_encoder
+from icsd.models.noise import Noise, draw_noise
 from icsd.sampling.plan import Plan, Request
 from icsd.training import checkpoint
 from icsd.training.trainer import choose_device
 
 SEEDS = 2**63
 SMALLEST_TRUNCATION = 0.01  # below it, drawing again until all values fit takes too long
-
-
-class Noise(NamedTuple):
-    """The random inputs of B images, standard normal."""
-
-    z: Tensor
-    """`(B, noise_dim)`."""
-    condition: Tensor
-    """`(B, condition_dim)`: places each image's condition in the neighborhood of its sentence."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +123,7 @@ class Sampler:
             raise InputError(f"seed is {bad}: give a number from 0 to 2**63 - 1")
         if truncation is not None and not SMALLEST_TRUNCATION <= truncation < math.inf:
             raise InputError(f"truncation is {truncation}: give {SMALLEST_TRUNCATION} or more, such as 1.0")
-        generator = self.model.generator
-        widths = (generator.noise_dim, generator.condition_dim)
-        rows = [_normal(sum(widths), torch.Generator().manual_seed(seed), truncation) for seed in seeds]
-        return Noise(*torch.stack(rows).split(widths, dim=1))
+        return draw_noise(self.model.generator, seeds, truncation)
 
     @torch.no_grad()
     def generate(self, sentences: Sequence[str], noise: Noise) -> GeneratorOutput:
@@ -194,10 +183,3 @@ class Sampler:
 def stages_of(outputs: Sequence[GeneratorOutput]) -> list[Tensor]:
     """Join the images of several outputs: one `(B, 3, r, r)` in [-1, 1] for each stage, coarse to fine, on the CPU."""
     return [torch.cat(stage).cpu() for stage in zip(*(output.images for output in outputs), strict=True)]
-
-
-def _normal(width: int, generator: torch.Generator, truncation: float | None) -> Tensor:
-    values = torch.randn(width, generator=generator)
-    while truncation is not None and (beyond := values.abs() > truncation).any():
-        values[beyond] = torch.randn(int(beyond.sum()), generator=generator)
-    return values

@@ -29,6 +29,7 @@ from icsd.models.attngan import find_release
 from icsd.models.damsm import DAMSM
 from icsd.models.inception import SIDE
 from icsd.models.matching import MatchingHead
+from icsd.models.noise import draw_noise
 from icsd.models.text import TextEncoder
 from icsd.training import checkpoint
 from icsd.training.pretrain import load_damsm
@@ -115,12 +116,9 @@ def classifiers_of(train_set: CaptionedImages, resolutions: Sequence[int]) -> di
 @torch.no_grad()
 def generate(model: TextToImage, captions: list[str], seeds: list[int]) -> list[Tensor]:
     """Generate one image of each caption from the noise of its seed, as `icsd.sampling.Sampler` does."""
-    generator = model.generator
-    device = next(generator.parameters()).device
-    widths = (generator.noise_dim, generator.condition_dim)
-    rows = [torch.randn(sum(widths), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    z, condition = torch.stack(rows).to(device).split(widths, dim=1)
-    return generator(z, model.text_encoder.encode(captions), condition).images
+    device = next(model.generator.parameters()).device
+    z, condition = (part.to(device) for part in draw_noise(model.generator, seeds))
+    return model.generator(z, model.text_encoder.encode(captions), condition).images
 
 
 def _encoder_of(trainer: Trainer) -> Encoder:
