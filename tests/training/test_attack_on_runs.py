@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attempts import attempt
 
 from icsd.data import DataConfig, Vocabulary
 from icsd.errors import InputError
@@ -117,17 +118,6 @@ def test_killed_runs_end_in_the_same_files(tmp_path, kind):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return checkpoint.latest(train.train(replace(TRAIN, steps=1, output=folder)))
-
-
-def attempt(function, *arguments):
-    """Call a function; return "read" or "refused". Any other exception, or a message of several lines, fails."""
-    try:
-        function(*arguments)
-        outcome = "read"
-    except InputError as error:
-        outcome = "refused" if str(error).isprintable() else repr(str(error))
-    assert outcome in ("read", "refused")
-    return outcome
 
 
 def test_damaged_checkpoints_are_refused(model, tmp_path):

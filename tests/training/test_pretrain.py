@@ -141,20 +141,22 @@ def test_encoders_of_another_resolution_are_refused(config, resolution):
         load_damsm(folder, resolution)
 
 
-def test_training_is_guided_and_resumed(config, tmp_path):
-    encoders = pretrain(replace(config, steps=3))
-    guided = TrainConfig(
+def guided_by(encoders, config, output, **options):
+    """Return a small configuration of training with pretrained encoders, on the data of their configuration."""
+    return TrainConfig(
         data=config.data,
         generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
         discriminator=DiscriminatorConfig(width=4),
         damsm=GuidanceConfig(encoders),
-        output=tmp_path / "runs",
-        steps=4,
-        batch_size=4,
-        log_every=2,
-        sample_every=4,
+        output=output,
         evaluate=False,
+        **options,
     )
+
+
+def test_training_is_guided_and_resumed(config, tmp_path):
+    encoders = pretrain(replace(config, steps=3))
+    guided = guided_by(encoders, config, tmp_path / "runs", steps=4, batch_size=4, log_every=2, sample_every=4)
     whole = checkpoint.load(checkpoint.latest(train.train(replace(guided))))
     assert whole["config"]["text"]["dim"] == 8
     part = train.train(replace(guided, steps=2))
@@ -186,16 +188,7 @@ def test_training_is_guided_by_encoders_of_attngans_release(config, tmp_path, ca
         {word for captions in open_dataset(config.data, "train", 16).captions for word in tokenize(captions[0])}
     )
     encoders = release(tmp_path / "bird", words)
-    guided = TrainConfig(
-        data=config.data,
-        generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
-        discriminator=DiscriminatorConfig(width=4),
-        damsm=GuidanceConfig(encoders),
-        output=tmp_path / "runs",
-        steps=1,
-        batch_size=2,
-        evaluate=False,
-    )
+    guided = guided_by(encoders, config, tmp_path / "runs", steps=1, batch_size=2)
     folder = train.train(replace(guided))
     text_config = TextConfig(**checkpoint.load(checkpoint.latest(folder))["config"]["text"])
     train.train(replace(guided, steps=2, text=text_config), folder)
