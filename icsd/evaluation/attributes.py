@@ -78,15 +78,15 @@ def attribute_classifier(train_set: CaptionedImages, resolution: int) -> Attribu
         train_set: Real images with attributes, at least as large.
         resolution: Side of the images in pixels, to which the real ones are reduced by area averaging.
     """
-    with torch.random.fork_rng([]):
-        classifier = _untrained(train_set)
     path = cache_folder() / f"classifier-{classifier_recipe(train_set, resolution)}.safetensors"
     weights = kept(path)
     if weights is None:
-        classifier = train_classifier(train_set, resolution, STEPS, BATCH_SIZE)
+        classifier = train_classifier(train_set, resolution)
         keep(path, classifier.state_dict())
-    else:
-        classifier.load_state_dict(weights)
+        return classifier.eval()
+    with torch.random.fork_rng([]):
+        classifier = _untrained(train_set)
+    classifier.load_state_dict(weights)
     return classifier.eval()
 
 
@@ -110,14 +110,14 @@ def train_classifier(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> AttributeClassifier:
-    """Train a classifier on real images, made as unclean as generated ones are, and leave the random state alone.
+    """Train a classifier on real images with shifts, blur, tints and noise; leave the random state alone.
 
     Args:
         train_set: Images with attributes.
         resolution: Side to which the images are reduced by area averaging; by default they stay as they are.
         steps: Steps of AdamW, its rate falling to zero on a half cosine.
         batch_size: Images per step.
-        seed: Of weights, batches and soiling.
+        seed: Seed of weights, batches and changes of the images.
 
     Returns:
         The classifier.
@@ -152,9 +152,9 @@ def _train_classifier(train_set: CaptionedImages, images: Tensor, steps: int, ba
 
 
 def _augment(images: Tensor) -> Tensor:
-    """Move, blur, tint and soil a batch: generated images are never as clean as real ones.
+    """Move, blur and tint the images of a batch and add noise, because generated images are not as clean as real ones.
 
-    Without it the classifier reads real images perfectly and takes the faint noise of generated ones for a color.
+    A classifier that learns from clean images alone takes the faint noise of generated ones for a color.
     """
     count, _, side, _ = images.shape
     top, left = torch.randint(5, (2,)).tolist()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -281,7 +282,7 @@ def _retrieval(images: Tensor, sentences: Tensor, plan: Plan, test_set: Captione
         rows = slice(start, start + period)
         count = len(images[rows])
         share = r_precision(images[rows], sentences[rows], test_set.class_ids[:count], captions=plan.captions[:count])
-        if share == share:  # not NaN: there is a wrong caption
+        if not math.isnan(share):  # there is a wrong caption
             shares.append(share * count)
             counted += count
     if not counted:

@@ -22,9 +22,8 @@ from icsd.errors import InputError
 
 INCEPTION_SHA256 = "6726825d"  # the first digits, which the name of the published file carries
 
-LITE0_BATCH = (
-    16  # the maps of more images are returned to the system after each layer, which takes longer than the layer
-)
+# The maps of more images would be returned to the system after each layer, which takes longer than the layer.
+LITE0_BATCH = 16
 
 FEATURES = "features"
 LOGITS = "logits"

@@ -22,8 +22,8 @@ class AdversarialConfig:
     """The adversarial loss of generator and discriminators."""
 
     loss: Literal["bce", "hinge", "relativistic"] = "hinge"
-    """Binary cross-entropy (AttnGAN), hinge (DF-GAN), or the relativistic loss of pairs (R3GAN), which needs
-    losses.discriminator.r1."""
+    """Binary cross-entropy (AttnGAN), hinge (DF-GAN), or the relativistic loss of pairs (R3GAN), which is
+    stable together with losses.discriminator.r1."""
 
     matching_penalty_power: float = 6.0
     """Power p of the matching-aware gradient penalty (DF-GAN: 6); see losses.discriminator.matching_penalty."""

@@ -313,11 +313,11 @@ class Trainer:
                     total.update(gradient_penalties(weights, power, discriminator, images, sentence))
         return {name: options.penalty_every * penalty for name, penalty in total.items()}
 
-    def _generator_losses(self, images: Generated, batch: MicroBatch) -> dict[str, Tensor]:
+    def _generator_losses(self, generated: Generated, batch: MicroBatch) -> dict[str, Tensor]:
         """Return the weighted losses of the generator by name."""
-        weights, text, (generated, averaged) = self.config.losses.generator, batch.text, images
+        weights, text, (output, averaged) = self.config.losses.generator, batch.text, generated
         shown = augment(
-            [*generated.images, *([] if averaged is None else averaged.images)], self.config.adversarial.augment
+            [*output.images, *([] if averaged is None else averaged.images)], self.config.adversarial.augment
         )
         fake = self._features(shown[: len(self.resolutions)])
         losses = {}
@@ -331,13 +331,13 @@ class Trainer:
             with part("matching"):
                 losses["matching"] = self._ramp * weights.matching * self._matching(fake, batch)
         if self.damsm is not None and weights.damsm:
-            images = generated.images[-1].float()
+            images = output.images[-1].float()
             with part("DAMSM"):
                 loss = sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
             losses["damsm"] = self._ramp * weights.damsm * loss
         if weights.condition_kl:
-            losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(generated.mu, generated.logvar)
-        sources = {"rgb": generated.images, "hidden": generated.hidden, "discriminator": fake}
+            losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(output.mu, output.logvar)
+        sources = {"rgb": output.images, "hidden": output.hidden, "discriminator": fake}
         stages = sources[self.config.distillation.generator.source]
         teacher = self._teacher(averaged, shown[len(self.resolutions) :], batch.real)
         with part("distillation"):
