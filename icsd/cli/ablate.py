@@ -287,7 +287,7 @@ def _is_endpoint(sweep: Sweep, figure: str) -> bool:
 def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:
     """Return the figures of finished runs: at the end, costs of the targets, and values at equal cost."""
     from icsd.evaluation import report as results
-    from icsd.evaluation.curves import read_curves, whole_cost
+    from icsd.evaluation.curves import late_training, read_curves, whole_cost
     from icsd.evaluation.paired import Row
 
     rows, curves = [], {}
@@ -295,6 +295,8 @@ def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:
     for each in runs:
         stages = results.read(each.results)
         rows += [Row(each.arm, each.seed, 0, f"{clock} of training", cost) for clock, cost in costs[each].items()]
+        late = late_training(each.folder / "metrics.jsonl")
+        rows += [Row(each.arm, each.seed, 0, f"{name} of training", value) for name, value in late.items()]
         for stage, result in stages.items():
             for figure, estimate in result.figures.items():
                 network = result.measured_by.get(figure, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from icsd.errors import InputError
 CLOCKS = {"steps": "step", "seconds": "seconds", "cpu_seconds": "cpu_seconds"}
 """Measures of cost and their keys in the metrics: steps, and their time by the wall clock and of the processor, without
 that of evaluations."""
+
+LATE = 0.2
+"""Part of a run, its last one, over which the numbers of its training are averaged."""
 
 LOWER_IS_BETTER = ("kernel_distance", "frechet_distance", "inconsistency", "constant_pixel_error")
 
@@ -80,6 +84,22 @@ def whole_cost(metrics: Path) -> dict[str, float]:
     for line in _lines(metrics):
         last |= {clock: float(line[key]) for clock, key in CLOCKS.items() if key in line}
     return last
+
+
+def late_training(metrics: Path) -> dict[str, float]:
+    """Return the means of numbers of training over the last fifth of a run, by their keys in the metrics.
+
+    They are the inconsistency of the features that distillation compares, and the share of distillation in the
+    gradient of each network.
+    """
+    lines = [line for line in _lines(metrics) if any(name.startswith("inconsistency/") for name in line)]
+    late = [line for line in lines if line["step"] > (1 - LATE) * lines[-1]["step"]]
+    names = [name for name in (late[-1] if late else {}) if _is_of_distillation(name)]
+    return {name: statistics.mean(line[name] for line in late) for name in names}
+
+
+def _is_of_distillation(name: str) -> bool:
+    return name.startswith("inconsistency/") or (name.startswith("share/") and name.endswith("/distillation"))
 
 
 def _lines(metrics: Path) -> Iterator[dict]:

@@ -167,6 +167,8 @@ class Evaluation:
             return
         pair = (each[f"extractor/{FEATURES}"] for each in (features, found[self.refined]))
         result.figures["inconsistency"] = _inconsistency(*pair)
+        pair = (self.real[stage].features[FEATURES] for stage in (result.protocol.resolution, self.refined))
+        result.figures["inconsistency_real"] = _inconsistency(*pair)
 
     def _add_retrieval(self, result: StageResult, features: dict[str, Tensor], encoder: Encoder) -> None:
         images, sentences = (features[f"{encoder.label}/{kind}"] for kind in ("images", "sentences"))

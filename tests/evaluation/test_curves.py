@@ -3,7 +3,7 @@ import json
 import pytest
 
 from icsd.errors import InputError
-from icsd.evaluation.curves import Curve, read_curves, whole_cost
+from icsd.evaluation.curves import Curve, late_training, read_curves, whole_cost
 
 
 def curve_of(figure, values):
@@ -50,3 +50,25 @@ def test_curves_are_read_from_metrics(tmp_path):
     path.write_text('{"step": 5')
     with pytest.raises(InputError, match="cannot be read"):
         read_curves(path)
+
+
+def test_numbers_of_training_are_means_over_the_last_fifth_of_the_run(tmp_path):
+    lines = [
+        {
+            "step": step,
+            "inconsistency/generator": step / 8,
+            "share/generator/distillation": 0.1,
+            "share/generator/kl": 1,
+        }
+        for step in range(10, 101, 10)
+    ]
+    lines.insert(9, {"step": 95, "score": 0.5})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert late_training(tmp_path / "metrics.jsonl") == {
+        "inconsistency/generator": (90 + 100) / 2 / 8,
+        "share/generator/distillation": pytest.approx(0.1),
+    }
+
+
+def test_a_run_without_numbers_of_training_has_no_means(tmp_path):
+    assert late_training(tmp_path / "metrics.jsonl") == {}

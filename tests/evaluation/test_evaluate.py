@@ -73,6 +73,15 @@ def test_perfect_images_have_no_distance_and_are_consistent(test_set, tmp_path):
     assert "inconsistency" not in results[16].figures
 
 
+def test_real_images_show_how_inconsistent_perfect_stages_are(test_set, tmp_path):
+    corner = Extractor("corner", "c" * 64, "none", lambda images: {"features": images[..., :2, :2].float().flatten(1)})
+    results = evaluate(Generator(test_set), plan_of(test_set, 30), test_set, RESOLUTIONS, corner, tmp_path)
+    figures = results[8].figures
+    assert figures["inconsistency_real"].value > 1e-4
+    assert figures["inconsistency_real"].value == pytest.approx(figures["inconsistency"].value, rel=1e-3)
+    assert "inconsistency_real" not in results[16].figures
+
+
 def test_noise_is_seen_in_distance_and_diversity(test_set, tmp_path):
     clean, noisy = (
         evaluate(Generator(test_set, noise), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path / str(noise))
