@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from icsd import ops
 from icsd.losses import LossLike, as_loss
+from icsd.ops.distributed import ProcessGroupLike
 from icsd.ops.functional import Reduction
 
 
@@ -15,7 +16,14 @@ class _DistillationLoss(nn.Module):
     """The options that both modules share."""
 
     def __init__(
-        self, loss: LossLike, center: bool, reduction: Reduction, detach_teacher: bool, eps: float, backend: str | None
+        self,
+        loss: LossLike,
+        center: bool,
+        reduction: Reduction,
+        detach_teacher: bool,
+        eps: float,
+        backend: str | None,
+        process_group: ProcessGroupLike | None,
     ) -> None:
         super().__init__()
         self.loss = as_loss(loss)
@@ -24,6 +32,7 @@ class _DistillationLoss(nn.Module):
         self.detach_teacher = detach_teacher
         self.eps = eps
         self.backend = backend
+        self.process_group = process_group
 
     def extra_repr(self) -> str:
         options = {name: value for name, value in vars(self).items() if name != "training" and name[0] != "_"}
@@ -42,8 +51,9 @@ class SimilarityDistillationLoss(_DistillationLoss):
         detach_teacher: bool = True,
         eps: float = 1e-8,
         backend: str | None = None,
+        process_group: ProcessGroupLike | None = None,
     ) -> None:
-        super().__init__(loss, center, reduction, detach_teacher, eps, backend)
+        super().__init__(loss, center, reduction, detach_teacher, eps, backend, process_group)
 
     def forward(
         self,
@@ -67,6 +77,7 @@ class SimilarityDistillationLoss(_DistillationLoss):
             detach_teacher=self.detach_teacher,
             eps=self.eps,
             backend=self.backend,
+            process_group=self.process_group,
         )
 
 
@@ -84,8 +95,9 @@ class InterstageDistillationLoss(_DistillationLoss):
         detach_teacher: bool = True,
         eps: float = 1e-8,
         backend: str | None = None,
+        process_group: ProcessGroupLike | None = None,
     ) -> None:
-        super().__init__(loss, center, reduction, detach_teacher, eps, backend)
+        super().__init__(loss, center, reduction, detach_teacher, eps, backend, process_group)
         self.weights = weights
         self.teacher = teacher
 
@@ -104,4 +116,5 @@ class InterstageDistillationLoss(_DistillationLoss):
             detach_teacher=self.detach_teacher,
             eps=self.eps,
             backend=self.backend,
+            process_group=self.process_group,
         )

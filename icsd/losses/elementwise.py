@@ -119,12 +119,16 @@ class CC(Loss):
         return loss / max(1, self.terms(*student.shape[-2:]))
 
     def _kernel(self, gram: Tensor, eps: float) -> Tensor:
-        """Return κ without its constant term, which cancels in differences of κ."""
-        if self.kernel == "bilinear":
-            return gram
-        if self.mode == "paper":
+        """Return κ of Gram matrices, without its constant term."""
+        if self.kernel == "rbf" and self.mode == "paper":
             gram = similarity_from_gram(gram, eps)
-        series = gram * (2 * self.gamma / self.order)
+        return self.series(gram)
+
+    def series(self, products: Tensor) -> Tensor:
+        """Return κ of products or cosines, without its constant term, which cancels in differences of κ."""
+        if self.kernel == "bilinear":
+            return products
+        series = products * (2 * self.gamma / self.order)
         for power in range(int(self.order) - 1, 0, -1):
-            series = (series + 1) * gram * (2 * self.gamma / power)
+            series = (series + 1) * products * (2 * self.gamma / power)
         return series * math.exp(-2 * self.gamma)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss, distill_to_banks
 from icsd.losses.gram import centered, similarity_from_gram
-from icsd.ops import registry
+from icsd.ops import distributed, registry
+from icsd.ops.distributed import ProcessGroupLike
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -25,6 +26,7 @@ def cross_sample_similarity(
     center: bool = False,
     eps: float = 1e-8,
     backend: str | None = None,
+    process_group: ProcessGroupLike | None = None,
 ) -> Tensor:
     """Return the cosine similarities S_ij = <x_i, y_j> / (max(|x_i|, eps) max(|y_j|, eps)) of the samples of a group.
 
@@ -36,6 +38,8 @@ def cross_sample_similarity(
         eps: The least norm. A zero row has similarity 0 and gradient 0. A row is NaN, and so is its column, if it holds
             NaN or Inf or its squared norm overflows.
         backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
+        process_group: The ranks that have the samples of the batch, see `similarity_distillation_loss`. Not with
+            `other`, which needs no communication.
 
     Returns:
         `(*B, N, N)`, or `(*B, N, M)` with `other`; float64 if an input is float64, float32 otherwise.
@@ -45,6 +49,8 @@ def cross_sample_similarity(
         ValueError: The shapes or devices do not fit, `eps` is not positive and finite, or the backend is unknown.
         RuntimeError: The backend does not take these inputs. The message lists all backends and why they do not.
     """
+    if process_group is not None:
+        return _similarity_over_ranks(x, other, center, eps, backend, process_group)
     _check_features("x", x)
     _check_options("none", eps)
     if other is None:
@@ -69,6 +75,7 @@ def similarity_distillation_loss(
     detach_teacher: bool = True,
     eps: float = 1e-8,
     backend: str | None = None,
+    process_group: ProcessGroupLike | None = None,
 ) -> Tensor:
     """Return the loss between the cross-sample similarities of a student and those of a teacher.
 
@@ -91,6 +98,11 @@ def similarity_distillation_loss(
         detach_teacher: Whether the teacher and its bank are constants, which get no gradient.
         eps: The least norm, see `cross_sample_similarity`.
         backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
+        process_group: A process group of `torch.distributed`, or `"world"` for the default one, if the samples of the
+            batch are spread over its ranks. Each rank gives its own samples, of any number, and gets the loss of the
+            whole batch; banks are the same on all ranks. Averaged over ranks, as `DistributedDataParallel` does, the
+            gradients of weights are those of one process (see `docs/distributed.md`). All ranks must make the same
+            call.
 
     Returns:
         A scalar, or `(*B)` with `reduction="none"`; float64 if an input is float64, float32 otherwise. The loss of an
@@ -98,14 +110,19 @@ def similarity_distillation_loss(
 
     Raises:
         TypeError: An input is not a floating-point tensor.
-        ValueError: The shapes, devices or the loss do not fit, or another argument is not valid.
+        ValueError: The shapes, devices or the loss do not fit, ranks disagree, or another argument is not valid.
         RuntimeError: The backend does not take these inputs. The message lists all backends and why they do not.
     """
+    options = (center, reduction, detach_teacher, eps, backend)
     if student_bank is None and teacher_bank is None:
         names, tensors = ("student", "teacher"), [student, teacher]
-        return _distill(names, tensors, [1.0], as_loss(loss), center, reduction, detach_teacher, eps, backend)
+        if process_group is not None:
+            return _over_ranks(lambda: _call(names, tensors, [1.0], as_loss(loss), *options), reduction, process_group)
+        return _distill(names, tensors, [1.0], as_loss(loss), *options)
     tensors = {"student": student, "teacher": teacher, "student_bank": student_bank, "teacher_bank": teacher_bank}
-    return _distill_to_banks(tensors, as_loss(loss), center, reduction, detach_teacher, eps, backend)
+    if process_group is not None:
+        return _over_ranks(lambda: _call_with_banks(tensors, as_loss(loss), *options), reduction, process_group)
+    return _distill_to_banks(tensors, as_loss(loss), *options)
 
 
 def interstage_distillation_loss(
@@ -119,6 +136,7 @@ def interstage_distillation_loss(
     detach_teacher: bool = True,
     eps: float = 1e-8,
     backend: str | None = None,
+    process_group: ProcessGroupLike | None = None,
 ) -> Tensor:
     """Return the interstage distillation loss Σ_i w_i d(S(X_i), S(X_teacher)) over all stages i but the teacher.
 
@@ -136,6 +154,7 @@ def interstage_distillation_loss(
         detach_teacher: Whether the teacher is a constant, which gets no gradient.
         eps: The least norm, see `cross_sample_similarity`.
         backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
+        process_group: The ranks that have the samples of the batch, see `similarity_distillation_loss`.
 
     Returns:
         A scalar, or `(*B)` with `reduction="none"`; float64 if a stage is float64, float32 otherwise.
@@ -146,6 +165,26 @@ def interstage_distillation_loss(
             argument is not valid.
         RuntimeError: The backend does not take these inputs. The message lists all backends and why they do not.
     """
+    options = (center, reduction, detach_teacher, eps, backend)
+    if process_group is not None:
+        return _over_ranks(
+            lambda: _call(*_arrange(stages, weights, teacher), as_loss(loss), *options), reduction, process_group
+        )
+    return _distill(*_arrange(stages, weights, teacher), as_loss(loss), *options)
+
+
+def flatten_samples(maps: Tensor) -> Tensor:
+    """Return a view `(N, D)` of feature maps `(N, ...)`, with the values of each sample in the order of memory.
+
+    Similarities do not depend on the order of the features, so maps in the `channels_last` format need no copy.
+    """
+    return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
+
+
+def _arrange(
+    stages: Sequence[Tensor], weights: Sequence[float] | None, teacher: int
+) -> tuple[list[str], list[Tensor], Sequence[float]]:
+    """Return names and features of all stages, the teacher last, and the weights of the students."""
     tensors = list(stages)
     names = [f"stages[{i}]" for i in range(len(tensors))]
     if len(tensors) < 2:
@@ -160,21 +199,21 @@ def interstage_distillation_loss(
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
         )
-    return _distill(names, tensors, weights, as_loss(loss), center, reduction, detach_teacher, eps, backend)
-
-
-def flatten_samples(maps: Tensor) -> Tensor:
-    """Return a view `(N, D)` of feature maps `(N, ...)`, with the values of each sample in the order of memory.
-
-    Similarities do not depend on the order of the features, so maps in the `channels_last` format need no copy.
-    """
-    return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
+    return names, tensors, weights
 
 
 def _distill(
     names, tensors: list[Tensor], weights, loss: Loss, center, reduction, detach_teacher, eps, backend
 ) -> Tensor:
     """Check all arguments and run a backend. The last tensor is the teacher."""
+    chosen = _prepare(names, tensors, weights, reduction, detach_teacher, eps, backend)
+    value = chosen.distill(tensors, weights, loss, eps, center)
+    n = tensors[-1].shape[-2]
+    return _reduce(value, loss, (n, n if loss.include_diagonal else n - 1), reduction)
+
+
+def _prepare(names, tensors: list[Tensor], weights, reduction, detach_teacher, eps, backend) -> registry.Backend:
+    """Check all arguments, detach the teacher and return the backend."""
     _check_stages(names, tensors)
     for weight in weights:
         if not -math.inf < weight < math.inf:
@@ -182,15 +221,65 @@ def _distill(
     _check_options(reduction, eps)
     if detach_teacher:
         tensors[-1] = tensors[-1].detach()
-    value = registry.select(backend, tensors).distill(tensors, weights, loss, eps, center)
-    n = tensors[-1].shape[-2]
-    return _reduce(value, loss, (n, n if loss.include_diagonal else n - 1), reduction)
+    return registry.select(backend, tensors)
+
+
+def _call(
+    names, tensors: list[Tensor], weights, loss: Loss, center, reduction, detach_teacher, eps, backend
+) -> distributed.Call:
+    """Check all arguments of a rank. The last tensor is the teacher."""
+    chosen = _prepare(names, tensors, weights, reduction, detach_teacher, eps, backend)
+    return distributed.Call(names, tensors, weights, loss, center, eps, chosen)
+
+
+def _call_with_banks(
+    tensors: dict[str, Tensor], loss: Loss, center, reduction, detach_teacher, eps, backend
+) -> distributed.Call:
+    """Check all arguments of a rank with banks."""
+    features, chosen = _prepare_banks(tensors, loss, reduction, detach_teacher, eps, backend)
+    return distributed.Call([*tensors], features, None, loss, center, eps, chosen)
+
+
+def _over_ranks(prepare: Callable[[], distributed.Call], reduction, process_group) -> Tensor:
+    """Compute the loss of the samples of all ranks. `torch.compile` breaks the graph here."""
+    if torch.compiler.is_dynamo_compiling():
+        return torch.compiler.disable(_over_ranks)(prepare, reduction, process_group)
+    return _reduce(*distributed.distill(process_group, prepare, reduction), reduction)
+
+
+def _similarity_over_ranks(x, other, center, eps, backend, process_group) -> Tensor:
+    """Return the similarities of the samples of all ranks. `torch.compile` breaks the graph here."""
+    if torch.compiler.is_dynamo_compiling():
+        return torch.compiler.disable(_similarity_over_ranks)(x, other, center, eps, backend, process_group)
+
+    def prepare() -> tuple[registry.Backend, Tensor]:
+        if other is not None:
+            raise ValueError(
+                "process_group must be None with other: each rank compares its samples with others as one process does"
+            )
+        _check_features("x", x)
+        _check_options("none", eps)
+        return registry.select(backend, [x]), x
+
+    return similarity_from_gram(distributed.similarity(process_group, prepare, center), eps)
 
 
 def _distill_to_banks(
     tensors: dict[str, Tensor], loss: Loss, center, reduction, detach_teacher, eps, backend
 ) -> Tensor:
     """Check all arguments and compute the loss of similarities to banks."""
+    features, chosen = _prepare_banks(tensors, loss, reduction, detach_teacher, eps, backend)
+    student, teacher, student_bank, teacher_bank = map(centered, features) if center else features
+    similarity = chosen.similarity_to(student, student_bank, eps)
+    target = chosen.similarity_to(teacher, teacher_bank, eps)
+    value = distill_to_banks(similarity, target, loss)
+    return _reduce(value, loss, similarity.shape[-2:], reduction)
+
+
+def _prepare_banks(
+    tensors: dict[str, Tensor], loss: Loss, reduction, detach_teacher, eps, backend
+) -> tuple[list[Tensor], registry.Backend]:
+    """Check all arguments, detach teacher and bank, and return features, banks and the backend."""
     for name, tensor in tensors.items():
         if tensor is None:
             raise ValueError(f"{name} must be given too: both student and teacher are compared with banks, or neither")
@@ -208,13 +297,7 @@ def _distill_to_banks(
     if detach_teacher:
         teacher, teacher_bank = teacher.detach(), teacher_bank.detach()
     features = [student, teacher, student_bank, teacher_bank]
-    chosen = registry.select(backend, features)
-    if center:
-        student, teacher, student_bank, teacher_bank = map(centered, features)
-    similarity = chosen.similarity_to(student, student_bank, eps)
-    target = chosen.similarity_to(teacher, teacher_bank, eps)
-    value = distill_to_banks(similarity, target, loss)
-    return _reduce(value, loss, similarity.shape[-2:], reduction)
+    return features, registry.select(backend, features)
 
 
 def _reduce(values: Tensor, loss: Loss, shape: Sequence[int], reduction: Reduction) -> Tensor:

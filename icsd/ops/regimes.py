@@ -86,9 +86,9 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
         `(*B)` in compute dtype; it is computed in float64.
     """
     dtype = compute_dtype(*students, teacher)
-    target, loss = _normalize(teacher, eps), 0
+    target, loss = normalized(teacher, eps), 0
     for weight, student in zip(weights, students, strict=True):
-        x = _normalize(student, eps)
+        x = normalized(student, eps)
         squares = [(a.mT @ b).square().sum((-2, -1)) for a, b in ((x, x), (x, target), (target, target))]
         loss = loss + weight * ((squares[0] - squares[1]) + (squares[2] - squares[1]))
     return (loss / max(1, teacher.shape[-2] ** 2)).to(dtype)
@@ -96,7 +96,7 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
 
 def without_diagonal(loss: Tensor, stages: Sequence[Tensor], weights: Sequence[float], eps: float) -> Tensor:
     """Return the `mse` without the diagonals of S and T from the one with them, `(*B)` each."""
-    *students, target = (_self_similarities(stage, eps) for stage in stages)
+    *students, target = (self_similarities(stage, eps) for stage in stages)
     samples = target.shape[-1]
     loss = loss * samples**2
     for weight, own in zip(weights, students, strict=True):
@@ -104,13 +104,13 @@ def without_diagonal(loss: Tensor, stages: Sequence[Tensor], weights: Sequence[f
     return loss / max(1, samples * (samples - 1))
 
 
-def _self_similarities(x: Tensor, eps: float) -> Tensor:
+def self_similarities(x: Tensor, eps: float) -> Tensor:
     """Return the diagonal of S, `(*B, N)` in compute dtype: exactly 1 unless eps replaces the norm."""
     square = x.to(compute_dtype(x)).square().sum(-1)
     return torch.where(square.sqrt() < eps, square / eps**2, 1)
 
 
-def _normalize(x: Tensor, eps: float) -> Tensor:
+def normalized(x: Tensor, eps: float) -> Tensor:
     """Return X̂ in float64."""
     with no_autocast(x):
         x = x.double()

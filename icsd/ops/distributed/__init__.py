@@ -1,0 +1,18 @@
+"""The operator over the ranks of a process group, on `torch.distributed`."""
+
+from icsd.ops.distributed.operator import Call, distill, similarity
+from icsd.ops.distributed.ranks import ProcessGroupLike, ranks_of
+from icsd.ops.distributed.schedules import Cost, Problem, Schedule, choose_schedule, force_schedule
+
+__all__ = [
+    "Call",
+    "Cost",
+    "Problem",
+    "ProcessGroupLike",
+    "Schedule",
+    "choose_schedule",
+    "distill",
+    "force_schedule",
+    "ranks_of",
+    "similarity",
+]

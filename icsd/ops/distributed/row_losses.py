@@ -1,0 +1,131 @@
+"""Losses that are means over the rows of S and T, from sums over the elements of each row.
+
+The columns of a row are on all ranks. Each of these losses needs a few sums over them, and so does its gradient:
+d value_i / d S_ij is that of an element's terms, weighted by the derivatives of the value with respect to the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from icsd.losses import CC, DIST, KL, MSE, PKT, SP, Loss, SmoothL1
+from icsd.losses.base import NOISE
+
+Terms = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+
+
+class RowLoss(NamedTuple):
+    """A loss by rows.
+
+    Attributes:
+        terms: Maps S, T and the references of their rows, `(*B, n, m)`, `(*B, n, m)` and `(R, *B, n, 1)`, to the terms
+            whose sums over a row the loss needs, `(*B, n, m)` each. References of columns, `(R, *B, 1, m)`, give the
+            terms of the rows of the transposed matrices.
+        value: Maps the sums `(*B, n)`, the references `(*B, n)` and the length of the rows to the values of the rows.
+        count: The number of terms.
+        references: Maps S and T to the greatest exponents of each row, `(R, *B, n, 1)`, for terms that are exponentials
+            relative to it.
+        rescaled: Maps differences of references, `(R, *B, n, 1)`, to the factors of all sums.
+        raw: Whether the matrices are the products of the samples instead of their cosines.
+        wide: Whether the terms are computed in float64, because their sums cancel in the value.
+    """
+
+    terms: Terms
+    value: Callable[[Sequence[Tensor], Sequence[Tensor], int], Tensor]
+    count: int
+    references: Callable[[Tensor, Tensor], Tensor] | None = None
+    rescaled: Callable[[Tensor], Sequence[Tensor]] | None = None
+    raw: bool = False
+    wide: bool = False
+
+
+def row_loss(loss: Loss) -> RowLoss | None:
+    """Return a loss by rows, or None if it is not a mean over rows that sums determine."""
+    match loss:
+        case MSE():
+            return RowLoss(lambda s, t, _: [(s - t).square()], _first_sum, 1)
+        case SmoothL1():
+            return RowLoss(lambda s, t, _: [F.smooth_l1_loss(s, t, reduction="none", beta=loss.beta)], _first_sum, 1)
+        case CC(mode="paper"):
+            return RowLoss(
+                lambda s, t, _: [(loss.series(s) - loss.series(t)).square()],
+                _first_sum,
+                1,
+                raw=loss.kernel == "bilinear",
+            )
+        case KL():
+            return _kl(loss)
+        case PKT(mode="paper"):
+            return RowLoss(_pkt_terms, _pkt_value, 3)
+        case SP():
+            return RowLoss(lambda s, t, _: [s * s, t * t, s * t], _sp_value, 3, raw=True, wide=True)
+        case DIST():
+            return RowLoss(lambda s, t, _: [s, t, s * s, t * t, s * t], _dist_value, 5, wide=True)
+    return None
+
+
+def _first_sum(sums: Sequence[Tensor], _, columns: int) -> Tensor:
+    return sums[0]
+
+
+def _kl(loss: KL) -> RowLoss:
+    """Return the divergence of softmax rows, from sums of exponentials relative to the greatest one."""
+    tau_s, tau_t = loss.student_temperature, loss.teacher_temperature
+
+    def terms(s: Tensor, t: Tensor, references: Tensor) -> Sequence[Tensor]:
+        s, t = s / tau_s, t / tau_t
+        q = (t - references[1]).exp()
+        return [(s - references[0]).exp(), q, q * (t - s)]
+
+    def value(sums: Sequence[Tensor], references: Sequence[Tensor], columns: int) -> Tensor:
+        p, q, weighted = sums
+        return weighted / q - (references[1] + q.log()) + (references[0] + p.log())
+
+    def references(s: Tensor, t: Tensor) -> Tensor:
+        return torch.stack([s.amax(-1, keepdim=True) / tau_s, t.amax(-1, keepdim=True) / tau_t])
+
+    def rescaled(difference: Tensor) -> Sequence[Tensor]:
+        p, q = difference.exp()
+        return [p, q, q]
+
+    return RowLoss(terms, value, 3, references, rescaled)
+
+
+def _pkt_terms(s: Tensor, t: Tensor, _) -> Sequence[Tensor]:
+    p, q = ((cosine + 1).clamp(min=1e-7) for cosine in (s, t))
+    return [p, q, q * (q.log() - p.log())]
+
+
+def _pkt_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
+    p, q, weighted = sums
+    return weighted / q - q.log() + p.log()
+
+
+def _sp_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
+    """Return |k/|k| - l/|l||² of rows k and l: 1 if one of them is zero, 0 if both are."""
+    kk, ll, kl = sums
+    return _distance(kk, ll, kl, kk == 0, ll == 0, 1)
+
+
+def _dist_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
+    """Return 1 - ρ of rows s and t: 1 if one of them is constant, 0 if both are."""
+    s, t, ss, tt, st = sums
+    variances = ss - s * s / columns, tt - t * t / columns
+    noise = (NOISE * torch.finfo(torch.float32).eps) ** 2
+    constant = [
+        variance.detach() <= noise * square.detach() for variance, square in zip(variances, (ss, tt), strict=True)
+    ]
+    return _distance(*variances, st - s * t / columns, *constant, 2) / 2
+
+
+def _distance(aa: Tensor, bb: Tensor, ab: Tensor, no_a: Tensor, no_b: Tensor, if_one_vanishes: float) -> Tensor:
+    """Return |a/|a| - b/|b||² from the products of a and b, and a constant where one of them vanishes."""
+    vanishes = no_a | no_b
+    scale = (aa.masked_fill(vanishes, 1) * bb.masked_fill(vanishes, 1)).rsqrt()
+    distance = (2 - 2 * ab * scale).clamp(min=0)
+    return torch.where(vanishes, if_one_vanishes * (no_a != no_b), distance)
