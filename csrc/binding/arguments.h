@@ -178,6 +178,7 @@ inline Spec spec_of(const std::string& loss, std::vector<double> parameters, std
   const Spec spec{kind, std::move(parameters), std::move(weights), eps, teacher_gradient, regime_of(regime), center};
   if (spec.regime == Regime::feature && kind != LossKind::mse) refuse("the regime feature is for mse, got " + loss);
   if (spec.regime == Regime::feature && spec.parameters.back() == 0) refuse("the regime feature includes the diagonal");
+  if (spec.regime == Regime::feature && spec.parameters.front() != 0) refuse("the regime feature clamps nothing");
   if (center && spec.regime != Regime::sample) refuse("the regime sample can center, got " + regime);
   return spec;
 }

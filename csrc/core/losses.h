@@ -59,48 +59,29 @@ ICSD_HD T per_element(T samples, bool diagonal) {
   return columns > 0 ? 1 / (samples * columns) : T(0);
 }
 
+// (s' - t')², where s' and t' are s and t, or 0 where they are clamped: negative similarities of both, or those of the
+// teacher with those of the student at the same places. A clamped element passes no gradient.
 template <class T>
 struct Mse {
-  static constexpr int kParameters = 1, kStatistics = 0;
-  static constexpr bool similarities = true;
-  bool diagonal;
-  T scale;
-
-  ICSD_HD explicit Mse(const LossArguments<T>& of)
-      : diagonal(of.parameters[0] != 0), scale(per_element(of.samples, diagonal)) {}
-
-  template <class V>
-  struct Row {
-    V sum{};
-  };
-  template <class V>
-  ICSD_HD void update(Row<V>& row, V s, V t) const {
-    row.sum += (s - t) * (s - t);
-  }
-  ICSD_HD void merge(Row<T>& row, const Row<T>& other) const { row.sum += other.sum; }
-  ICSD_HD T value(const Row<T>& row) const { return scale * row.sum; }
-  ICSD_HD void statistics(const Row<T>&, T*) const {}
-  template <class V>
-  ICSD_HD V student(V s, V t, const V*, const V*) const {
-    return 4 * scale * (s - t);
-  }
-  template <class V>
-  ICSD_HD V teacher(V s, V t, const V*, const V*) const {
-    return 4 * scale * (t - s);
-  }
-};
-
-template <class T>
-struct SmoothL1 {
   static constexpr int kParameters = 2, kStatistics = 0;
   static constexpr bool similarities = true;
   bool diagonal;
-  T scale, beta;
+  T scale, least_s, least_t;  // the thresholds are 0, or below any cosine
 
-  ICSD_HD explicit SmoothL1(const LossArguments<T>& of)
+  ICSD_HD explicit Mse(const LossArguments<T>& of)
       : diagonal(of.parameters[1] != 0),
         scale(per_element(of.samples, diagonal)),
-        beta(static_cast<T>(of.parameters[0])) {}
+        least_s(of.parameters[0] == 1 ? T(0) : T(-4)),
+        least_t(of.parameters[0] != 0 ? T(0) : T(-4)) {}
+
+  template <class V>
+  ICSD_HD V least_student(V t) const {
+    return t < least_t ? V{} : V{} + least_s;
+  }
+  template <class V>
+  ICSD_HD V difference(V s, V t) const {
+    return (s < least_student(t) ? V{} : s) - (t < least_t ? V{} : t);
+  }
 
   template <class V>
   struct Row {
@@ -108,16 +89,54 @@ struct SmoothL1 {
   };
   template <class V>
   ICSD_HD void update(Row<V>& row, V s, V t) const {
-    const V difference = s - t, x = difference < 0 ? -difference : difference;
-    row.sum += x < beta ? x * x * (T(0.5) / beta) : x - T(0.5) * beta;
+    const V x = difference(s, t);
+    row.sum += x * x;
   }
   ICSD_HD void merge(Row<T>& row, const Row<T>& other) const { row.sum += other.sum; }
   ICSD_HD T value(const Row<T>& row) const { return scale * row.sum; }
   ICSD_HD void statistics(const Row<T>&, T*) const {}
   template <class V>
   ICSD_HD V student(V s, V t, const V*, const V*) const {
-    const V x = s - t, one = V{} + 1;
-    return 2 * scale * (x >= beta ? one : x <= -beta ? -one : x / beta);
+    return difference(s, t) * (s < least_student(t) ? V{} : V{} + 4 * scale);
+  }
+  template <class V>
+  ICSD_HD V teacher(V s, V t, const V*, const V*) const {
+    return difference(s, t) * (t < least_t ? V{} : V{} - 4 * scale);
+  }
+};
+
+// The Huber function of |s - t| less a margin, 0 within the margin. β = 0 leaves its linear part alone.
+template <class T>
+struct SmoothL1 {
+  static constexpr int kParameters = 3, kStatistics = 0;
+  static constexpr bool similarities = true;
+  bool diagonal;
+  T scale, beta, margin;
+
+  ICSD_HD explicit SmoothL1(const LossArguments<T>& of)
+      : diagonal(of.parameters[2] != 0),
+        scale(per_element(of.samples, diagonal)),
+        beta(static_cast<T>(of.parameters[0])),
+        margin(static_cast<T>(of.parameters[1])) {}
+
+  template <class V>
+  struct Row {
+    V sum{};
+  };
+  template <class V>
+  ICSD_HD void update(Row<V>& row, V s, V t) const {
+    const V difference = s - t, x = (difference < 0 ? -difference : difference) - margin;
+    const V huber = x < beta ? x * x * (T(0.5) / beta) : x - T(0.5) * beta;
+    row.sum += x < 0 ? V{} : huber;
+  }
+  ICSD_HD void merge(Row<T>& row, const Row<T>& other) const { row.sum += other.sum; }
+  ICSD_HD T value(const Row<T>& row) const { return scale * row.sum; }
+  ICSD_HD void statistics(const Row<T>&, T*) const {}
+  template <class V>
+  ICSD_HD V student(V s, V t, const V*, const V*) const {
+    const V difference = s - t, x = (difference < 0 ? -difference : difference) - margin, one = V{} + 1;
+    const V slope = x <= 0 ? V{} : x >= beta ? one : x / beta;
+    return 2 * scale * (difference < 0 ? -slope : slope);
   }
   template <class V>
   ICSD_HD V teacher(V s, V t, const V* i, const V* j) const {

@@ -33,6 +33,11 @@ class Loss(ABC):
         if not isinstance(self.include_diagonal, bool):
             raise ValueError(f"{self.name}: include_diagonal must be True or False, got {self.include_diagonal!r}")
 
+    @property
+    def in_feature_space(self) -> bool:
+        """True if the regime `"feature"` of a backend, where it has one for this name, computes this loss."""
+        return True
+
     def kernel_parameters(self) -> tuple[float, ...] | None:
         """Return the parameters of the kernels of `csrc/core/losses.h`, or None if there are none for this loss."""
         return None

@@ -13,56 +13,102 @@ from torch.nn import functional as F
 from icsd.losses.base import Loss, SimilarityLoss, require_choice, require_positive
 from icsd.losses.gram import similarity_from_gram
 
+_CLAMPS = ("none", "both", "teacher")
+
 
 @dataclasses.dataclass(frozen=True)
 class MSE(SimilarityLoss):
     """The mean squared difference mean_ij (S_ij - T_ij)².
 
     The loss of Mao et al., "Learning efficient text-to-image synthesis via interstage cross-sample similarity
-    distillation", Sci China Inf Sci 64:120102, 2021.
+    distillation", Sci China Inf Sci 64:120102, 2021. With `clamp="both"` it is the Gram anchoring of Siméoni et al.,
+    "DINOv3", arXiv:2508.10104, 2025.
 
     Attributes:
+        clamp: The negative similarities that are replaced by 0 and get no gradient: `"none"` of them, those of
+            `"both"` student and teacher, or those of the `"teacher"` with those of the student at the same places.
         include_diagonal: Whether the similarity of each sample to itself takes part.
     """
 
     name: ClassVar[str] = "mse"
+    clamp: Literal["none", "both", "teacher"] = "none"
     include_diagonal: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self.name, _CLAMPS, clamp=self.clamp)
+
+    @property
+    def in_feature_space(self) -> bool:
+        return self.clamp == "none"
+
     def kernel_parameters(self) -> tuple[float, ...]:
-        return (float(self.include_diagonal),)
+        return float(_CLAMPS.index(self.clamp)), float(self.include_diagonal)
+
+    @classmethod
+    def from_kernel_parameters(cls, parameters: Sequence[float]) -> MSE:
+        clamp, include_diagonal = parameters
+        return cls(_CLAMPS[int(clamp)], include_diagonal=bool(include_diagonal))
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
 
+    def of_elements(self, similarity: Tensor, target: Tensor) -> Tensor:
+        """Return the squared difference of each pair of elements."""
+        if self.clamp != "none":
+            negative = similarity < 0
+            if self.clamp == "teacher":
+                negative = negative & (target < 0)
+            similarity, target = similarity.masked_fill(negative, 0), target.masked_fill(target < 0, 0)
+        return (similarity - target).square()
+
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        return (similarity - target).square().sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
+        loss = self.of_elements(similarity, target)
+        return loss.sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
 class SmoothL1(SimilarityLoss):
-    """The Huber loss mean_ij h(S_ij - T_ij) with h(x) = x²/(2β) where |x| < β, |x| - β/2 elsewhere.
+    """The Huber loss mean_ij h(|S_ij - T_ij|) with h(x) = x²/(2β) where x < β, x - β/2 elsewhere.
+
+    With `beta=0` and a margin it is the distance matrix loss of Yao, Yang & Wang, "Reconstruction vs. Generation:
+    Taming Optimization Dilemma in Latent Diffusion Models", CVPR 2025 (VA-VAE).
 
     Attributes:
-        beta: The width β of the quadratic part.
+        beta: The width β of the quadratic part; 0 for the absolute difference.
+        margin: The difference that costs nothing: h is of max(|S_ij - T_ij| - margin, 0).
         include_diagonal: Whether the similarity of each sample to itself takes part.
     """
 
     name: ClassVar[str] = "smooth_l1"
     beta: float = 1.0
+    margin: float = 0.0
     include_diagonal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self.name, beta=self.beta)
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"{self.name}: beta must be a finite number >= 0, got {self.beta!r}")
+        if not 0 <= self.margin < 2:
+            raise ValueError(
+                f"{self.name}: margin must be in [0, 2), got {self.margin!r}: no two similarities differ by more than 2"
+            )
 
     def kernel_parameters(self) -> tuple[float, ...]:
-        return float(self.beta), float(self.include_diagonal)
+        return float(self.beta), float(self.margin), float(self.include_diagonal)
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns
 
+    def of_elements(self, similarity: Tensor, target: Tensor) -> Tensor:
+        """Return the Huber loss of each pair of elements."""
+        if self.margin:
+            similarity = ((similarity - target).abs() - self.margin).clamp(min=0)
+            target = similarity.new_zeros(()).expand_as(similarity)
+        return F.smooth_l1_loss(similarity, target, reduction="none", beta=self.beta)
+
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:
-        loss = F.smooth_l1_loss(similarity, target, reduction="none", beta=self.beta)
+        loss = self.of_elements(similarity, target)
         return loss.sum((-2, -1)) / max(1, self.terms(*similarity.shape[-2:]))
 
 

@@ -56,7 +56,7 @@ class FusedBackend(registry.Backend):
     ) -> Tensor:
         parameters = loss.kernel_parameters()
         in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
-        regime = "sample" if in_plain_pytorch else choose_regime(self.regimes[loss.name], stages)
+        regime = "sample" if in_plain_pytorch else choose_regime(self._regimes_of(loss), stages)
         if center and (in_plain_pytorch or regime != "sample" or not self.centers):
             stages, center = [centered(stage) for stage in stages], False
         if in_plain_pytorch:
@@ -72,3 +72,7 @@ class FusedBackend(registry.Backend):
         if not save:
             return self.launcher.distill(stages, spec, False)[0]
         return Distill.apply((self, spec, loss), *stages)
+
+    def _regimes_of(self, loss: Loss) -> Collection[Regime]:
+        regimes = self.regimes[loss.name]
+        return regimes if loss.in_feature_space else [regime for regime in regimes if regime != "feature"]

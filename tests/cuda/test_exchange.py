@@ -113,7 +113,7 @@ def cuda():
 @pytest.mark.parametrize("regime", ["sample", "feature", "streamed"])
 def test_one_stream_and_at_most_one_workspace_for_each_call(regime, counted, cuda):
     inputs = [torch.randn(9, width).as_subclass(counted.type) for width in (20, 30)]
-    spec = native.Spec("mse", [1.0], [1.0], 1e-8, True, regime)
+    spec = native.Spec("mse", [0.0, 1.0], [1.0], 1e-8, True, regime)
     loss, saved = cuda.distill(inputs, spec, True)
     assert counted.calls == {"stream": 1, "allocate": 1, "delete": 1}
     counted.calls.clear()

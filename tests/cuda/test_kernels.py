@@ -194,12 +194,12 @@ def test_few_launches_for_all_stages(regime, dtype, most, emulated):
 
 def test_unsuitable_arguments_are_refused(emulated):
     x, saved = torch.ones(4, 6), torch.ones(3, 4, 5)
-    spec = native.Spec("mse", [1.0], [1.0, 1.0], 1e-8, False, "sample")
+    spec = native.Spec("mse", [0.0, 1.0], [1.0, 1.0], 1e-8, False, "sample")
     with pytest.raises(ValueError, match="grad is not of the compute type"):
         emulated.kernels.distill_backward(torch.ones(()), saved, [x.double(), x], [False, False], spec)
     for regime, match in (("feature", "inputs of one type"), ("streamed", "float64 with float64 only")):
-        spec = native.Spec("mse", [1.0], [1.0, 1.0], 1e-8, False, regime)
+        spec = native.Spec("mse", [0.0, 1.0], [1.0, 1.0], 1e-8, False, regime)
         with pytest.raises(ValueError, match=match):
             emulated.kernels.distill([x.double(), x, x], spec, True)
     with pytest.raises(ValueError, match="at most 32 inputs, got 33"):
-        emulated.kernels.distill([x] * 33, native.Spec("mse", [1.0], [1.0] * 32, 1e-8, False, "sample"), True)
+        emulated.kernels.distill([x] * 33, native.Spec("mse", [0.0, 1.0], [1.0] * 32, 1e-8, False, "sample"), True)

@@ -72,8 +72,28 @@ def check(ranks, size, stages, tolerance=1e-12, banks=(), **options):
             )
 
 
-ALL = [*LOSSES, CC("bilinear"), PKT("code"), MSE(False), KL(0.05, 0.02, False), RKDAngle("code"), CC(mode="code")]
-BY_ROWS = ["mse", "kl", SmoothL1(0.2), SP(False), CC(), "pkt", "dist", MSE(False), KL(0.05, 0.02, False), DIST(False)]
+ALL = [
+    *LOSSES,
+    CC("bilinear"),
+    PKT("code"),
+    MSE(include_diagonal=False),
+    KL(0.05, 0.02, False),
+    RKDAngle("code"),
+    CC(mode="code"),
+]
+BY_ROWS = [
+    "mse",
+    MSE("teacher"),
+    "kl",
+    SmoothL1(0.2, 0.1),
+    SP(False),
+    CC(),
+    "pkt",
+    "dist",
+    MSE(include_diagonal=False),
+    KL(0.05, 0.02, False),
+    DIST(False),
+]
 
 
 @pytest.mark.parametrize("loss", ALL, ids=str)
@@ -87,7 +107,9 @@ def test_ring_of_losses_by_rows(loss, size, ranks):
     check(ranks, size, features(7), loss=loss, schedule="ring", weights=[0.5, 2.0], detach_teacher=False)
 
 
-@pytest.mark.parametrize(("schedule", "loss"), [("moments", "mse"), ("moments", MSE(False)), ("gather", "kl")], ids=str)
+@pytest.mark.parametrize(
+    ("schedule", "loss"), [("moments", "mse"), ("moments", MSE(include_diagonal=False)), ("gather", "kl")], ids=str
+)
 def test_moments_and_gather(schedule, loss, ranks):
     check(ranks, 4, features(7), loss=loss, schedule=schedule, weights=[0.5, 2.0], detach_teacher=False)
 

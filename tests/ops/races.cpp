@@ -90,7 +90,7 @@ void work(const Shape shape, const Batch& student, const Batch& teacher, float* 
   Batch gradient(shape, student.features.dim);
   icsd::cpu::combine<float>(own.data(), shape.samples, student.features, gradient.features, shape);
   const std::pair<LossKind, std::vector<double>> losses[] = {
-      {LossKind::mse, {1}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {1, 0}}};
+      {LossKind::mse, {1, 1}}, {LossKind::kl, {0.1, 0.1, 1}}, {LossKind::smooth_l1, {0, 0.2, 0}}};
   const std::vector<icsd::Features> stages{student.features, teacher.features}, outs{gradient.features, {}};
   const std::vector<float> grad(shape.groups, 1);
   std::vector<float> statistics(shape.groups * icsd::cpu::streamed_elements(2, shape.samples));

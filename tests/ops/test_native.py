@@ -17,7 +17,7 @@ def spec(**changes):
     return _native.Spec(
         **{
             "loss": "mse",
-            "parameters": [1.0],
+            "parameters": [0.0, 1.0],
             "weights": [1.0],
             "eps": 1e-8,
             "teacher_gradient": False,
@@ -73,11 +73,16 @@ def backward(grad=None, saved=None, inputs=(X,), wanted=(True,), **changes):
         (ValueError, "one for each of 0 weights", lambda: distill(X, X, weights=[])),
         (ValueError, "must agree", lambda: distill(X, X[:3])),
         (ValueError, "loss must be one of mse, kl, .*, got l2", lambda: spec(loss="l2")),
-        (ValueError, "kl takes 3 parameters, got 1", lambda: spec(loss="kl")),
+        (ValueError, "kl takes 3 parameters, got 2", lambda: spec(loss="kl")),
         (ValueError, "sample can center, got streamed", lambda: spec(center=True, regime="streamed")),
-        (ValueError, "feature includes the diagonal", lambda: spec(parameters=[0.0], regime="feature")),
+        (ValueError, "feature includes the diagonal", lambda: spec(parameters=[0.0, 0.0], regime="feature")),
+        (ValueError, "feature clamps nothing", lambda: spec(parameters=[1.0, 1.0], regime="feature")),
         (ValueError, "regime must be .*, got dense", lambda: spec(regime="dense")),
-        (ValueError, "the regime feature is for mse, got sp", lambda: spec(loss="sp", regime="feature")),
+        (
+            ValueError,
+            "the regime feature is for mse, got sp",
+            lambda: spec(loss="sp", parameters=[1.0], regime="feature"),
+        ),
         (TypeError, "Spec", lambda: spec(weights=1.0)),
         (TypeError, "distill", lambda: _native.cpu.distill([X, X], None, True)),
         (ValueError, "grad must have 1 elements, got 2", lambda: backward(grad=torch.ones(2))),

@@ -49,7 +49,7 @@ def test_resources(target):
             assert resources.instruction == MATRIX[str(target.arch)], (kernel, resources)
 
 
-LOSSES = [("mse", [1.0]), ("smooth_l1", [0.5, 0.0]), ("kl", TEMPERATURES), ("kl", [0.1, 0.1, 0.0])]
+LOSSES = [("mse", [0.0, 1.0]), ("smooth_l1", [0.5, 0.0, 0.0]), ("kl", TEMPERATURES), ("kl", [0.1, 0.1, 0.0])]
 CASES = [
     (regime, *loss, dtype)
     for number, loss in enumerate(LOSSES)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from icsd.losses import CC, DIST, KL, MSE, PKT, SP, Loss, SmoothL1
 from icsd.losses.base import NOISE
@@ -47,10 +46,8 @@ class RowLoss(NamedTuple):
 def row_loss(loss: Loss) -> RowLoss | None:
     """Return a loss by rows, or None if it is not a mean over rows that sums determine."""
     match loss:
-        case MSE():
-            return RowLoss(lambda s, t, _: [(s - t).square()], _first_sum, 1)
-        case SmoothL1():
-            return RowLoss(lambda s, t, _: [F.smooth_l1_loss(s, t, reduction="none", beta=loss.beta)], _first_sum, 1)
+        case MSE() | SmoothL1():
+            return RowLoss(lambda s, t, _: [loss.of_elements(s, t)], _first_sum, 1)
         case CC(mode="paper"):
             return RowLoss(
                 lambda s, t, _: [(loss.series(s) - loss.series(t)).square()],

@@ -84,7 +84,7 @@ def test_opcheck(batch, fused_backend):
         spec = Spec("kl", (0.1, 0.2, 1.0), (1.0, 0.5), 1e-8, teacher_gradient=False, regime="sample")
         arguments = (stages, save, *spec, fused_backend)
         torch.library.opcheck(torch.ops.icsd.distill.default, arguments)
-    spec = Spec("mse", (1.0,), (1.0, 0.5), 1e-8, teacher_gradient=True, regime="sample", center=True)
+    spec = Spec("mse", (0.0, 1.0), (1.0, 0.5), 1e-8, teacher_gradient=True, regime="sample", center=True)
     loss, saved = torch.ops.icsd.distill(stages, True, *spec, fused_backend)
     arguments = (
         torch.ones_like(loss),

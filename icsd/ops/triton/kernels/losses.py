@@ -46,10 +46,11 @@ def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
     """Return the summary with more columns of the rows; `first` and `second` are the parameters of the loss."""
     max_s, sum_s, max_t, sum_t, total = rows
     if LOSS == "mse":
-        return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, (s - t) * (s - t), 0.0), axis=1)
+        x, _, _ = _clamped_difference(s, t, first)
+        return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, x * x, 0.0), axis=1)
     if LOSS == "smooth_l1":
-        x = tl.abs(s - t)
-        x = tl.where(x < first, x * x * (0.5 / first), x - 0.5 * first)
+        x = tl.abs(s - t) - second
+        x = tl.where(x < 0, 0.0, tl.where(x < first, x * x * (0.5 / _divisor(first)), x - 0.5 * first))
         return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, x, 0.0), axis=1)
     raised_s = tl.maximum(max_s, tl.max(tl.where(mask, s, -2.0), axis=1))
     raised_t = tl.maximum(max_t, tl.max(tl.where(mask, t, -2.0), axis=1))
@@ -145,16 +146,31 @@ def gradients(
     """
     elements = count_elements(samples, s.dtype, DIAGONAL)
     if LOSS == "mse":
-        student = (s - t) * (4 / elements)
-        return student, -student
+        x, no_s, no_t = _clamped_difference(s, t, first)
+        return x * tl.where(no_s, 0.0, 4 / elements), x * tl.where(no_t, 0.0, -4 / elements)
     if LOSS == "smooth_l1":
-        x = s - t
-        student = tl.where(x >= first, 1.0, tl.where(x <= -first, -1.0, x / first)) * (2 / elements)
+        x = tl.abs(s - t) - second
+        slope = tl.where(x <= 0, 0.0, tl.where(x >= first, 1.0, x / _divisor(first))) * (2 / elements)
+        student = tl.where(s < t, -slope, slope)
         return student, -student
     count = tl.cast(samples, s.dtype)
     student_i, teacher_i = _kl_row(s, t, own, first, second, TEACHER)
     student_j, teacher_j = _kl_row(s, t, other, first, second, TEACHER)
     return (student_i + student_j) / (first * count), (teacher_i + teacher_j) / (second * count)
+
+
+@triton.jit
+def _divisor(beta):
+    """Return beta, or 1 in place of 0, where no quotient is used."""
+    return tl.where(beta == 0, 1.0, beta)
+
+
+@triton.jit
+def _clamped_difference(s, t, clamp):
+    """Return s' - t', and where s' and t' are 0 in place of negative s and t, by a number that names the clamp."""
+    no_t = (t < 0) & (clamp != 0)
+    no_s = (s < 0) & (no_t | (clamp == 1))
+    return tl.where(no_s, 0.0, s) - tl.where(no_t, 0.0, t), no_s, no_t
 
 
 @triton.jit

@@ -1,0 +1,3 @@
+"""Clamped similarities and margins on the backends of a GPU."""
+
+from conformance.clamps import *  # noqa: F403
