@@ -25,6 +25,7 @@ instruction set, threads and versions."""
 EXAMPLES = """examples:
   python -m benchmarks                                   run everything
   python -m benchmarks --quick                           run a few shapes: a quarter of an hour on two cores
+  python -m benchmarks --select groups                   patch tokens: 4 x 1,024 x 768 and others, and the means
   python -m benchmarks --select grid                     N in 8 ... 256 by D in 8,192 ... 524,288, and the means
   python -m benchmarks --select "operator and 16x65536"  run a part; the expression is pytest's -k
   ICSD_CPU_ISA=avx2 python -m benchmarks --quick         measure another instruction set
@@ -67,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="length of a turn; an implementation has three (%(default)s)"
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="measure the processor time of one thread, which other programs on the machine change little",
+    )
     parser.add_argument("--threads", type=int, help=f"CPU threads ({torch.get_num_threads()})")
     parser.add_argument(
         "--results",
@@ -91,9 +97,11 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"--threads is {options.threads}: give at least 1")
     if not options.seconds > 0:
         raise InputError(f"--seconds is {options.seconds}: give a positive number")
+    if options.processor_time and options.threads not in (None, 1):
+        raise InputError(f"--threads is {options.threads}: --processor-time is that of one thread, leave it out")
     results.append(options.results, [])  # fails now if the file holds something else
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    if contention() > CONTENTION_LIMIT:
+    torch.set_num_threads(1 if options.processor_time else options.threads or torch.get_num_threads())
+    if not options.processor_time and contention() > CONTENTION_LIMIT:
         print(
             f"This machine is too busy to measure {torch.get_num_threads()} threads: see benchmarks/README.md on noise."
         )
@@ -117,6 +125,7 @@ def _measure(options: argparse.Namespace) -> tuple[int, list[results.Row]]:
         command = [str(SUITE), "--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", "--disable-warnings"]
         command += [f"--benchmark-json={measured}", f"--seconds={options.seconds}"]
         command += ["--quick"] if options.quick else []
+        command += ["--benchmark-timer=time.process_time"] if options.processor_time else []
         command += ["-k", options.select] if options.select else []
         code = pytest.main([*command, "-p", "no:cacheprovider", "-o", "timeout=0"])  # measurements have no time limit
         return int(code), results.rows_from_report(measured) if measured.exists() else []

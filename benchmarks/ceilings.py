@@ -43,7 +43,13 @@ def measure_ceilings(dtypes: Iterable[torch.dtype], seconds: float = 1.0) -> Cei
 
 
 def floor_seconds(
-    samples: int, student_dim: int, teacher_dim: int, dtype: torch.dtype, loss: str, ceilings: Ceilings
+    samples: int,
+    student_dim: int,
+    teacher_dim: int,
+    dtype: torch.dtype,
+    loss: str,
+    ceilings: Ceilings,
+    groups: int = 1,
 ) -> float:
     """Return the least time of forward + backward with a gradient for the student alone.
 
@@ -65,6 +71,7 @@ def floor_seconds(
         dtype: The dtype of the features.
         loss: The name of the loss.
         ceilings: The rates of this machine, measured in the same run with the same threads.
+        groups: B, by which bytes and flops are multiplied.
     """
     size = samples * dtype.itemsize
     moved = size * (2 * student_dim + teacher_dim) + size * student_dim
@@ -72,7 +79,7 @@ def floor_seconds(
     flops = sample_flops(samples, dims)
     if loss == "mse":
         flops = min(flops, feature_flops(samples, dims))
-    return max(moved / ceilings.copy_bandwidth, flops / ceilings.gemm_rate[dtype])
+    return groups * max(moved / ceilings.copy_bandwidth, flops / ceilings.gemm_rate[dtype])
 
 
 def contention() -> float:

@@ -58,7 +58,7 @@ def label(benchmark, surroundings, ceilings) -> Callable[..., None]:
 
     def label(dtype: torch.dtype, unit: str = "s", floor: float | None = None, **labels: str | int) -> None:
         labels["dtype"] = str(dtype).removeprefix("torch.")
-        benchmark.group = "{benchmark} {work} {samples} x {dim} {dtype} {loss}".format(**labels)
+        benchmark.group = "{benchmark} {work} {groups} x {samples} x {dim} {dtype} {loss}".format(**labels)
         benchmark.extra_info.update(
             surroundings,
             **labels,

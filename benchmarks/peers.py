@@ -23,10 +23,11 @@ if find_spec("pytorch_metric_learning"):
     IMPLEMENTATIONS.append("metric-learning")
 
 
-def implementations(loss: Loss) -> dict[str, Implementation]:
+def implementations(loss: Loss, groups: int = 1) -> dict[str, Implementation]:
     """Return all implementations of a loss as functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
 
-    `mse` and `kl` have the `IMPLEMENTATIONS`; the losses in `TORCHDISTILL` have icsd's and torchdistill's.
+    `mse` and `kl` have the `IMPLEMENTATIONS`; the losses in `TORCHDISTILL` have icsd's and torchdistill's. Several
+    groups, `(B, N, D)`, have icsd's and the public formula, eager and compiled.
     """
     ours = partial(
         icsd.similarity_distillation_loss,
@@ -35,7 +36,9 @@ def implementations(loss: Loss) -> dict[str, Implementation]:
     )
     if loss.name in TORCHDISTILL:
         return {"icsd": ours, "torchdistill": torchdistill_loss(loss.name)}
-    plain = partial(plain_loss, loss=loss)
+    plain = partial(public_loss if groups > 1 else plain_loss, loss=loss)
+    if groups > 1:
+        return {"icsd": ours, "plain": plain, "compile": torch.compile(plain, dynamic=False)}
     compiled = torch.compile(partial(combination, loss=loss), dynamic=False)
     found: dict[str, Implementation] = {
         "icsd": ours,
@@ -87,8 +90,16 @@ def plain_loss(
     return _kl(similarity(student), similarity(teacher), loss)
 
 
+def public_loss(student: Tensor, teacher: Tensor, loss: Loss) -> Tensor:
+    """Return the mean loss of groups `(B, N, D)` as public code computes it: in float32, from float32 copies."""
+    s, t = (plain_similarity(x.float()).flatten(0, -2) for x in (student, teacher))
+    return _kl(s, t, loss)
+
+
 def _kl(s: Tensor, t: Tensor, loss: Loss) -> Tensor:
     if loss.name == "mse":
+        if loss.clamp == "both":
+            s, t = s.clamp(min=0), t.clamp(min=0)
         return F.mse_loss(s, t)
     if loss.name == "smooth_l1":
         return F.smooth_l1_loss(s, t, beta=loss.beta)

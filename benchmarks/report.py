@@ -21,6 +21,7 @@ def tables(rows: Sequence[Row]) -> str:
     parts = [_heading(rows)]
     for name, table in (
         ("operator", _operator),
+        ("groups", _groups),
         ("regimes", _operator),
         ("family", _operator),
         ("overhead", _overhead),
@@ -61,8 +62,8 @@ def _cases(rows: Iterable[Row]) -> Cases:
     return sorted(ours, key=lambda case: _order(case["icsd"]))
 
 
-def _order(row: Row) -> tuple[bool, str, int, int, str]:
-    return row.dtype != "float32", row.loss, row.samples, row.dim, row.work
+def _order(row: Row) -> tuple[bool, str, int, int, int, str]:
+    return row.dtype != "float32", row.loss, row.samples, row.dim, row.groups, row.work
 
 
 def _heading(rows: Sequence[Row]) -> str:
@@ -100,6 +101,21 @@ def _operator(cases: Cases) -> str:
     return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'isa', *peers, '/ floor', 'icsd'), table)}"
 
 
+def _groups(cases: Cases) -> str:
+    peers = _peers(cases)
+    table = []
+    for dtype, loss in dict.fromkeys((case["icsd"].dtype, case["icsd"].loss) for case in cases):
+        chosen = [case for case in cases if (case["icsd"].dtype, case["icsd"].loss) == (dtype, loss)]
+        for some in [*([case] for case in chosen), chosen]:
+            row = some[0]["icsd"]
+            name = f"{row.groups} x {row.samples:,} x {row.dim:,}" if len(some) == 1 else "geometric mean"
+            seconds = _seconds(row.median) if len(some) == 1 else ""
+            floor = _over_floor([case["icsd"] for case in some])
+            table.append((name, dtype, loss, row.isa, *_speedups(some, peers), floor, seconds))
+    title = "patch tokens, forward + backward: times of the peers / time of icsd; time of icsd / floor; time of icsd"
+    return f"{title}\n\n{_table(('B x N x D', 'dtype', 'loss', 'isa', *peers, '/ floor', 'icsd'), table)}"
+
+
 def _overhead(cases: Cases) -> str:
     peers = _peers(cases)
     table = [
@@ -115,7 +131,7 @@ def _memory(cases: Cases) -> str:
     table = []
     for case in cases:
         row = case["icsd"]
-        gradient = row.samples * row.dim * getattr(torch, row.dtype).itemsize
+        gradient = row.groups * row.samples * row.dim * getattr(torch, row.dtype).itemsize
         peaks = [case[name].median if name in case else None for name in implementations]
         cells = ("" if peak is None else f"{peak / gradient:.2f} ({peak / 2**20:.1f} MiB)" for peak in peaks)
         table.append((*_name(row), *cells))
@@ -146,7 +162,8 @@ def _field(cases: Cases) -> str:
 
 
 def _name(row: Row) -> tuple[str, str, str, str]:
-    return f"{row.samples:,} x {row.dim:,}", row.dtype, row.loss, row.isa
+    groups = f"{row.groups} x " if row.groups > 1 else ""
+    return f"{groups}{row.samples:,} x {row.dim:,}", row.dtype, row.loss, row.isa
 
 
 def _peers(cases: Cases) -> list[str]:

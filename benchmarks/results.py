@@ -34,8 +34,9 @@ class Row:
         torch: The version of PyTorch.
         icsd: The version of icsd.
         commit: The commit of icsd's git repository, with a + if files differ from it; empty outside a repository.
-        benchmark: operator, family, regimes, overhead, memory, training or field.
+        benchmark: operator, groups, family, regimes, overhead, memory, training or field.
         work: The measured work: forward+backward, forward, step, ...
+        groups: B.
         samples: N.
         dim: D.
         dtype: The dtype of the features.
@@ -62,6 +63,7 @@ class Row:
     commit: str
     benchmark: str
     work: str
+    groups: int
     samples: int
     dim: int
     dtype: str
@@ -86,7 +88,7 @@ class Row:
     @property
     def case(self) -> tuple[str | int, ...]:
         """The key of what was measured, without the implementation."""
-        return self.benchmark, self.work, self.samples, self.dim, self.dtype, self.loss
+        return self.benchmark, self.work, self.groups, self.samples, self.dim, self.dtype, self.loss
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
@@ -254,7 +256,7 @@ def _check_header(path: Path) -> None:
 
 
 def _parse(column: str, text: str) -> str | int | float | None:
-    if column in ("threads", "samples", "dim"):
+    if column in ("threads", "groups", "samples", "dim"):
         return int(text)
     if column in LABELS:
         return text

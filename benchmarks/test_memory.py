@@ -7,7 +7,12 @@ import pytest
 from benchmarks.memory import PROCESS, frugal_process, peak_extra_bytes
 from benchmarks.workloads import Case, Workload
 
-CASES = [Case(16, 65536), Case(64, 65536), Case(128, 32768)]
+CASES = [
+    Case(16, 65536),
+    Case(64, 65536),
+    Case(128, 32768),
+    Case(1024, 768, loss="gram_anchoring", groups=4),
+]
 MANY = [Case(2**20, 128), Case(65536, 256, loss="kl")]  # their N x N matrices would take 4 TB and 17 GB
 # The composite is left out: it keeps its gradient from one call to the next.
 IMPLEMENTATIONS = ["icsd", "plain", "compile"]

@@ -68,6 +68,7 @@ def test_training(training, work, turn, backend, measure):
             getattr(training, work),
             benchmark="training",
             work=work,
+            groups=1,
             samples=len(training.batch.images),
             dim=max(stage[0].numel() for stages in training.stages.values() for stage in stages),
             dtype=torch.float32,
@@ -125,6 +126,7 @@ def test_field_scale(field_scale, turn, implementation, benchmark, label):
     label(
         benchmark="field",
         work="step",
+        groups=1,
         samples=4,
         dim=8192,
         dtype=torch.float32,

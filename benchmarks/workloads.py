@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import implementations as implementations_of
-from icsd.losses import LOSSES, Loss, make_loss
+from icsd.losses import LOSSES, MSE, Loss, make_loss
 
 DTYPES = (torch.float32, torch.bfloat16)
 # The N x D whose geometric mean is the main result.
 GRID = [(n, d) for n in (8, 16, 32, 64, 128, 256) for d in (8192, 65536, 524288)]
+# Groups B of N patch tokens with D features: the images of a batch, at the sizes of vision transformers.
+TOKENS = [(64, 64, 384), (16, 196, 384), (8, 196, 1024), (4, 256, 4096), (4, 576, 768), (4, 1024, 768)]
+# Losses that have a name in the literature and are another one with parameters here.
+NAMED = {"gram_anchoring": MSE(clamp="both")}
 TURNS = 3
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -27,21 +31,26 @@ class Case:
         dim: D of student and teacher.
         dtype: The dtype of both.
         loss: The name of the loss.
+        groups: B.
     """
 
     samples: int
     dim: int
     dtype: torch.dtype = torch.float32
     loss: str = "mse"
+    groups: int = 1
 
     @property
     def definition(self) -> Loss:
         """Return the loss; those of the literature as their well-known code computes them."""
+        if self.loss in NAMED:
+            return NAMED[self.loss]
         modes = {"mode": "code"} if hasattr(LOSSES[self.loss], "mode") else {}
         return make_loss(self.loss, **modes)
 
     def __str__(self) -> str:
-        return f"{self.samples}x{self.dim}-{str(self.dtype).removeprefix('torch.')}-{self.loss}"
+        groups = f"{self.groups}x" if self.groups > 1 else ""
+        return f"{groups}{self.samples}x{self.dim}-{str(self.dtype).removeprefix('torch.')}-{self.loss}"
 
 
 class Workload:
@@ -62,7 +71,7 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         self.student = _features(case, generator).requires_grad_()
         self.teacher = _features(case, generator)
-        self.losses = implementations_of(case.definition)
+        self.losses = implementations_of(case.definition, case.groups)
         if implementations:
             self.losses = {name: self.losses[name] for name in implementations}
         if list(self.losses) == ["icsd"]:
@@ -107,5 +116,8 @@ def in_turns(implementations: Sequence[str]) -> list[tuple[int, str]]:
 def _features(case: Case, generator: torch.Generator) -> Tensor:
     """Return samples with something in common, so that similarities are not all near zero."""
     rank = 4
-    common = torch.randn(case.samples, rank, generator=generator) @ torch.randn(rank, case.dim, generator=generator)
-    return common.add_(torch.randn(case.samples, case.dim, generator=generator)).to(case.dtype)
+    groups = (case.groups,) if case.groups > 1 else ()
+    common = torch.randn(*groups, case.samples, rank, generator=generator) @ torch.randn(
+        rank, case.dim, generator=generator
+    )
+    return common.add_(torch.randn(*groups, case.samples, case.dim, generator=generator)).to(case.dtype)

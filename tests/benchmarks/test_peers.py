@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, implementations
-from benchmarks.workloads import Case
+from benchmarks.workloads import Case, Workload
 from icsd import similarity_distillation_loss
 from icsd.losses import make_loss
 
@@ -42,3 +42,8 @@ def test_every_peer_computes_the_loss(n, loss, implementation):
             value, gradient = loss_and_gradient(peer, student, teacher)
             torch.testing.assert_close(value.double(), true_loss, rtol=1e-4, atol=1e-7)
             torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["gram_anchoring", "kl"])
+def test_public_formulas_of_patch_tokens(loss):
+    Workload(Case(9, 20, torch.bfloat16, loss, groups=3), ("icsd", "plain"))  # checks them against each other

@@ -19,6 +19,7 @@ ROW = Row(
     commit="0123abc",
     benchmark="operator",
     work="forward+backward",
+    groups=1,
     samples=16,
     dim=1024,
     dtype="float32",

@@ -23,7 +23,7 @@ def row(benchmark="operator", work="forward+backward", n=16, d=1024, dtype="floa
     values = {"median": median, "lower_quartile": median, "upper_quartile": median, "floor": floor}
     values |= {"ratio_to_floor": median / floor, "ratio_to_plain": None, "copy_gb_s": 20.0, "gemm_gflop_s": 300.0}
     values["contention"] = 0.5
-    labels = {"benchmark": benchmark, "work": work, "samples": n, "dim": d, "dtype": dtype, "loss": loss}
+    labels = {"benchmark": benchmark, "work": work, "groups": 1, "samples": n, "dim": d, "dtype": dtype, "loss": loss}
     fixed = {
         "date": "2026-01-01",
         "cpu": "A Processor",
