@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from icsd import losses
-from icsd.modules import InterstageDistillationLoss, SimilarityDistillationLoss
+from icsd.modules import InterstageDistillationLoss, SampleQueue, SimilarityDistillationLoss
 from icsd.ops import (
     BackendStatus,
     backends,
@@ -22,6 +22,7 @@ except PackageNotFoundError:  # used from a checkout, without being installed
 __all__ = [
     "BackendStatus",
     "InterstageDistillationLoss",
+    "SampleQueue",
     "SimilarityDistillationLoss",
     "backends",
     "cross_sample_similarity",

@@ -1,14 +1,15 @@
-"""The operator as modules."""
+"""The operator as modules, and a queue of samples for its banks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from icsd import ops
 from icsd.losses import LossLike, as_loss
-from icsd.ops.distributed import ProcessGroupLike
+from icsd.ops.distributed import ProcessGroupLike, gathered
 from icsd.ops.functional import Reduction
 
 
@@ -118,3 +119,100 @@ class InterstageDistillationLoss(_DistillationLoss):
             backend=self.backend,
             process_group=self.process_group,
         )
+
+
+class SampleQueue(nn.Module):
+    """A queue of the newest samples, as a bank for `similarity_distillation_loss`.
+
+    Call `enqueue` after the backward pass: it writes over the oldest samples, which the backward pass may still need.
+    (PyTorch raises an error then.) The samples and their order in time are part of `state_dict`.
+
+    Args:
+        size: The largest number of samples.
+        dim: The number of their features.
+        process_group: A process group, or "world". Each rank then enqueues the samples of all ranks, in the order of
+            the ranks, so that the queues of all ranks are equal. All ranks must enqueue equally many samples.
+        device: The device of the samples.
+        dtype: The dtype of the samples.
+
+    Raises:
+        ValueError: `size` or `dim` is less than 1.
+    """
+
+    samples: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        process_group: ProcessGroupLike | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"size and dim must be at least 1, got {size} and {dim}")
+        self.process_group = process_group
+        self.register_buffer("samples", torch.zeros(size, dim, device=device, dtype=dtype))
+        self.start = self.count = 0  # of the oldest sample, and of all
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def bank(self) -> Tensor:
+        """The samples in the queue, `(len(self), dim)`, in no particular order. It is a view of them if it can be."""
+        stop = self.start + self.count
+        if stop <= len(self.samples):
+            return self.samples[self.start : stop]
+        if self.count == len(self.samples):
+            return self.samples
+        return torch.cat([self.samples[self.start :], self.samples[: stop - len(self.samples)]])
+
+    @torch.no_grad()
+    def enqueue(self, x: Tensor) -> None:
+        """Add samples `(n, dim)`. Where the queue is full, they replace the oldest ones.
+
+        Raises:
+            ValueError: The samples have another number of features.
+        """
+        size, dim = self.samples.shape
+        if x.dim() != 2 or x.shape[1] != dim:
+            raise ValueError(
+                f"x must have the shape (n, {dim}), got {tuple(x.shape)}: the queue was made for dim={dim}"
+            )
+        if self.process_group is not None:
+            x = gathered(self.process_group, x)
+        x = x[-size:].to(self.samples)
+        stop = (self.start + self.count) % size
+        first = min(len(x), size - stop)
+        self.samples[stop : stop + first] = x[:first]
+        self.samples[: len(x) - first] = x[first:]
+        lost = max(0, self.count + len(x) - size)
+        self.start = (self.start + lost) % size
+        self.count += len(x) - lost
+
+    def dequeue(self, n: int) -> Tensor:
+        """Remove the `n` oldest samples and return a copy of them, `(n, dim)`.
+
+        Raises:
+            ValueError: The queue has fewer samples.
+        """
+        if not 0 <= n <= self.count:
+            raise ValueError(f"n must be from 0 to the {self.count} samples in the queue, got {n}")
+        size = len(self.samples)
+        places = torch.arange(self.start, self.start + n, device=self.samples.device) % size
+        self.start = (self.start + n) % size
+        self.count -= n
+        return self.samples[places]
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"start": self.start, "count": self.count}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.start, self.count = state["start"], state["count"]
+
+    def extra_repr(self) -> str:
+        size, dim = self.samples.shape
+        return f"size={size}, dim={dim}, count={self.count}, process_group={self.process_group!r}"

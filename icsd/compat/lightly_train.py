@@ -10,7 +10,7 @@ from icsd.losses import KL
 
 
 class DistillationV3Loss(nn.Module):
-    """Two divergences between distributions over similar images and over similar tokens, as in LightlyTrain.
+    """Two losses of distributions, over similar images and over similar tokens, as in LightlyTrain.
 
     All inputs are expected to be normalized. They are normalized here, too, which changes neither the losses nor the
     gradients of the features before they were normalized.

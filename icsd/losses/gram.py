@@ -78,6 +78,13 @@ def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
         return (x @ other.mT) * (rows.unsqueeze(-1) * columns.unsqueeze(-2))
 
 
+def unit_samples(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x / max(n, eps) of samples of norm n, and 1 / max(n, eps), `(*B, N, 1)`: both are 0 for zero samples."""
+    norm = x.norm(dim=-1, keepdim=True)
+    inverse = _inverse(norm, norm == 0, eps)
+    return x * inverse, inverse
+
+
 def _inverse(norm: Tensor, zero: Tensor, eps: float) -> Tensor:
     """Return 1 / max(n, eps), 0 where the sample is 0, and NaN where n is infinite."""
     return norm.clamp(min=eps).reciprocal().masked_fill(zero, 0).masked_fill(norm.isinf(), torch.nan)

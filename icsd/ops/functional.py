@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss, distill_to_banks
+from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
 from icsd.losses.gram import centered, similarity_from_gram
-from icsd.ops import distributed, registry
+from icsd.ops import banks, distributed, registry
 from icsd.ops.distributed import ProcessGroupLike
 
 Reduction = Literal["mean", "sum", "none"]
@@ -268,12 +268,10 @@ def _distill_to_banks(
     tensors: dict[str, Tensor], loss: Loss, center, reduction, detach_teacher, eps, backend
 ) -> Tensor:
     """Check all arguments and compute the loss of similarities to banks."""
-    features, chosen = _prepare_banks(tensors, loss, reduction, detach_teacher, eps, backend)
+    features, _ = _prepare_banks(tensors, loss, reduction, detach_teacher, eps, backend)
     student, teacher, student_bank, teacher_bank = map(centered, features) if center else features
-    similarity = chosen.similarity_to(student, student_bank, eps)
-    target = chosen.similarity_to(teacher, teacher_bank, eps)
-    value = distill_to_banks(similarity, target, loss)
-    return _reduce(value, loss, similarity.shape[-2:], reduction)
+    value = banks.distill(student, teacher, student_bank, teacher_bank, loss, eps)
+    return _reduce(value, loss, (student.shape[-2], student_bank.shape[-2]), reduction)
 
 
 def _prepare_banks(
@@ -288,6 +286,11 @@ def _prepare_banks(
     _check_bank("student_bank", student_bank, "student", student)
     _check_bank("teacher_bank", teacher_bank, "teacher", teacher)
     _check_stages(("student_bank", "teacher_bank"), [student_bank, teacher_bank])
+    if student_bank.shape[-2] == 0:
+        raise ValueError(
+            f"student_bank and teacher_bank are empty, got {tuple(student_bank.shape)} and "
+            f"{tuple(teacher_bank.shape)}: enqueue some samples before the first loss"
+        )
     _check_options(reduction, eps)
     if not isinstance(loss, SimilarityLoss):
         raise ValueError(

@@ -1,7 +1,7 @@
 """The operator over the ranks of a process group, on `torch.distributed`."""
 
 from icsd.ops.distributed.operator import Call, distill, similarity
-from icsd.ops.distributed.ranks import ProcessGroupLike, ranks_of
+from icsd.ops.distributed.ranks import ProcessGroupLike, gathered, ranks_of
 from icsd.ops.distributed.schedules import Cost, Problem, Schedule, choose_schedule, force_schedule
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "choose_schedule",
     "distill",
     "force_schedule",
+    "gathered",
     "ranks_of",
     "similarity",
 ]

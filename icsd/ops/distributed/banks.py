@@ -11,6 +11,7 @@ from torch import Tensor
 
 from icsd.losses import CustomLoss, SimilarityLoss, distill_to_banks
 from icsd.losses.gram import centered
+from icsd.ops.banks import distill as distill_on_one_rank
 from icsd.ops.distributed.collectives import Shares, centered_over_ranks, gather_samples, sum_over_ranks
 from icsd.ops.registry import Backend
 
@@ -33,10 +34,11 @@ def distill(
         student, teacher = (centered_over_ranks(shares, x) for x in (student, teacher))
         banks = map(centered, banks)
     student_bank, teacher_bank = banks
-    similarity = backend.similarity_to(student, student_bank, eps)
-    target = backend.similarity_to(teacher, teacher_bank, eps)
     if isinstance(loss, CustomLoss):  # a function of whole matrices
+        similarity = backend.similarity_to(student, student_bank, eps)
+        target = backend.similarity_to(teacher, teacher_bank, eps)
         return distill_to_banks(gather_samples(shares, similarity), gather_samples(shares, target), loss)
-    columns = similarity.shape[-1]
-    own = distill_to_banks(similarity, target, loss) * loss.terms(similarity.shape[-2], columns)
+    columns = student_bank.shape[-2]
+    own = distill_on_one_rank(student, teacher, student_bank, teacher_bank, loss, eps)
+    own = own * loss.terms(student.shape[-2], columns)
     return sum_over_ranks(shares.ranks, own) / max(1, loss.terms(shares.total, columns))

@@ -102,6 +102,19 @@ def all_gather(everyone: torch.Tensor, own: torch.Tensor, ranks: Ranks) -> None:
     gather(everyone, own, group=ranks.group)
 
 
+def gathered(process_group: ProcessGroupLike, x: torch.Tensor) -> torch.Tensor:
+    """Return tensors `(n, D)` of all ranks, one after the other, without derivatives.
+
+    Raises:
+        ValueError: The shapes or dtypes of the ranks differ.
+    """
+    ranks = ranks_of(process_group)
+    agree(ranks, lambda: (None, len(x), {"shape of x": tuple(x.shape), "dtype of x": x.dtype}))
+    everyone = x.new_empty((ranks.size * len(x), *x.shape[1:]))
+    all_gather(everyone, x.contiguous(), ranks)
+    return everyone
+
+
 def _device(ranks: Ranks) -> torch.device:
     """Return the device of small tensors: the CPU where the group has a backend for it, which waits for no GPU."""
     config = dist.get_backend_config(ranks.group)

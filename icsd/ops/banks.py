@@ -1,0 +1,231 @@
+"""Losses of similarities to banks of other samples.
+
+`distill` computes them piece by piece: the similarities to a few samples of the banks are made, used and discarded. The
+forward pass leaves the gradients for a gradient 1 of the loss, so no similarity is computed again in the backward pass.
+
+* A loss of elements makes its gradient with each piece: one pass over the banks.
+* `kl` needs sums over whole rows first. The gradient of the student is (Σ_j p_ij b_j - Σ_j q_ij b_j) / (N τ), and both
+  sums over the bank are kept relative to the largest exponents so far, as those of the loss are: one pass, too. The
+  gradients of banks and of the teacher take a second pass.
+
+It is written in PyTorch's products for every device: there is no symmetry that a kernel of our own could use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
+from icsd.losses.gram import compute_dtype, no_autocast, similarity_to, unit_samples
+from icsd.ops.library import is_batched, is_ordinary, is_transformed
+
+# The elements of a piece of the similarities: on a CPU it stays in the cache, on a GPU it fills the device.
+PIECE = {"cpu": 2**18}
+_PIECE_ELSEWHERE = 2**24
+
+
+def distill(
+    student: Tensor, teacher: Tensor, student_bank: Tensor, teacher_bank: Tensor, loss: SimilarityLoss, eps: float
+) -> Tensor:
+    """Return the mean loss of each group, `(*B)`, of `(*B, N, D)` and banks `(*B, M, D)`."""
+    features = (student, teacher, student_bank, teacher_bank)
+    if isinstance(loss, (KL, MSE, SmoothL1)) and loss.include_diagonal and _is_streamed(features):
+        return _Streamed.apply((loss, eps), *features)
+    return _in_memory(features, loss, eps)
+
+
+def _is_streamed(features: Sequence[Tensor]) -> bool:
+    """Return whether the banks take several pieces, and nothing is traced or transformed."""
+    student, bank = features[0], features[2]
+    return (
+        student.numel() > 0
+        and bank.shape[-2] > _columns(student)
+        and (is_ordinary(*features) and not is_transformed(features))
+    )
+
+
+def _columns(student: Tensor) -> int:
+    """Return the samples of the banks in a piece."""
+    rows = max(1, math.prod(student.shape[:-1]))
+    return max(64, PIECE.get(student.device.type, _PIECE_ELSEWHERE) // rows)
+
+
+def _in_memory(features: Sequence[Tensor], loss: SimilarityLoss, eps: float) -> Tensor:
+    """Return the same from whole matrices. It has derivatives of any order."""
+    student, teacher, student_bank, teacher_bank = features
+    similarity, target = similarity_to(student, student_bank, eps), similarity_to(teacher, teacher_bank, eps)
+    return distill_to_banks(similarity, target, loss)
+
+
+class _Streamed(torch.autograd.Function):
+    """The loss by pieces of the banks."""
+
+    @staticmethod
+    def forward(ctx, call: tuple[SimilarityLoss, float], *features: Tensor) -> Tensor:
+        ctx.call = loss, eps = call
+        wanted = ctx.needs_input_grad[1:]
+        with torch.no_grad(), no_autocast(features[0]):
+            pass_over = _Pass(features, wanted, loss, eps)
+            value = pass_over.kl() if isinstance(loss, KL) else pass_over.of_elements()
+            grads = pass_over.gradients()
+        ctx.save_for_backward(*features, *grads)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        features, units = ctx.saved_tensors[:4], iter(ctx.saved_tensors[4:])
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() and not is_batched(grad):
+            features = [x.view_as(x) for x in features]  # one input each, though a tensor may be given twice
+            inputs = [x for x, want in zip(features, wanted, strict=True) if want]
+            units = iter(torch.autograd.grad(_in_memory(features, *ctx.call), inputs, grad, create_graph=True))
+            return None, *(next(units) if want else None for want in wanted)
+        scale = grad[..., None, None]
+        return None, *(_scaled(next(units), scale) if want else None for want in wanted)
+
+
+def _scaled(unit: Tensor, scale: Tensor) -> Tensor:
+    return (unit * scale).to(unit.dtype)
+
+
+class _Piece(NamedTuple):
+    """A piece of the banks.
+
+    Attributes:
+        columns: The samples.
+        banks: Their features of norm 1, of the student's and of the teacher's bank.
+        inverses: The inverse norms, `(*B, C, 1)`.
+        similarities: S and T of these columns, `(*B, N, C)`.
+    """
+
+    columns: slice
+    banks: tuple[Tensor, Tensor]
+    inverses: tuple[Tensor, Tensor]
+    similarities: tuple[Tensor, Tensor]
+
+
+class _Pass:
+    """The passes over the banks for one loss.
+
+    Args:
+        features: Student, teacher, bank of the student and bank of the teacher.
+        wanted: The features whose gradients are wanted.
+        loss: The loss.
+        eps: The least norm of a sample.
+    """
+
+    def __init__(self, features: Sequence[Tensor], wanted: Sequence[bool], loss: SimilarityLoss, eps: float) -> None:
+        self.features, self.wanted, self.loss, self.eps = features, wanted, loss, eps
+        self.dtype = compute_dtype(*features)
+        self.units, self.inverses = zip(*(unit_samples(x.to(self.dtype), eps) for x in features[:2]), strict=True)
+        self.sums = [torch.zeros_like(x) if want else None for x, want in zip(self.units, wanted[:2], strict=True)]
+        self.bank_grads = [
+            torch.empty_like(x, memory_format=torch.contiguous_format) if want else None
+            for x, want in zip(features[2:], wanted[2:], strict=True)
+        ]
+        self.scale = 1 / loss.terms(features[0].shape[-2], features[2].shape[-2])
+
+    def pieces(self) -> Iterator[_Piece]:
+        columns, samples = _columns(self.features[0]), self.features[2].shape[-2]
+        for start in range(0, samples, columns):
+            piece = slice(start, min(start + columns, samples))
+            student, teacher = (x[..., piece, :] for x in self.features[2:])
+            banks = [unit_samples(student.to(self.dtype), self.eps)]
+            banks.append(banks[0] if _same(student, teacher) else unit_samples(teacher.to(self.dtype), self.eps))
+            units, inverses = zip(*banks, strict=True)
+            similarities = tuple(x @ bank.mT for x, bank in zip(self.units, units, strict=True))
+            yield _Piece(piece, units, inverses, similarities)
+
+    def of_elements(self) -> Tensor:
+        """Return the loss, a mean over elements, and add up the gradients."""
+        value = 0
+        for piece in self.pieces():
+            matrices = [
+                matrix.requires_grad_(self.wanted[k] or self.wanted[k + 2])
+                for k, matrix in enumerate(piece.similarities)
+            ]
+            inputs = [matrix for matrix in matrices if matrix.requires_grad]
+            with torch.enable_grad():
+                losses = self.loss.of_elements(*matrices).sum((-2, -1))
+                grads = iter(torch.autograd.grad(losses.sum() * self.scale, inputs) if inputs else ())
+            value = value + losses.detach()
+            self.add(piece, [next(grads) if matrix.requires_grad else None for matrix in matrices])
+        return value * self.scale
+
+    def kl(self) -> Tensor:
+        """Return the divergence, and add up the gradients."""
+        temperatures = self.loss.student_temperature, self.loss.teacher_temperature
+        only_student = self.wanted[0] and not any(self.wanted[1:])
+        shape = (*self.features[0].shape[:-1], 1)
+        top = [self.units[0].new_full(shape, -2 / t) for t in temperatures]  # below any exponent
+        sums = [self.units[0].new_zeros(shape) for _ in temperatures]
+        weighted = self.units[0].new_zeros(shape)
+        of_bank = [torch.zeros_like(self.units[0]) for _ in temperatures] if only_student else []
+        for piece in self.pieces():
+            below = [matrix.div_(t) for matrix, t in zip(piece.similarities, temperatures, strict=True)]
+            raised = [torch.maximum(old, x.amax(-1, keepdim=True)) for old, x in zip(top, below, strict=True)]
+            rises = [new - old for new, old in zip(raised, top, strict=True)]
+            factors, top = [(-rise).exp() for rise in rises], raised
+            weighted = factors[1] * (weighted + sums[1] * (rises[0] - rises[1]))
+            below = [x.sub_(new) for x, new in zip(below, top, strict=True)]
+            difference = below[1] - below[0]
+            exponentials = [x.exp_() for x in below]
+            weighted = weighted + (exponentials[1] * difference).sum(-1, keepdim=True)
+            for k in range(2):
+                sums[k] = sums[k] * factors[k] + exponentials[k].sum(-1, keepdim=True)
+                if only_student:
+                    of_bank[k].mul_(factors[k]).add_(exponentials[k] @ piece.banks[0])
+        if only_student:
+            self.sums[0] = (of_bank[0] / sums[0] - of_bank[1] / sums[1]) * (self.scale / temperatures[0])
+        elif any(self.wanted):
+            self._kl_again(top, sums, weighted / sums[1], temperatures)
+        rows = weighted.double() / sums[1].double() + (sums[0].double() / sums[1].double()).log()
+        return (rows.sum((-2, -1)) * self.scale).to(self.dtype)
+
+    def _kl_again(
+        self, top: Sequence[Tensor], sums: Sequence[Tensor], mean: Tensor, temperatures: Sequence[float]
+    ) -> None:
+        """Add up the gradients in a second pass, from the statistics of whole rows."""
+        for piece in self.pieces():
+            below = [matrix / t - most for matrix, t, most in zip(piece.similarities, temperatures, top, strict=True)]
+            p, q = (x.exp() / total for x, total in zip(below, sums, strict=True))
+            student = (p - q) * (self.scale / temperatures[0])
+            teacher = q * (below[1] - below[0] - mean) * (self.scale / temperatures[1])
+            self.add(piece, [student, teacher])
+
+    def add(self, piece: _Piece, grads: Sequence[Tensor | None]) -> None:
+        """Add to the gradients with respect to samples of norm 1, and write those of the piece of the banks."""
+        for k, grad in enumerate(grads):
+            if grad is None:
+                continue
+            if self.sums[k] is not None:
+                self.sums[k] += grad @ piece.banks[k]
+            if self.bank_grads[k] is not None:
+                of_bank = grad.mT @ self.units[k]
+                finished = _projected(of_bank, piece.banks[k], piece.inverses[k], self.eps)
+                self.bank_grads[k][..., piece.columns, :] = finished.to(self.bank_grads[k].dtype)
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients that are wanted, in the order of the features."""
+        found = [
+            None if total is None else _projected(total, unit, inverse, self.eps).to(x.dtype)
+            for total, unit, inverse, x in zip(self.sums, self.units, self.inverses, self.features, strict=False)
+        ]
+        return [grad for grad in (*found, *self.bank_grads) if grad is not None]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are views of the same memory."""
+    return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+
+
+def _projected(grad: Tensor, unit: Tensor, inverse: Tensor, eps: float) -> Tensor:
+    """Return the gradient of samples from that of their forms of norm 1. Where eps replaces a norm, it is constant."""
+    projection = (grad * unit).sum(-1, keepdim=True)
+    projection = projection.masked_fill(inverse * eps > 1 - 1e-6, 0)
+    return torch.addcmul(grad, projection, unit, value=-1).mul_(inverse)
