@@ -4,6 +4,7 @@ T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional G
 2018, section 3.2; the numbers in brackets are its equations. All pairs of a batch are scored at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -73,9 +74,10 @@ class DAMSM(nn.Module):
         text: TextFeatures,
         class_ids: Tensor | None = None,
         caption_ids: Tensor | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> DAMSMLosses:
         """Return the `damsm_losses` of images `(B, 3, r, r)` in [-1, 1] and the features of their captions."""
-        return damsm_losses(self.image_encoder(images), text, self.config, class_ids, caption_ids)
+        return damsm_losses(self.image_encoder(images), text, self.config, class_ids, caption_ids, gather)
 
 
 def damsm_losses(
@@ -84,6 +86,7 @@ def damsm_losses(
     config: DAMSMConfig,
     class_ids: Tensor | None = None,
     caption_ids: Tensor | None = None,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> DAMSMLosses:
     """Return how far each image is from finding its sentence among those of the batch, and each sentence its image.
 
@@ -93,16 +96,19 @@ def damsm_losses(
         config: The sharpnesses.
         class_ids: `(B,)`; other images of the same class are left out, unless `config.same_class_is_wrong`.
         caption_ids: `(B,)`; other images with the same number share a caption and are left out.
+        gather: Joins the matches `(n, B)` of the images of all ranks to `(B, B)`, if this rank has n of them.
 
     Returns:
         The word and the sentence half; 2 log B each at chance.
     """
     whole = F.normalize(images.whole, dim=1) @ F.normalize(text.sentence, dim=1).T
-    ignored = torch.zeros_like(whole, dtype=torch.bool)
+    matches = [word_matches(images, text, config), whole]
+    if gather is not None:
+        matches = [gather(scores) for scores in matches]
+    ignored = torch.zeros_like(matches[1], dtype=torch.bool)
     for ids in (None if config.same_class_is_wrong else class_ids, caption_ids):
         if ids is not None:
             ignored |= others_alike(ids)
-    matches = (word_matches(images, text, config), whole)
     return DAMSMLosses(*(_both_directions(config.match_sharpness * scores, ignored) for scores in matches))
 
 

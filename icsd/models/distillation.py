@@ -16,6 +16,7 @@ from icsd.ops import (
     interstage_distillation_loss,
     similarity_distillation_loss,
 )
+from icsd.ops.distributed import ProcessGroupLike, gathered
 
 
 @dataclass
@@ -99,18 +100,24 @@ class InterstageDistillation(nn.Module):
 
     Args:
         config: Loss, direction, weights of the stages and length of the queue.
+        process_group: The ranks whose samples are compared with each other; by default those of this process alone.
     """
 
-    def __init__(self, config: SideDistillationConfig) -> None:
+    def __init__(self, config: SideDistillationConfig, process_group: "ProcessGroupLike | None" = None) -> None:
         super().__init__()
+        self.process_group = process_group
         self.teacher = -1 if config.direction == "refined-to-coarse" else 0
         self.queue = config.queue
         self.queued: list[Tensor] = []
         loss = make_loss(config.loss, **config.parameters)
         self.loss = InterstageDistillationLoss(
-            loss, weights=config.stage_weights, teacher=self.teacher, center=config.center
+            loss,
+            weights=config.stage_weights,
+            teacher=self.teacher,
+            center=config.center,
+            process_group=process_group,
         )
-        self.loss_to_banks = SimilarityDistillationLoss(loss, center=config.center)
+        self.loss_to_banks = SimilarityDistillationLoss(loss, center=config.center, process_group=process_group)
 
     def forward(self, stages: Sequence[Tensor], teacher: Tensor | None = None) -> Tensor:
         """Return the loss of the student stages; the teacher gets no gradient.
@@ -129,7 +136,7 @@ class InterstageDistillation(nn.Module):
 
     def _loss_to_queue(self, features: list[Tensor]) -> Tensor:
         """Compare the samples with each other and with those of the queue, to which they are added."""
-        banks = [stage.detach() for stage in features]
+        banks = [self._of_all_ranks(stage.detach()) for stage in features]
         if self.queued:
             banks = [torch.cat((bank, queued.to(bank))) for bank, queued in zip(banks, self.queued, strict=True)]
         self.queued = [bank[: self.queue].clone() for bank in banks]
@@ -140,18 +147,24 @@ class InterstageDistillation(nn.Module):
             for weight, student, bank in zip(weights, features, banks, strict=True)
         )
 
+    def _of_all_ranks(self, x: Tensor) -> Tensor:
+        """Return the samples of all ranks, which have the same number of them."""
+        return x if self.process_group is None else gathered(self.process_group, x)
+
 
 @torch.no_grad()
-def inconsistency(stages: Sequence[Tensor]) -> Tensor:
+def inconsistency(stages: Sequence[Tensor], process_group: "ProcessGroupLike | None" = None) -> Tensor:
     """Return the mean of (S - T)² over the coarse stages: how much their similarities differ from the refined ones.
 
     Args:
         stages: Maps `(N, C, H, W)` of the same N samples, coarse to fine, at least two stages.
+        process_group: The ranks that have the samples.
 
     Returns:
         A scalar.
     """
-    return interstage_distillation_loss([flatten_samples(stage) for stage in stages]) / (len(stages) - 1)
+    features = [flatten_samples(stage) for stage in stages]
+    return interstage_distillation_loss(features, process_group=process_group) / (len(stages) - 1)
 
 
 @torch.no_grad()

@@ -63,6 +63,8 @@ class WrongPairs(NamedTuple):
     """Logits with their own captions, `(W,)`."""
     wrong: Tensor
     """Logits with the wrong captions, `(W,)`; W is 0 where a batch has none."""
+    weight: float = 1.0
+    """Weight of their mean, so that the mean over ranks is that over all such images."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class SeparateLoss:
         accept = self.real(real.images) + self.real(real.pairs)
         reject = self.fake(fake.images) + self.fake(fake.pairs)
         if len(wrong.wrong):
-            reject = reject + self.fake(wrong.wrong)
+            reject = reject + wrong.weight * self.fake(wrong.wrong)
         return accept / 2 + reject / 3
 
     def generator(self, fake: Logits, real: Logits | None) -> Tensor:
@@ -103,7 +105,7 @@ class RelativisticLoss:
     def discriminator(self, real: Logits, fake: Logits, wrong: WrongPairs) -> Tensor:
         """Return the loss of a discriminator."""
         loss = _above(real.images, fake.images) + _above(real.pairs, fake.pairs)
-        return loss + _above(wrong.right, wrong.wrong) if len(wrong.wrong) else loss
+        return loss + wrong.weight * _above(wrong.right, wrong.wrong) if len(wrong.wrong) else loss
 
     def generator(self, fake: Logits, real: Logits | None) -> Tensor:
         """Return the loss of the generator."""
@@ -118,16 +120,27 @@ class Mismatched(NamedTuple):
     """The wrong captions of a batch."""
 
     captions: Tensor
-    """Index of the wrong caption of each image, `(B,)`."""
+    """Index of the wrong caption of each image among the captions of all ranks, `(B,)`."""
     images: Tensor | None
     """Indices of the images whose wrong caption is one; None for all."""
+    weight: float = 1.0
+    """See `WrongPairs`."""
 
     @classmethod
-    def of(cls, captions: Tensor, device: torch.device) -> "Mismatched":
-        """Move indices from the CPU to a device; an image with its own index has no wrong caption."""
-        valid = (captions != torch.arange(len(captions))).nonzero().squeeze(1)
-        images = None if len(valid) == len(captions) else valid.to(device, non_blocking=True)
-        return cls(captions.to(device, non_blocking=True), images)
+    def of(cls, captions: Tensor, device: torch.device, own: slice = slice(None)) -> "Mismatched":
+        """Move indices from the CPU to a device; an image with its own index has no wrong caption.
+
+        Args:
+            captions: Indices for the images of all ranks.
+            device: The device.
+            own: The images of this rank.
+        """
+        valid = captions != torch.arange(len(captions))
+        chosen, captions = valid[own], captions[own].to(device, non_blocking=True)
+        weight = (chosen.sum() / len(chosen) / valid.float().mean()).item() if valid.any() else 1.0
+        if chosen.all() or (valid.any() and not chosen.any()):  # ranks compute the same, if with weight 0
+            return cls(captions, None, weight)
+        return cls(captions, chosen.nonzero().squeeze(1).to(device, non_blocking=True), weight)
 
 
 AdversarialLoss = SeparateLoss | RelativisticLoss
@@ -158,6 +171,7 @@ def discriminator_loss(
     fake: Tensor,
     sentence: Tensor,
     mismatched: Mismatched,
+    sentences: Tensor | None = None,
 ) -> Tensor:
     """Return the adversarial loss of one stage's discriminator.
 
@@ -168,17 +182,19 @@ def discriminator_loss(
         fake: Its features of generated images, `(B, C, 4, 4)`.
         sentence: The captions of both, `(B, E)`.
         mismatched: The wrong captions of the real images.
+        sentences: The captions of all ranks, `(N, E)`; by default `sentence`.
 
     Returns:
         A scalar.
     """
-    pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, sentence[mismatched.captions]))
+    wrong = (sentence if sentences is None else sentences)[mismatched.captions]
+    pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, wrong))
     real_pair, fake_pair, wrong_pair = discriminator.conditional(*pairs, parts=3).chunk(3)
     chosen = slice(None) if mismatched.images is None else mismatched.images
     return loss.discriminator(
         Logits(discriminator.unconditional(real), real_pair),
         Logits(discriminator.unconditional(fake), fake_pair),
-        WrongPairs(real_pair[chosen], wrong_pair[chosen]),
+        WrongPairs(real_pair[chosen], wrong_pair[chosen], mismatched.weight),
     )
 
 

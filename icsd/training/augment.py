@@ -10,23 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from icsd.training.ranks import Team
+
 SHIFT, HOLE = 1 / 8, 1 / 2
 """Largest shift, and side of the hole, as shares of the image's side."""
 
 
-def augment(stages: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
+def augment(stages: Sequence[Tensor], kinds: Sequence[str], team: Team | None = None) -> list[Tensor]:
     """Change each sample at random, at all its stages in the same way.
 
     Args:
         stages: Images of the same B samples, `(B, 3, r, r)` each.
         kinds: Of "color", "translation" and "cutout".
+        team: The ranks, which draw for the samples of all of them alike, and use what is drawn for their own.
 
     Returns:
         The changed images; gradients pass through.
     """
-    stages = list(stages)
+    stages, team = list(stages), team or Team()
+    count = len(stages[0]) * team.size
     for kind in kinds:
-        chance = torch.rand(4, len(stages[0]), device=stages[0].device)
+        chance = torch.rand(4, count, device=stages[0].device)[:, team.own(count)]
         stages = [_CHANGES[kind](images, chance) for images in stages]
     return stages
 

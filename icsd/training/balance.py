@@ -53,6 +53,10 @@ class BalancedLosses:
         if weighted:
             scaler.scale(sum(weighted)).backward()
 
+    def kept(self) -> list[Tensor]:
+        """Return the gradients of single losses that this step keeps."""
+        return [each for gradient in self._gradients.values() for each in gradient if each is not None]
+
     @torch.no_grad()
     def balance(self, factor: float) -> None:
         """Weight the losses that have a share, and add their gradients to `.grad`, which holds that of the others.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from icsd.errors import InputError
 from icsd.models.tokens import Tokenizer, Tokens
 from icsd.training.randomness import seeded
+from icsd.training.ranks import Team
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Batch:
     """Images with their captions."""
 
     images: Tensor
-    """`(B, 3, r, r)` in [-1, 1]."""
+    """`(B, 3, r, r)` in [-1, 1]; of several ranks, those of this one alone, while all else is that of all ranks."""
     captions: list[str]
     """B sentences."""
     ids: Tensor
@@ -70,6 +72,18 @@ class Batch:
             ),
         )
 
+    def of_all_ranks(self, team: Team, similar: bool) -> Batch:
+        """Join the captions of all ranks, in the order of the ranks, and choose the wrong ones among all of them.
+
+        Args:
+            team: The ranks, each of which has such a batch.
+            similar: See `of`.
+        """
+        rows = [row[:length].tolist() for row, length in zip(self.ids, self.lengths, strict=True)]
+        everyone = team.gather((self.captions, self.class_ids.tolist(), rows))
+        captions, class_ids, rows = (list(itertools.chain(*part)) for part in zip(*everyone, strict=True))
+        return Batch.of(self.images, captions, class_ids, _tokens(rows), similar=similar)
+
     def pin_memory(self) -> Batch:
         """Move the tensors that go to a GPU to page-locked memory; called by the data loader."""
         for name in ("images", "ids", "class_ids", "caption_ids", "mismatched"):
@@ -85,9 +99,13 @@ def collate(items: Sequence[dict[str, Any] | InputError], similar: bool = False)
     images, captions, class_ids, rows = (
         [item[key] for item in items] for key in ("image", "caption", "class_id", "ids")
     )
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = Tokens(pad_sequence(rows, batch_first=True), lengths)
-    return Batch.of(torch.stack(images), captions, class_ids, tokens, similar=similar)
+    return Batch.of(torch.stack(images), captions, class_ids, _tokens(rows), similar=similar)
+
+
+def _tokens(rows: Sequence[Sequence[int] | Tensor]) -> Tokens:
+    """Return the token ids of captions as they are padded."""
+    rows = [torch.as_tensor(row) for row in rows]
+    return Tokens(pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows]))
 
 
 def mismatched_captions(
@@ -149,12 +167,21 @@ class SampledDataset(Dataset):
         batch_size: Items per batch.
         seed: Seed of the order and of the choices.
         similar: Choose wrong captions that are similar to the right ones.
+        team: The ranks that share each batch. Each loads its own part.
     """
 
     def __init__(
-        self, dataset: Dataset, tokenizer: Tokenizer, batch_size: int, seed: int, *, similar: bool = False
+        self,
+        dataset: Dataset,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int,
+        *,
+        similar: bool = False,
+        team: Team | None = None,
     ) -> None:
         self.similar = similar
+        self.team = team or Team()
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -164,7 +191,7 @@ class SampledDataset(Dataset):
         """Yield the keys of batches ``start`` to ``stop``, each the place of a draw and the index of its item."""
         drawn = batch_indices(len(self.dataset), self.batch_size, self.seed, start, stop)
         for number, indices in enumerate(drawn, start):
-            yield list(enumerate(indices, number * self.batch_size))
+            yield list(enumerate(indices, number * self.batch_size))[self.team.own(self.batch_size)]
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | InputError:
         """Return the item of a key, with the token ids of its caption.
@@ -201,6 +228,15 @@ class SampledDataset(Dataset):
             pin_memory=pin_memory,
         )
         for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+            self._raise_errors(batch)
+            yield batch if self.team.size == 1 else batch.of_all_ranks(self.team, self.similar)
+
+    def _raise_errors(self, batch: Batch | InputError) -> None:
+        """Raise an error that took the place of a batch, on all ranks if it is that of one."""
+        error = batch if isinstance(batch, InputError) else None
+        if self.team.size > 1:
+            errors = self.team.gather(error and str(error))
+            rank = next((rank for rank, each in enumerate(errors) if each), None)
+            error = error if rank is None else InputError(f"rank {rank}: {errors[rank]}")
+        if error is not None:
+            raise error

@@ -85,7 +85,7 @@ class RunConfig:
     """Training steps."""
 
     batch_size: int = 16
-    """Images that go through the networks together."""
+    """Images that go through the networks together, on all ranks in sum."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1, ... or auto: cuda where there is one."""
@@ -146,6 +146,10 @@ class TrainConfig(RunConfig):
     """Precision of activations and products; weights, losses and penalties stay float32. bf16 suits recent CPUs and
     GPUs, fp16 (with scaled losses) older GPUs."""
 
+    sync_batch_norm: bool = False
+    """Normalize by the statistics of the images of all ranks instead of those of each rank. Without it, training on
+    several ranks differs from training on one in these statistics alone."""
+
     compile: bool = False
     """Compile generator and discriminators with torch.compile, which takes a minute or more before the first step."""
 
@@ -167,6 +171,10 @@ class TrainConfig(RunConfig):
         for side in (self.distillation.generator, self.distillation.discriminator):
             if side.stage_weights is not None and len(side.stage_weights) != taught:
                 raise InputError(f"distillation.*.stage_weights is {side.stage_weights}: give {taught} weights")
+        if self.compile and self.sync_batch_norm:
+            raise InputError(
+                "compile does not work with sync_batch_norm, which sends sums in between: leave one of them out"
+            )
         if self.compile and self.losses.discriminator.penalized:
             raise InputError(
                 "compile does not work with a gradient penalty, which needs a second derivative: leave one of them out"

@@ -24,6 +24,7 @@ from icsd.training.batches import Batch
 from icsd.training.config import RunConfig
 from icsd.training.interruption import finishing_steps
 from icsd.training.loggers import Loggers
+from icsd.training.ranks import Team
 from icsd.training.run_folder import RunFolder
 from icsd.training.stopwatch import Stopwatch
 
@@ -83,6 +84,7 @@ class Loop:
         summarize: Reduces losses and further numbers to those that the progress bar shows.
         on_line: Called with each line of losses and further numbers.
         events: Events beside lines of metrics and checkpoints.
+        team: The ranks that train together. The first one logs, saves and runs the events.
     """
 
     config: RunConfig
@@ -96,6 +98,7 @@ class Loop:
     summarize: Callable[[dict[str, float]], dict[str, float]] = dict
     on_line: Callable[[dict[str, float]], None] | None = None
     events: list[Event] = field(default_factory=list)
+    team: Team = field(default_factory=Team)
 
     @property
     def step(self) -> int:
@@ -111,13 +114,19 @@ class Loop:
             OSError: A file cannot be written.
             KeyboardInterrupt: A signal ended the run; the message says how to resume.
         """
-        for note in self.folder.begin(self.config, self.step):
-            print(f"note         {note}", flush=True)
+        if self.team.leads:
+            for note in self.folder.begin(self.config, self.step):
+                print(f"note         {note}", flush=True)
+            self.loggers = Loggers(self.folder, self.config.loggers, run_folder.plain(self.config), self.step)
         self.stopwatch = Stopwatch(self.folder.metrics_path)
-        self.loggers = Loggers(self.folder, self.config.loggers, run_folder.plain(self.config), self.step)
         try:
             self._run()
         except (RuntimeError, ConnectionError) as error:
+            if self.team.lost_contact(error):
+                raise InputError(
+                    f"rank {self.team.rank} of {self.team.size} lost contact with another one after step {self.step} "
+                    f"({' '.join(str(error).split())}), which ended or stalled: {self.last_good()}"
+                ) from error
             # PyTorch reports a killed process wherever the main thread is at that time, even while a log is closed.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
@@ -139,11 +148,13 @@ class Loop:
                 raise
             raise InputError(f"memory does not suffice for a step ({error}): lower batch_size") from error
         finally:
-            self.loggers.close()
+            if self.team.leads:
+                self.loggers.close()
 
     def log(self, values: dict[str, float]) -> None:
         """Add numbers by name to the metrics of this step."""
-        self.loggers.scalars(self.step, values)
+        if self.team.leads:
+            self.loggers.scalars(self.step, values)
 
     def save(self, path: Any, **extra: float) -> None:
         """Save a checkpoint, unless the weights are not finite.
@@ -153,6 +164,8 @@ class Loop:
             **extra: Further entries.
         """
         self._check_finite({})
+        if not self.team.leads:
+            return
         state = {"config": run_folder.plain(self.config), **self.extra_state, **extra, **self.trainer.state_dict()}
         checkpoint.save(path, state)
 
@@ -182,20 +195,23 @@ class Loop:
         for batches in self.batches(self.step, stop):
             recent.append(self.trainer.step(batches))
             self.progress.set_description(f"step {self.step}", refresh=False)
-            self.progress.update(sum(len(batch.images) for batch in batches))
+            images = sum(len(batch.captions) for batch in batches)
+            self.progress.update(images)
             if self._is_due(self.config.log_every):
                 now = time.perf_counter()
-                self._log_losses(recent, sum(len(batch.images) for batch in batches) * len(recent) / (now - since))
+                self._log_losses(recent, images * len(recent) / (now - since))
                 recent, since = [], now
             for event in self.events:
-                if self._is_due(event.every):
+                if self._is_due(event.every) and self.team.leads:
                     with self.stopwatch.paused():
                         event.action()
-            if self._is_due(self.config.checkpoint_every) or interruption.signal:
+            interrupted = self.team.any(bool(interruption.signal))
+            if self._is_due(self.config.checkpoint_every) or interrupted:
                 with self.stopwatch.paused():
                     self.save(checkpoint.step_path(self.folder.path, self.step))
-                    checkpoint.prune(self.folder.path, self.checkpoints_kept)
-            if interruption.signal and self.step < stop:
+                    if self.team.leads:
+                        checkpoint.prune(self.folder.path, self.checkpoints_kept)
+            if interrupted and self.step < stop:
                 message = f"stopped at step {self.step} of {stop}; continue with\n  {self.resume_command()}"
                 raise KeyboardInterrupt(message)
 
@@ -205,11 +221,13 @@ class Loop:
 
     def _log_losses(self, recent: Sequence[dict[str, Tensor]], rate: float) -> None:
         """Log the mean losses of the last steps."""
-        losses = {name: torch.stack([each[name] for each in recent]).mean().item() for name in recent[0]}
+        means = torch.stack([torch.stack([each[name] for each in recent]).mean() for name in recent[0]])
+        self.team.average([means])
+        losses = dict(zip(recent[0], means.tolist(), strict=True))
         self._check_finite(losses)
         line = {**losses, **self.measured()}
         self.log({f"{self.command.unit}s_per_second": round(rate, 2), **self.stopwatch.read(), **line})
-        if self.on_line:
+        if self.on_line and self.team.leads:
             self.on_line(line)
         shown = {name: f"{value:.3f}" for name, value in self.summarize(line).items()}
         self.progress.set_postfix(shown, refresh=False)
@@ -231,6 +249,7 @@ class Loop:
             initial=self.step * per_step,
             unit=self.command.unit,
             mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=not self.team.leads,
         )
 
 

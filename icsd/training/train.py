@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 from icsd.data import CaptionedImages, Vocabulary, open_dataset
@@ -50,6 +52,7 @@ from icsd.training.monitor import TrainingMonitor, diversity
 from icsd.training.pretrain import load_damsm
 from icsd.training.profile import Profile, profile_training
 from icsd.training.randomness import seed_everything
+from icsd.training.ranks import Team, joined
 from icsd.training.run_folder import RunFolder
 from icsd.training.trainer import Trainer
 from icsd.visualization import caption_grid
@@ -82,20 +85,47 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data or checkpoint cannot be used, or the losses are no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
-    with contextlib.ExitStack() as stack:
+    resume = resume or _restarted(config)
+    with _team(config, resume) as team, contextlib.ExitStack() as stack:
         if resume is not None:
             folder = RunFolder(resume)
-            stack.enter_context(folder.locked())
-        session = prepare(config, resume)
+            team.first(lambda: stack.enter_context(folder.locked()))
+        session = prepare(config, resume, team)
         if resume is None:
-            folder = RunFolder.create(config.output, config.name, session.train_set.name)
-            stack.enter_context(folder.locked())
+            name = session.train_set.name
+            folder = RunFolder(team.first(lambda: RunFolder.create(config.output, config.name, name).path))
+            team.first(lambda: stack.enter_context(folder.locked()))
         print(f"run          {folder.path}")
         session.announce()
         run = Run(folder, session)
         run.loop.run()
-        run.report()
+        if team.leads:
+            run.report()
     return folder.path
+
+
+def _restarted(config: TrainConfig) -> Path | None:
+    """Return the run folder to go on in after a restart by torchrun, None at the first start."""
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
+        return None
+    if config.name is None:
+        raise InputError(
+            "torchrun may restart this run, which has no name: give a name, by which a restart finds the run"
+        )
+    folder = config.output / config.name
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return folder if restarted and folder.is_dir() else None
+
+
+@contextlib.contextmanager
+def _team(config: TrainConfig, resume: Path | None) -> Iterator[Team]:
+    """Join the ranks of this launch, which must have the same configuration. Only the first one prints."""
+    with joined() as team, contextlib.ExitStack() as stack:
+        if not team.leads:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        team.check_equal("the configuration", yaml.safe_dump({"resume": str(resume), **run_folder.plain(config)}))
+        yield team
 
 
 def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
@@ -108,8 +138,14 @@ def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     Raises:
         InputError: Configuration, data or checkpoint cannot be used.
     """
-    session = prepare(config, resume)
+    with _team(config, resume) as team:
+        _dry_run(prepare(config, resume, team))
+
+
+def _dry_run(session: Session) -> None:
+    """Take two steps, and print what a run would take."""
     session.announce()
+    config = session.trainer.config
     trainer, start = session.trainer, session.trainer.step_count
     for batches in session.batches(start, start + 2):
         since = time.perf_counter()
@@ -139,7 +175,7 @@ def profile(config: TrainConfig, steps: int) -> Profile:
     Raises:
         InputError: Configuration or data cannot be used.
     """
-    session = prepare(config, None)
+    session = prepare(config, None, Team())
     session.announce()
     return profile_training(session.trainer, session.batches(0, 2 * steps + 1), steps)
 
@@ -161,7 +197,9 @@ class Session:
         config = self.trainer.config
         tokenizer = self.trainer.model.text_encoder.tokenizer
         similar = config.adversarial.wrong_captions == "similar"
-        draws = SampledDataset(self.train_set, tokenizer, config.batch_size, config.seed, similar=similar)
+        draws = SampledDataset(
+            self.train_set, tokenizer, config.batch_size, config.seed, similar=similar, team=self.trainer.team
+        )
         batches = draws.batches_of(
             start * config.accumulate,
             stop * config.accumulate,
@@ -191,10 +229,11 @@ class Session:
         print(f"weights      {sizes}")
         accumulated = f" in {config.accumulate} batches" if config.accumulate > 1 else ""
         print(f"step         {config.batch_size * config.accumulate} images{accumulated}, {config.precision}")
-        print(f"device       {trainer.device}{threads}; operator: {self.backend}", flush=True)
+        ranks = f", {trainer.team.size} ranks" if trainer.team.size > 1 else ""
+        print(f"device       {trainer.device}{threads}{ranks}; operator: {self.backend}", flush=True)
 
 
-def prepare(config: TrainConfig, resume: Path | None) -> Session:
+def prepare(config: TrainConfig, resume: Path | None, team: Team) -> Session:
     """Open the data and build the trainer, new or restored.
 
     Raises:
@@ -202,9 +241,9 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if "wandb" in config.loggers:
+    if "wandb" in config.loggers and team.leads:
         require_wandb()
-    if config.evaluate_every:
+    if config.evaluate_every and team.leads:
         lite0_files()
     resolution = config.generator.resolutions[-1]
     train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
@@ -212,13 +251,13 @@ def prepare(config: TrainConfig, resume: Path | None) -> Session:
     notes += [*train_set.notes, *_single_class(train_set)]
     seed_everything(config.seed)
     if resume is not None:
-        trainer, saved_data = _restored(config, resume, train_set.vocabulary)
+        trainer, saved_data = _restored(config, resume, train_set.vocabulary, team)
         notes += differences(saved_data, describe_data(train_set))
     elif config.damsm.checkpoint is not None:
-        trainer = _guided(config, train_set.vocabulary)
+        trainer = _guided(config, train_set.vocabulary, team)
     else:
         captions = [caption for captions in train_set.captions for caption in captions]
-        trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary))
+        trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary), team=team)
     notes += check_captions(trainer.model.text_encoder.tokenizer, train_set, test_set)
     return Session(trainer, train_set, test_set, _backend(trainer.device), notes)
 
@@ -233,14 +272,14 @@ def _single_class(train_set: CaptionedImages) -> list[str]:
     ]
 
 
-def _guided(config: TrainConfig, vocabulary: Vocabulary | None) -> Trainer:
+def _guided(config: TrainConfig, vocabulary: Vocabulary | None, team: Team) -> Trainer:
     """Return a trainer whose text encoder is pretrained, with the image encoder that was trained beside it."""
     damsm, config.text = load_damsm(config.damsm.checkpoint, config.generator.resolutions[-1], vocabulary)
-    return Trainer(config, damsm.text_encoder, damsm)
+    return Trainer(config, damsm.text_encoder, damsm, team)
 
 
 def _restored(
-    config: TrainConfig, folder: Path, vocabulary: Vocabulary | None
+    config: TrainConfig, folder: Path, vocabulary: Vocabulary | None, team: Team
 ) -> tuple[Trainer, dict[str, Any] | None]:
     """Return the trainer that wrote the newest checkpoint of a run folder, and what the checkpoint says of its data."""
     path = checkpoint.find(folder, checkpoint.MODEL)
@@ -253,9 +292,9 @@ def _restored(
                 f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"
             )
         if config.damsm.checkpoint is not None:
-            trainer = _guided(config, vocabulary)
+            trainer = _guided(config, vocabulary, team)
         else:
-            trainer = Trainer(config, restore_text_encoder(config.text, state["text"]))
+            trainer = Trainer(config, restore_text_encoder(config.text, state["text"]), team=team)
         trainer.load_state_dict(state)
     return trainer, state.get("data")
 
@@ -285,9 +324,10 @@ class Run:
         self.train_set, self.test_set = session.train_set, session.test_set
         self.monitor = TrainingMonitor(config.generator.resolutions, config.optimizer.ema_decay)
         self.images = folder.path / "images"
-        self.images.mkdir(exist_ok=True)
-        if self.train_set.attribution:
-            (self.images / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
+        if self.trainer.team.leads:
+            self.images.mkdir(exist_ok=True)
+            if self.train_set.attribution:
+                (self.images / "ATTRIBUTION").write_text(f"{self.train_set.attribution}\n", encoding="utf-8")
         self.best = self._best_score()
         rates = config.optimizer
         self.loop = Loop(
@@ -309,6 +349,7 @@ class Run:
             summarize=_summary,
             on_line=lambda line: self._warn(self.monitor.line(line)),
             events=[Event(config.sample_every, self._draw), Event(config.evaluate_every, self._evaluate)],
+            team=session.trainer.team,
         )
 
     def report(self) -> None:

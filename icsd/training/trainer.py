@@ -26,6 +26,7 @@ from icsd.models import (
     inconsistency,
     matching_loss,
 )
+from icsd.models.batch_norm import normalize_over_ranks
 from icsd.models.conditioning import kl_to_standard_normal
 from icsd.models.damsm import DAMSM
 from icsd.training.adversarial import (
@@ -43,6 +44,7 @@ from icsd.training.checkpoint import load_adam, load_module
 from icsd.training.config import OptimizerConfig, TrainConfig
 from icsd.training.parts import REST, part
 from icsd.training.randomness import random_state, restore_random_state
+from icsd.training.ranks import Team
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,6 +83,20 @@ def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> floa
     return warmth * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.schedule]
 
 
+def _check_share(config: TrainConfig, team: Team) -> None:
+    """Raise an InputError unless the ranks can share a batch evenly."""
+    if config.batch_size % team.size:
+        raise InputError(
+            f"batch_size is {config.batch_size}, which {team.size} ranks cannot share evenly: give a multiple of "
+            f"{team.size}"
+        )
+    if config.batch_size < 2 * team.size and not config.sync_batch_norm:
+        raise InputError(
+            f"batch_size is {config.batch_size}, one image for each of {team.size} ranks: give at least 2 for each, or "
+            "set sync_batch_norm"
+        )
+
+
 class Generated(NamedTuple):
     """Generated images of a micro-batch."""
 
@@ -97,10 +113,12 @@ class MicroBatch(NamedTuple):
     """Real images of every stage."""
     text: TextFeatures
     """Features of the captions."""
+    everyone: TextFeatures
+    """Features of the captions of all ranks. Each rank encodes them all, so all draw the same dropout."""
     class_ids: Tensor
-    """Classes of the images, `(B,)`."""
+    """Classes of the images of all ranks, `(N,)`."""
     caption_ids: Tensor
-    """`(B,)`, equal for equal captions."""
+    """`(N,)`, equal for equal captions."""
     mismatched: Mismatched
     """Wrong captions of the images."""
 
@@ -119,10 +137,15 @@ class Trainer:
         config: The whole configuration.
         text_encoder: The text encoder, trained with the discriminators unless it is frozen.
         damsm: Frozen encoders, of which `text_encoder` is one, for the DAMSM loss of the generated images.
+        team: The ranks that train together; by default, this process alone.
     """
 
-    def __init__(self, config: TrainConfig, text_encoder: TextEncoder, damsm: DAMSM | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, text_encoder: TextEncoder, damsm: DAMSM | None = None, team: Team | None = None
+    ) -> None:
         self.config = config
+        self.team = team or Team()
+        _check_share(config, self.team)
         self.device = choose_device(config.device)
         self.resolutions = config.generator.resolutions
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -134,6 +157,9 @@ class Trainer:
         channels = [discriminator.channels for discriminator in self.discriminators if damsm is None]
         self.matching = self._placed(nn.ModuleList(MatchingHead(width, text_encoder.dim) for width in channels))
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True).eval()
+        if config.sync_batch_norm and self.team.size > 1:  # not in the average, which never normalizes by a batch
+            for network in (self.model, self.discriminators):
+                normalize_over_ranks(network, self.team.ranks)
         self.adversarial = ADVERSARIAL[config.adversarial.loss]
         weights, sides = config.losses, config.distillation
         self.generator_distillation = self._distillation(weights.generator.distillation, sides.generator)
@@ -169,7 +195,9 @@ class Trainer:
 
     def _distillation(self, weight: float, side: SideDistillationConfig) -> InterstageDistillation | None:
         """Return the distillation block of one side, or None where it would do nothing."""
-        return InterstageDistillation(side) if weight > 0 and len(self.resolutions) > 1 else None
+        if weight <= 0 or len(self.resolutions) == 1:
+            return None
+        return InterstageDistillation(side, self.team.process_group)
 
     def _blocks(self) -> dict[str, InterstageDistillation]:
         """Return the distillation blocks by their side."""
@@ -213,7 +241,7 @@ class Trainer:
 
         self._freeze_discriminators(True)
         for micro_batch in micro_batches:
-            micro_batch = micro_batch._replace(text=micro_batch.text.detach())
+            micro_batch = micro_batch._replace(text=micro_batch.text.detach(), everyone=micro_batch.everyone.detach())
             with self._autocast():
                 generated = generated if generate_once else self._generate(micro_batch.text)
                 terms = self._generator_losses(generated, micro_batch)
@@ -225,6 +253,7 @@ class Trainer:
         for schedule in self.schedules:
             schedule.step()
         with part("average"):
+            self.team.average(self._buffers())
             self.ema.update_parameters(self.model)
         self.step_count += 1
         return losses
@@ -249,20 +278,24 @@ class Trainer:
         """Move a batch to the device, reduce its images and encode its captions."""
         images = batch.images.to(self.device, memory_format=self.layout, non_blocking=True)
         with part("text encoder"):
-            text = self.model.text_encoder(batch.ids, batch.lengths)
+            everyone = self.model.text_encoder(batch.ids, batch.lengths)
+        own = self.team.own(len(batch.captions))
         return MicroBatch(
             real=image_pyramid(images, self.resolutions),
-            text=text,
+            text=everyone if self.team.size == 1 else TextFeatures(*(each[own] for each in everyone)),
+            everyone=everyone,
             class_ids=batch.class_ids.to(self.device, non_blocking=True),
             caption_ids=batch.caption_ids.to(self.device, non_blocking=True),
-            mismatched=Mismatched.of(batch.mismatched, self.device),
+            mismatched=Mismatched.of(batch.mismatched, self.device, own),
         )
 
     def _generate(self, text: TextFeatures) -> Generated:
-        size, generator = len(text.sentence), self.model.generator
+        size, generator = len(text.sentence) * self.team.size, self.model.generator
         # Drawn outside: a compiled graph that draws noise has other gradients when it is differentiated again.
+        # Each rank draws the noise of the images of all ranks, so its own get what one process would give them.
         z, condition = (
-            torch.randn(size, dim, device=self.device) for dim in (generator.noise_dim, generator.condition_dim)
+            torch.randn(size, dim, device=self.device)[self.team.own(size)]
+            for dim in (generator.noise_dim, generator.condition_dim)
         )
         text, averaged = text.detach(), None
         with part("generator"):
@@ -276,7 +309,9 @@ class Trainer:
         """Return the weighted losses of the discriminators by name."""
         weights, sentence = self.config.losses.discriminator, batch.text.sentence
         kinds = self.config.adversarial.augment
-        real, generated = augment(batch.real, kinds), augment([image.detach() for image in generated], kinds)
+        real, generated = (
+            augment(images, kinds, self.team) for images in (batch.real, [image.detach() for image in generated])
+        )
         pairs = []
         for resolution, discriminator, *images in zip(
             self.resolutions, self.discriminators, real, generated, strict=True
@@ -288,7 +323,9 @@ class Trainer:
         if weights.adversarial:
             for resolution, discriminator, pair in zip(self.resolutions, self.discriminators, pairs, strict=True):
                 with part(f"discriminator {resolution}"):
-                    loss = discriminator_loss(self.adversarial, discriminator, *pair, sentence, batch.mismatched)
+                    loss = discriminator_loss(
+                        self.adversarial, discriminator, *pair, sentence, batch.mismatched, batch.everyone.sentence
+                    )
                 losses[f"adversarial/{resolution}"] = weights.adversarial * loss
         seen = [features for features, _ in pairs]
         if self.damsm is None and weights.matching:
@@ -317,7 +354,9 @@ class Trainer:
         """Return the weighted losses of the generator by name."""
         weights, text, (output, averaged) = self.config.losses.generator, batch.text, generated
         shown = augment(
-            [*output.images, *([] if averaged is None else averaged.images)], self.config.adversarial.augment
+            [*output.images, *([] if averaged is None else averaged.images)],
+            self.config.adversarial.augment,
+            self.team,
         )
         fake = self._features(shown[: len(self.resolutions)])
         losses = {}
@@ -333,7 +372,7 @@ class Trainer:
         if self.damsm is not None and weights.damsm:
             images = output.images[-1].float()
             with part("DAMSM"):
-                loss = sum(self.damsm(images, text, batch.class_ids, batch.caption_ids))
+                loss = sum(self.damsm(images, batch.everyone, batch.class_ids, batch.caption_ids, self._gathered))
             losses["damsm"] = self._ramp * weights.damsm * loss
         if weights.condition_kl:
             losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(output.mu, output.logvar)
@@ -371,7 +410,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Return the loss of the distillation between the stages of one side, and measure their inconsistency."""
         if self._measures and len(stages) > 1:
-            self.measured[f"inconsistency/{side}"] = inconsistency(stages)
+            self.measured[f"inconsistency/{side}"] = inconsistency(stages, self.team.process_group)
         if distillation is None:
             return {}
         loss = distillation(stages, teacher)
@@ -392,14 +431,23 @@ class Trainer:
         """Return the discriminators' features of real images if the adversarial loss of the generator needs them."""
         if not self.adversarial.compares:
             return [None] * len(real)
-        return self._features(augment(real, self.config.adversarial.augment))
+        return self._features(augment(real, self.config.adversarial.augment, self.team))
 
     def _matching(self, features: list[Tensor], batch: MicroBatch) -> Tensor:
         """Return the sum of the stages' matching losses."""
         return sum(
-            matching_loss(head(stage), batch.text.sentence, batch.caption_ids)
+            matching_loss(self._gathered(head(stage)), batch.everyone.sentence, batch.caption_ids)
             for head, stage in zip(self.matching, features, strict=True)
         )
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """Return the rows of the images of all ranks, `(N, ...)` of `(n, ...)`."""
+        return self.team.samples(x)
+
+    def _buffers(self) -> list[Tensor]:
+        """Return the statistics of the batches, which are averaged over the ranks."""
+        buffers = (buffer for network in (self.model, self.discriminators) for buffer in network.buffers())
+        return [buffer for buffer in buffers if buffer.is_floating_point()]
 
     def _freeze_discriminators(self, frozen: bool) -> None:
         """Freeze the discriminators, whose gradients the generator's update does not need."""
@@ -416,6 +464,8 @@ class Trainer:
 
     def _update(self, side: str, losses: BalancedLosses, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Take a step of an optimizer; return the weighted losses of the step, named by their side."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.team.average([weight.grad for weight in weights if weight.grad is not None] + losses.kept())
         losses.balance(self._ramp)
         if self._measures:
             self.measured |= {f"share/{name}": share for name, share in losses.measured().items()}

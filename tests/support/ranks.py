@@ -8,7 +8,7 @@ import os
 import queue
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,13 @@ class Pool:
 
     Args:
         size: The number of processes, and the size of the largest process group.
+        modules: Modules that are imported before the processes are forked.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, modules: Sequence[str]) -> None:
         context = multiprocessing.get_context("forkserver")
         # The processes are forked from one that has imported these, and knows no other path.
-        context.set_forkserver_preload(["icsd", "torch._dynamo"])
+        context.set_forkserver_preload(list(modules))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.size = size
         self._tasks = [context.Queue() for _ in range(size)]
@@ -104,9 +105,9 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pool(size: int = 4) -> Iterator[Pool]:
+def pool(size: int = 4, modules: Sequence[str] = ("icsd", "torch._dynamo")) -> Iterator[Pool]:
     """Start the processes for a `with` block."""
-    processes = Pool(size)
+    processes = Pool(size, modules)
     try:
         yield processes
     finally:

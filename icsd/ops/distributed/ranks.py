@@ -86,7 +86,7 @@ def agree(ranks: Ranks, prepare: Callable[[], tuple[T, int, Mapping[str, object]
     facts = {name: str(value) for name, value in facts.items()}
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).digest()
     own = torch.tensor([error is not None, int.from_bytes(digest[:8], "big", signed=True), samples])
-    own = own.to(_device(ranks))
+    own = own.to(small_tensor_device(ranks))
     everyone = torch.empty(ranks.size * len(own), dtype=own.dtype, device=own.device)
     all_gather(everyone, own, ranks)
     failed, digests, counts = everyone.view(ranks.size, -1).T.tolist()
@@ -115,7 +115,7 @@ def gathered(process_group: ProcessGroupLike, x: torch.Tensor) -> torch.Tensor:
     return everyone
 
 
-def _device(ranks: Ranks) -> torch.device:
+def small_tensor_device(ranks: Ranks) -> torch.device:
     """Return the device of small tensors: the CPU where the group has a backend for it, which waits for no GPU."""
     config = dist.get_backend_config(ranks.group)
     if "cpu:" in config or config in ("gloo", "mpi"):

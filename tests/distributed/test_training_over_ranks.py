@@ -1,0 +1,232 @@
+"""Steps of GAN training on several ranks, against one process with the whole batch."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import pool
+
+from icsd.data import DataConfig
+from icsd.errors import InputError
+from icsd.models import (
+    DiscriminatorConfig,
+    DistillationConfig,
+    GeneratorConfig,
+    GeneratorDistillationConfig,
+    SideDistillationConfig,
+    TextConfig,
+    build_text_encoder,
+)
+from icsd.models.damsm import DAMSM, DAMSMConfig
+from icsd.models.image_encoder import CNNEncoder
+from icsd.training import checkpoint, train
+from icsd.training.adversarial import AdversarialConfig
+from icsd.training.batches import Batch
+from icsd.training.config import TrainConfig
+from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
+from icsd.training.ranks import Team
+from icsd.training.trainer import Trainer
+
+CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
+BATCH, STEPS = 8, 3
+
+CASES = {
+    "batch normalization, matching, augmentation": {
+        "sync_batch_norm": True,
+        "adversarial": AdversarialConfig(augment=["color", "translation", "cutout"]),
+        "distillation": DistillationConfig(discriminator=SideDistillationConfig(loss="kl", center=True)),
+    },
+    "relativistic, penalties, queue, average, accumulation": {
+        "sync_batch_norm": True,
+        "accumulate": 2,
+        "adversarial": AdversarialConfig(loss="relativistic", wrong_captions="similar"),
+        "losses": LossesConfig(GeneratorLosses(matching=2), DiscriminatorLosses(r1=0.5), ramp=2),
+        "distillation": DistillationConfig(GeneratorDistillationConfig(queue=5, loss="kl", teacher="average")),
+    },
+    "DAMSM": {
+        "sync_batch_norm": True,
+        "losses": LossesConfig(GeneratorLosses(adversarial=0.1, damsm=5)),
+        "damsm": True,
+    },
+}
+
+
+def trainer_of(options, team=None):
+    options = {**options}
+    damsm = options.pop("damsm", None)
+    config = TrainConfig(
+        text=TextConfig(dim=8, embedding_dim=6, dropout=0.2),
+        generator=GeneratorConfig([8, 16], width=8, noise_dim=4, condition_dim=4),
+        discriminator=DiscriminatorConfig(width=4),
+        device="cpu",
+        batch_size=BATCH,
+        log_every=2,
+        **options,
+    )
+    torch.manual_seed(0)
+    encoder = build_text_encoder(config.text, CAPTIONS)
+    if damsm:
+        image_encoder = CNNEncoder(config.text.dim, 4, 16).requires_grad_(False).eval()
+        damsm = DAMSM(encoder.freeze(), image_encoder, DAMSMConfig())
+    return Trainer(config, encoder, damsm, team)
+
+
+def batch_of(trainer, step):
+    """Return the part of this rank in a batch, with captions of several lengths, and images without a wrong one."""
+    generator = torch.Generator().manual_seed(step)
+    places = torch.randint(4, (BATCH,), generator=generator).tolist()
+    classes = [0, 0, 0, 0, 0, 0, 1, 0] if step % 2 else places
+    images = torch.rand(BATCH, 3, 16, 16, generator=generator, dtype=torch.float64) * 2 - 1
+    own, similar = trainer.team.own(BATCH), trainer.config.adversarial.wrong_captions == "similar"
+    captions = [CAPTIONS[place] for place in places][own]
+    tokens = trainer.model.text_encoder.tokenizer(captions)
+    batch = Batch.of(images[own], captions, classes[own], tokens, similar=similar)
+    return batch.of_all_ranks(trainer.team, similar)
+
+
+def trained(group, options, steps):
+    """Return the state, the measurements and the losses of some steps, all in float64."""
+    torch.set_default_dtype(torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        try:
+            trainer = trainer_of(options, Team(group))
+            losses = []
+            for step in range(steps):
+                batches = [batch_of(trainer, 2 * step + k) for k in range(trainer.config.accumulate)]
+                taken = trainer.step(batches)
+                trainer.team.average([*taken.values()])
+                losses.append({name: value.item() for name, value in taken.items()})
+            return trainer.state_dict(), trainer.measurements(), losses
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """Return a pool of 4 processes."""
+    with pool(4, ["icsd.training.train"]) as processes:
+        yield processes
+
+
+@pytest.mark.parametrize(("size", "case"), [*zip([4, 2, 2], CASES, strict=True)])
+def test_ranks_reach_the_weights_of_one_process(case, size, ranks):
+    state, measurements, losses = trained(None, CASES[case], STEPS)
+    results = ranks.run(size, trained, CASES[case], STEPS)
+    for other, measured, taken in results:
+        for part in ("model", "ema", "discriminators", "matching", "queues", "generator_optimizer"):
+            torch.testing.assert_close(other[part], state[part], rtol=1e-6, atol=1e-8)
+        assert torch.equal(other["random"]["torch"], state["random"]["torch"])
+        assert measured == pytest.approx(measurements, rel=1e-6)
+        for mine, truth in zip(taken, losses, strict=True):
+            assert mine == pytest.approx(truth, rel=1e-6)
+    first, *others = (result[0] for result in results)
+    for other in others:
+        for part in ("model", "ema", "discriminators", "matching", "queues", "generator_optimizer"):
+            torch.testing.assert_close(other[part], first[part], rtol=0, atol=0)
+
+
+def too_few(group, batch_size):
+    try:
+        trainer = trainer_of({})
+        trainer.config.batch_size = batch_size
+        Trainer(trainer.config, trainer.model.text_encoder, team=Team(group))
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "message"),
+    [(3, 8, "8, which 3 ranks cannot share evenly: give a multiple of 3"), (4, 4, "4, one image for each of 4 ranks")],
+)
+def test_ranks_that_cannot_share_a_batch(size, batch_size, message, ranks):
+    for found in ranks.run(size, too_few, batch_size):
+        assert message in found
+
+
+def helped(group):
+    team = Team(group)
+    own = torch.full((3,), float(team.rank))
+    many = [torch.full((2, 2), float(team.rank)), torch.tensor(10.0 * team.rank, dtype=torch.float64)]
+    team.average([own, *many])
+    try:
+        team.check_equal("the configuration", f"seed: 1\nsteps: {team.rank // 2}\n")
+    except InputError as error:
+        message = str(error)
+    try:
+        team.first(refuse)
+    except InputError as error:
+        refused = str(error)
+    return own.tolist(), many[1].item(), team.any(team.rank == 1), team.any(False), message, refused
+
+
+def refuse():
+    assert dist.get_rank() == 0
+    raise InputError("no such folder")
+
+
+def test_the_team_averages_agrees_and_finds_differences(ranks):
+    for own, other, some, none, message, refused in ranks.run(3, helped):
+        assert (own, other, some, none, refused) == ([1.0] * 3, 10.0, True, False, "no such folder")
+        assert message.startswith("the configuration differs between ranks: rank 0 has steps: 0, rank 2 has steps: 1")
+
+
+def run_of(output, **options):
+    return TrainConfig(
+        data=DataConfig(name="procedural-flowers", size=24, flip=True),
+        text=TextConfig(dim=8, embedding_dim=8),
+        generator=GeneratorConfig(resolutions=[8, 16], width=4, noise_dim=4, condition_dim=4),
+        discriminator=DiscriminatorConfig(width=4),
+        output=output,
+        batch_size=8,
+        sync_batch_norm=True,
+        log_every=1,
+        sample_every=100,
+        loggers=[],
+        evaluate=False,
+        device="cpu",
+        **options,
+    )
+
+
+def train_on_ranks(group, config, rank_of_another_seed=None):
+    if dist.get_rank() == rank_of_another_seed:
+        config = replace(config, seed=1)
+    return train.train(config)
+
+
+def losses_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    names = [name for name in lines[0] if name.startswith(("generator/", "discriminator/", "share/"))]
+    return [(line["step"], {name: line[name] for name in names}) for line in lines if names[0] in line]
+
+
+def test_a_run_on_ranks_is_resumed_by_one_process(ranks, tmp_path, capsys):
+    alone = train.train(run_of(tmp_path, name="alone", steps=4))
+    together = ranks.run(4, train_on_ranks, run_of(tmp_path, name="together", steps=2))
+    assert together == [tmp_path / "together"] * 4
+    assert len(list((tmp_path / "together" / "checkpoints").iterdir())) == 1
+    train.train(run_of(tmp_path, name="together", steps=4), resume=tmp_path / "together")
+    for (step, mine), (truth_step, truth) in zip(losses_of(together[0]), losses_of(alone), strict=True):
+        assert step == truth_step
+        assert mine == pytest.approx(truth, rel=2e-3, abs=1e-4)
+    assert checkpoint.load(checkpoint.latest(together[0]))["step"] == 4
+
+
+def test_configurations_that_differ_are_found_at_the_start(ranks, tmp_path):
+    for outcome in ranks.outcomes(4, train_on_ranks, run_of(tmp_path, steps=2), 2):
+        assert outcome.kind is InputError
+        assert "the configuration differs between ranks: rank 0 has seed: 0, rank 2 has seed: 1" in str(outcome)
+    assert not list(tmp_path.iterdir())
+
+
+def test_restarts_need_the_name_of_the_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(InputError, match="give a name, by which a restart finds the run"):
+        train.train(run_of(tmp_path, steps=2))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    folder = train.train(run_of(tmp_path, name="again", steps=1))
+    assert train.train(run_of(tmp_path, name="again", steps=2)) == folder
+    assert [step for step, _ in losses_of(folder)] == [1, 2]
