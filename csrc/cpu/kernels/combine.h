@@ -27,8 +27,20 @@ struct Product {
   Features x, out;
 };
 
+// The product of one group.
 template <class C>
-void combine_all(const std::vector<Product<C>>& products, Shape shape, int threads) {
+struct GroupProduct {
+  const Product<C>* product;
+  int64_t group;
+
+  int64_t packed_bytes(int64_t samples) const {
+    const int64_t bytes = product->outputs * samples * (product->x.dtype == DType::float64 ? 8 : 4);
+    return kernels().narrow ? std::max(bytes, kernels().narrow->bytes(samples)) : bytes;
+  }
+};
+
+template <class C>
+void combine_some(const GroupProduct<C>* of_groups, int64_t count, Shape shape, int threads) {
   constexpr int64_t kLine = 64;   // splits begin on whole cache lines of features
   constexpr int64_t kSplits = 8;  // splits of a group's features for each thread
   struct Job {
@@ -42,15 +54,11 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
     const C* matrix() const { return product->matrix + group * product->group_stride; }
   };
   std::vector<Job> jobs;
-  for (const Product<C>& product : products) {
-    for (int64_t group = 0; group < shape.groups; ++group) {
-      std::int64_t bytes = product.outputs * shape.samples * (product.x.dtype == DType::float64 ? 8 : 4);
-      if (kernels().narrow) bytes = std::max(bytes, kernels().narrow->bytes(shape.samples));
-      jobs.push_back({&product, group, Buffer<char>(bytes), std::vector<double>(product.outputs),
-                      std::vector<float>(product.outputs), false});
-    }
+  for (int64_t item = 0; item < count; ++item) {
+    const auto [product, group] = of_groups[item];
+    jobs.push_back({product, group, Buffer<char>(of_groups[item].packed_bytes(shape.samples)),
+                    std::vector<double>(product->outputs), std::vector<float>(product->outputs), false});
   }
-  const int64_t count = static_cast<int64_t>(jobs.size());
   const int64_t splits = threads == 1 ? 1 : std::max<int64_t>(1, kSplits * threads / std::max<int64_t>(count, 1));
   Queue queue(count * splits, threads);
   in_parallel(threads, [&](Member member) {
@@ -95,6 +103,24 @@ void combine_all(const std::vector<Product<C>>& products, Shape shape, int threa
                                                      at(p.out, job.group, 0, begin), p.out.sample_stride, p.outputs);
     });
   });
+}
+
+// The matrices are packed some at a time: all of them would take as much memory as they do.
+template <class C>
+void combine_all(const std::vector<Product<C>>& products, Shape shape, int threads) {
+  constexpr int64_t kPackedBytes = 8 << 20;
+  std::vector<GroupProduct<C>> of_groups;
+  int64_t most = 1;
+  for (const Product<C>& product : products) {
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      of_groups.push_back({&product, group});
+      most = std::max(most, of_groups.back().packed_bytes(shape.samples));
+    }
+  }
+  const int64_t total = static_cast<int64_t>(of_groups.size()), some = std::max<int64_t>(kPackedBytes / most, threads);
+  for (int64_t first = 0; first < total; first += some) {
+    combine_some(of_groups.data() + first, std::min(some, total - first), shape, threads);
+  }
 }
 
 }  // namespace icsd::cpu

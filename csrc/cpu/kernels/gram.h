@@ -40,6 +40,7 @@ class Grams {
         out_(out),
         shape_(shape),
         threads_(threads),
+        centers_(center),
         matrices_(static_cast<int64_t>(stages.size()) * shape.groups),
         split_dim_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
         tile_size_(split_dim_ ? shape.samples : std::min(shape.samples, kTileSize)),
@@ -111,7 +112,12 @@ class Grams {
     return (std::clamp<int64_t>(fit / kLine, 1, 16) | 1) * kLine;  // rows are not a power of two apart
   }
 
-  bool lays_out() const { return matrices_ > 0 && shape_.samples > kMaxSplit; }
+  // The panels hold numbers of compute type, so that a processor that multiplies bfloat16 is faster without them.
+  bool lays_out() const {
+    const auto is_bfloat16 = [](const Features& x) { return x.dtype == DType::bfloat16; };
+    const bool narrow = kernels().narrow && std::all_of(stages_.begin(), stages_.end(), is_bfloat16);
+    return matrices_ > 0 && shape_.samples > kMaxSplit && (centers_ || !narrow);
+  }
 
   struct Place {
     int64_t row, column;
@@ -204,6 +210,7 @@ class Grams {
   const std::vector<Matrices<C>>& out_;
   Shape shape_;
   int threads_;
+  bool centers_;
   int64_t matrices_;
   bool split_dim_;
   int64_t tile_size_, tiles_;
