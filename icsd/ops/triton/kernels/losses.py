@@ -168,8 +168,9 @@ def _divisor(beta):
 @triton.jit
 def _clamped_difference(s, t, clamp):
     """Return s' - t', and where s' and t' are 0 in place of negative s and t, by a number that names the clamp."""
-    no_t = (t < 0) & (clamp != 0)
-    no_s = (s < 0) & (no_t | (clamp == 1))
+    least_s, least_t = tl.where(clamp == 1, 0.0, -4.0), tl.where(clamp == 0, -4.0, 0.0)  # -4 is below any cosine
+    no_t = t < least_t
+    no_s = s < tl.where(no_t, 0.0, least_s)
     return tl.where(no_s, 0.0, s) - tl.where(no_t, 0.0, t), no_s, no_t
 
 
