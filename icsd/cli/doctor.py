@@ -7,24 +7,32 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from jsonargparse import Namespace
 
 import icsd
 from icsd.cli.parser import Parser
+from icsd.ops.distributed.collectives import Shares
+from icsd.ops.distributed.ring import visits
+from icsd.training.ranks import Team, joined
 
 DESCRIPTION = """Report what is installed, what was built and for which processors, and which backends of the operator
 work here, each tried on a small batch; and why the others do not. Put the report into every bug report.
 
 The exit code is 1 if a setting or a backend that should work does not.
 
-Example:
+Examples:
 
-  icsd doctor"""
+  icsd doctor
+
+  torchrun --nproc-per-node 8 --no-python icsd doctor
+      the same, with device, backend and link of every rank"""
 
 PACKAGES = ("numpy", "triton", "pillow", "safetensors", "jsonargparse")
 EXTRAS = {
@@ -47,7 +55,14 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Print the report."""
+    """Print the report, on the first of several ranks."""
+    with joined() as team:
+        ranks = _ranks(team) if team.size > 1 else []
+        return _report(ranks) if team.leads else 0
+
+
+def _report(ranks: Sequence[str]) -> int:
+    """Print the report and the lines on ranks. Return the exit code."""
     rows = {
         "icsd": f"{icsd.__version__}, {Path(icsd.__file__).parent}",
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -62,6 +77,8 @@ def run(options: Namespace) -> int:
     for label, text in rows.items():
         print(f"{label:<16}{text}")
     failures = {status.name: _failure(status.name) for status in icsd.backends() if status.available}
+    for rank, text in enumerate(ranks):
+        print(f"{f'rank {rank}':<16}{text}")
     print("\nbackends of the operator, the preferred one first:")
     for status in icsd.backends():
         if not status.available:
@@ -77,6 +94,29 @@ def run(options: Namespace) -> int:
         for problem in problems:
             print(f"  {problem}")
     return 1 if problems else 0
+
+
+def _ranks(team: Team) -> list[str]:
+    """Describe device, backend and link of every rank."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cores()} cores"
+    rate, after = _link_rate(team, device), (team.rank + 1) % team.size
+    backend = dist.get_backend_config(team.ranks.group)
+    return team.gather(f"{platform.node()}, {device}: {name}, {backend}, {rate / 1e9:.2f} GB/s to rank {after}")
+
+
+def _link_rate(team: Team, device: torch.device) -> float:
+    """Return the bytes a second that each rank sends to the next one while all do, the best of three times."""
+    block, seconds = torch.zeros(1, 1 << 22, device=device), []
+    for _ in range(3):
+        team.any(False)  # waits for all ranks
+        since = time.perf_counter()
+        for _ in visits(Shares(team.ranks, [1] * team.size), [block]):
+            pass
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - since)
+    return (team.size - 1) * block.nbytes / min(seconds)
 
 
 def _problems(failures: dict[str, str | None]) -> Iterator[str]:

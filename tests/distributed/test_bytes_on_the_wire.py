@@ -71,3 +71,29 @@ def test_the_model_of_costs_tells_what_is_received(schedule, ranks):
     cost = Problem(MSE(), [n] * 4, dims).costs()[schedule]
     sent = [sum(passes) for passes in ranks.run(4, sent_by_each_pass, schedule, n, dims, torch.float32)]
     assert max(sent) == pytest.approx(cost.received, rel=0.05)
+
+
+def resident(name):
+    with open("/proc/self/status") as file:
+        return int(next(line.split()[1] for line in file if line.startswith(f"{name}:"))) * 1024
+
+
+def peak_of_a_step(group, schedule, n, dim):
+    """Return the bytes that a step of the loss takes beside features and gradient."""
+    student = torch.randn(n, dim, requires_grad=True)
+    student.grad = torch.zeros_like(student)
+    teacher = torch.randn(n, dim)
+    icsd.ops.empty_cache()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew
+    before = resident("VmRSS")
+    with force_schedule(schedule):
+        icsd.similarity_distillation_loss(student, teacher, process_group=group).backward()
+    return resident("VmHWM") - before
+
+
+def test_a_rank_takes_a_third_of_the_memory_of_gathering(ranks):
+    slices, gather = (max(ranks.run(4, peak_of_a_step, schedule, 16, 1 << 18)) for schedule in ("slices", "gather"))
+    batch = 64 * (1 << 18) * 4
+    assert gather > 2 * batch  # all samples of both stages
+    assert slices <= gather / 3

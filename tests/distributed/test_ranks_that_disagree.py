@@ -44,7 +44,7 @@ CASES = {
     "loss": (
         {1: {"loss": icsd.losses.KL(0.2)}, 2: {"loss": squared}},
         ValueError,
-        ["loss is MSE(include_diagonal=True) on rank 0, KL(student_temperature=0.2", "on rank 1, squared on rank 2"],
+        ["loss is MSE(", ") on rank 0, KL(student_temperature=0.2", "on rank 1, squared on rank 2"],
     ),
     "weights": ({1: {"weights": [2]}}, ValueError, ["weights is [1.0] on ranks 0, 2, [2.0] on rank 1"]),
     "center": ({1: {"center": True}}, ValueError, ["center is False on ranks 0, 2, True on rank 1"]),

@@ -1,5 +1,7 @@
 """Steps of GAN training on several ranks, against one process with the whole batch."""
 
+import contextlib
+import io
 import json
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import torch
 import torch.distributed as dist
 from ranks import pool
 
+from icsd.cli.main import main
 from icsd.data import DataConfig
 from icsd.errors import InputError
 from icsd.models import (
@@ -230,3 +233,29 @@ def test_restarts_need_the_name_of_the_run(monkeypatch, tmp_path):
     folder = train.train(run_of(tmp_path, name="again", steps=1))
     assert train.train(run_of(tmp_path, name="again", steps=2)) == folder
     assert [step for step, _ in losses_of(folder)] == [1, 2]
+
+
+def doctor_on_ranks(group):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        return main(["doctor"]), out.getvalue()
+
+
+def test_the_doctor_describes_every_rank(ranks):
+    (code, report), *others = ranks.run(4, doctor_on_ranks)
+    assert others == [(0, "")] * 3
+    assert code == 0
+    for rank in range(4):
+        (line,) = [line for line in report.splitlines() if line.startswith(f"rank {rank} ")]
+        assert "cpu" in line
+        assert "gloo" in line
+        assert float(line.split()[-5]) > 0
+        assert line.endswith(f"GB/s to rank {(rank + 1) % 4}")
+
+
+def test_lost_contact_is_told_from_other_errors():
+    alone, several = Team(), Team()
+    several.size = 2
+    broken = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
+    assert several.lost_contact(broken)
+    assert not alone.lost_contact(broken)
+    assert not several.lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -94,10 +94,12 @@ class SliceInFlight:
         self._arriving = _ToSlices.apply(self._exchange, self._work, x)
 
     def wait(self) -> Tensor:
-        """Return the slice, `(*B, N, D_rank)`."""
+        """Return the slice, `(*B, N, D_rank)`, once."""
         for work in self._work:
             work.wait()
-        return self._exchange.joined(self._arriving)
+        self._work.clear()  # and with it what has been sent
+        arrived, self._arriving = self._arriving, None
+        return self._exchange.joined(arrived)
 
 
 def slice_dims(dim: int, ranks: int) -> list[int]:
@@ -244,7 +246,10 @@ class _ToSlices(torch.autograd.Function):
     @staticmethod
     def forward(ctx, exchange: _Exchange, work: list[dist.Work] | None, x: Tensor) -> Tensor:
         ctx.exchange = exchange
-        outgoing = torch.cat([piece.reshape(-1) for piece in x.split(exchange.dims, -1)])
+        outgoing = x.new_empty(x.numel())
+        pieces = zip(outgoing.split(exchange.home_sizes), x.split(exchange.dims, -1), strict=True)
+        for place, piece in pieces:
+            place.view(piece.shape).copy_(piece)
         return exchange.run(outgoing, False, work)
 
     @staticmethod

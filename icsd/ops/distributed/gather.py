@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from icsd.losses import Loss
+from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, gather_samples
-from icsd.ops.registry import Backend
 
 
-def distill(
-    shares: Shares,
-    backend: Backend,
-    stages: Sequence[Tensor],
-    weights: Sequence[float],
-    loss: Loss,
-    eps: float,
-    center: bool,
-) -> Tensor:
+def distill(shares: Shares, call: Call) -> Tensor:
     """Return the loss of the samples of all ranks, `(*B)` and replicated."""
-    return backend.distill([gather_samples(shares, stage) for stage in stages], weights, loss, eps, center)
+    stages = [gather_samples(shares, stage) for stage in call.tensors]
+    return call.backend.distill(stages, call.weights, call.loss, call.eps, call.center)

@@ -11,42 +11,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icsd.losses import Loss
 from icsd.losses.gram import compute_dtype
+from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, centered_over_ranks, sum_over_ranks
 from icsd.ops.regimes import normalized, self_similarities
-from icsd.ops.registry import Backend
 
 
-def distill(
-    shares: Shares,
-    backend: Backend,
-    stages: Sequence[Tensor],
-    weights: Sequence[float],
-    loss: Loss,
-    eps: float,
-    center: bool,
-) -> Tensor:
+def distill(shares: Shares, call: Call) -> Tensor:
     """Return the `mse` of the samples of all ranks, `(*B)` and replicated."""
+    stages = call.tensors
     groups, dtype = stages[-1].shape[:-2], compute_dtype(*stages)
-    if center:
+    if call.center:
         stages = [centered_over_ranks(shares, stage) for stage in stages]
-    *students, target = (normalized(stage, eps) for stage in stages)
+    *students, target = (normalized(stage, call.eps) for stage in stages)
     moments = [target.mT @ target]
     for student in students:
         moments += [student.mT @ student, student.mT @ target]
     pieces = [moment.reshape(*groups, -1) for moment in moments]
-    if not loss.include_diagonal:
-        pieces.append(_diagonal_squares(stages, weights, eps).unsqueeze(-1))
+    if not call.loss.include_diagonal:
+        pieces.append(_diagonal_squares(stages, call.weights, call.eps).unsqueeze(-1))
     total = sum_over_ranks(shares.ranks, torch.cat(pieces, -1))
     target, *squares = (
         piece.square().sum(-1) for piece in total.split([piece.shape[-1] for piece in pieces], -1)[: len(moments)]
     )
     value = 0
-    for weight, own, cross in zip(weights, squares[::2], squares[1::2], strict=True):
+    for weight, own, cross in zip(call.weights, squares[::2], squares[1::2], strict=True):
         value = value + weight * ((own - cross) + (target - cross))
     n = shares.total
-    if not loss.include_diagonal:
+    if not call.loss.include_diagonal:
         return ((value - total[..., -1]) / max(1, n * (n - 1))).to(dtype)
     return (value / max(1, n * n)).to(dtype)
 

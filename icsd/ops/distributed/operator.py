@@ -8,14 +8,14 @@ what the ranks make of it. So where each rank adds the loss to its own and gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from icsd.losses import CustomLoss, Loss
 from icsd.ops.distributed import banks, gather, moments, ring, slices
+from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, leave
 from icsd.ops.distributed.ranks import ProcessGroupLike, Ranks, agree, ranks_of
 from icsd.ops.distributed.schedules import Problem, choose_schedule, forced_schedule
@@ -23,28 +23,6 @@ from icsd.ops.library import is_transformed
 from icsd.ops.registry import Backend
 
 _SCHEDULES = {"slices": slices.distill, "moments": moments.distill, "ring": ring.distill, "gather": gather.distill}
-
-
-class Call(NamedTuple):
-    """The checked arguments of a call on one rank.
-
-    Attributes:
-        names: The names of the tensors, for messages.
-        tensors: The students, then the teacher; or student, teacher and their banks.
-        weights: One weight for each student; None with banks.
-        loss: The loss.
-        center: Whether the mean sample is subtracted.
-        eps: The least norm of a sample.
-        backend: The backend.
-    """
-
-    names: Sequence[str]
-    tensors: Sequence[Tensor]
-    weights: Sequence[float] | None
-    loss: Loss
-    center: bool
-    eps: float
-    backend: Backend
 
 
 def distill(
@@ -74,7 +52,7 @@ def distill(
     call, samples = agree(ranks, facts)
     shares = Shares(ranks, samples)
     if call.weights is None:
-        value = banks.distill(shares, call.backend, call.tensors, call.loss, call.eps, call.center)
+        value = banks.distill(shares, call)
         shape = (shares.total, call.tensors[2].shape[-2])
     else:
         value = _distill(shares, call)
@@ -88,7 +66,7 @@ def similarity(process_group: ProcessGroupLike, prepare: Callable[[], tuple[Back
     Args:
         process_group: The process group, or "world".
         prepare: Checks the arguments of this rank and returns backend and features.
-        center: Whether the mean sample is subtracted.
+        center: True if the mean sample is subtracted.
     """
     ranks = _ranks_of(process_group)
 
@@ -126,8 +104,7 @@ def _distill(shares: Shares, call: Call) -> Tensor:
         [stage.element_size() for stage in stages],
         [torch.is_grad_enabled() and stage.requires_grad for stage in stages],
     )
-    schedule = _SCHEDULES[choose_schedule(problem)]
-    return schedule(shares, call.backend, stages, call.weights, call.loss, call.eps, call.center)
+    return _SCHEDULES[choose_schedule(problem)](shares, call)
 
 
 def _facts(call: Call) -> dict[str, object]:

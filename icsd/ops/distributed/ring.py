@@ -16,12 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from icsd.losses import Loss
 from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast
 from icsd.ops.distributed import slices
+from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, centered_over_ranks
 from icsd.ops.distributed.row_losses import RowLoss, row_loss
-from icsd.ops.registry import Backend
 
 # The bytes of a tile of S. A few such tiles are in memory at a time.
 TILE_BYTES = 1 << 24
@@ -29,59 +28,45 @@ TILE_BYTES = 1 << 24
 _LEAST = -1e30  # below all references, and finite
 
 
-class _Call(NamedTuple):
-    """A call.
+class _Ring(NamedTuple):
+    """A call over the ranks of a ring.
 
     Attributes:
         shares: The shares of the ranks in the batch.
-        backend: The backend, for second derivatives.
-        weights: One weight for each student.
-        loss: The loss.
-        rows: The same loss by rows.
-        eps: The least norm of a sample.
+        call: The call, with centered features if it asks for them.
+        rows: Its loss by rows.
     """
 
     shares: Shares
-    backend: Backend
-    weights: Sequence[float]
-    loss: Loss
+    call: Call
     rows: RowLoss
-    eps: float
 
     @property
     def columns(self) -> int:
         """The length of the rows."""
-        return self.shares.total - (not self.loss.include_diagonal)
+        return self.shares.total - (not self.call.loss.include_diagonal)
 
 
-def distill(
-    shares: Shares,
-    backend: Backend,
-    stages: Sequence[Tensor],
-    weights: Sequence[float],
-    loss: Loss,
-    eps: float,
-    center: bool,
-) -> Tensor:
+def distill(shares: Shares, call: Call) -> Tensor:
     """Return the loss of the samples of all ranks, `(*B)` and replicated."""
-    if center:
-        stages = [centered_over_ranks(shares, stage) for stage in stages]
-    return _Ring.apply(_Call(shares, backend, weights, loss, row_loss(loss), eps), *stages)
+    if call.center:
+        call = call._replace(tensors=[centered_over_ranks(shares, stage) for stage in call.tensors], center=False)
+    return _Distill.apply(_Ring(shares, call, row_loss(call.loss)), *call.tensors)
 
 
-class _Ring(torch.autograd.Function):
+class _Distill(torch.autograd.Function):
     """Distributed features to the replicated loss."""
 
     @staticmethod
-    def forward(ctx, call: _Call, *stages: Tensor) -> Tensor:
-        sums, references = _row_sums(call, stages)
+    def forward(ctx, ring: _Ring, *stages: Tensor) -> Tensor:
+        sums, references = _row_sums(ring, stages)
         with torch.enable_grad():
-            value = _value_of_rows(call, sums.requires_grad_(), references)
+            value = _value_of_rows(ring, sums.requires_grad_(), references)
             (derivatives,) = torch.autograd.grad(value.sum(), sums)
-        ctx.call = call
+        ctx.ring = ring
         ctx.save_for_backward(references, derivatives, *stages)
         total = value.detach().clone()
-        dist.all_reduce(total, group=call.shares.ranks.group)
+        dist.all_reduce(total, group=ring.shares.ranks.group)
         return total.to(compute_dtype(*stages))
 
     @staticmethod
@@ -89,40 +74,40 @@ class _Ring(torch.autograd.Function):
         references, derivatives, *stages = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(ctx.call, stages, wanted, grad)
+            return None, *_differentiable_gradients(ctx.ring, stages, wanted, grad)
         derivatives = derivatives * grad.double()[..., None, None]
-        return None, *_gradients(ctx.call, stages, references, derivatives, wanted)
+        return None, *_gradients(ctx.ring, stages, references, derivatives, wanted)
 
 
 def _differentiable_gradients(
-    call: _Call, stages: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+    ring: _Ring, stages: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """Return the gradients as functions of `grad` and the stages. They take the N x N matrices."""
     stages = [stage.view_as(stage) for stage in stages]
-    value = slices.distill(call.shares, call.backend, stages, call.weights, call.loss, call.eps, False)
+    value = slices.distill(ring.shares, ring.call._replace(tensors=stages))
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
     grads = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(grads) if want else None for want in wanted]
 
 
-def _row_sums(call: _Call, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _row_sums(ring: _Ring, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the sums and the references of the rows of each student.
 
     Returns:
         `(students, count, *B, n, 1)` in float64, and `(students, R, *B, n, 1)`.
     """
-    rows, students = call.rows, len(stages) - 1
-    own = _comparable(call, stages)
+    rows, students = ring.rows, len(stages) - 1
+    own = _comparable(ring, stages)
     shape = (*own[-1].shape[:-1], 1)
     sums = own[-1].new_zeros((students, rows.count, *shape), dtype=torch.float64)
     references = own[-1].new_full((students, 2 if rows.references else 0, *shape), _LEAST)
-    for source, visitors in visits(call.shares, stages):
-        others = _comparable(call, visitors)
+    for source, visitors in visits(ring.shares, stages):
+        others = _comparable(ring, visitors)
         for part in _tiles(own[-1], others[-1]):
-            diagonal = _diagonal(call, part, others[-1], source)
-            target = _products(call, own[-1], others[-1], part, diagonal)
+            diagonal = _diagonal(ring, part, others[-1], source)
+            target = _products(ring, own[-1], others[-1], part, diagonal)
             for k in range(students):
-                similarity = _products(call, own[k], others[k], part, diagonal)
+                similarity = _products(ring, own[k], others[k], part, diagonal)
                 place = (k, ..., part, slice(None))
                 _accumulate(rows, similarity, target, diagonal, sums[place], references[place])
     return sums, references
@@ -142,39 +127,39 @@ def _accumulate(
         own += term.sum(-1, keepdim=True, dtype=torch.float64)
 
 
-def _value_of_rows(call: _Call, sums: Tensor, references: Tensor) -> Tensor:
+def _value_of_rows(ring: _Ring, sums: Tensor, references: Tensor) -> Tensor:
     """Return the part of the rows of this rank in the loss, `(*B)`."""
-    if not call.columns:
+    if not ring.columns:
         return sums.sum((0, 1, -2, -1)) * 0
     values = [
-        weight * call.rows.value(own.unbind(0), reference.double().unbind(0), call.columns).sum((-2, -1))
-        for weight, own, reference in zip(call.weights, sums, references, strict=True)
+        weight * ring.rows.value(own.unbind(0), reference.double().unbind(0), ring.columns).sum((-2, -1))
+        for weight, own, reference in zip(ring.call.weights, sums, references, strict=True)
     ]
-    return torch.stack(values).sum(0) / call.loss.terms(call.shares.total, call.columns)
+    return torch.stack(values).sum(0) / ring.call.loss.terms(ring.shares.total, ring.columns)
 
 
 def _gradients(
-    call: _Call, stages: Sequence[Tensor], references: Tensor, derivatives: Tensor, wanted: Sequence[bool]
+    ring: _Ring, stages: Sequence[Tensor], references: Tensor, derivatives: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the gradients of the samples of this rank, from the derivatives with respect to the sums of all rows."""
-    own = _comparable(call, stages)
+    own = _comparable(ring, stages)
     grads = [torch.zeros_like(x) if want else None for x, want in zip(own, wanted, strict=True)]
-    for source, visitors in visits(call.shares, [*stages, references, derivatives]):
+    for source, visitors in visits(ring.shares, [*stages, references, derivatives]):
         *visitors, their_references, their_derivatives = visitors
-        others = _comparable(call, visitors)
+        others = _comparable(ring, visitors)
         for part in _tiles(own[-1], others[-1]):
-            diagonal = _diagonal(call, part, others[-1], source)
-            target = _products(call, own[-1], others[-1], part, diagonal)
+            diagonal = _diagonal(ring, part, others[-1], source)
+            target = _products(ring, own[-1], others[-1], part, diagonal)
             for k in range(len(stages) - 1):
-                similarity = _products(call, own[k], others[k], part, diagonal)
+                similarity = _products(ring, own[k], others[k], part, diagonal)
                 place = (k, ..., part, slice(None))
                 by_row = derivatives[place], references[place]
                 by_column = their_derivatives[k].mT, their_references[k].mT
-                matrices = _derive(call.rows, similarity, target, diagonal, by_row, by_column, (wanted[k], wanted[-1]))
+                matrices = _derive(ring.rows, similarity, target, diagonal, by_row, by_column, (wanted[k], wanted[-1]))
                 for stage, matrix in zip((k, -1), matrices, strict=True):
                     if matrix is not None:
                         grads[stage][..., part, :] += _product(matrix, others[stage])
-    return _through_norms(call, stages, grads)
+    return _through_norms(ring, stages, grads)
 
 
 def _derive(
@@ -195,7 +180,7 @@ def _derive(
         diagonal: The elements that are left out, if any are.
         by_row: The derivatives and the references of the sums of the rows, `(count, *B, n, 1)` and `(R, *B, n, 1)`.
         by_column: Those of the rows that the columns are, `(count, *B, 1, m)` and `(R, *B, 1, m)`.
-        wanted: Whether the derivatives of S and of T are.
+        wanted: True for S and for T if their derivatives are.
     """
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(want) for x, want in zip((similarity, target), wanted, strict=True)]
@@ -212,20 +197,20 @@ def _derive(
     return [next(grads) if want else None for want in wanted]
 
 
-def _comparable(call: _Call, stages: Sequence[Tensor]) -> list[Tensor]:
+def _comparable(ring: _Ring, stages: Sequence[Tensor]) -> list[Tensor]:
     """Return the samples whose products the loss compares: divided by their norms, unless it compares raw products."""
     dtype = compute_dtype(*stages)
     stages = [stage.to(dtype) for stage in stages]
-    if call.rows.raw:
+    if ring.rows.raw:
         return stages
-    return [x * inverse_norms(x.square().sum(-1), call.eps).unsqueeze(-1) for x in stages]
+    return [x * inverse_norms(x.square().sum(-1), ring.call.eps).unsqueeze(-1) for x in stages]
 
 
-def _through_norms(call: _Call, stages: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _through_norms(ring: _Ring, stages: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the gradients of the stages from those of the samples that the loss compares."""
     with torch.enable_grad():
         leaves = [stage.detach().requires_grad_() for stage in stages]
-        compared = _comparable(call, leaves)
+        compared = _comparable(ring, leaves)
     return [
         None if grad is None else torch.autograd.grad(x, leaf, grad)[0]
         for x, leaf, grad in zip(compared, leaves, grads, strict=True)
@@ -243,19 +228,19 @@ def _tiles(own: Tensor, others: Tensor) -> Iterator[slice]:
         yield slice(first, first + step)
 
 
-def _diagonal(call: _Call, part: slice, others: Tensor, source: int) -> Tensor | None:
+def _diagonal(ring: _Ring, part: slice, others: Tensor, source: int) -> Tensor | None:
     """Return where a tile compares samples with themselves, if the loss leaves that out: `(rows, columns)` or None."""
-    if call.loss.include_diagonal or source != call.shares.ranks.rank:
+    if ring.call.loss.include_diagonal or source != ring.shares.ranks.rank:
         return None
     samples = torch.arange(others.shape[-2], device=others.device)
     return samples[part].unsqueeze(-1) == samples
 
 
-def _products(call: _Call, own: Tensor, others: Tensor, part: slice, diagonal: Tensor | None) -> Tensor:
+def _products(ring: _Ring, own: Tensor, others: Tensor, part: slice, diagonal: Tensor | None) -> Tensor:
     """Return a tile of S or T. What is left out becomes -1, so that no exponential overflows."""
     products = _product(own[..., part, :], others.mT)
     (products,) = _excluded(-1, diagonal, products)
-    return products.double() if call.rows.wide else products
+    return products.double() if ring.rows.wide else products
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ class RowLoss(NamedTuple):
         references: Maps S and T to the greatest exponents of each row, `(R, *B, n, 1)`, for terms that are exponentials
             relative to it.
         rescaled: Maps differences of references, `(R, *B, n, 1)`, to the factors of all sums.
-        raw: Whether the matrices are the products of the samples instead of their cosines.
-        wide: Whether the terms are computed in float64, because their sums cancel in the value.
+        raw: True if the matrices are the products of the samples instead of their cosines.
+        wide: True if the terms are computed in float64, because their sums cancel in the value.
     """
 
     terms: Terms

@@ -70,7 +70,7 @@ class Problem:
         dims: The dim of each student, then of the teacher.
         groups: The number of groups.
         itemsizes: The bytes of an element of each stage. By default, 4 each.
-        differentiated: Whether each stage gets a gradient. By default, all do but the teacher.
+        differentiated: True for each stage that gets a gradient. By default, all do but the teacher.
     """
 
     loss: Loss

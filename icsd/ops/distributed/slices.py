@@ -7,23 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icsd.losses import Loss, distill_grams
+from icsd.losses import distill_grams
 from icsd.losses.gram import centered
+from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, SliceInFlight, sum_over_ranks
 from icsd.ops.registry import Backend
 
 
-def distill(
-    shares: Shares,
-    backend: Backend,
-    stages: Sequence[Tensor],
-    weights: Sequence[float],
-    loss: Loss,
-    eps: float,
-    center: bool,
-) -> Tensor:
+def distill(shares: Shares, call: Call) -> Tensor:
     """Return the loss of the samples of all ranks, `(*B)` and replicated."""
-    return distill_grams(grams(shares, backend, stages, center), weights, loss, eps)
+    matrices = grams(shares, call.backend, call.tensors, call.center)
+    return distill_grams(matrices, call.weights, call.loss, call.eps)
 
 
 def grams(shares: Shares, backend: Backend, stages: Sequence[Tensor], center: bool) -> list[Tensor]:
