@@ -10,7 +10,7 @@ import torch
 # The tests of training and of the command line, and the libraries that they need.
 TRAINING = [
     *["cli", "data", "evaluation", "models", "sampling", "training", "benchmarks/test_attngan_step.py"],
-    *["test_heat_maps.py", "test_visualization.py"],
+    *["distributed/test_training_over_ranks.py", "test_heat_maps.py", "test_visualization.py"],
 ]
 LIBRARIES = ["hypothesis", "jsonargparse", "matplotlib", "PIL", "regex", "safetensors", "tqdm", "yaml"]
 MISSING = [name for name in LIBRARIES if find_spec(name) is None]
