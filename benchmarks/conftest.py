@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
-from time import perf_counter
+from time import perf_counter, process_time
 
 import pytest
 import torch
 
+from benchmarks import ceilings as ceilings_module
 from benchmarks.ceilings import Ceilings, contention, measure_ceilings
 from benchmarks.results import environment
 from benchmarks.workloads import DTYPES, Workload
@@ -21,6 +22,12 @@ SHORTEST_ROUND = 100e-6
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="measure a few shapes instead of the whole grid")
     parser.addoption("--seconds", type=float, default=0.2, help="time of each turn of each implementation")
+
+
+def pytest_configure(config):
+    timer = config.getoption("benchmark_timer", None)
+    if getattr(timer, "target", timer) is process_time:
+        ceilings_module.clock = process_time
 
 
 def pytest_benchmark_update_machine_info(machine_info):

@@ -222,3 +222,10 @@ def test_pages(page):
     exec(example, {})
     (line,) = re.findall(r"^\+from icsd.*", text, re.MULTILINE)  # of the diff
     assert line[1:] in example
+
+
+def test_the_page_of_patch_tokens():
+    text = (Path(__file__).parents[2] / "docs" / "patch-tokens.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, namespace := {})
+    assert namespace["loss"].isfinite()
