@@ -30,11 +30,11 @@ class GramLoss(nn.Module):
     """The mean squared difference of the Gram matrices of patch tokens, as `dinov3.loss.GramLoss`.
 
     Args:
-        apply_norm: Whether tokens are divided by their norms, so that the Gram matrices hold cosine similarities.
+        apply_norm: True to divide tokens by their norms, so that the Gram matrices hold cosine similarities.
         img_level: It has no effect, as in the original: the argument of `forward` decides.
-        remove_neg: Whether negative similarities of student and teacher count as 0.
-        remove_only_teacher_neg: Whether negative similarities of the teacher count as 0, with those of the student
-            that are negative at the same places. `remove_neg` must be False then.
+        remove_neg: True to count negative similarities of student and teacher as 0.
+        remove_only_teacher_neg: True to count negative similarities of the teacher as 0, and those of the student that
+            are negative at the same places. `remove_neg` must be False then.
 
     Raises:
         ValueError: `remove_neg` and `remove_only_teacher_neg` are both True.
@@ -64,7 +64,7 @@ class GramLoss(nn.Module):
         Args:
             output_feats: Tokens of the student, `(B, N, D)`, or `(B * N, D)` if `img_level` is False.
             target_feats: Tokens of the teacher, the same with any D.
-            img_level: Whether the Gram matrices are those of each image, `(N, N)`. Otherwise, there is one of the
+            img_level: True for the Gram matrices of each image, `(N, N)`. Otherwise, there is one of the
                 whole batch, `(B * N, B * N)`, which is not held in memory.
         """
         tokens = {"output_feats": output_feats, "target_feats": target_feats}

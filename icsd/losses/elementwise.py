@@ -27,7 +27,7 @@ class MSE(SimilarityLoss):
     Attributes:
         clamp: The negative similarities that are replaced by 0 and get no gradient: `"none"` of them, those of
             `"both"` student and teacher, or those of the `"teacher"` with those of the student at the same places.
-        include_diagonal: Whether the similarity of each sample to itself takes part.
+        include_diagonal: False to leave out the similarity of each sample to itself.
     """
 
     name: ClassVar[str] = "mse"
@@ -77,7 +77,7 @@ class SmoothL1(SimilarityLoss):
     Attributes:
         beta: The width β of the quadratic part; 0 for the absolute difference.
         margin: The difference that costs nothing: h is of max(|S_ij - T_ij| - margin, 0).
-        include_diagonal: Whether the similarity of each sample to itself takes part.
+        include_diagonal: False to leave out the similarity of each sample to itself.
     """
 
     name: ClassVar[str] = "smooth_l1"
@@ -125,7 +125,7 @@ class CC(Loss):
         order: The order P of the expansion.
         mode: `"paper"` normalizes the samples for `"rbf"`. `"code"`, torchdistill's code, expands raw products, and
             takes the norm |κ_s - κ_t| instead of its square.
-        include_diagonal: Whether κ(x_i, x_i) takes part.
+        include_diagonal: False to leave out κ(x_i, x_i).
     """
 
     name: ClassVar[str] = "cc"
