@@ -143,7 +143,7 @@ constexpr int kWarpTile = 32;    // outputs and features of a warp
 constexpr int kMaxWarpRows = 4;  // warps along a block's outputs
 constexpr int kWarpColumns = 4;  // warps along its features
 constexpr int kTileFeatures = kWarpColumns * kWarpTile;
-constexpr int kResultPitch = kTile + 4;
+constexpr int kRun = 8;  // neighboring features that a lane stores of an output
 
 template <class T>
 struct Stored {  // the type of an operand in shared memory
@@ -154,7 +154,7 @@ struct Stored<__nv_bfloat16> {
   using type = __nv_bfloat16;
 };
 
-// The layout of a block's shared memory: chunks of the matrix, two chunks of features, a tile of results for each warp.
+// The layout of a block's shared memory: chunks of the matrix, two chunks of features.
 template <class T>
 struct CombineTiles {
   using S = typename Stored<T>::type;
@@ -173,9 +173,47 @@ struct CombineTiles {
   __host__ __device__ int matrix_term() const { return outputs() * kMatrixPitch; }
   __host__ __device__ int matrix() const { return (resident ? chunks : 2) * kTerms * matrix_term(); }
   std::size_t bytes() const {
-    return (matrix() + 2 * kChunk * kPitch) * sizeof(S) + warps() * kTile * kResultPitch * sizeof(float);
+    return (matrix() + 2 * kChunk * kPitch) * sizeof(S);
   }
 };
+
+#if __CUDA_ARCH__ >= 800
+
+// Lane t of four lanes gives words[n] and gets word t of lane n in its place.
+__device__ inline void transpose_words(unsigned (&words)[4]) {
+#pragma unroll
+  for (int bit = 1; bit < 4; bit *= 2) {
+    const bool upper = threadIdx.x & bit;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      if (n & bit) continue;
+      const unsigned other = __shfl_xor_sync(0xffffffffu, upper ? words[n] : words[n + bit], bit);
+      (upper ? words[n] : words[n + bit]) = other;
+    }
+  }
+}
+
+// Gets the lane's features of one of its outputs, times `scale`. All lanes of the warp must call this.
+template <class Product, class T>
+__device__ void take_run(const Product& product, int m, int half, float scale, T (&run)[kRun]) {
+  const auto& sums = product.sums[m];
+  if constexpr (Product::B::kWide) {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) run[k] = Narrow<T>::from(scale * sums[k % 4][2 * half + k / 4]);
+  } else {
+    unsigned words[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(scale * sums[n][2 * half], scale * sums[n][2 * half + 1]);
+      words[n] = *reinterpret_cast<const unsigned*>(&pair);
+    }
+    transpose_words(words);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) *reinterpret_cast<unsigned*>(run + 2 * n) = words[n];
+  }
+}
+
+#endif
 
 template <class T>
 __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tensor(CombineArguments<T> a) {
@@ -189,7 +227,6 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = warp / kWarpColumns * kWarpTile, column = warp % kWarpColumns * kWarpTile;
   S* const chunks = matrix + tiles.matrix();
-  float* const results = reinterpret_cast<float*>(chunks + 2 * kChunk * kPitch) + warp * kTile * kResultPitch;
   const CombineItem<T> item(a, tiles.outputs(), a.tiles * kTileFeatures);
   const T* const x = item.stage.x + item.group * item.stage.x_group_stride + item.first_feature;
   const std::int64_t left = item.stage.dim - item.first_feature;
@@ -216,32 +253,31 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     if (!tiles.resident) load_matrix(matrix + step % 2 * kTerms * tiles.matrix_term(), first);
     __pipeline_commit();
   };
-  // Stores the warp's results in whole vectors; the tiles pass through shared memory one after the other.
   const auto store = [&](const auto& product, std::int64_t feature) {
-    product.for_each_tile([&](int m, int n, const auto& tile) {
-      wmma::store_matrix_sync(results, tile, kResultPitch, wmma::mem_row_major);
-      __syncwarp();
-      for (int e = lane; e < kTile * kTile / kVector; e += 32) {
-        const int i = e / (kTile / kVector), output = item.first_output + row + m * kTile + i;
-        const std::int64_t first = feature + column + n * kTile + e % (kTile / kVector) * kVector;
-        if (output >= a.outputs || first >= left) continue;
-        const float scale = item.template scale<float>(a, output);
-        const float* const from = results + i * kResultPitch + e % (kTile / kVector) * kVector;
-        T* const to = item.stage.out + item.group * item.stage.out_group_stride +
-                      output * item.stage.out_sample_stride + item.first_feature + first;
-        Vector<T> vector;
+    const std::int64_t first = feature + column + lane % 4 * kRun;
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) vector.x[k] = Narrow<T>::from(scale * from[k]);
-        if (item.stage.whole_vectors && first + kVector <= left) {
-          *reinterpret_cast<Vector<T>*>(to) = vector;
-        } else {
-          for (int k = 0; k < kVector; ++k) {
-            if (first + k < left) to[k] = vector.x[k];
-          }
+    for (int number = 0; number < 4; ++number) {
+      const int m = number / 2, half = number % 2, output = item.first_output + row + product.row(m, 2 * half);
+      alignas(16) T run[kRun];
+      take_run(product, m, half, output < a.outputs ? item.template scale<float>(a, output) : 0.f, run);
+      if (output >= a.outputs) continue;
+      T* const to = item.stage.out + item.group * item.stage.out_group_stride + output * item.stage.out_sample_stride +
+                    item.first_feature + first;
+      if (item.stage.whole_vectors && first + kRun <= left) {
+#pragma unroll
+        for (int k = 0; k < kRun; k += kVector) {
+          Vector<T> vector;
+#pragma unroll
+          for (int e = 0; e < kVector; ++e) vector.x[e] = run[k + e];
+          *reinterpret_cast<Vector<T>*>(to + k) = vector;
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) {
+          if (first + k < left) to[k] = run[k];
         }
       }
-      __syncwarp();
-    });
+    }
   };
 
   if (tiles.resident) {
@@ -250,7 +286,9 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     }
   }
   load(0);
-  TileSums<S, 2, 2, wmma::row_major, kTerms == 1, std::is_same_v<T, float>> product;
+  constexpr Split kSplitMatrix = kTerms == 1 ? Split::in_registers : Split::in_memory;
+  constexpr Split kSplitFeatures = std::is_same_v<T, float> ? Split::in_registers : Split::none;
+  TileSums<S, 2, 2, Order::along_k, Order::across_k, kSplitMatrix, kSplitFeatures> product;
   for (int step = 0; step < steps; ++step) {
     const int chunk = step % tiles.chunks;
     __pipeline_wait_prior(0);
@@ -260,10 +298,7 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     const S* const rows = terms + row * kMatrixPitch;
     const S* const features = chunks + step % 2 * kChunk * kPitch + column;
     for (int k = 0; k < min(kChunk, a.samples - chunk * kChunk); k += kStep) {
-#pragma unroll
-      for (int term = kTerms - 1; term >= 0; --term) {
-        product.multiply(rows + term * tiles.matrix_term() + k, kMatrixPitch, features + k * kPitch, kPitch);
-      }
+      product.multiply(rows + k, kMatrixPitch, features + k * kPitch, kPitch, tiles.matrix_term());
     }
     product.flush();
     if (chunk == tiles.chunks - 1) {

@@ -14,7 +14,7 @@ constexpr int kMaxTile = 128;       // rows, if one tile is the matrix: 10 warps
 constexpr int kMaxTileOfMany = 96;  // rows, if there are several tiles: 9 warps
 // Bytes of each sample that a split has at least for each row of the tile. Its partial matrix moves 1/16 of them.
 constexpr int kSplitBytes = 64;
-constexpr int kLeastWarps = 4;  // of a block whose tile is the matrix: a line has 4 steps
+constexpr int kLineSteps = 4;  // of products along a line, shared by as many warps where one warp has a whole tile
 
 std::int64_t line_of(DType dtype) { return kLineBytes / static_cast<std::int64_t>(size_of(dtype)); }
 
@@ -53,8 +53,9 @@ void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& pla
     if (plan.tensor_cores) {
       const int warp_tile = plan.tile == kTile ? 1 : 2, along = plan.tile / (warp_tile * kTile);
       const int warp_tiles = two ? along * along : along * (along + 1) / 2;
-      arguments.warp_splits = two ? 1 : std::max(1, kLeastWarps / warp_tiles);
-      return run(warp_tile == 1 ? gram_tensor<T, 1> : gram_tensor<T, 2>, 32 * warp_tiles * arguments.warp_splits);
+      if (warp_tile == 1) return run(gram_tensor<T, 1, kLineSteps>, 32 * kLineSteps);
+      if (warp_tiles == 1) return run(gram_tensor<T, 2, kLineSteps>, 32 * kLineSteps);
+      return run(gram_tensor<T, 2, 1>, 32 * warp_tiles);
     }
   }
   if constexpr (sizeof(T) > 2) {

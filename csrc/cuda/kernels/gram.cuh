@@ -30,7 +30,6 @@ struct GramArguments {
   int first_tile, row_block_tiles;  // rows of a row block, in tiles; 0 and 0 for the whole matrix
   int pitch;                        // from row to row of a row block
   int buffers;                      // in the ring of input tiles
-  int warp_splits;                  // warps that split a line's features among them (tensor cores only)
 };
 
 // The work of one block.
@@ -132,16 +131,21 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
 }
 
 // The Gram kernel with tensor cores, from sm_80 on. A warp computes kTiles x kTiles tensor-core tiles; the warps of a
-// block on the diagonal cover its lower triangle. If there are more warps than that needs, warp_splits of them split
-// the features of each line.
-template <int kTiles>
-constexpr int kMaxTensorThreads = kTiles == 1 ? 128 : 320;
+// block on the diagonal cover its lower triangle. kSplits warps split the features of each line, if fewer would do.
+//
+// Tensor cores truncate, so their sums must be short. But they round less than the sums of these in float32, which grow:
+// of 2,048 features in bfloat16 that are much alike, short sums of 256 leave half the error that those of 64 do.
+template <class T>
+constexpr int kShortSteps = std::is_same_v<T, float> ? 4 : 16;  // products in a short sum
+template <int kTiles, int kSplits>
+constexpr int kMaxTensorThreads = kSplits == 1 ? 320 : 128;
 
-template <class T, int kTiles>
-__global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(GramArguments<T> a) {
+template <class T, int kTiles, int kSplits>
+__global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_tensor(GramArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   constexpr int kWarpTile = kTiles * kTile, kStep = Operand<T>::kStep, kSteps = kLine<T> / kStep;
-  constexpr bool kSplit = std::is_same_v<T, float>;
+  constexpr int kShortLines = kShortSteps<T> * kSplits / kSteps, kSumsPitch = kWarpTile + 8;
+  constexpr Split kSplit = std::is_same_v<T, float> ? Split::in_registers : Split::none;
   ICSD_DYNAMIC_SHARED(T, ring);
   const GramItem<T> item(a);
   const int along = a.tile / kWarpTile, warp_tiles = item.diagonal ? along * (along + 1) / 2 : along * along;
@@ -149,29 +153,36 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles>, 1) gram_tensor(Gram
   int row = 0, column = warp % warp_tiles;
   for (const int least = item.diagonal ? 0 : along - 1; column > max(row, least); ++row) column -= max(row, least) + 1;
 
-  TileSums<T, kTiles, kTiles, wmma::col_major, kSplit, kSplit> product;
+  TileSums<T, kTiles, kTiles, Order::along_k, Order::along_k, kSplit, kSplit> product;
+  int line = 0;
   item.inputs.for_each_line(ring, a.buffers, item.begin, item.end, [&](const T* tile) {
-    const T* const rows = tile + row * kWarpTile * kPitch<T>;
-    const T* const columns = tile + ((item.diagonal ? 0 : a.tile) + column * kWarpTile) * kPitch<T>;
-    if (split < a.warp_splits) {
-      for (int step = split; step < kSteps; step += a.warp_splits) {
-        product.multiply(rows + step * kStep, kPitch<T>, columns + step * kStep, kPitch<T>);
-      }
-      product.flush();
+    if (split >= kSplits) return;
+    const T* const rows = tile + row * kWarpTile * kPitch<T> + split * kStep;
+    const T* const columns = tile + ((item.diagonal ? 0 : a.tile) + column * kWarpTile) * kPitch<T> + split * kStep;
+#pragma unroll
+    for (int k = 0; k < kSteps; k += kSplits) {
+      product.multiply(rows + k * kStep, kPitch<T>, columns + k * kStep, kPitch<T>);
     }
+    if (++line % kShortLines == 0) product.flush();
   });
+  product.flush();
 
   // The ring is free. The warps of a tile exchange their sums there, and each adds some of the elements.
   float* const all = reinterpret_cast<float*>(ring);
-  if (split < a.warp_splits) product.store(all + warp * kWarpTile * kWarpTile, kWarpTile);
+  if (split < kSplits) {
+    float* const own = all + warp * kWarpTile * kSumsPitch;
+    product.for_each([&](int i, int j, float sum) { own[i * kSumsPitch + j] = sum; });
+  }
   __syncthreads();
-  if (split >= a.warp_splits) return;
-  for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += a.warp_splits * 32) {
+  if (split >= kSplits) return;
+  for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += kSplits * 32) {
+    const int i = e / kWarpTile, j = e % kWarpTile;
     float sum = 0;
-    for (int other = 0; other < a.warp_splits; ++other) {
-      sum += all[(other * warp_tiles + warp % warp_tiles) * kWarpTile * kWarpTile + e];
+#pragma unroll
+    for (int other = 0; other < kSplits; ++other) {
+      sum += all[((other * warp_tiles + warp % warp_tiles) * kWarpTile + i) * kSumsPitch + j];
     }
-    item.put(a, row * kWarpTile + e / kWarpTile, column * kWarpTile + e % kWarpTile, sum);
+    item.put(a, row * kWarpTile + i, column * kWarpTile + j, sum);
   }
 #endif
 }

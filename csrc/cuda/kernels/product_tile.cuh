@@ -77,8 +77,11 @@ template <int kRows, bool kLeftByRows, bool kSplitLeft>
 struct TensorTile : TensorShape<kRows> {
   using Shape = TensorShape<kRows>;
   using Shape::kDepth, Shape::kElements;
-  using LeftLayout = std::conditional_t<kLeftByRows, wmma::row_major, wmma::col_major>;
-  TileSums<float, 2, 2, wmma::row_major, kSplitLeft, true, LeftLayout> product;
+  static constexpr Order kLeftOrder = kLeftByRows ? Order::along_k : Order::across_k;
+  static constexpr Split kSplitOfLeft = kSplitLeft ? Split::in_registers : Split::none;
+  using Product = TileSums<float, 2, 2, kLeftOrder, Order::across_k, kSplitOfLeft, Split::in_registers>;
+  static_assert(Product::kElements == kElements);
+  Product product;
 
   static __device__ int row() { return threadIdx.x / 64 * 32; }
   static __device__ int column() { return threadIdx.x / 32 % 2 * 32; }
@@ -94,23 +97,16 @@ struct TensorTile : TensorShape<kRows> {
 
   template <class Sum>
   __device__ void drain(Sum (&totals)[kElements]) {
-    product.for_each_tile([&](int m, int n, const auto& tile) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) totals[(2 * m + n) * 8 + k] += tile.x[k];
-    });
+    Product::for_each_index([&](int m, int n, int k) { totals[(4 * m + n) * 4 + k] += product.sums[m][n][k]; });
     product.clear();
   }
 
   template <class Sum>
   static __device__ void store(float* to, int pitch, const Sum (&totals)[kElements]) {
-    typename decltype(product)::Sum tile;
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) tile.x[k] = static_cast<float>(totals[8 * t + k]);
-      float* const corner = to + (row() + t / 2 * kTile) * pitch + column() + t % 2 * kTile;
-      wmma::store_matrix_sync(corner, tile, pitch, wmma::mem_row_major);
-    }
+    float* const corner = to + row() * pitch + column();
+    Product::for_each_index([&](int m, int n, int k) {
+      corner[Product::row(m, k) * pitch + Product::column(n, k)] = static_cast<float>(totals[(4 * m + n) * 4 + k]);
+    });
   }
 };
 

@@ -1,20 +1,22 @@
-// Tensor-core products of 16 x 16 tiles of a warp, as accurate as fused multiply-adds in float32.
+// Tensor-core products of tiles of a warp, as accurate as fused multiply-adds in float32.
 //
 // A float32 number is split into two tf32 numbers, high + low. The product of two low numbers, 2^-22 of the whole, is
 // left out. Tensor cores truncate as they add, so they sum only a few products; these sums are then added in float32.
 #pragma once
 
-#include <mma.h>
-
-#include "cuda/runtime/element.cuh"
+#include "cuda/runtime/matrix_instructions.cuh"
 
 namespace icsd::cuda {
 
 constexpr int kTile = 16;  // rows and columns of a tensor-core tile
 
-#if __CUDA_ARCH__ >= 800
+// How the elements of an operand lie in shared memory. Products are sums over k.
+enum class Order {
+  along_k,   // those of a row or column of the product are neighbors
+  across_k,  // those of a k are neighbors
+};
 
-namespace wmma = nvcuda::wmma;
+#if __CUDA_ARCH__ >= 800
 
 // The type in which elements of shared memory are multiplied, and the depth of one product.
 template <class S>
@@ -24,94 +26,145 @@ struct Operand {
 };
 template <>
 struct Operand<float> {
-  using type = wmma::precision::tf32;
+  using type = Tf32;
   static constexpr int kStep = 8;
 };
 
-// A tile of an operand. For float32, `high` has the part that tf32 can represent and, if split, `low` has the rest.
-template <class Use, class S, class Layout, bool kSplit>
-struct OperandTile {
-  wmma::fragment<Use, kTile, kTile, Operand<S>::kStep, typename Operand<S>::type, Layout> high, low;
+// Splits a number into two, the first of them rounded to tf32. Of the second, tensor cores see the part that tf32
+// represents.
+__device__ inline void split_number(unsigned whole, unsigned& high, unsigned& low) {
+  high = (whole + 0x1000) & 0xffffe000;
+  low = __float_as_uint(__uint_as_float(whole) - __uint_as_float(high));
+}
 
-  __device__ void load(const S* from, int pitch) {
-    wmma::load_matrix_sync(high, from, pitch);
-    if constexpr (kSplit) {
+// How an operand becomes two: not at all, in registers, or in memory, where the second is a given distance from the
+// first.
+enum class Split { none, in_registers, in_memory };
+
+// One step along k of an operand of 16 kTiles rows (of the left operand) or columns (of the right one).
+//
+// The words of a tile of the left operand are those of one instruction: word h + 2 u has half h of its rows and half u
+// of its k. Those of the right operand are in pairs, one for each half of the columns, since an instruction takes 8.
+template <class S, bool kLeft, Order kOrder, int kTiles, Split kSplit>
+struct OperandTiles {
+  // True if the rows of two tiles are dealt out so that a lane loads four at once: float32 cannot be transposed.
+  static constexpr bool kWide = kOrder == Order::across_k && std::is_same_v<S, float>;
+  static_assert(!kWide || kTiles == 2, "a lane loads the rows of two tiles");
+  static_assert(kLeft || kSplit != Split::in_memory, "only the left operand is split in memory");
+  unsigned high[kTiles][4], low[kTiles][4];
+
+  // Returns the row of memory that is row `index` of a half of a tile.
+  static __device__ int place(int tile, int half, int index) {
+    return kWide ? 4 * index + 2 * tile + half : kTile * tile + 8 * half + index;
+  }
+
+  // The other number of a split in memory is `rest` elements after the first.
+  __device__ void load(const S* from, int pitch, int rest = 0) {
+    load_words(high, from, pitch);
+    if constexpr (kSplit == Split::in_memory) load_words(low, from + rest, pitch);
+    if constexpr (kSplit == Split::in_registers) {
 #pragma unroll
-      for (int k = 0; k < high.num_elements; ++k) {
-        const float whole = high.x[k];
-        high.x[k] = wmma::__float_to_tf32(whole);
-        low.x[k] = wmma::__float_to_tf32(whole - high.x[k]);
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) split_number(high[tile][k], high[tile][k], low[tile][k]);
+      }
+    }
+  }
+
+ private:
+  static __device__ void load_words(unsigned (&words)[kTiles][4], const S* from, int pitch) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (kWide) {
+      const S* const first = from + lane % 4 * pitch + lane / 4 * 4;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {  // of k
+        const auto x = *reinterpret_cast<const Vector<float>*>(first + 4 * half * pitch);
+#pragma unroll
+        for (int row = 0; row < 4; ++row) {
+          words[row / 2][kLeft ? row % 2 + 2 * half : row % 2 * 2 + half] = __float_as_uint(x.x[row]);
+        }
+      }
+    } else {
+      constexpr bool along = kOrder == Order::along_k;
+      constexpr int kHalf = along ? 16 / static_cast<int>(sizeof(S)) : 8;  // of a row of memory
+      const bool neighbors = kLeft == along;  // the halves of the first two matrices are those of a row of memory
+      const int row = neighbors ? lane % 16 : lane % 8 + lane / 16 * 8, half = neighbors ? lane / 16 : lane / 8 % 2;
+      const S* const first = from + row * pitch + half * kHalf;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        load_matrices<!along>(words[tile], first + tile * kTile * (along ? pitch : 1));
       }
     }
   }
 };
 
-// Sums of kRows x kColumns tiles of a b. The layout of a (rows, k) is LayoutA, that of b (k, columns) is Layout.
-template <class S, int kRows, int kColumns, class Layout, bool kSplitA, bool kSplitB, class LayoutA = wmma::row_major>
+// Sums of 16 kRows x 16 kColumns elements of a b, of a warp.
+template <class S, int kRows, int kColumns, Order kOrderA, Order kOrderB, Split kSplitA, Split kSplitB>
 struct TileSums {
-  using Sum = wmma::fragment<wmma::accumulator, kTile, kTile, Operand<S>::kStep, float>;
-  Sum sums[kRows][kColumns], short_sums[kRows][kColumns];
+  using A = OperandTiles<S, true, kOrderA, kRows, kSplitA>;
+  using B = OperandTiles<S, false, kOrderB, kColumns, kSplitB>;
+  static constexpr int kElements = 8 * kRows * kColumns;  // of a lane
+  float sums[kRows][2 * kColumns][4], short_sums[kRows][2 * kColumns][4];
 
   __device__ TileSums() { clear(); }
 
   __device__ void clear() {
-#pragma unroll
-    for (int m = 0; m < kRows; ++m) {
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        wmma::fill_fragment(sums[m][n], 0.f);
-        wmma::fill_fragment(short_sums[m][n], 0.f);
-      }
-    }
+    for_each_index([&](int m, int n, int k) { sums[m][n][k] = short_sums[m][n][k] = 0; });
   }
 
-  // Adds the products of one step along k to the short sums.
-  __device__ void multiply(const S* a, int a_pitch, const S* b, int b_pitch) {
-    constexpr bool by_rows = std::is_same_v<Layout, wmma::row_major>,
-                   a_by_rows = std::is_same_v<LayoutA, wmma::row_major>;
-    OperandTile<wmma::matrix_b, S, Layout, kSplitB> columns[kColumns];
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) columns[n].load(b + n * kTile * (by_rows ? 1 : b_pitch), b_pitch);
-#pragma unroll
-    for (int m = 0; m < kRows; ++m) {
-      OperandTile<wmma::matrix_a, S, LayoutA, kSplitA> row;
-      row.load(a + m * kTile * (a_by_rows ? a_pitch : 1), a_pitch);
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        Sum& sum = short_sums[m][n];
-        if constexpr (kSplitA) wmma::mma_sync(sum, row.low, columns[n].high, sum);
-        if constexpr (kSplitB) wmma::mma_sync(sum, row.high, columns[n].low, sum);
-        wmma::mma_sync(sum, row.high, columns[n].high, sum);
-      }
-    }
+  // Adds the products of one step along k to the short sums. If `a` is split in memory, `rest` is the distance.
+  __device__ void multiply(const S* a, int a_pitch, const S* b, int b_pitch, int rest = 0) {
+    B columns;
+    columns.load(b, b_pitch);
+    A rows;
+    rows.load(a, a_pitch, rest);
+    if constexpr (kSplitA != Split::none) multiply_words(rows.low, columns.high);
+    if constexpr (kSplitB != Split::none) multiply_words(rows.high, columns.low);
+    multiply_words(rows.high, columns.high);
   }
 
   // Adds the short sums to the sums and clears them.
   __device__ void flush() {
+    for_each_index([&](int m, int n, int k) {
+      sums[m][n][k] += short_sums[m][n][k];
+      short_sums[m][n][k] = 0;
+    });
+  }
+
+  // Calls call(row, column, sum) for the elements of the lane.
+  template <class Call>
+  __device__ void for_each(const Call& call) const {
+    for_each_index([&](int m, int n, int k) { call(row(m, k), column(n, k), sums[m][n][k]); });
+  }
+
+  // Calls call(m, n, k) for the indices of the lane's elements.
+  template <class Call>
+  static __device__ void for_each_index(const Call& call) {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
+      for (int n = 0; n < 2 * kColumns; ++n) {
 #pragma unroll
-        for (int k = 0; k < sums[m][n].num_elements; ++k) sums[m][n].x[k] += short_sums[m][n].x[k];
-        wmma::fill_fragment(short_sums[m][n], 0.f);
+        for (int k = 0; k < 4; ++k) call(m, n, k);
       }
     }
   }
 
-  template <class Call>
-  __device__ void for_each_tile(const Call& call) const {
+  // Returns the row and the column of an element of the lane.
+  static __device__ int row(int m, int k) { return A::place(m, k / 2, threadIdx.x % 32 / 4); }
+  static __device__ int column(int n, int k) { return B::place(n / 2, n % 2, threadIdx.x % 4 * 2 + k % 2); }
+
+ private:
+  // Independent products follow each other.
+  __device__ void multiply_words(const unsigned (&a)[kRows][4], const unsigned (&b)[kColumns][4]) {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n) call(m, n, sums[m][n]);
+      for (int n = 0; n < 2 * kColumns; ++n) {
+        const unsigned* const pair = b[n / 2] + n % 2 * 2;
+        multiply_tile(typename Operand<S>::type{}, short_sums[m][n], a[m], pair[0], pair[1]);
+      }
     }
-  }
-
-  __device__ void store(float* to, int pitch) const {
-    for_each_tile([&](int m, int n, const Sum& tile) {
-      wmma::store_matrix_sync(to + m * kTile * pitch + n * kTile, tile, pitch, wmma::mem_row_major);
-    });
   }
 };
 
