@@ -60,10 +60,11 @@ template <class C>
 void gram(const Features& x, Shape shape, C* out, const Context& context) {
   if (shape.groups * shape.samples == 0) return;
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  const GramPlans plans = plan_grams({x}, shape);
-  void* const workspace = context.allocate(plans.bytes);
-  launch_grams({x}, shape, plans, workspace, stream);
-  launch_sum_gram<C>(partials_of({x}, plans, workspace)[0], shape, out, stream);
+  const GramPlans plans = plan_grams({x}, shape, sizeof(C) == sizeof(double));
+  void* const workspace = plans.bytes ? context.allocate(plans.bytes) : nullptr;
+  launch_grams<C>({x}, shape, plans, workspace, out, shape.samples, stream);
+  const Partials partials = partials_of({x}, plans, workspace)[0];
+  if (partials.data) launch_sum_gram<C>(partials, shape, out, stream);
 }
 
 template <class C>
@@ -80,15 +81,17 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
   if (shape.groups == 0) return;
   const auto stream = static_cast<cudaStream_t>(context.stream);
   std::vector<Features> compared = compared_features(stages, shape, spec.center);
-  const GramPlans plans = plan_grams(compared, shape);
+  const GramPlans plans = plan_grams(compared, shape, sizeof(C) == sizeof(double));
   const SampleArrays<C> arrays(compared, plans, shape, spec, saved);
   void* const workspace = context.allocate(arrays.layout.bytes());
   void* const partials = arrays.partials.in(workspace);
   for (std::size_t k = 0; k < arrays.centered.size(); ++k) compared[k].data = arrays.centered[k].in(workspace);
   if (shape.samples && spec.center) launch_center(stages, compared, shape, stream);
-  if (shape.samples) launch_grams(compared, shape, plans, partials, stream);
   RowsArguments<C> arguments = rows_arguments<C>(partials_of(compared, plans, partials), shape, spec);
   arguments.saved = saved ? saved : arrays.saved.in(workspace);
+  if (shape.samples) {
+    launch_grams(compared, shape, plans, partials, arguments.saved, shape.samples + 1, stream);
+  }
   arguments.inverse_norms = arrays.inverse_norms.in(workspace);
   arguments.values = arrays.values.in(workspace);
   arguments.statistics = arrays.statistics.in(workspace);

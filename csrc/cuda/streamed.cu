@@ -31,7 +31,7 @@ struct StreamedPlan {
  private:
   void choose_rows(const std::vector<Features>& stages, Shape shape, std::int64_t matrices) {
     std::int64_t tile = 1;
-    for (const GramPlan& plan : plan_grams(stages, shape).stages) {
+    for (const GramPlan& plan : plan_grams(stages, shape, sizeof(C) == sizeof(double)).stages) {
       tile = std::max<std::int64_t>(tile, plan.tile);
       pitch = std::max<std::int64_t>(pitch, plan.padded());
     }

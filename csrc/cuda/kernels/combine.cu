@@ -58,7 +58,7 @@ std::int64_t add_products(CombineArguments<T>& arguments, const std::vector<Prod
 template <class T>
 void launch_fma(CombineArguments<T> arguments, const std::vector<Product>& products, Shape shape, cudaStream_t stream) {
   const std::int64_t grid = add_products(arguments, products, shape, kFmaTile, kFmaTile);
-  if (grid) launch(combine_fma<T>, blocks(grid), 256, 0, stream, arguments);
+  if (grid) launch_early(combine_fma<T>, blocks(grid), 256, 0, stream, arguments);
 }
 
 template <class T>
@@ -71,7 +71,7 @@ void launch_tensor(CombineArguments<T> arguments, const std::vector<Product>& pr
   const std::int64_t grid = add_products(arguments, products, shape, tiles.outputs(), arguments.tiles * kTileFeatures);
   if (!grid) return;
   allow_shared(combine_tensor<T>, tiles.bytes());
-  launch(combine_tensor<T>, blocks(grid), 32 * tiles.warps(), tiles.bytes(), stream, arguments);
+  launch_early(combine_tensor<T>, blocks(grid), 32 * tiles.warps(), tiles.bytes(), stream, arguments);
 }
 
 }  // namespace

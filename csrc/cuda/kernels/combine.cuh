@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(256) combine_fma(CombineArguments<T> a) {
   const T* const features = item.stage.x + item.group * item.stage.x_group_stride + item.first_feature;
   const std::int64_t left = item.stage.dim - item.first_feature;
   C sums[4][4] = {};
+  wait_for_previous();
   for (int first = 0; first < a.samples; first += kFmaSamples) {
     for (int e = threadIdx.x; e < kFmaTile * kFmaSamples; e += blockDim.x) {
       const int row = e / kFmaSamples, column = e % kFmaSamples;
@@ -172,9 +173,7 @@ struct CombineTiles {
   __host__ __device__ int outputs() const { return warp_rows * kWarpTile; }
   __host__ __device__ int matrix_term() const { return outputs() * kMatrixPitch; }
   __host__ __device__ int matrix() const { return (resident ? chunks : 2) * kTerms * matrix_term(); }
-  std::size_t bytes() const {
-    return (matrix() + 2 * kChunk * kPitch) * sizeof(S);
-  }
+  std::size_t bytes() const { return (matrix() + 2 * kChunk * kPitch) * sizeof(S); }
 };
 
 #if __CUDA_ARCH__ >= 800
@@ -280,6 +279,7 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     }
   };
 
+  wait_for_previous();
   if (tiles.resident) {
     for (int chunk = 0; chunk < tiles.chunks; ++chunk) {
       load_matrix(matrix + chunk * kTerms * tiles.matrix_term(), chunk * kChunk);

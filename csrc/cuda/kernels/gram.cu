@@ -35,33 +35,58 @@ GramPlan plan_tiles(DType dtype, std::int64_t samples, bool tensor_cores) {
   return plan;
 }
 
-// Launches the stages of one type. If `two`, blocks may compare two ranges of samples.
+// A kernel and the blocks that it runs in.
 template <class T>
-void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, bool two, unsigned grid,
-                   cudaStream_t stream) {
-  arguments.samples = static_cast<int>(shape.samples);
-  arguments.tile = plan.tile;
-  arguments.tiles = plan.tiles;
+struct GramLaunch {
+  void (*kernel)(GramArguments<T>);
+  int threads, buffers;
+  std::size_t shared;
+};
+
+// Returns the launch for a plan. If `two`, blocks may compare two ranges of samples.
+template <class T>
+GramLaunch<T> gram_launch(const GramPlan& plan, bool two) {
   const std::size_t buffer = static_cast<std::size_t>(two ? 2 : 1) * plan.tile * kPitchBytes;
-  arguments.buffers = static_cast<int>(std::clamp<std::size_t>(kRingBytes / buffer, 2, kMaxBuffers));
-  const std::size_t shared = arguments.buffers * buffer;
-  const auto run = [&](auto kernel, int threads) {
-    allow_shared(kernel, shared);
-    launch(kernel, grid, threads, shared, stream, arguments);
+  const std::size_t buffers = std::clamp<std::size_t>(kRingBytes / buffer, 2, kMaxBuffers);
+  const auto with = [&](auto kernel, int threads) -> GramLaunch<T> {
+    return {kernel, threads, static_cast<int>(buffers), buffers * buffer};
   };
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.tensor_cores) {
       const int warp_tile = plan.tile == kTile ? 1 : 2, along = plan.tile / (warp_tile * kTile);
       const int warp_tiles = two ? along * along : along * (along + 1) / 2;
-      if (warp_tile == 1) return run(gram_tensor<T, 1, kLineSteps>, 32 * kLineSteps);
-      if (warp_tiles == 1) return run(gram_tensor<T, 2, kLineSteps>, 32 * kLineSteps);
-      return run(gram_tensor<T, 2, 1>, 32 * warp_tiles);
+      if (warp_tile == 1) return with(gram_tensor<T, 1, kLineSteps>, 32 * kLineSteps);
+      if (warp_tiles == 1) return with(gram_tensor<T, 2, kLineSteps>, 32 * kLineSteps);
+      return with(gram_tensor<T, 2, 1>, 32 * warp_tiles);
     }
   }
   if constexpr (sizeof(T) > 2) {
-    if (plan.tile == 64) return run(gram_fma<T, 4>, kFmaThreads);
+    if (plan.tile == 64) return with(gram_fma<T, 4>, kFmaThreads);
   }
-  run(gram_fma<T, 2>, kFmaThreads);
+  return with(gram_fma<T, 2>, kFmaThreads);
+}
+
+// Returns how many blocks the device holds at once.
+std::int64_t resident_blocks(DType dtype, const GramPlan& plan) {
+  int of_multiprocessor = 0;
+  with_element(dtype, [&](auto element) {
+    const auto of = gram_launch<decltype(element)>(plan, plan.tiles > 1);
+    of_multiprocessor = resident_blocks(of.kernel, of.threads, of.shared);
+  });
+  return std::max(1, of_multiprocessor) * static_cast<std::int64_t>(multiprocessors());
+}
+
+// Launches the stages of one type. If `two`, blocks may compare two ranges of samples.
+template <class T>
+void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, bool two, unsigned grid,
+                   cudaStream_t stream) {
+  const GramLaunch<T> of = gram_launch<T>(plan, two);
+  arguments.samples = static_cast<int>(shape.samples);
+  arguments.tile = plan.tile;
+  arguments.tiles = plan.tiles;
+  arguments.buffers = of.buffers;
+  allow_shared(of.kernel, of.shared);
+  launch(of.kernel, grid, of.threads, of.shared, stream, arguments);
 }
 
 // Makes one launch for each type among the stages. `prepare(arguments, plan)` sets the layout of the matrices and
@@ -86,6 +111,7 @@ void launch_types(const std::vector<Features>& stages, Shape shape, const GramPl
                                                static_cast<Compute<T>*>(matrix_of(k)),
                                                plan->split_dim,
                                                plan->splits,
+                                               plan->whole,
                                                blocks(grid),
                                                copy_bytes(x.data, x.group_stride, x.sample_stride, sizeof(T))};
         grid += shape.groups * plan->splits * prepare(arguments, *plan);
@@ -98,7 +124,7 @@ void launch_types(const std::vector<Features>& stages, Shape shape, const GramPl
 
 }  // namespace
 
-GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
+GramPlans plan_grams(const std::vector<Features>& stages, Shape shape, bool is_double) {
   GramPlans plans{{}, 0};
   const std::int64_t samples = std::max<std::int64_t>(1, shape.samples);
   const bool tensor_cores = has_tensor_cores();
@@ -108,34 +134,47 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape) {
     plans.stages.push_back(plan);
     lines += shape.groups * plan.tiles * (plan.tiles + 1) / 2 * divide_up(stage.dim, line_of(stage.dtype));
   }
-  // There are as many blocks as fill the device twice, but none so short that writing its partial matrix takes more
-  // than a fraction of the time that reading takes.
-  const std::int64_t filling = divide_up(lines, 2 * multiprocessors());
+  // There are as many blocks as the device holds at once, so that as many bytes as possible are in flight. But none is
+  // so short that writing its partial matrix takes more than a fraction of the time that reading takes.
   for (std::size_t k = 0; k < stages.size(); ++k) {
     GramPlan& plan = plans.stages[k];
+    const std::int64_t filling = divide_up(lines, resident_blocks(stages[k].dtype, plan));
     const std::int64_t all = lines_of(stages[k]), worthwhile = divide_up(kSplitBytes * plan.tile, kLineBytes);
     plan.splits = static_cast<int>(divide_up(all, std::min(all, std::max(filling, worthwhile))));
     plan.split_dim = divide_up(all, plan.splits) * line_of(stages[k].dtype);
+    const bool double_stage = stages[k].dtype == DType::float64;
+    plan.whole = plan.splits == 1 && plan.tiles > 1 && double_stage == is_double;
     plan.offset = plans.bytes;
-    const std::int64_t elements = shape.groups * plan.splits * packed_size(shape.samples);
-    plans.bytes += divide_up(elements * (stages[k].dtype == DType::float64 ? 8 : 4), 256) * 256;
+    const std::int64_t elements = plan.whole ? 0 : shape.groups * plan.splits * packed_size(shape.samples);
+    plans.bytes += divide_up(elements * (double_stage ? 8 : 4), 256) * 256;
   }
   return plans;
 }
 
+template <class C>
 void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, void* workspace,
-                  cudaStream_t stream) {
-  const auto tiles = [](auto&, const GramPlan& plan) {
+                  C* matrices, std::int64_t pitch, cudaStream_t stream) {
+  const auto prepare = [&](auto& arguments, const GramPlan& plan) {
+    arguments.pitch = static_cast<int>(pitch);
     return static_cast<std::int64_t>(plan.tiles) * (plan.tiles + 1) / 2;
   };
-  const auto matrix_of = [&](std::size_t k) -> void* { return static_cast<char*>(workspace) + plans.stages[k].offset; };
-  launch_types(stages, shape, plans, tiles, matrix_of, stream);
+  const std::int64_t size = shape.groups * shape.samples * pitch;
+  const auto matrix_of = [&](std::size_t k) -> void* {
+    if (plans.stages[k].whole) return matrices + static_cast<std::int64_t>(k) * size;
+    return static_cast<char*>(workspace) + plans.stages[k].offset;
+  };
+  launch_types(stages, shape, plans, prepare, matrix_of, stream);
 }
+
+template void launch_grams<float>(const std::vector<Features>&, Shape, const GramPlans&, void*, float*, std::int64_t,
+                                  cudaStream_t);
+template void launch_grams<double>(const std::vector<Features>&, Shape, const GramPlans&, void*, double*, std::int64_t,
+                                   cudaStream_t);
 
 template <class C>
 void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, const RowBlock& block, C* out,
                            cudaStream_t stream) {
-  GramPlans plans = plan_grams(stages, shape);
+  GramPlans plans = plan_grams(stages, shape, sizeof(C) == sizeof(double));
   for (std::size_t k = 0; k < stages.size(); ++k) {
     plans.stages[k].splits = 1;
     plans.stages[k].split_dim = stages[k].dim;
@@ -160,7 +199,7 @@ std::vector<Partials> partials_of(const std::vector<Features>& stages, const Gra
   for (std::size_t k = 0; k < stages.size(); ++k) {
     const GramPlan& plan = plans.stages[k];
     const char* const data = static_cast<const char*>(workspace) + plan.offset;
-    partials.push_back({data, plan.splits, stages[k].dtype == DType::float64});
+    partials.push_back({plan.whole ? nullptr : data, plan.splits, stages[k].dtype == DType::float64});
   }
   return partials;
 }

@@ -15,9 +15,10 @@ template <class T>
 struct GramStage {
   const T* x;
   std::int64_t dim, group_stride, sample_stride;
-  Compute<T>* partials;    // (groups, splits, packed_size), or row blocks (groups, rows, pitch)
+  Compute<T>* partials;    // (groups, splits, packed_size), or row blocks or whole matrices: (groups, rows, pitch)
   std::int64_t split_dim;  // features of a split, a multiple of a line
   int splits;
+  bool whole;  // the matrices are whole ones of all samples, both triangles
   unsigned first_block;
   int copy_bytes;
 };
@@ -28,7 +29,7 @@ struct GramArguments {
   int count;
   int samples, tile, tiles;         // samples; rows of a tile; tiles along K
   int first_tile, row_block_tiles;  // rows of a row block, in tiles; 0 and 0 for the whole matrix
-  int pitch;                        // from row to row of a row block
+  int pitch;                        // from row to row of a row block or whole matrix
   int buffers;                      // in the ring of input tiles
 };
 
@@ -40,6 +41,7 @@ struct GramItem {
   Compute<T>* matrix;       // partial matrix or row block
   int row, column;          // of the matrix, at the corner of the tile
   bool diagonal;            // both ranges are the same
+  bool whole;
 
   __device__ explicit GramItem(const GramArguments<T>& a) {
     int k = a.count - 1;
@@ -71,19 +73,26 @@ struct GramItem {
               a.tile,
               stage.sample_stride,
               stage.copy_bytes};
-    const std::int64_t rows = static_cast<std::int64_t>(a.row_block_tiles) * a.tile;
-    matrix = stage.partials + partial * (row_block ? rows * a.pitch : packed_size(a.samples));
+    whole = stage.whole && !row_block;
+    const std::int64_t rows = whole ? a.samples : static_cast<std::int64_t>(a.row_block_tiles) * a.tile;
+    matrix = stage.partials + partial * (row_block || whole ? rows * a.pitch : packed_size(a.samples));
   }
 
   // Writes element (i, j) of the tile.
   __device__ void put(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
     const int p = row + i, q = column + j;
-    if (a.row_block_tiles) {
+    if (a.row_block_tiles || (whole && p < a.samples && q <= p)) {
       matrix[static_cast<std::int64_t>(p) * a.pitch + q] = value;
-    } else if (p < a.samples && q <= p) {
+    } else if (!whole && p < a.samples && q <= p) {
       matrix[packed(p, q)] = value;
       if (p == q) matrix[packed(a.samples, q)] = value;
     }
+  }
+
+  // Writes element (i, j) of the tile to its place above the diagonal of a whole matrix.
+  __device__ void put_transposed(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
+    const int p = row + i, q = column + j;
+    if (whole && p < a.samples && q < p) matrix[static_cast<std::int64_t>(q) * a.pitch + p] = value;
   }
 };
 
@@ -126,15 +135,18 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
 #pragma unroll
   for (int m = 0; m < kMicro; ++m) {
 #pragma unroll
-    for (int n = 0; n < kMicro; ++n) item.put(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
+    for (int n = 0; n < kMicro; ++n) {
+      item.put(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
+      item.put_transposed(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
+    }
   }
 }
 
 // The Gram kernel with tensor cores, from sm_80 on. A warp computes kTiles x kTiles tensor-core tiles; the warps of a
 // block on the diagonal cover its lower triangle. kSplits warps split the features of each line, if fewer would do.
 //
-// Tensor cores truncate, so their sums must be short. But they round less than the sums of these in float32, which grow:
-// of 2,048 features in bfloat16 that are much alike, short sums of 256 leave half the error that those of 64 do.
+// Tensor cores truncate, so their sums must be short. But they round less than the sums of these in float32, which
+// grow: of 2,048 features in bfloat16 that are much alike, short sums of 256 leave half the error that those of 64 do.
 template <class T>
 constexpr int kShortSteps = std::is_same_v<T, float> ? 4 : 16;  // products in a short sum
 template <int kTiles, int kSplits>
@@ -144,7 +156,7 @@ template <class T, int kTiles, int kSplits>
 __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_tensor(GramArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   constexpr int kWarpTile = kTiles * kTile, kStep = Operand<T>::kStep, kSteps = kLine<T> / kStep;
-  constexpr int kShortLines = kShortSteps<T> * kSplits / kSteps, kSumsPitch = kWarpTile + 8;
+  constexpr int kShortLines = kShortSteps<T> * kSplits / kSteps, kSumsPitch = kWarpTile + 1;
   constexpr Split kSplit = std::is_same_v<T, float> ? Split::in_registers : Split::none;
   ICSD_DYNAMIC_SHARED(T, ring);
   const GramItem<T> item(a);
@@ -166,6 +178,7 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_te
     if (++line % kShortLines == 0) product.flush();
   });
   product.flush();
+  admit_next();
 
   // The ring is free. The warps of a tile exchange their sums there, and each adds some of the elements.
   float* const all = reinterpret_cast<float*>(ring);
@@ -175,14 +188,22 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_te
   }
   __syncthreads();
   if (split >= kSplits) return;
-  for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += kSplits * 32) {
-    const int i = e / kWarpTile, j = e % kWarpTile;
+  const auto sum_of = [&](int i, int j) {
     float sum = 0;
 #pragma unroll
     for (int other = 0; other < kSplits; ++other) {
       sum += all[((other * warp_tiles + warp % warp_tiles) * kWarpTile + i) * kSumsPitch + j];
     }
-    item.put(a, row * kWarpTile + i, column * kWarpTile + j, sum);
+    return sum;
+  };
+  for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += kSplits * 32) {
+    const int i = e / kWarpTile, j = e % kWarpTile;
+    item.put(a, row * kWarpTile + i, column * kWarpTile + j, sum_of(i, j));
+  }
+  if (!item.whole) return;
+  for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += kSplits * 32) {
+    const int i = e % kWarpTile, j = e / kWarpTile;
+    item.put_transposed(a, row * kWarpTile + i, column * kWarpTile + j, sum_of(i, j));
   }
 #endif
 }

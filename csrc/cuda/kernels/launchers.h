@@ -19,6 +19,7 @@ struct GramPlan {
   int tile, tiles;         // rows of a tile; tiles along K
   std::int64_t split_dim;  // features of a split
   int splits;
+  bool whole;          // one split of several tiles: the whole matrices are written to their place at once
   std::size_t offset;  // of the partial matrices in the workspace
 
   int padded() const { return tile * tiles; }
@@ -29,9 +30,12 @@ struct GramPlans {
   std::size_t bytes;
 };
 
-GramPlans plan_grams(const std::vector<Features>& stages, Shape shape);
+// The matrices are wanted in float64 or float32.
+GramPlans plan_grams(const std::vector<Features>& stages, Shape shape, bool is_double);
+// Launches the partial matrices, in `workspace`, and the whole ones, in `matrices`: (stages, groups, samples, pitch).
+template <class C>
 void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, void* workspace,
-                  cudaStream_t stream);
+                  C* matrices, std::int64_t pitch, cudaStream_t stream);
 
 std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const void* workspace);
 

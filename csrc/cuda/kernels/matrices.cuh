@@ -15,9 +15,10 @@ namespace icsd::cuda {
 inline __host__ __device__ std::int64_t packed(std::int64_t i, std::int64_t j) { return i * (i + 1) / 2 + j; }
 inline __host__ __device__ std::int64_t packed_size(std::int64_t samples) { return packed(samples, samples); }
 
-// The partial Gram matrices of a stage, in float64 or float32.
+// The partial Gram matrices of a stage, in float64 or float32. There are none if the whole matrices were written to
+// their place at once.
 struct Partials {
-  const void* data;  // (groups, splits, packed_size)
+  const void* data;  // (groups, splits, packed_size), or null
   int splits;
   bool is_double;
 };
@@ -26,7 +27,9 @@ template <class C>
 struct RowsArguments {
   Partials partials[kMaxStages];  // of the students, then of the teacher
   C weights[kMaxStages];
-  int students, samples, block_rows;  // rows of K that a block of the forward kernel takes
+  int students, samples;
+  int block_rows;   // rows of K that a block of the forward kernel takes
+  int sum_threads;  // threads that add the partial matrices of one element
   std::int64_t groups;
   C* saved;          // (stages, groups, samples, samples + 1)
   C* inverse_norms;  // (stages, groups, samples)

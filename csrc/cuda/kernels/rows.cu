@@ -14,21 +14,35 @@ int rows_per_block(Shape shape) {
 
 unsigned row_blocks(Shape shape, int block_rows) { return blocks(shape.groups * divide_up(shape.samples, block_rows)); }
 
-// Launches `rows_forward`. The inverse norms of two stages' samples are in shared memory if they fit, else a kernel
-// writes those of all stages first.
+// Returns how many threads add the splits of one element.
+int sum_threads(int splits) {
+  int threads = 1;
+  while (threads < kMaxSumThreads && 2 * threads <= splits) threads *= 2;
+  return threads;
+}
+
+// Launches `rows_forward`. The inverse norms of the samples are computed in its shared memory. If that is too small, or
+// if whole matrices have no row of diagonal elements that it could read instead, a kernel writes them first.
 template <class C, class D>
 void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stream) {
   const Shape shape{arguments.groups, arguments.samples};
+  const std::int64_t stages = arguments.students + 1;
   arguments.block_rows = rows_per_block(shape);
-  std::size_t shared = 2 * arguments.samples * sizeof(C);
+  std::size_t shared = stages * arguments.samples * sizeof(C);
   arguments.norms_known = shared > dynamic_shared_limit(rows_forward<C, D>);
+  int splits = 1;
+  for (int k = 0; k < stages; ++k) {
+    arguments.norms_known |= !arguments.partials[k].data;
+    splits = std::max(splits, arguments.partials[k].splits);
+  }
+  arguments.sum_threads = sum_threads(splits);
   if (arguments.norms_known) {
-    const std::int64_t norms = (arguments.students + 1) * shape.groups * shape.samples;
-    launch(norms_forward<C>, blocks(divide_up(norms, kForwardThreads)), kForwardThreads, 0, stream, arguments,
-           static_cast<bool>(loss.similarities));
+    launch_early(norms_forward<C>, blocks(divide_up(stages * shape.groups * shape.samples, kForwardThreads)),
+                 kForwardThreads, 0, stream, arguments, static_cast<bool>(loss.similarities));
     shared = 0;
   }
-  launch(rows_forward<C, D>, row_blocks(shape, arguments.block_rows), kForwardThreads, shared, stream, arguments, loss);
+  launch_early(rows_forward<C, D>, row_blocks(shape, arguments.block_rows), kForwardThreads, shared, stream, arguments,
+               loss);
 }
 
 }  // namespace
@@ -36,8 +50,8 @@ void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stre
 template <class C>
 void launch_sum_gram(const Partials& partials, Shape shape, C* out, cudaStream_t stream) {
   const int rows = rows_per_block(shape);
-  launch(sum_gram<C>, row_blocks(shape, rows), kForwardThreads, 0, stream, partials, static_cast<int>(shape.samples),
-         rows, out);
+  launch_early(sum_gram<C>, row_blocks(shape, rows), kForwardThreads, 0, stream, partials,
+               static_cast<int>(shape.samples), rows, sum_threads(partials.splits), out);
 }
 
 template <class C>
@@ -49,8 +63,8 @@ void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<
     if (arguments.samples) launch_forward(arguments, loss, stream);
     const std::size_t shared = arguments.teacher_gradient ? arguments.samples * sizeof(C) : 0;
     allow_shared(rows_backward<C, D>, shared);
-    launch(rows_backward<C, D>, blocks(arguments.groups * (save ? 1 + arguments.samples : 1)), kBackwardThreads, shared,
-           stream, arguments, loss);
+    launch_early(rows_backward<C, D>, blocks(arguments.groups * (save ? 1 + arguments.samples : 1)), kBackwardThreads,
+                 shared, stream, arguments, loss);
   });
 }
 

@@ -12,13 +12,14 @@
 namespace icsd::cuda {
 
 constexpr int kForwardThreads = 256, kBackwardThreads = 128;
-constexpr int kMaxBlockRows = 8;  // rows of K that a block of `rows_forward` takes
+constexpr int kMaxBlockRows = 8;   // rows of K that a block of `rows_forward` takes
+constexpr int kMaxSumThreads = 8;  // threads that add the splits of one element
 
 // Returns the sum of an element over every step-th split from `first` on. Splits are `size` elements apart.
 template <class C, class S>
 __device__ C sum_splits_of(const S* element, std::int64_t size, int first, int splits, int step) {
   C sum = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int split = first; split < splits; split += step) sum += static_cast<C>(element[split * size]);
   return sum;
 }
@@ -30,35 +31,34 @@ __device__ C sum_splits(const Partials& partials, std::int64_t size, std::int64_
   return sum_splits_of<C>(static_cast<const float*>(partials.data) + element, size, first, partials.splits, step);
 }
 
-// Returns how many threads add the splits of one element.
-inline __device__ int threads_per_element(int splits) {
-  int threads = 1;
-  while (threads < 8 && 2 * threads <= splits) threads *= 2;
-  return threads;
-}
-
-// Calls put(row, j, K_ij), i = first + row, for all columns j of `rows` rows and, if `diagonal`, put(-1, j, K_jj) for
-// all j. If several threads add the splits of one element, their sums meet in `sums`.
+// Calls put(stage, row, j, K_ij), i = first + row, for all columns j of `rows` rows of every stage that has partial
+// matrices and, if `diagonal`, put(stage, -1, j, K_jj) for all j. Elements of all stages are summed side by side. Each
+// sum is shared by `threads` threads, whose parts meet in `sums`.
 template <class C, class Put>
-__device__ void sum_rows(const Partials& partials, std::int64_t group, int samples, int first, int rows, bool diagonal,
-                         C (&sums)[kForwardThreads * kMaxBlockRows], const Put& put) {
-  const int threads = threads_per_element(partials.splits);
+__device__ void sum_rows(const Partials* partials, int stages, int threads, std::int64_t group, int samples, int first,
+                         int rows, bool diagonal, C (&sums)[kForwardThreads * kMaxSumThreads], const Put& put) {
   const int width = kForwardThreads / threads, number = threadIdx.x / width;
-  const int all = rows * samples + (diagonal ? samples : 0);
+  const int of_stage = (rows + diagonal) * samples;
+  int all = 0;
+  for (int stage = 0; stage < stages; ++stage) {
+    if (partials[stage].data) all = stages * of_stage;
+  }
   const std::int64_t size = packed_size(samples);
   for (int base = 0; base < all; base += kForwardThreads) {
     for (int e = threadIdx.x % width; e < kForwardThreads && base + e < all; e += width) {
-      const int row = (base + e) / samples, j = (base + e) % samples, i = row < rows ? first + row : samples;
-      const std::int64_t element = group * partials.splits * size + (j <= i ? packed(i, j) : packed(j, i));
-      sums[number * kForwardThreads + e] = sum_splits<C>(partials, size, element, number, threads);
+      const int stage = (base + e) / of_stage, at = (base + e) % of_stage;
+      if (!partials[stage].data) continue;
+      const int row = at / samples, j = at % samples, i = row < rows ? first + row : samples;
+      const std::int64_t element = group * partials[stage].splits * size + (j <= i ? packed(i, j) : packed(j, i));
+      sums[number * kForwardThreads + e] = sum_splits<C>(partials[stage], size, element, number, threads);
     }
     __syncthreads();
-    const int e = threadIdx.x;
-    if (base + e < all) {
+    const int e = threadIdx.x, stage = (base + e) / of_stage, at = (base + e) % of_stage;
+    if (base + e < all && partials[stage].data) {
       C sum = sums[e];
       for (int other = 1; other < threads; ++other) sum += sums[other * kForwardThreads + e];
-      const int row = (base + e) / samples;
-      put(row < rows ? row : -1, (base + e) % samples, sum);
+      const int row = at / samples;
+      put(stage, row < rows ? row : -1, at % samples, sum);
     }
     __syncthreads();
   }
@@ -66,8 +66,7 @@ __device__ void sum_rows(const Partials& partials, std::int64_t group, int sampl
 
 // Returns the same sum as `sum_rows`, in the same order, from one thread.
 template <class C>
-__device__ C sum_element(const Partials& partials, std::int64_t size, std::int64_t element) {
-  const int threads = threads_per_element(partials.splits);
+__device__ C sum_element(const Partials& partials, std::int64_t size, std::int64_t element, int threads) {
   C sum = sum_splits<C>(partials, size, element, 0, threads);
   for (int number = 1; number < threads; ++number) sum += sum_splits<C>(partials, size, element, number, threads);
   return sum;
@@ -75,13 +74,15 @@ __device__ C sum_element(const Partials& partials, std::int64_t size, std::int64
 
 // Writes K of one stage, (groups, samples, samples). A block takes `block_rows` rows of a group.
 template <class C>
-__global__ void __launch_bounds__(kForwardThreads) sum_gram(Partials partials, int samples, int block_rows, C* out) {
-  __shared__ C sums[kForwardThreads * kMaxBlockRows];
+__global__ void __launch_bounds__(kForwardThreads)
+    sum_gram(Partials partials, int samples, int block_rows, int threads, C* out) {
+  __shared__ C sums[kForwardThreads * kMaxSumThreads];
+  wait_for_previous();
   const int row_blocks = (samples + block_rows - 1) / block_rows;
   const int first = static_cast<int>(blockIdx.x % row_blocks) * block_rows;
   const std::int64_t group = blockIdx.x / row_blocks;
-  sum_rows(partials, group, samples, first, min(block_rows, samples - first), false, sums,
-           [&](int row, int j, C sum) { out[(group * samples + first + row) * samples + j] = sum; });
+  sum_rows(&partials, 1, threads, group, samples, first, min(block_rows, samples - first), false, sums,
+           [&](int, int row, int j, C sum) { out[(group * samples + first + row) * samples + j] = sum; });
 }
 
 // Shuffles any struct of numbers down by `lanes` lanes of the warp.
@@ -118,60 +119,65 @@ __device__ R merge_lanes(const D& loss, R row) {
   return row;
 }
 
-// Writes the inverse norms of all samples, for `rows_forward` if its shared memory is too small for them. Each thread
-// takes one sample.
+// Writes the inverse norms of all samples, if `rows_forward` does not compute them in shared memory. Each thread takes
+// one sample.
 template <class C>
 __global__ void __launch_bounds__(kForwardThreads) norms_forward(RowsArguments<C> a, bool similarities) {
+  wait_for_previous();
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
   const std::int64_t stage = item / (a.groups * a.samples), group = item / a.samples % a.groups;
   if (stage > a.students) return;
+  const int i = static_cast<int>(item % a.samples);
   const Partials& partials = a.partials[stage];
-  const std::int64_t size = packed_size(a.samples);
-  const std::int64_t element = group * partials.splits * size + packed(a.samples, item % a.samples);
-  a.inverse_norms[item] = similarities ? inverse_norm(sum_element<C>(partials, size, element), a.eps) : C(1);
+  C square = 1;
+  if (similarities && partials.data) {
+    const std::int64_t size = packed_size(a.samples), element = group * partials.splits * size;
+    square = sum_element<C>(partials, size, element + packed(a.samples, i), a.sum_threads);
+  } else if (similarities) {
+    square = a.row(static_cast<int>(stage), group, i)[i];
+  }
+  a.inverse_norms[item] = similarities ? inverse_norm(square, a.eps) : C(1);
 }
 
 template <class C, class D>
 __global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments<C> a, D loss) {
-  __shared__ C sums[kForwardThreads * kMaxBlockRows];
-  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the teacher's samples, then of a student's, unless they are known
-  const int n = a.samples, row_blocks = (n + a.block_rows - 1) / a.block_rows;
+  __shared__ C sums[kForwardThreads * kMaxSumThreads];
+  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the samples of all stages, unless they are known
+  const int n = a.samples, row_blocks = (n + a.block_rows - 1) / a.block_rows, stages = a.students + 1;
   const int first = static_cast<int>(blockIdx.x % row_blocks) * a.block_rows;
   const int rows = min(a.block_rows, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t group = blockIdx.x / row_blocks;
 
-  // Writes the rows of a stage's K and returns the inverse norms of its samples.
-  const auto make_rows = [&](int stage, C* shared) -> const C* {
-    C* const all = a.inverse_norms + a.index(stage, group, 0);
-    sum_rows(a.partials[stage], group, n, first, rows, !a.norms_known, sums, [&](int row, int j, C sum) {
-      if (row < 0) {
-        shared[j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);
-      } else {
-        a.row(stage, group, first + row)[j] = sum;
-      }
-    });
-    if (a.norms_known) return all;
-    for (int row = threadIdx.x; row < rows; row += kForwardThreads) all[first + row] = shared[first + row];
-    return shared;
+  wait_for_previous();
+  sum_rows(a.partials, stages, a.sum_threads, group, n, first, rows, !a.norms_known, sums,
+           [&](int stage, int row, int j, C sum) {
+             if (row < 0) {
+               norms[stage * n + j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);
+             } else {
+               a.row(stage, group, first + row)[j] = sum;
+             }
+           });
+  const auto norms_of = [&](int stage) -> const C* {
+    return a.norms_known ? a.inverse_norms + a.index(stage, group, 0) : norms + stage * n;
   };
-  const C* const norms_t = make_rows(a.students, norms);
-  for (int student = 0; student < a.students; ++student) {
-    const C* const norms_s = make_rows(student, norms + n);
-    for (int k = warp; k < rows; k += kForwardThreads / 32) {
-      const int i = first + k;
-      const auto lane_row =
-          reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i), norms_s, norms_t, i, n, lane, 32);
-      __syncwarp();
-      const auto row = merge_lanes(loss, lane_row);
-      if (lane == 0) {
-        const std::int64_t index = a.index(student, group, i);
-        a.values[index] = loss.value(row);
-        C statistics[kMaxStatistics];
-        loss.statistics(row, statistics);
-        for (int m = 0; m < D::kStatistics; ++m) a.statistics[m * a.rows() + index] = statistics[m];
-      }
+  admit_next();
+  for (int item = threadIdx.x; !a.norms_known && item < stages * rows; item += kForwardThreads) {
+    const int stage = item / rows, i = first + item % rows;
+    a.inverse_norms[a.index(stage, group, i)] = norms[stage * n + i];
+  }
+  for (int item = warp; item < a.students * rows; item += kForwardThreads / 32) {
+    const int student = item / rows, i = first + item % rows;
+    const auto lane_row = reduce_columns(loss, a.row(student, group, i), a.row(a.students, group, i), norms_of(student),
+                                         norms_of(a.students), i, n, lane, 32);
+    __syncwarp();
+    const auto row = merge_lanes(loss, lane_row);
+    if (lane == 0) {
+      const std::int64_t index = a.index(student, group, i);
+      a.values[index] = loss.value(row);
+      C statistics[kMaxStatistics];
+      loss.statistics(row, statistics);
+      for (int m = 0; m < D::kStatistics; ++m) a.statistics[m * a.rows() + index] = statistics[m];
     }
-    __syncthreads();  // no thread still reads the norms of this student
   }
 }
 
@@ -249,6 +255,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) rows_backward(RowsArgumen
   __shared__ double loss_sums[kBackwardThreads / 32];
   __shared__ C sums[kBackwardThreads / 32];
   ICSD_DYNAMIC_SHARED(C, for_teacher);  // g_j of the teacher, if it has a gradient
+  wait_for_previous();
   if (blockIdx.x < a.groups) return sum_loss(a, blockIdx.x, loss_sums);
   const int n = a.samples, i = static_cast<int>((blockIdx.x - a.groups) % n);
   const std::int64_t group = (blockIdx.x - a.groups) / n;

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "cuda/runtime/launch.cuh"
@@ -59,6 +60,18 @@ void allow_shared(Kernel* kernel, std::size_t bytes) {
                                 " bytes of shared memory, this device has " + std::to_string(limit) +
                                 "; use fewer samples, or the regime streamed");
   }
+}
+
+// Returns how many blocks of `kernel` a multiprocessor of the current device holds at once.
+template <class Kernel>
+int resident_blocks(Kernel* kernel, int threads, std::size_t shared) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Kernel*, int, std::size_t>, int> known;
+  allow_shared(kernel, shared);
+  const std::lock_guard lock(mutex);
+  const auto [place, is_new] = known.try_emplace({current_device(), kernel, threads, shared}, 0);
+  if (is_new) check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&place->second, kernel, threads, shared));
+  return place->second;
 }
 
 }  // namespace icsd::cuda

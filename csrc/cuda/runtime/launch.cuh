@@ -37,4 +37,46 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
   ++launched;
 }
 
+// Returns true if the current device can launch a kernel before the previous one has finished.
+inline bool launches_early() {
+#ifdef ICSD_EMULATED
+  return true;  // it checks the kernels for this on any device
+#else
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 9;
+#endif
+}
+
+// Launches a kernel that begins with `wait_for_previous`, where the device can before the previous kernel has finished:
+// its blocks then start and compute their addresses while that one ends ("programmatic dependent launch").
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+                  Arguments&&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config = {grid, block, shared, stream, &attribute, launches_early() ? 1u : 0u};
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  ++launched;
+}
+
+// Waits until the previous kernel has finished and all it wrote is visible. A kernel for `launch_early` must call this
+// in every thread, before it accesses memory; then a kernel after it may rely on all kernels before it, too.
+__device__ inline void wait_for_previous() {
+#ifdef ICSD_EMULATED
+  emulator::wait_for_previous();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel be launched as soon as all blocks have come here. It waits for what this kernel still does.
+__device__ inline void admit_next() {
+#if !defined(ICSD_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 }  // namespace icsd::cuda

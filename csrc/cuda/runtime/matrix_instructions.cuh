@@ -16,7 +16,8 @@ namespace icsd::cuda {
 struct Tf32 {};  // names the type of a product; memory has no such elements
 
 // Loads four matrices of 8 rows of 16 bytes from shared memory. Lane 8 q + r gives the address of row r of matrix q,
-// and gets word `lane % 4` of row `lane / 4` of every matrix. If `kTranspose`, a matrix of 16-bit elements is transposed.
+// and gets word `lane % 4` of row `lane / 4` of every matrix. If `kTranspose`, a matrix of 16-bit elements is
+// transposed.
 template <bool kTranspose>
 __device__ inline void load_matrices(unsigned (&words)[4], const void* row) {
 #ifdef ICSD_EMULATED
@@ -39,16 +40,16 @@ __device__ inline void load_matrices(unsigned (&words)[4], const void* row) {
 
 // sums += a b, where a has 16 rows and b has 8 columns. The depth is 8 for tf32 and 16 for 16-bit types.
 #ifdef ICSD_EMULATED
-#define ICSD_MULTIPLY(Type, kind, suffix)                                                                        \
+#define ICSD_MULTIPLY(Type, kind, suffix)                                                                          \
   __device__ inline void multiply_tile(Type, float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { \
-    emulator::multiply_tile(emulator::MatrixKind::kind, sums, a, b0, b1);                                         \
+    emulator::multiply_tile(emulator::MatrixKind::kind, sums, a, b0, b1);                                          \
   }
 #else
-#define ICSD_MULTIPLY(Type, kind, suffix)                                                                        \
+#define ICSD_MULTIPLY(Type, kind, suffix)                                                                          \
   __device__ inline void multiply_tile(Type, float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { \
     asm("mma.sync.aligned." suffix " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                              \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                          \
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                               \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                           \
   }
 #endif
 ICSD_MULTIPLY(Tf32, tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")

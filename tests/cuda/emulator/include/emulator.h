@@ -43,6 +43,9 @@ using Complete = void (*)(void* const* lanes, unsigned mask);
 void warp_collective(const char* name, unsigned mask, void* data, Complete complete, Site site,
                      bool orders_memory = false);
 
+// Waits for the previous kernel, which has long finished here. A kernel that was launched early fails without it.
+void wait_for_previous();
+
 // Atomic operations order memory only together with a fence before (release) or after (acquire).
 void before_atomic(const void* address);
 void after_atomic(const void* address);

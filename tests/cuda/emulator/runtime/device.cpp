@@ -146,7 +146,14 @@ cudaError_t start(const void* kernel, const std::function<void()>& body, const c
                                              " static ones, but at most " + std::to_string(most));
   }
   device().launches.push_back({kernel, static_cast<unsigned>(threads), config.dynamicSmemBytes});
-  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed, device().concurrent_blocks};
+  Launch launch{kernel,
+                body,
+                grid,
+                block,
+                config.dynamicSmemBytes,
+                device().seed,
+                device().concurrent_blocks,
+                config.numAttrs != 0};
   if (!device().dry) run(launch);
   if (emulator_launch_ended) emulator_launch_ended();
   return launch.failed ? refuse(cudaErrorLaunchFailure, launch.failure) : cudaSuccess;

@@ -128,7 +128,7 @@ void Multiprocessor::prepare() {
     thread.number = i;
     thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     thread.pipeline = {};
-    thread.fenced = thread.ended = false;
+    thread.fenced = thread.ended = thread.waited = false;
     thread.atomics.clear();
     wake(thread);
   }
@@ -172,6 +172,8 @@ void Multiprocessor::enter() {
 void Multiprocessor::finish() {
   if (launch_->failed) end();
   Thread& thread = *thread_;
+  if (launch_->early && !thread.waited)
+    fail({__FILE__, __LINE__}, format("thread %u returned without waiting for the previous kernel", thread.number));
   if (barrier_.arrived)
     fail(barrier_.site, format("%s: thread %u of the block returned without it", barrier_.name, thread.number));
   const unsigned warp = thread.number / 32;
@@ -363,6 +365,8 @@ void before_atomic(const void* address) {
 }
 
 void after_atomic(const void* address) { Multiprocessor::here().thread().atomics.push_back(address); }
+
+void wait_for_previous() { Multiprocessor::here().thread().waited = true; }
 
 void fence() {
   Thread& thread = Multiprocessor::here().thread();

@@ -23,6 +23,7 @@ struct Launch {
   std::size_t shared;
   std::uint64_t seed;  // of the schedule; 0 runs warps and lanes in order
   bool concurrent;     // blocks on OS threads of their own, to find races between them but not within
+  bool early;          // launched before the previous kernel has finished
 
   std::mutex mutex{};
   std::atomic<bool> failed{false};
@@ -46,7 +47,7 @@ struct Thread {
   char woken_tag{};
 
   Pipeline pipeline{};
-  bool ended{}, fenced{};
+  bool ended{}, fenced{}, waited{};
   std::vector<const void*> atomics{};  // what the next fence orders later accesses after
 };
 
