@@ -88,14 +88,19 @@ def cuda_architectures() -> list[str]:
 
 
 def generate_code(architectures: list[str]) -> list[str]:
-    """Return nvcc's flags: machine code for each, PTX of the newest and, if there are several, of sm_80."""
+    """Return nvcc's flags: machine code for each, PTX of the newest and, if there are several, of sm_80.
+
+    From sm_90 on, kernels are compiled anew, since they may be launched before the previous one has finished.
+    """
     new = sorted((arch for arch in architectures if int(arch) >= 80), key=int)
     codes = [f"-gencode=arch=compute_75,code=sm_{arch}" for arch in architectures if arch not in new]
     if new:
         *others, newest = new
         if others:
-            machine_code = [f"sm_{arch}" for arch in others]
+            machine_code = [f"sm_{arch}" for arch in others if int(arch) < 90]
             codes.append(f"-gencode=arch=compute_80,code=[{','.join(['compute_80', *machine_code])}]")
+        if newer := [f"sm_{arch}" for arch in others if int(arch) >= 90]:
+            codes.append(f"-gencode=arch=compute_90,code=[{','.join(newer)}]")
         codes.append(f"-gencode=arch=compute_{newest},code=[compute_{newest},sm_{newest}]")
     return codes
 

@@ -5,7 +5,17 @@ import zlib
 from pathlib import Path
 
 import pytest
-from resources import ARCHITECTURES, dump, find_cuobjdump, instructions, pinned, usage
+from resources import (
+    ARCHITECTURES,
+    LOOP_ARCHITECTURES,
+    dump,
+    find_cuobjdump,
+    instructions,
+    loops,
+    pinned,
+    pinned_loops,
+    usage,
+)
 
 from icsd import _native
 from tools.occupancy import occupancy
@@ -60,13 +70,53 @@ def test_every_block_finds_its_registers(found):
             assert occupancy(int(architecture), of.registers, of.shared, warps), kernel
 
 
-@pytest.mark.parametrize("architecture", [a for a in ("80", "90", "100", "120") if a in BUILT])
+# Instructions of a step of a warp's tile of 32 x 32: 24 matrix instructions for float32, 8 for 16-bit types, whose
+# matrix of gradients has two terms.
+STEPS = {
+    "gram_tensor<float, 2, 1>": (24, 100),
+    "gram_tensor<bfloat16, 2, 1>": (8, 26),
+    "gram_tensor<half, 2, 1>": (8, 26),
+    "combine_tensor<float>": (24, 100),
+    "combine_tensor<bfloat16>": (16, 40),
+}
+
+
+@pytest.mark.parametrize("architecture", [a for a in LOOP_ARCHITECTURES if a in BUILT])
+def test_inner_loops(architecture):
+    found = loops(architecture)
+    table = {kernel: of for (kernel, built_for), of in pinned_loops().items() if built_for == architecture}
+    assert found.keys() == table.keys()
+    for kernel, of in found.items():
+        steps = of.instructions / of.matrix
+        assert steps <= table[kernel].instructions / table[kernel].matrix, (kernel, of)
+        assert of.generic == 0, kernel
+    for kernel, (matrix, most) in STEPS.items() if architecture != "120" else ():  # the compiler unrolls less there
+        of = found[kernel]
+        assert of.matrix % matrix == 0
+        assert of.instructions / (of.matrix / matrix) <= most, (kernel, of)
+        assert of.ldmatrix, kernel
+
+
+@pytest.mark.parametrize("architecture", [a for a in ("90", "100", "120") if a in BUILT])
+def test_kernels_that_are_launched_early_wait_before_they_access_memory(architecture):
+    early = ("rows_forward", "rows_backward", "norms_forward", "sum_gram", "combine_tensor", "combine_fma")
+    for kernel, text in instructions(architecture).items():
+        waits = [match.start() for match in re.finditer(r"\bACQBULK\b", text)]
+        if kernel.split("<")[0] in early:
+            accesses = re.search(r"\b(LDG|STG|LDGSTS|LD|ST)(\.\S+)? ", text)
+            assert waits, kernel
+            assert waits[0] < accesses.start(), kernel
+        else:
+            assert not waits, kernel
+
+
+@pytest.mark.parametrize("architecture", [a for a in LOOP_ARCHITECTURES if a in BUILT])
 def test_promised_instructions(architecture):
     code = instructions(architecture)
-    tf32, bfloat16, half = r"HMMA\.\S*F32\.TF32", r"HMMA\.16816\.F32\.BF16", r"HMMA\.16816\.F32\b"
+    tf32, bfloat16, half = r"HMMA\.1688\.F32\.TF32", r"HMMA\.16816\.F32\.BF16", r"HMMA\.16816\.F32\b"
     for element, product in {"float": tf32, "bfloat16": bfloat16, "half": half}.items():
-        for tiles in (1, 2):
-            kernel = code[f"gram_tensor<{element}, {tiles}>"]
+        for tiles, splits in ((1, 4), (2, 4), (2, 1)):
+            kernel = code[f"gram_tensor<{element}, {tiles}, {splits}>"]
             assert re.search(product, kernel)
             assert re.search(r"LDGSTS\S*\.128", kernel), "asynchronous copies of 16 bytes"
     for element, product in {"float": tf32, "bfloat16": bfloat16, "half": tf32}.items():

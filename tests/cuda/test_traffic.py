@@ -58,6 +58,23 @@ def test_all_traffic_is_near_the_floor(n, dtype, counted):
     assert floor <= forward.of_memory() + backward.of_memory() <= 1.05 * floor
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_matrices_are_written_and_read_once(dtype, counted):
+    """One split is enough for many tiles: no partial matrices are made, and both triangles are written at once."""
+    n = 300
+    counted.library.emulator_multiprocessors(132)
+    x, y = torch.randn(n, 40).to(dtype).requires_grad_(), torch.randn(n, 30).to(dtype)
+    with force_regime("sample"), Traffic(counted.library, x, y) as forward:
+        icsd.similarity_distillation_loss(x, y, "kl", backend=counted.name)
+    moved = {launch.kernel.split("<")[0]: launch.bytes for launch in forward.launches}
+    features = [x.data_ptr(), y.data_ptr()]
+    written = sum(count for address, count in moved["gram_tensor"].items() if address not in features)
+    matrices = 2 * n * n * 4
+    assert written == matrices
+    # Each block of eight rows reads the norms of all samples, too: an eighth.
+    assert matrices <= sum(moved["rows_forward"].values()) <= 1.15 * matrices
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_launches_are_as_the_table_says(case, counted):
     if case.regime not in counted.regimes[case.loss]:

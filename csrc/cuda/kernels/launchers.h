@@ -63,7 +63,7 @@ void launch_center_rows(const RowsArguments<C>& arguments, std::int64_t stages, 
 
 int statistics_of(LossKind kind);
 
-// Launches `rows_forward` and `rows_backward`. Sets `block_rows` and `norms_known` of the arguments.
+// Launches `rows_forward` and `rows_backward`. Sets the fields that say how `rows_forward` works.
 template <class C>
 void launch_rows(RowsArguments<C> arguments, LossKind kind, const LossArguments<C>& loss_arguments, bool save,
                  cudaStream_t stream);

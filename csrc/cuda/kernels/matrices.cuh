@@ -38,7 +38,8 @@ struct RowsArguments {
   C* loss;           // (groups)
   C eps;
   bool teacher_gradient;
-  bool norms_known;  // `inverse_norms` has those of all samples already
+  bool norms_known;      // `inverse_norms` has those of all samples already
+  bool norms_in_shared;  // the forward kernel has room for those of all stages
 
   __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
     return (stage * groups + group) * samples + i;

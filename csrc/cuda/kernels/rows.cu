@@ -29,7 +29,8 @@ void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stre
   const std::int64_t stages = arguments.students + 1;
   arguments.block_rows = rows_per_block(shape);
   std::size_t shared = stages * arguments.samples * sizeof(C);
-  arguments.norms_known = shared > dynamic_shared_limit(rows_forward<C, D>);
+  arguments.norms_in_shared = shared <= dynamic_shared_limit(rows_forward<C, D>);
+  arguments.norms_known = !arguments.norms_in_shared;
   int splits = 1;
   for (int k = 0; k < stages; ++k) {
     arguments.norms_known |= !arguments.partials[k].data;
@@ -39,8 +40,8 @@ void launch_forward(RowsArguments<C> arguments, const D& loss, cudaStream_t stre
   if (arguments.norms_known) {
     launch_early(norms_forward<C>, blocks(divide_up(stages * shape.groups * shape.samples, kForwardThreads)),
                  kForwardThreads, 0, stream, arguments, static_cast<bool>(loss.similarities));
-    shared = 0;
   }
+  if (!arguments.norms_in_shared) shared = 0;
   launch_early(rows_forward<C, D>, row_blocks(shape, arguments.block_rows), kForwardThreads, shared, stream, arguments,
                loss);
 }

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kForwardThreads) norms_forward(RowsArguments<C
 template <class C, class D>
 __global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments<C> a, D loss) {
   __shared__ C sums[kForwardThreads * kMaxSumThreads];
-  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the samples of all stages, unless they are known
+  ICSD_DYNAMIC_SHARED(C, norms);  // inverse norms of the samples of all stages, if there is room for them
   const int n = a.samples, row_blocks = (n + a.block_rows - 1) / a.block_rows, stages = a.students + 1;
   const int first = static_cast<int>(blockIdx.x % row_blocks) * a.block_rows;
   const int rows = min(a.block_rows, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -158,8 +158,14 @@ __global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments
              }
            });
   const auto norms_of = [&](int stage) -> const C* {
-    return a.norms_known ? a.inverse_norms + a.index(stage, group, 0) : norms + stage * n;
+    return a.norms_in_shared ? norms + stage * n : a.inverse_norms + a.index(stage, group, 0);
   };
+  if (a.norms_known && a.norms_in_shared) {
+    for (int item = threadIdx.x; item < stages * n; item += kForwardThreads) {
+      norms[item] = a.inverse_norms[a.index(item / n, group, item % n)];
+    }
+    __syncthreads();
+  }
   admit_next();
   for (int item = threadIdx.x; !a.norms_known && item < stages * rows; item += kForwardThreads) {
     const int stage = item / rows, i = first + item % rows;

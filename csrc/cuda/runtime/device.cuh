@@ -62,6 +62,35 @@ void allow_shared(Kernel* kernel, std::size_t bytes) {
   }
 }
 
+// Returns true if `kernel` waits for the previous one: if it was compiled for compute capability 9.0 or later. On newer
+// devices, too, drivers may run what was compiled for older ones.
+template <class Kernel>
+bool waits_for_previous(Kernel* kernel) {
+#ifdef ICSD_EMULATED
+  return true;
+#else
+  static std::mutex mutex;
+  static std::map<std::pair<int, Kernel*>, bool> known;
+  const std::lock_guard lock(mutex);
+  const auto [place, is_new] = known.try_emplace({current_device(), kernel}, false);
+  if (is_new) {
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel));
+    place->second = attributes.ptxVersion >= 90;
+  }
+  return place->second;
+#endif
+}
+
+// Launches a kernel that begins with `wait_for_previous`, where that is possible before the previous kernel has
+// finished: its blocks then start while that one ends ("programmatic dependent launch").
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+                  Arguments&&... arguments) {
+  launch_kernel(waits_for_previous(kernel), kernel, grid, block, shared, stream,
+                static_cast<Arguments&&>(arguments)...);
+}
+
 // Returns how many blocks of `kernel` a multiprocessor of the current device holds at once.
 template <class Kernel>
 int resident_blocks(Kernel* kernel, int threads, std::size_t shared) {

@@ -28,38 +28,23 @@ inline void check(cudaError_t status) {
 
 inline std::atomic<std::uint64_t> launched{0};  // number of kernels this process has launched
 
-// Launches `kernel` with `shared` bytes of dynamic shared memory on `stream`; throws if the launch is refused.
+// Launches `kernel` with `shared` bytes of dynamic shared memory on `stream`; throws if the launch is refused. If
+// `early`, it may be launched before the previous kernel has finished.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
-            Arguments&&... arguments) {
-  const cudaLaunchConfig_t config = {grid, block, shared, stream, nullptr, 0};
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
-  ++launched;
-}
-
-// Returns true if the current device can launch a kernel before the previous one has finished.
-inline bool launches_early() {
-#ifdef ICSD_EMULATED
-  return true;  // it checks the kernels for this on any device
-#else
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major >= 9;
-#endif
-}
-
-// Launches a kernel that begins with `wait_for_previous`, where the device can before the previous kernel has finished:
-// its blocks then start and compute their addresses while that one ends ("programmatic dependent launch").
-template <class... Parameters, class... Arguments>
-void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
-                  Arguments&&... arguments) {
+void launch_kernel(bool early, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
+                   cudaStream_t stream, Arguments&&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config = {grid, block, shared, stream, &attribute, launches_early() ? 1u : 0u};
+  const cudaLaunchConfig_t config = {grid, block, shared, stream, &attribute, early ? 1u : 0u};
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   ++launched;
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+            Arguments&&... arguments) {
+  launch_kernel(false, kernel, grid, block, shared, stream, static_cast<Arguments&&>(arguments)...);
 }
 
 // Waits until the previous kernel has finished and all it wrote is visible. A kernel for `launch_early` must call this

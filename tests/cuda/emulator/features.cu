@@ -2,38 +2,44 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
-#include <mma.h>
 
 #include "cuda/runtime/launch.cuh"
+#include "cuda/runtime/matrix_instructions.cuh"
 
 using icsd::cuda::launch;
-namespace wmma = nvcuda::wmma;
 
 namespace {
 
-__global__ void round_to(const float* x, float* half, float* bfloat16, float* tf32, int n) {
+__global__ void round_to(const float* x, float* half, float* bfloat16, int n) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     half[i] = __half2float(__float2half(x[i]));
     bfloat16[i] = __bfloat162float(__float2bfloat16(x[i]));
-    tf32[i] = wmma::__float_to_tf32(x[i]);
   }
 }
 
-// One tile of c = a b, a row-major and b column-major.
-template <int m, int n, int k, class T, class E, class C>
-__global__ void product(const E* a, const E* b, C* c) {
-  __shared__ __align__(32) C tile[m * (n + 8)];
-  wmma::fragment<wmma::matrix_a, m, n, k, T, wmma::row_major> left;
-  wmma::fragment<wmma::matrix_b, m, n, k, T, wmma::col_major> right;
-  wmma::fragment<wmma::accumulator, m, n, k, C> sum;
-  wmma::load_matrix_sync(left, a, k);
-  wmma::load_matrix_sync(right, b, k);
-  wmma::fill_fragment(sum, C(0));
-  wmma::mma_sync(sum, left, right, sum);
-  for (C& x : sum.x) x *= 2;
-  wmma::store_matrix_sync(tile, sum, n + 8, wmma::mem_row_major);
-  __syncwarp();
-  for (int i = threadIdx.x; i < m * n; i += 32) c[i] = tile[i / n * (n + 8) + i % n];
+// d = a b + c, given the words of each lane. The type of the product is that of `kind`.
+template <class Kind>
+__global__ void product(const unsigned* a, const unsigned* b, const float* c, float* d) {
+  const unsigned lane = threadIdx.x;
+  unsigned left[4];
+  float sums[4];
+  for (int i = 0; i < 4; ++i) {
+    left[i] = a[lane * 4 + i];
+    sums[i] = c[lane * 4 + i];
+  }
+  icsd::cuda::multiply_tile(Kind{}, sums, left, b[lane * 2], b[lane * 2 + 1]);
+  for (int i = 0; i < 4; ++i) d[lane * 4 + i] = sums[i];
+}
+
+// The words that each lane loads of 32 rows of 16 bytes.
+template <bool kTranspose>
+__global__ void matrices(const uint4* rows, unsigned* words) {
+  __shared__ uint4 shared[32];
+  shared[31 - threadIdx.x] = rows[threadIdx.x];
+  __syncthreads();
+  unsigned own[4];
+  icsd::cuda::load_matrices<kTranspose>(own, shared + 31 - threadIdx.x);
+  for (int i = 0; i < 4; ++i) words[threadIdx.x * 4 + i] = own[i];
 }
 
 constexpr unsigned kAll = 0xffffffff;
@@ -108,20 +114,20 @@ __global__ void static_shared(float* out) {
 
 extern "C" {
 
-void emulate_round_to(const float* x, float* half, float* bfloat16, float* tf32, int n) {
-  launch(round_to, 1, 64, 0, nullptr, x, half, bfloat16, tf32, n);
+void emulate_round_to(const float* x, float* half, float* bfloat16, int n) {
+  launch(round_to, 1, 64, 0, nullptr, x, half, bfloat16, n);
 }
-void emulate_product_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
-  launch(product<16, 16, 16, __nv_bfloat16, __nv_bfloat16, float>, 1, 32, 0, nullptr, a, b, c);
+void emulate_product_bfloat16(const unsigned* a, const unsigned* b, const float* c, float* d) {
+  launch(product<__nv_bfloat16>, 1, 32, 0, nullptr, a, b, c, d);
 }
-void emulate_product_float16(const __half* a, const __half* b, float* c) {
-  launch(product<32, 8, 16, __half, __half, float>, 1, 32, 0, nullptr, a, b, c);
+void emulate_product_float16(const unsigned* a, const unsigned* b, const float* c, float* d) {
+  launch(product<__half>, 1, 32, 0, nullptr, a, b, c, d);
 }
-void emulate_product_tf32(const float* a, const float* b, float* c) {
-  launch(product<16, 16, 8, wmma::precision::tf32, float, float>, 1, 32, 0, nullptr, a, b, c);
+void emulate_product_tf32(const unsigned* a, const unsigned* b, const float* c, float* d) {
+  launch(product<icsd::cuda::Tf32>, 1, 32, 0, nullptr, a, b, c, d);
 }
-void emulate_product_float64(const double* a, const double* b, double* c) {
-  launch(product<8, 8, 4, double, double, double>, 1, 32, 0, nullptr, a, b, c);
+void emulate_matrices(const uint4* rows, unsigned* words, int transposed) {
+  launch(transposed ? matrices<true> : matrices<false>, 1, 32, 0, nullptr, rows, words);
 }
 void emulate_warp(const int* x, int* out) { launch(warp, 1, 64, 0, nullptr, x, out); }
 void emulate_atomics(float* sum, int* largest, unsigned* turns, int* order, int blocks) {

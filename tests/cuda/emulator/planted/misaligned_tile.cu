@@ -1,29 +1,24 @@
-// A tensor core tile at a pointer that is aligned to 16 bytes only.
-#include <mma.h>
-
+// A matrix for the tensor cores with a row that is aligned to 8 bytes only.
+#include "cuda/runtime/matrix_instructions.cuh"
 #include "planted.h"
 
 namespace misaligned_tile {
 
 template <bool planted>
 __global__ void transpose(const __nv_bfloat16* x, float* out) {
-  namespace wmma = nvcuda::wmma;
-  __shared__ __align__(32) __nv_bfloat16 tile[16][24];
-  __shared__ __align__(32) __nv_bfloat16 identity[16][16];
-  constexpr int shift = planted ? 8 : 0;
-  for (unsigned i = threadIdx.x; i < 256; i += 32) {
-    tile[i / 16][i % 16 + shift] = x[i];
-    identity[i / 16][i % 16] = i / 16 == i % 16 ? 1.0f : 0.0f;
-  }
+  __shared__ __align__(16) __nv_bfloat16 tile[32][16];
+  constexpr int shift = planted ? 4 : 0;
+  for (unsigned i = 0; i < 8; ++i) tile[threadIdx.x][i + shift] = x[threadIdx.x * 8 + i];
   __syncwarp();
-  wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::col_major> a;
-  wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::row_major> b;
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> c;
-  wmma::load_matrix_sync(a, &tile[0][shift], 24);
-  wmma::load_matrix_sync(b, &identity[0][0], 16);
-  wmma::fill_fragment(c, 0.0f);
-  wmma::mma_sync(c, a, b, c);
-  wmma::store_matrix_sync(out, c, 16, wmma::mem_row_major);
+  unsigned words[4];
+  icsd::cuda::load_matrices<true>(words, &tile[threadIdx.x][shift]);
+  for (unsigned matrix = 0; matrix < 4; ++matrix) {
+    for (unsigned i = 0; i < 2; ++i) {
+      const auto bits = static_cast<unsigned short>(words[matrix] >> 16 * i);
+      out[matrix * 64 + threadIdx.x / 4 * 8 + threadIdx.x % 4 * 2 + i] =
+          __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(&bits));
+    }
+  }
 }
 
 template <bool planted>
@@ -32,7 +27,7 @@ bool run() {
   Memory<float> out(256);
   launch(transpose<planted>, 1, 32, 0, nullptr, x, out);
   for (int i = 0; i < 256; ++i) {
-    if (out[i] != float(x[i % 16 * 16 + i / 16])) return false;
+    if (out[i] != float(x[i / 64 * 64 + i % 8 * 8 + i % 64 / 8])) return false;
   }
   return true;
 }
