@@ -18,7 +18,7 @@ from resources import (
 )
 
 from icsd import _native
-from tools.occupancy import occupancy
+from tools.occupancy import MULTIPROCESSORS, occupancy
 
 BUILT = _native.build["cuda"].split()
 
@@ -79,6 +79,17 @@ STEPS = {
     "combine_tensor<float>": (24, 100),
     "combine_tensor<bfloat16>": (16, 40),
 }
+
+
+@pytest.mark.parametrize("architecture", [a for a in ("80", "90", "100") if a in BUILT])
+def test_few_samples_have_64_kib_in_flight(architecture, found):
+    """Of 8 buffers with a line of 128 bytes of each sample, one is being used."""
+    for element in ("float", "bfloat16", "half"):
+        for tiles, samples in ((1, 16), (2, 32)):
+            registers = found[f"gram_tensor<{element}, {tiles}, 4>", architecture].registers
+            warps = MULTIPROCESSORS[int(architecture)][0]
+            blocks = occupancy(int(architecture), registers, 8 * samples * 144, 4) * warps / 4
+            assert blocks * 7 * samples * 128 >= 64 << 10, (element, samples, blocks)
 
 
 @pytest.mark.parametrize("architecture", [a for a in LOOP_ARCHITECTURES if a in BUILT])

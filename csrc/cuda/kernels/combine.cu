@@ -49,6 +49,7 @@ std::int64_t add_products(CombineArguments<T>& arguments, const std::vector<Prod
                                            p.scale_group_stride,
                                            blocks(grid),
                                            copy_bytes(p.x.data, p.x.group_stride, p.x.sample_stride, sizeof(T)),
+                                           copy_bytes(p.matrix, p.matrix_group_stride, arguments.matrix_stride, 4),
                                            out_bytes == 16};
     grid += shape.groups * divide_up(arguments.outputs, tile_outputs) * divide_up(p.x.dim, tile_features);
   }

@@ -19,6 +19,7 @@ struct CombineStage {
   std::int64_t matrix_group_stride, scale_group_stride;
   unsigned first_block;
   int copy_bytes;      // of x
+  int matrix_bytes;    // that one copy of the matrix may move
   bool whole_vectors;  // every sample of out begins at a multiple of 16 bytes
 };
 
@@ -63,10 +64,13 @@ struct CombineItem {
     return a.stages[k];
   }
 
+  // Returns where a row of the matrix begins.
+  __device__ std::int64_t row(const CombineArguments<T>& a, int output) const {
+    return group * stage.matrix_group_stride + static_cast<std::int64_t>(output) * a.matrix_stride;
+  }
   template <class C>
   __device__ C element(const CombineArguments<T>& a, int output, int sample) const {
-    const std::int64_t row = group * stage.matrix_group_stride + static_cast<std::int64_t>(output) * a.matrix_stride;
-    return coefficient<C>(stage.matrix, a.is_double, row + sample);
+    return coefficient<C>(stage.matrix, a.is_double, row(a, output) + sample);
   }
   template <class C>
   __device__ C scale(const CombineArguments<T>& a, int output) const {
@@ -233,15 +237,28 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
       min((left + kTileFeatures - 1) / kTileFeatures, static_cast<std::int64_t>(a.tiles));
   const int steps = static_cast<int>(feature_tiles) * tiles.chunks;
 
+  const auto convert = [&](S* to, int e, float value) {
+    S* const element = to + e / kChunk * kMatrixPitch + e % kChunk;
+    *element = Narrow<S>::from(value);
+    if constexpr (kTerms == 2) element[tiles.matrix_term()] = Narrow<S>::from(value - widen(*element));
+  };
+  const auto coefficient_of = [&](int first, int e) {
+    const int output = item.first_output + e / kChunk, sample = first + e % kChunk;
+    return output < a.outputs && sample < a.samples ? item.template element<float>(a, output, sample) : 0.f;
+  };
+  // Loads a chunk of the matrix, asynchronously if nothing is converted.
   const auto load_matrix = [&](S* to, int first) {
-    for (int e = threadIdx.x; e < tiles.outputs() * kChunk; e += blockDim.x) {
-      const int output = item.first_output + e / kChunk, sample = first + e % kChunk;
-      const bool inside = output < a.outputs && sample < a.samples;
-      const float value = inside ? item.template element<float>(a, output, sample) : 0.f;
-      S* const element = to + e / kChunk * kMatrixPitch + e % kChunk;
-      *element = Narrow<S>::from(value);
-      if constexpr (kTerms == 2) element[tiles.matrix_term()] = Narrow<S>::from(value - widen(*element));
+    if constexpr (kTerms == 1) {
+      if (!a.is_double) {
+        const float* const from = static_cast<const float*>(item.stage.matrix) + item.row(a, item.first_output) + first;
+        return copy_rectangle(item.stage.matrix_bytes, to, kMatrixPitch, from, a.matrix_stride,
+                              a.outputs - item.first_output, tiles.outputs(), kChunk, a.samples - first);
+      }
     }
+    for (int e = threadIdx.x; e < tiles.outputs() * kChunk; e += blockDim.x) convert(to, e, coefficient_of(first, e));
+  };
+  const auto chunk_of_matrix = [&](int chunk) {  // where it is in shared memory
+    return matrix + (tiles.resident ? chunk : chunk % 2) * kTerms * tiles.matrix_term();
   };
   const auto load = [&](int step) {
     const int chunk = step % tiles.chunks, first = chunk * kChunk;
@@ -249,7 +266,7 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     copy_rectangle(item.stage.copy_bytes, chunks + step % 2 * kChunk * kPitch, kPitch,
                    x + first * item.stage.x_sample_stride + feature, item.stage.x_sample_stride,
                    min(kChunk, a.samples - first), kChunk, kTileFeatures, left - feature);
-    if (!tiles.resident) load_matrix(matrix + step % 2 * kTerms * tiles.matrix_term(), first);
+    if (!tiles.resident && (kTerms == 1 || step == 0)) load_matrix(chunk_of_matrix(step), first);
     __pipeline_commit();
   };
   const auto store = [&](const auto& product, std::int64_t feature) {
@@ -281,9 +298,7 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
 
   wait_for_previous();
   if (tiles.resident) {
-    for (int chunk = 0; chunk < tiles.chunks; ++chunk) {
-      load_matrix(matrix + chunk * kTerms * tiles.matrix_term(), chunk * kChunk);
-    }
+    for (int chunk = 0; chunk < tiles.chunks; ++chunk) load_matrix(chunk_of_matrix(chunk), chunk * kChunk);
   }
   load(0);
   constexpr Split kSplitMatrix = kTerms == 1 ? Split::in_registers : Split::in_memory;
@@ -293,14 +308,28 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     const int chunk = step % tiles.chunks;
     __pipeline_wait_prior(0);
     __syncthreads();  // all threads see this chunk, and none still reads the previous one
+    // A chunk that is converted passes through registers while the previous one is multiplied.
+    constexpr int kCoefficients = kChunk * kWarpTile / (32 * kWarpColumns);  // per thread
+    const bool fetched = kTerms == 2 && !tiles.resident && step + 1 < steps;
     if (step + 1 < steps) load(step + 1);
-    const S* const terms = matrix + (tiles.resident ? chunk : step % 2) * kTerms * tiles.matrix_term();
+    float coefficients[kCoefficients];
+#pragma unroll
+    for (int n = 0; n < kCoefficients; ++n) {
+      if (fetched) {
+        coefficients[n] = coefficient_of((step + 1) % tiles.chunks * kChunk, threadIdx.x + n * blockDim.x);
+      }
+    }
+    const S* const terms = chunk_of_matrix(tiles.resident ? chunk : step);
     const S* const rows = terms + row * kMatrixPitch;
     const S* const features = chunks + step % 2 * kChunk * kPitch + column;
     for (int k = 0; k < min(kChunk, a.samples - chunk * kChunk); k += kStep) {
       product.multiply(rows + k, kMatrixPitch, features + k * kPitch, kPitch, tiles.matrix_term());
     }
     product.flush();
+#pragma unroll
+    for (int n = 0; n < kCoefficients; ++n) {
+      if (fetched) convert(chunk_of_matrix(step + 1), threadIdx.x + n * blockDim.x, coefficients[n]);
+    }
     if (chunk == tiles.chunks - 1) {
       store(product, static_cast<std::int64_t>(step / tiles.chunks) * kTileFeatures);
       product.clear();
