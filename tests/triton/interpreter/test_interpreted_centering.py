@@ -7,7 +7,6 @@ pytest.importorskip("triton")
 from conformance.centering import (  # noqa: F401
     test_batches_without_variation,
     test_definition,
-    test_groups_that_are_transposed_views_of_many_features,
     test_means_that_dominate,
     test_nan_makes_its_group_nan,
 )
