@@ -10,6 +10,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +85,7 @@ def usage() -> dict[tuple[str, str], Usage]:
     return found
 
 
+@cache
 def instructions(architecture: str) -> dict[str, str]:
     """The machine code of every kernel."""
     parts = re.split(r"\n\s*Function : (.*)\n", dump("-sass", "-arch", f"sm_{architecture}"))

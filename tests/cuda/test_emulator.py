@@ -115,8 +115,9 @@ def test_rounding(features):
     torch.testing.assert_close(bfloat16, x.bfloat16().float(), rtol=0, atol=0, equal_nan=True)
 
 
-# Where the elements of the operands of mma.m16n8k8 (tf32) and mma.m16n8k16 are, as CUTLASS's CuTe states it: strides of
-# (lane % 4, lane // 4), of the elements of a word, and of the bits of a word's number, in matrices stored by columns.
+# The places of the elements of the operands of mma.m16n8k8 (tf32) and mma.m16n8k16, as CUTLASS's CuTe states them:
+# strides of (lane % 4, lane // 4), of the elements of a word, and of the bits of a word's number, in matrices stored by
+# columns.
 MATRICES = {
     "tf32": {"depth": 8, "a": ((16, 1), 0, (8, 64)), "b": ((8, 1), 0, (32,))},
     "bfloat16": {"depth": 16, "a": ((32, 1), 16, (8, 128)), "b": ((16, 1), 8, (64,))},

@@ -83,7 +83,7 @@ STEPS = {
 
 @pytest.mark.parametrize("architecture", [a for a in ("80", "90", "100") if a in BUILT])
 def test_few_samples_have_64_kib_in_flight(architecture, found):
-    """Of 8 buffers with a line of 128 bytes of each sample, one is being used."""
+    """The ring has 8 buffers with a line of 128 bytes of each sample; one of them is being used."""
     for element in ("float", "bfloat16", "half"):
         for tiles, samples in ((1, 16), (2, 32)):
             registers = found[f"gram_tensor<{element}, {tiles}, 4>", architecture].registers

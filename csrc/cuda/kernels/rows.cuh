@@ -32,29 +32,31 @@ __device__ C sum_splits(const Partials& partials, std::int64_t size, std::int64_
 }
 
 // Calls put(stage, row, j, K_ij), i = first + row, for all columns j of `rows` rows of every stage that has partial
-// matrices and, if `diagonal`, put(stage, -1, j, K_jj) for all j. Elements of all stages are summed side by side. Each
-// sum is shared by `threads` threads, whose parts meet in `sums`.
-template <class C, class Put>
-__device__ void sum_rows(const Partials* partials, int stages, int threads, std::int64_t group, int samples, int first,
-                         int rows, bool diagonal, C (&sums)[kForwardThreads * kMaxSumThreads], const Put& put) {
+// matrices, partials_of(stage), and, if `diagonal`, put(stage, -1, j, K_jj) for all j. Elements of all stages are
+// summed side by side. Each sum is shared by `threads` threads, whose parts meet in `sums`.
+template <class C, class PartialsOf, class Put>
+__device__ void sum_rows(const PartialsOf& partials_of, int stages, int threads, std::int64_t group, int samples,
+                         int first, int rows, bool diagonal, C (&sums)[kForwardThreads * kMaxSumThreads],
+                         const Put& put) {
   const int width = kForwardThreads / threads, number = threadIdx.x / width;
   const int of_stage = (rows + diagonal) * samples;
   int all = 0;
   for (int stage = 0; stage < stages; ++stage) {
-    if (partials[stage].data) all = stages * of_stage;
+    if (partials_of(stage).data) all = stages * of_stage;
   }
   const std::int64_t size = packed_size(samples);
   for (int base = 0; base < all; base += kForwardThreads) {
     for (int e = threadIdx.x % width; e < kForwardThreads && base + e < all; e += width) {
       const int stage = (base + e) / of_stage, at = (base + e) % of_stage;
-      if (!partials[stage].data) continue;
+      const Partials& partials = partials_of(stage);
+      if (!partials.data) continue;
       const int row = at / samples, j = at % samples, i = row < rows ? first + row : samples;
-      const std::int64_t element = group * partials[stage].splits * size + (j <= i ? packed(i, j) : packed(j, i));
-      sums[number * kForwardThreads + e] = sum_splits<C>(partials[stage], size, element, number, threads);
+      const std::int64_t element = group * partials.splits * size + (j <= i ? packed(i, j) : packed(j, i));
+      sums[number * kForwardThreads + e] = sum_splits<C>(partials, size, element, number, threads);
     }
     __syncthreads();
     const int e = threadIdx.x, stage = (base + e) / of_stage, at = (base + e) % of_stage;
-    if (base + e < all && partials[stage].data) {
+    if (base + e < all && partials_of(stage).data) {
       C sum = sums[e];
       for (int other = 1; other < threads; ++other) sum += sums[other * kForwardThreads + e];
       const int row = at / samples;
@@ -81,7 +83,8 @@ __global__ void __launch_bounds__(kForwardThreads)
   const int row_blocks = (samples + block_rows - 1) / block_rows;
   const int first = static_cast<int>(blockIdx.x % row_blocks) * block_rows;
   const std::int64_t group = blockIdx.x / row_blocks;
-  sum_rows(&partials, 1, threads, group, samples, first, min(block_rows, samples - first), false, sums,
+  const auto partials_of = [&](int) -> const Partials& { return partials; };
+  sum_rows(partials_of, 1, threads, group, samples, first, min(block_rows, samples - first), false, sums,
            [&](int, int row, int j, C sum) { out[(group * samples + first + row) * samples + j] = sum; });
 }
 
@@ -149,7 +152,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1) rows_forward(RowsArguments
   const std::int64_t group = blockIdx.x / row_blocks;
 
   wait_for_previous();
-  sum_rows(a.partials, stages, a.sum_threads, group, n, first, rows, !a.norms_known, sums,
+  const auto partials_of = [&](int stage) -> const Partials& { return a.partials[stage]; };
+  sum_rows(partials_of, stages, a.sum_threads, group, n, first, rows, !a.norms_known, sums,
            [&](int stage, int row, int j, C sum) {
              if (row < 0) {
                norms[stage * n + j] = loss.similarities ? inverse_norm(sum, a.eps) : C(1);

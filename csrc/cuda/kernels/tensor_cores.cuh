@@ -10,7 +10,7 @@ namespace icsd::cuda {
 
 constexpr int kTile = 16;  // rows and columns of a tensor-core tile
 
-// How the elements of an operand lie in shared memory. Products are sums over k.
+// The order of the elements of an operand in shared memory. Products are sums over k.
 enum class Order {
   along_k,   // those of a row or column of the product are neighbors
   across_k,  // those of a k are neighbors
@@ -37,8 +37,8 @@ __device__ inline void split_number(unsigned whole, unsigned& high, unsigned& lo
   low = __float_as_uint(__uint_as_float(whole) - __uint_as_float(high));
 }
 
-// How an operand becomes two: not at all, in registers, or in memory, where the second is a given distance from the
-// first.
+// The way an operand becomes two: not at all, in registers, or in memory, where the second is a given distance from
+// the first.
 enum class Split { none, in_registers, in_memory };
 
 // One step along k of an operand of 16 kTiles rows (of the left operand) or columns (of the right one).
