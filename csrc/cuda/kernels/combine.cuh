@@ -196,23 +196,32 @@ __device__ inline void transpose_words(unsigned (&words)[4]) {
   }
 }
 
+__device__ inline unsigned pack(__nv_bfloat16, float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+__device__ inline unsigned pack(__half, float first, float second) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
 // Gets the lane's features of one of its outputs, times `scale`. All lanes of the warp must call this.
-template <class Product, class T>
-__device__ void take_run(const Product& product, int m, int half, float scale, T (&run)[kRun]) {
+template <class Product, class T, int kWords>
+__device__ void take_run(const Product& product, int m, int half, float scale, T type, unsigned (&words)[kWords]) {
   const auto& sums = product.sums[m];
-  if constexpr (Product::B::kWide) {
+  if constexpr (std::is_same_v<T, float>) {
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) run[k] = Narrow<T>::from(scale * sums[k % 4][2 * half + k / 4]);
-  } else {
-    unsigned words[4];
+    for (int k = 0; k < kRun; ++k) words[k] = __float_as_uint(scale * sums[k % 4][2 * half + k / 4]);
+  } else if constexpr (Product::B::kWide) {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(scale * sums[n][2 * half], scale * sums[n][2 * half + 1]);
-      words[n] = *reinterpret_cast<const unsigned*>(&pair);
+    for (int k = 0; k < kRun; k += 2) {
+      const int place = 2 * half + k / 4;
+      words[k / 2] = pack(type, scale * sums[k % 4][place], scale * sums[k % 4 + 1][place]);
     }
-    transpose_words(words);
+  } else {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) *reinterpret_cast<unsigned*>(run + 2 * n) = words[n];
+    for (int n = 0; n < 4; ++n) words[n] = pack(type, scale * sums[n][2 * half], scale * sums[n][2 * half + 1]);
+    transpose_words(words);
   }
 }
 
@@ -266,7 +275,7 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     copy_rectangle(item.stage.copy_bytes, chunks + step % 2 * kChunk * kPitch, kPitch,
                    x + first * item.stage.x_sample_stride + feature, item.stage.x_sample_stride,
                    min(kChunk, a.samples - first), kChunk, kTileFeatures, left - feature);
-    if (!tiles.resident && (kTerms == 1 || step == 0)) load_matrix(chunk_of_matrix(step), first);
+    if (!tiles.resident) load_matrix(chunk_of_matrix(step), first);
     __pipeline_commit();
   };
   const auto store = [&](const auto& product, std::int64_t feature) {
@@ -274,23 +283,22 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
 #pragma unroll
     for (int number = 0; number < 4; ++number) {
       const int m = number / 2, half = number % 2, output = item.first_output + row + product.row(m, 2 * half);
-      alignas(16) T run[kRun];
-      take_run(product, m, half, output < a.outputs ? item.template scale<float>(a, output) : 0.f, run);
+      unsigned words[kRun * sizeof(T) / 4];
+      take_run(product, m, half, output < a.outputs ? item.template scale<float>(a, output) : 0.f, T{}, words);
       if (output >= a.outputs) continue;
       T* const to = item.stage.out + item.group * item.stage.out_group_stride + output * item.stage.out_sample_stride +
                     item.first_feature + first;
       if (item.stage.whole_vectors && first + kRun <= left) {
 #pragma unroll
-        for (int k = 0; k < kRun; k += kVector) {
-          Vector<T> vector;
-#pragma unroll
-          for (int e = 0; e < kVector; ++e) vector.x[e] = run[k + e];
-          *reinterpret_cast<Vector<T>*>(to + k) = vector;
+        for (int k = 0; k < kRun / kVector; ++k) {
+          // The compiler would split a plain store.
+          __stwb(reinterpret_cast<uint4*>(to) + k,
+                 make_uint4(words[4 * k], words[4 * k + 1], words[4 * k + 2], words[4 * k + 3]));
         }
       } else {
 #pragma unroll
         for (int k = 0; k < kRun; ++k) {
-          if (first + k < left) to[k] = run[k];
+          if (first + k < left) to[k] = reinterpret_cast<const T*>(words)[k];
         }
       }
     }
@@ -308,17 +316,7 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     const int chunk = step % tiles.chunks;
     __pipeline_wait_prior(0);
     __syncthreads();  // all threads see this chunk, and none still reads the previous one
-    // A chunk that is converted passes through registers while the previous one is multiplied.
-    constexpr int kCoefficients = kChunk * kWarpTile / (32 * kWarpColumns);  // per thread
-    const bool fetched = kTerms == 2 && !tiles.resident && step + 1 < steps;
     if (step + 1 < steps) load(step + 1);
-    float coefficients[kCoefficients];
-#pragma unroll
-    for (int n = 0; n < kCoefficients; ++n) {
-      if (fetched) {
-        coefficients[n] = coefficient_of((step + 1) % tiles.chunks * kChunk, threadIdx.x + n * blockDim.x);
-      }
-    }
     const S* const terms = chunk_of_matrix(tiles.resident ? chunk : step);
     const S* const rows = terms + row * kMatrixPitch;
     const S* const features = chunks + step % 2 * kChunk * kPitch + column;
@@ -326,10 +324,6 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
       product.multiply(rows + k, kMatrixPitch, features + k * kPitch, kPitch, tiles.matrix_term());
     }
     product.flush();
-#pragma unroll
-    for (int n = 0; n < kCoefficients; ++n) {
-      if (fetched) convert(chunk_of_matrix(step + 1), threadIdx.x + n * blockDim.x, coefficients[n]);
-    }
     if (chunk == tiles.chunks - 1) {
       store(product, static_cast<std::int64_t>(step / tiles.chunks) * kTileFeatures);
       product.clear();
