@@ -29,10 +29,10 @@ def plot_differences(differences: Sequence[Difference], reference: str, path: Pa
     rows = math.ceil(len(panels) / columns)
     arms = max(map(len, panels.values()))
     figure = Figure(figsize=(4.6 * columns, rows * (1.2 + 0.28 * arms)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, ((name, stage), group) in zip(axes, panels.items(), strict=False):
         _draw(axis, f"{name}, {stage} px" if stage else name, group)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.suptitle(f"difference from {reference}, paired by seed, with 95 % intervals", fontsize=10)
     figure.savefig(path, dpi=120)
