@@ -61,12 +61,12 @@ def test_the_check_reads_the_sources():
     assert {"README.md", "icsd/__init__.py", "csrc/binding/module.cpp"} <= set(names)
 
 
-FRAGMENT = re.compile(r"(What|Whether|Of|As|Their|Whose|Where|So many|Likewise|Never|Not|To) ")
+FRAGMENT = re.compile(r"(What|Whether|How|Of|As|Their|Whose|Where|So many|Likewise|Never|Not|To) ")
 
 
 def docstring_starts(text: str) -> list[str]:
-    """Return the first words of docstrings and of attribute docstrings."""
-    return re.findall(r'^\s*"""([^\n]*)', text, re.MULTILINE)
+    """Return the first words of docstrings, of attribute docstrings, and of descriptions of arguments."""
+    return re.findall(r'^\s*(?:"""|\w+: )([^\n]*)', text, re.MULTILINE)
 
 
 def comment_starts(text: str) -> list[str]:

@@ -42,9 +42,9 @@ class DistillationV3Loss(nn.Module):
 
         Args:
             teacher_features_global: The images of the teacher, `(B, D)`.
-            teacher_features_local: Their tokens, `(B, N, D)`.
+            teacher_features_local: The tokens of these images, `(B, N, D)`.
             student_features_global: The images of the student, `(B, D)`.
-            student_features_local: Their tokens, `(B, N, D)`.
+            student_features_local: The tokens of these images, `(B, N, D)`.
             queue: Images of the teacher of this and former batches, `(M, D)`.
         """
         check_tokens("teacher_features_local", teacher_features_local)

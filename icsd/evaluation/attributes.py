@@ -181,7 +181,7 @@ def evaluate_attributes(
         generate: B captions and a seed -> images `(B, 3, r, r)` in [-1, 1].
         classifier: Reads the attributes.
         test_set: Held-out images; their first captions are generated.
-        repeats: How often each caption is generated, each time from other noise.
+        repeats: Number of images of each caption, each from other noise.
         seed: Seed of the first generation.
 
     Returns:

@@ -37,7 +37,7 @@ def clip_encoder(folder: Path, device: torch.device) -> Encoder:
 
     Args:
         folder: A local folder with `config.json`, `model.safetensors` and the files of the tokenizer.
-        device: Where the networks run.
+        device: Device of the networks.
 
     Raises:
         InputError: The folder holds no such model, or transformers cannot be imported.

@@ -64,7 +64,7 @@ def lite0(device: torch.device) -> Extractor:
     Its distances are never comparable with published FID or KID figures.
 
     Args:
-        device: Where the network runs.
+        device: Device of the network.
 
     Raises:
         InputError: The packages are not installed.
@@ -101,7 +101,7 @@ def inception(path: Path, device: torch.device) -> Extractor:
 
     Args:
         path: The file `pt_inception-2015-12-05-6726825d.pth` or `weights-inception-2015-12-05-6726825d.pth`.
-        device: Where the network runs.
+        device: Device of the network.
 
     Raises:
         InputError: The file is missing, has another hash or another layout, or torch-fidelity cannot be imported.
@@ -135,7 +135,7 @@ def clip(folder: Path, device: torch.device) -> Extractor:
 
     Args:
         folder: A local folder with `config.json` and `model.safetensors`.
-        device: Where the network runs.
+        device: Device of the network.
 
     Raises:
         InputError: The folder holds no such model, or transformers cannot be imported.

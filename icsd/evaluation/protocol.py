@@ -17,7 +17,7 @@ class Protocol:
     Attributes:
         extractor: Name of the network that gives the features.
         extractor_sha256: Hash of its weights.
-        resize: How images reach the input resolution of the network.
+        resize: The way in which images reach the input resolution of the network.
         resolution: Pixels of the side of the compared images.
         real_set: Name and split of the real images.
         real_sha256: Hash of the pixels of the real images at that resolution.

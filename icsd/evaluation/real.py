@@ -28,11 +28,11 @@ class RealImages:
     Attributes:
         sha256: Hash of the pixels.
         count: Number of images.
-        features: What the extractor finds in them.
+        features: Features that the extractor finds in them.
         constant: Pixels `(3, r, r)` that are the same in all images, as bools.
         first: The first image, uint8 `(3, r, r)`.
         diversity: Mean absolute difference of two images of one caption, where captions are shared, and of any two.
-        attributes: What a classifier reads in them, where attributes are known.
+        attributes: Values that a classifier reads in them, where attributes are known.
     """
 
     sha256: str

@@ -18,7 +18,7 @@ class SP(Loss):
     The loss of Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. Rows of zero samples are zero.
 
     Attributes:
-        include_diagonal: Whether the rows have the products of each sample with itself. Without them the mean is over
+        include_diagonal: True if the rows have the products of each sample with itself. Without them the mean is over
             N(N - 1) elements.
     """
 
@@ -48,7 +48,7 @@ class DIST(SimilarityLoss):
     constant rows and 0 for a constant row and another one.
 
     Attributes:
-        include_diagonal: Whether the rows have the similarity of each sample to itself.
+        include_diagonal: True if the rows have the similarity of each sample to itself.
     """
 
     name: ClassVar[str] = "dist"

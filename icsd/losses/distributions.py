@@ -21,7 +21,7 @@ class KL(SimilarityLoss):
     Attributes:
         student_temperature: The temperature τ_s.
         teacher_temperature: The temperature τ_t.
-        include_diagonal: Whether the row of each sample includes the similarity to the sample itself.
+        include_diagonal: True if the row of each sample includes the similarity to the sample itself.
     """
 
     name: ClassVar[str] = "kl"
@@ -57,7 +57,7 @@ class PKT(SimilarityLoss):
     Attributes:
         mode: `"paper"`, or `"code"`, the authors' code, which adds 1e-7 to the probabilities in the logarithm and
             averages over N² terms instead of N rows.
-        include_diagonal: Whether the distribution of each sample includes the sample itself. By default, that is so in
+        include_diagonal: True if the distribution of each sample includes the sample itself. By default, that is so in
             the code and not in the paper. It makes no difference with banks.
     """
 

@@ -69,7 +69,7 @@ def load_release(release: Release, vocabulary: Vocabulary | None) -> tuple[DAMSM
     """Read released encoders.
 
     Args:
-        release: Their files.
+        release: The files of the encoders.
         vocabulary: The words of the data set, for a release without its ``captions.pickle``.
 
     Returns:

@@ -23,7 +23,7 @@ class FusedBackend(registry.Backend):
         launcher: The kernels.
         regimes: The regimes of each loss that there is a kernel for, by name. `"sample"` is always among them.
         device_type: The type of the device of its tensors.
-        centers: Whether the launcher centers samples, in the regime `"sample"`.
+        centers: True if the launcher centers samples, in the regime `"sample"`.
         traced: The regimes whose launches `torch.compile` can trace, because they consist of operations it knows.
     """
 

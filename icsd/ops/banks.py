@@ -98,7 +98,7 @@ class _Piece(NamedTuple):
 
     Attributes:
         columns: The samples.
-        banks: Their features of norm 1, of the student's and of the teacher's bank.
+        banks: The features of their samples at norm 1, of the student's and of the teacher's bank.
         inverses: The inverse norms, `(*B, C, 1)`.
         similarities: S and T of these columns, `(*B, N, C)`.
     """

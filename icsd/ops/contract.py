@@ -22,9 +22,9 @@ class Spec(NamedTuple):
         parameters: The parameters of the loss, in the order of `Loss.kernel_parameters`.
         weights: One weight for each student.
         eps: The least norm of a sample.
-        teacher_gradient: Whether the backward pass may ask for the gradient of the teacher.
+        teacher_gradient: True if the backward pass may ask for the gradient of the teacher.
         regime: The way to compute the loss.
-        center: Whether the mean sample of each group is subtracted before samples are compared. Only the regime
+        center: True if the mean sample of each group is subtracted before samples are compared. Only the regime
             `"sample"` can do that; for the others the features are centered before.
     """
 

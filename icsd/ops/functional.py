@@ -33,7 +33,7 @@ def cross_sample_similarity(
     Args:
         x: Features `(*B, N, D)` of `B` independent groups of `N` samples; float32, float64, bfloat16 or float16.
         other: Features `(*B, M, D)` of other samples y, such as a memory bank. By default, y is `x`.
-        center: Whether the mean sample of each group is subtracted from its samples first, from x and y each its own.
+        center: True if the mean sample of each group is subtracted from its samples first, from x and y each its own.
             Similarities that would crowd near 1 then spread over [-1, 1]. A NaN makes its whole group NaN.
         eps: The least norm. A zero row has similarity 0 and gradient 0. A row is NaN, and so is its column, if it holds
             NaN or Inf or its squared norm overflows.
@@ -92,10 +92,10 @@ def similarity_distillation_loss(
             and functions.
         student_bank: Features `(*B, M, D_s)` of M other samples. They get a gradient if they require one.
         teacher_bank: Features `(*B, M, D_t)` of the same M samples.
-        center: Whether the mean sample of each group is subtracted from its samples before they are compared, see
+        center: True if the mean sample of each group is subtracted from its samples before they are compared, see
             `cross_sample_similarity`. A bank has a mean of its own.
         reduction: `"mean"` over all terms, `"sum"`, or `"none"` for the mean of each group.
-        detach_teacher: Whether the teacher and its bank are constants, which get no gradient.
+        detach_teacher: True if the teacher and its bank are constants, which get no gradient.
         eps: The least norm, see `cross_sample_similarity`.
         backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
         process_group: A process group of `torch.distributed`, or `"world"` for the default one, if the samples of the
@@ -151,7 +151,7 @@ def interstage_distillation_loss(
         teacher: The index of the stage that is the teacher.
         center: See `similarity_distillation_loss`.
         reduction: See `similarity_distillation_loss`.
-        detach_teacher: Whether the teacher is a constant, which gets no gradient.
+        detach_teacher: True if the teacher is a constant, which gets no gradient.
         eps: The least norm, see `cross_sample_similarity`.
         backend: The name of one of `icsd.backends()`. By default, the first one that takes the input.
         process_group: The ranks that have the samples of the batch, see `similarity_distillation_loss`.

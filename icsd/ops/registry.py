@@ -62,7 +62,7 @@ class BackendStatus:
     Attributes:
         name: Its name for `backend=`, `use_backend` and `ICSD_BACKEND`.
         description: A few words on its implementation.
-        available: Whether this machine and this build can run it.
+        available: True if this machine and this build can run it.
         reason: The reason if they cannot, None otherwise.
     """
 

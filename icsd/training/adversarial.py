@@ -235,7 +235,7 @@ def gradient_penalties(
         power: The power p.
         discriminator: The stage's discriminator.
         real: Real images, `(B, 3, r, r)`.
-        sentence: Their captions, `(B, E)`.
+        sentence: The captions of the images, `(B, E)`.
 
     Returns:
         By name, scalars that can be differentiated by the discriminator's weights; penalties of weight 0 are left out.

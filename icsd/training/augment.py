@@ -21,7 +21,7 @@ def augment(stages: Sequence[Tensor], kinds: Sequence[str], team: Team | None = 
 
     Args:
         stages: Images of the same B samples, `(B, 3, r, r)` each.
-        kinds: Of "color", "translation" and "cutout".
+        kinds: Some of "color", "translation" and "cutout".
         team: The ranks, which draw for the samples of all of them alike, and use what is drawn for their own.
 
     Returns:

@@ -134,7 +134,7 @@ def load_training_encoder(path: Path, device: torch.device, vocabulary: Vocabula
 
     Args:
         path: A checkpoint of `icsd train`.
-        device: Where the encoder runs.
+        device: Device of the encoder.
         vocabulary: The words of the data set, which AttnGAN's text encoder may need.
 
     Returns:
@@ -173,7 +173,7 @@ def load_damsm_encoder(label: str, place: Path, device: torch.device, vocabulary
     Args:
         label: Label of their figures.
         place: A run or checkpoint of `icsd pretrain`, or AttnGAN's released encoders.
-        device: Where the encoders run.
+        device: Device of the encoders.
         vocabulary: The words of the data set, which AttnGAN's text encoder may need.
 
     Raises:

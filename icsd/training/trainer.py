@@ -128,9 +128,9 @@ class Trainer:
 
     Attributes:
         model: Text encoder and generator in training.
-        ema: Their moving average, buffers too; the one to generate with.
+        ema: The moving average of both, buffers too; the one to generate with.
         discriminators: One per stage.
-        matching: Their matching heads; none with DAMSM.
+        matching: The matching heads of the discriminators; none with DAMSM.
         step_count: Steps taken so far.
 
     Args:
@@ -222,7 +222,7 @@ class Trainer:
         """Update the discriminators and the text encoder, then the generator, then the average.
 
         Args:
-            batches: As many as the configuration accumulates, with images of the finest resolution.
+            batches: One batch for each that the configuration accumulates, with images of the finest resolution.
 
         Returns:
             Weighted losses by name, their means over the batches: scalars on the device, without graph.

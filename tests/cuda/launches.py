@@ -30,9 +30,9 @@ class Launches(NamedTuple):
 
     Attributes:
         kernel: Its name.
-        threads: Of a block.
+        threads: Threads of a block.
         shared: Bytes of dynamic shared memory of a block.
-        bytes: Of features and gradients, read and written, for each feature of the stages it touches.
+        bytes: Bytes of features and gradients that are read and written, for each feature of the stages it touches.
     """
 
     kernel: str

@@ -1,4 +1,4 @@
-"""How kernels are launched: on a device, in Triton's interpreter, or into a graph that torch.compile traces."""
+"""Launches of kernels: on a device, in Triton's interpreter, or into a graph that torch.compile traces."""
 
 from __future__ import annotations
 

@@ -204,9 +204,9 @@ def streamed_backward(
         teacher: The teacher.
         statistics: Those of the student's rows, `(groups, 5, samples)`; None for a loss without.
         row_block: The rows from `begin` on, `(groups, rows, samples + 1)`.
-        projections: What `finish_row_block` completes them with, of the shape of `new_projections`.
+        projections: Tensors that `finish_row_block` completes them with, of the shape of `new_projections`.
         begin: The first row.
-        weight: Of the student.
+        weight: Weight of the student.
         spec: The distillation.
         of_teacher: Write the teacher's A.
         add: Add to what the row block holds.

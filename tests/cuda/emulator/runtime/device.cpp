@@ -195,7 +195,7 @@ void emulator_dry_run(int yes) { device().dry = yes; }
 void emulator_capture(int yes) { device().capturing = yes; }
 // The stream that every launch must be on; null for any.
 void emulator_require_stream(void* stream) { device().stream = static_cast<cudaStream_t>(stream); }
-// How often an attribute of a kernel was set.
+// The number of times that an attribute of a kernel was set.
 std::uint64_t emulator_attributes_set() { return device().attributes_set; }
 std::uint64_t emulator_launches() { return device().launches.size(); }
 // These describe a launch, counted from 0: where its kernel stands in which library, threads and dynamic shared memory
