@@ -30,11 +30,13 @@ struct Operand<float> {
   static constexpr int kStep = 8;
 };
 
-// Splits a number into two, the first of them rounded to tf32. Of the second, tensor cores see the part that tf32
-// represents.
+// Splits a number into two, each of them rounded to tf32. Tensor cores cut the second one off after its last place in
+// tf32, so it is first enlarged by 1/3072, which is between a third and two thirds of that place: on average, what is
+// cut off is what was added. To add half of the place to its bits, as for the first one, would lose a NaN of all ones.
 __device__ inline void split_number(unsigned whole, unsigned& high, unsigned& low) {
+  constexpr float kGrowth = 1 + 1.0f / 3072;
   high = (whole + 0x1000) & 0xffffe000;
-  low = __float_as_uint(__uint_as_float(whole) - __uint_as_float(high));
+  low = __float_as_uint(kGrowth * (__uint_as_float(whole) - __uint_as_float(high)));
 }
 
 // The way an operand becomes two: not at all, in registers, or in memory, where the second is a given distance from

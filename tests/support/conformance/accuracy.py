@@ -251,6 +251,17 @@ def test_nan_stays_in_its_row_and_column(shape, dtype, value, backend, limits):
         assert torch.autograd.grad(loss, x)[0].isnan().any()
 
 
+def test_a_nan_of_all_ones_is_one(backend):
+    """It is the NaN that NVIDIA's GPUs make; an addition to its bits would make a zero of it."""
+    x = features(9, 70, torch.float32, 8)
+    x[4, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    x.requires_grad_()
+    assert icsd.cross_sample_similarity(x, backend=backend)[4].isnan().all()
+    loss = icsd.similarity_distillation_loss(x, features(9, 70, torch.float32, 9), backend=backend)
+    assert loss.isnan()
+    assert torch.autograd.grad(loss, x)[0].isnan().any()
+
+
 def test_overflowing_norms_are_nan(backend):
     x = features(4, 50, torch.float32, 9)
     x[2] *= 1e30
