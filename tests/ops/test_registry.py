@@ -111,7 +111,7 @@ def test_status():
         (TypeError, "beta", lambda x: pair(x, x, beta=1)),
         (ValueError, "student_temperature must be a positive.*got -1", lambda x: pair(x, x, KL(-1))),
         (ValueError, "teacher_temperature must be a positive", lambda x: pair(x, x, KL(teacher_temperature=0))),
-        (ValueError, "beta must be a positive", lambda x: pair(x, x, SmoothL1(float("inf")))),
+        (ValueError, "beta must be a finite", lambda x: pair(x, x, SmoothL1(float("inf")))),
         (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'", lambda x: pair(x, x, reduction="max")),
         (ValueError, r"one value for each group; it returned \(4, 4\)", lambda x: pair(x, x, torch.sub)),
         (ValueError, "at least two", lambda x: interstage([x])),
