@@ -155,7 +155,7 @@ class SampleQueue(nn.Module):
             raise ValueError(f"size and dim must be at least 1, got {size} and {dim}")
         self.process_group = process_group
         self.register_buffer("samples", torch.zeros(size, dim, device=device, dtype=dtype))
-        self.start = self.count = 0  # of the oldest sample, and of all
+        self.start = self.count = 0  # the place of the oldest sample, and the number of samples
 
     def __len__(self) -> int:
         return self.count
