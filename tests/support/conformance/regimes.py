@@ -152,8 +152,12 @@ def test_clamped_norms(regime, fused_backend):
 def test_degenerate_shapes(regime, case, shape, fused_backend):
     stages = [torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)]
     results = loss_and_gradients(case, stages, regime, reduction="none", backend=fused_backend)
-    expected = loss_and_gradients(case, stages, "sample", backend="reference", reduction="none")
-    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-6)
+    doubled = [stage.detach().double() for stage in stages]
+    expected = loss_and_gradients(case, doubled, "sample", backend="reference", reduction="none")
+    for got, want in zip(results, expected, strict=True):
+        # The elements of a gradient are compared with its largest one: where they cancel, no float32 has their digits.
+        scale = want.abs().max().item() if want.numel() else 0
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6 + 1e-6 * scale)
 
 
 @pytest.mark.parametrize("degenerate", [torch.zeros_like, lambda x: x[:1].expand_as(x)], ids=["zero", "constant"])
