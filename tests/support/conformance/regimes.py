@@ -157,7 +157,7 @@ def test_degenerate_shapes(regime, case, shape, fused_backend):
     for got, want in zip(results, expected, strict=True):
         # The elements of a gradient are compared with its largest one: where they cancel, no float32 has their digits.
         scale = want.abs().max().item() if want.numel() else 0
-        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6 + 1e-6 * scale)
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6 + 1e-5 * scale)
 
 
 @pytest.mark.parametrize("degenerate", [torch.zeros_like, lambda x: x[:1].expand_as(x)], ids=["zero", "constant"])
