@@ -33,8 +33,6 @@ ENDPOINTS = (
     "cpu_seconds to tone_accuracy 0.75",
     "cpu_seconds of training",
 )
-FURTHER = ("gender_accuracy", "role_accuracy")
-"""Figures of the tables that are no endpoints."""
 ARMS_PER_TABLE = 4
 LEAST_PAIRS = 3
 """Seeds from which on an interval is shown: with two, it says nothing of its own width."""
@@ -50,11 +48,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def endpoints(rows: list[Row]) -> list[Difference]:
-    """Return the differences of the endpoints and the further figures from the reference, in the order of the page.
+    """Return the differences of the endpoints and of all accuracies from the reference, in the order of the page.
 
     The cost of a target is left out for a stage at which a run did not reach it.
     """
-    order = ENDPOINTS + FURTHER
+    accuracies = sorted({row.figure for row in rows if row.figure.endswith("_accuracy")} - set(ENDPOINTS))
+    order = [*ENDPOINTS, *accuracies]
     missed = {(row.stage, row.figure.removeprefix("reaches ")) for row in rows if _is_missed(row)}
     found = [
         each if each.pairs >= LEAST_PAIRS else dataclasses.replace(each, low=None, high=None)
