@@ -81,7 +81,7 @@ def attribute_classifier(train_set: CaptionedImages, resolution: int) -> Attribu
     path = cache_folder() / f"classifier-{classifier_recipe(train_set, resolution)}.safetensors"
     weights = kept(path)
     if weights is None:
-        classifier = train_classifier(train_set, resolution)
+        classifier = train_classifier(train_set, resolution, steps=STEPS, batch_size=BATCH_SIZE)
         keep(path, classifier.state_dict())
         return classifier.eval()
     with torch.random.fork_rng([]):
@@ -106,8 +106,9 @@ def classifier_recipe(train_set: CaptionedImages, resolution: int) -> str:
 def train_classifier(
     train_set: CaptionedImages,
     resolution: int | None = None,
-    steps: int = STEPS,
-    batch_size: int = BATCH_SIZE,
+    *,
+    steps: int,
+    batch_size: int,
     seed: int = 0,
 ) -> AttributeClassifier:
     """Train a classifier on real images with shifts, blur, tints and noise; leave the random state alone.

@@ -74,7 +74,9 @@ def test_a_classifier_is_trained_once_for_a_set_and_a_resolution(monkeypatch, tm
     monkeypatch.setenv("ICSD_CACHE", str(tmp_path))
     monkeypatch.setattr(attributes, "STEPS", 2)
     trained, plain = [], attributes.train_classifier
-    monkeypatch.setattr(attributes, "train_classifier", lambda *given: trained.append(given[1]) or plain(*given))
+    monkeypatch.setattr(
+        attributes, "train_classifier", lambda *given, **steps: trained.append(given[1]) or plain(*given, **steps)
+    )
     train_set = flat_images("train", 6)
     first, again = (attribute_classifier(train_set, 8) for _ in range(2))
     assert trained == [8]
