@@ -9,7 +9,7 @@ import torch
 from inputs import normal
 from torch.nn import functional as F
 
-from icsd.compat import cirkd, dinov3, lightly, lightly_train, vavae
+from icsd.compat import cirkd, dinov3, lightly, lightly_train, open_clip, vavae
 
 
 def related(*shape, teacher_dim=None, seed=0):
@@ -174,6 +174,34 @@ def test_pairs_of_images():
     assert cirkd.CriterionMiniBatchCrossImagePair(0.5)(x[:0], y[:0]) == 0
 
 
+def clip_losses(images, texts, scale, teacher_images, teacher_texts, teacher_scale):
+    """Return the contrastive loss and the distillation loss of open_clip, logit by logit."""
+    contrastive = distill = 0
+    pairs = ((images, texts), (teacher_images, teacher_texts)), ((texts, images), (teacher_texts, teacher_images))
+    for (x, y), (u, v) in pairs:
+        n = len(x)
+        for i in range(n):
+            log_p = torch.stack([scale * x[i].dot(y[j]) for j in range(len(y))])
+            log_p = log_p - log_p.exp().sum().log()
+            q = torch.stack([teacher_scale * u[i].dot(v[j]) for j in range(len(y))]).exp()
+            contrastive = contrastive - log_p[i] / (2 * n)
+            distill = distill - (q / q.sum() * log_p).sum() / (2 * n)
+    return contrastive, distill
+
+
+def test_images_and_texts():
+    images, texts = related(5, 4)
+    teacher = [F.normalize(x.detach(), dim=-1) for x in related(5, 7, seed=5)]
+    scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    student = [F.normalize(x, dim=-1) for x in (images, texts)]
+    expected = clip_losses(*student, scale, *teacher, 6.0)
+    losses = open_clip.DistillClipLoss()(*student, scale, *teacher, 6.0)
+    for got, want in zip(losses, expected, strict=True):
+        assert_same(got, want, (images, texts, scale))
+    named = open_clip.DistillClipLoss()(*student, 4.0, *teacher, torch.tensor(6.0), output_dict=True)
+    torch.testing.assert_close([named["contrastive_loss"], named["distill_loss"]], list(losses))
+
+
 MAPS, TOKENS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 20, 3)
 
 
@@ -205,6 +233,14 @@ MAPS, TOKENS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 20, 3)
             lambda: lightly_train.DistillationV3Loss(0.1, 0.1)(TOKENS[:, 0], TOKENS, TOKENS[:, 0], MAPS, TOKENS[0]),
         ),
         ("student_temperature must be a positive", lambda: lightly_train.DistillationV3Loss(0.0, 0.1)),
+        (
+            r"text_features must have the shape \(20, D\), one row for each row of image_features, got \(2, 20, 3\)",
+            lambda: open_clip.DistillClipLoss()(TOKENS[0], TOKENS, 1.0, TOKENS[0], TOKENS[0], 1.0),
+        ),
+        (
+            "dist_logit_scale must be a positive finite number, got inf",
+            lambda: open_clip.DistillClipLoss()(*[TOKENS[0]] * 2, 1.0, *[TOKENS[0]] * 2, math.inf),
+        ),
         (r"feat_S must be maps", lambda: cirkd.CriterionMiniBatchCrossImagePair(1.0)(TOKENS, MAPS)),
     ],
 )

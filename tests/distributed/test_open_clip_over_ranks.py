@@ -1,0 +1,49 @@
+"""The loss of open_clip over ranks, against the same of all samples in one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from inputs import normal
+from torch.nn import functional as F
+
+from icsd.compat.open_clip import DistillClipLoss
+
+RANKS, EACH = 4, 3
+
+
+def features():
+    """Return images and texts of a student and of a teacher, of all ranks."""
+    return [
+        F.normalize(normal(RANKS * EACH, dim, seed=k, dtype=torch.float64), dim=-1)
+        for k, dim in enumerate((5, 5, 7, 7))
+    ]
+
+
+def losses_of(criterion, tensors):
+    """Return the losses, and the gradients of images and texts of the student."""
+    student = [x.clone().requires_grad_() for x in tensors[:2]]
+    losses = criterion(*student, 3.0, *tensors[2:], 5.0)
+    return torch.stack(losses).detach(), torch.autograd.grad(losses[0] + 2 * losses[1], student)
+
+
+def of_rank(group, arguments):
+    rank = dist.get_rank(group)
+    own = [x[rank * EACH : (rank + 1) * EACH] for x in features()]
+    return losses_of(DistillClipLoss(**arguments, rank=rank, world_size=RANKS), own)
+
+
+@pytest.mark.parametrize("gather_with_grad", [False, True])
+@pytest.mark.parametrize("local_loss", [False, True])
+def test_images_and_texts_over_ranks(local_loss, gather_with_grad, ranks):
+    expected, gradients = losses_of(DistillClipLoss(), features())
+    arguments = {"local_loss": local_loss, "gather_with_grad": gather_with_grad}
+    results = ranks.run(RANKS, of_rank, arguments)
+    if local_loss:
+        torch.testing.assert_close(sum(losses for losses, _ in results) / RANKS, expected)
+    else:
+        torch.testing.assert_close([losses for losses, _ in results], [expected] * RANKS)
+    if local_loss and not gather_with_grad:
+        return  # a part of the gradient is missing, as in the original
+    for k, gradient in enumerate(gradients):
+        found = torch.cat([own[k] for _, own in results])
+        torch.testing.assert_close(found / (RANKS if gather_with_grad else 1), gradient)
