@@ -323,10 +323,24 @@ def _check_stages(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
         if tensor.shape[:-1] != shape:
             raise ValueError(
                 f"{name} and {names[-1]} must agree in all but the last dimension, got "
-                f"{tuple(tensor.shape)} and {tuple(teacher.shape)}: give features of the same samples"
+                f"{tuple(tensor.shape)} and {tuple(teacher.shape)}: {_remedy({name: tensor, names[-1]: teacher})}"
             )
         if tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device} and {names[-1]} on {device}: move them to one device")
+
+
+def _remedy(tensors: dict[str, Tensor]) -> str:
+    """Return what to give in place of two tensors that are not features of the same samples."""
+    x, y = tensors.values()
+    for name, maps in tensors.items():
+        if maps.dim() == 4 and len(x) == len(y):
+            images, channels, height, width = maps.shape
+            return (
+                f"{name} was understood as {images} x {channels} groups of {height} samples with {width} features. If "
+                f"it is maps (B, C, H, W), give {name}.flatten(2).mT to compare the positions of each image, or "
+                f"icsd.flatten_samples({name}) to compare the images"
+            )
+    return "give features of the same samples"
 
 
 def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:

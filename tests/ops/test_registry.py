@@ -99,6 +99,11 @@ def test_status():
         (ValueError, "eps must be a positive", lambda x: pair(x, x, eps=float("nan"))),
         (ValueError, r"student and teacher must agree.*\(4, 3\) and \(3, 3\)", lambda x: pair(x, x[:3])),
         (ValueError, "must agree", lambda x: pair(x[None], x)),
+        (
+            ValueError,
+            r"teacher was understood as 2 x 3 groups of 5 samples with 4 features.*teacher.flatten\(2\).mT",
+            lambda x: pair(torch.ones(2, 20, 7), torch.ones(2, 3, 5, 4)),
+        ),
         (TypeError, "teacher must be float32", lambda x: pair(x, x.bool())),
         (ValueError, "student is on cpu and teacher on meta", lambda x: pair(x, x.to("meta"))),
         (
