@@ -163,12 +163,16 @@ class SampleQueue(nn.Module):
     @property
     def bank(self) -> Tensor:
         """The samples in the queue, `(len(self), dim)`, in no particular order. It is a view of them if it can be."""
-        stop = self.start + self.count
-        if stop <= len(self.samples):
-            return self.samples[self.start : stop]
         if self.count == len(self.samples):
             return self.samples
-        return torch.cat([self.samples[self.start :], self.samples[: stop - len(self.samples)]])
+        older, newer = self.in_time
+        return torch.cat((older, newer)) if len(newer) else older
+
+    @property
+    def in_time(self) -> tuple[Tensor, Tensor]:
+        """Views of the samples in the order of time: the older ones, then the newer ones."""
+        stop = self.start + self.count
+        return self.samples[self.start : stop], self.samples[: max(0, stop - len(self.samples))]
 
     @torch.no_grad()
     def enqueue(self, x: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from icsd.errors import InputError
 from icsd.losses import make_loss
-from icsd.modules import InterstageDistillationLoss, SimilarityDistillationLoss
+from icsd.modules import InterstageDistillationLoss, SampleQueue, SimilarityDistillationLoss
 from icsd.ops import (
     cross_sample_similarity,
     flatten_samples,
@@ -95,8 +95,8 @@ class InterstageDistillation(nn.Module):
 
     Attributes:
         teacher: Index of the stage that teaches.
-        queued: Features of the newest samples of earlier batches, `(Q, D_i)` for each stage; empty at first and without
-            a queue. They belong to the state of training.
+        queues: A queue of samples of earlier batches for each stage; there are none before the first batch, and none
+            without `queue` in the configuration. Their samples belong to the state of training.
 
     Args:
         config: Loss, direction, weights of the stages and length of the queue.
@@ -108,7 +108,7 @@ class InterstageDistillation(nn.Module):
         self.process_group = process_group
         self.teacher = -1 if config.direction == "refined-to-coarse" else 0
         self.queue = config.queue
-        self.queued: list[Tensor] = []
+        self.queues: list[SampleQueue] = []
         loss = make_loss(config.loss, **config.parameters)
         self.loss = InterstageDistillationLoss(
             loss,
@@ -136,16 +136,29 @@ class InterstageDistillation(nn.Module):
 
     def _loss_to_queue(self, features: list[Tensor]) -> Tensor:
         """Compare the samples with each other and with those of the queue, to which they are added."""
-        banks = [self._of_all_ranks(stage.detach()) for stage in features]
-        if self.queued:
-            banks = [torch.cat((bank, queued.to(bank))) for bank, queued in zip(banks, self.queued, strict=True)]
-        self.queued = [bank[: self.queue].clone() for bank in banks]
+        batches = [self._of_all_ranks(stage.detach()) for stage in features]
+        if not self.queues:
+            self.load_queued([batch[:0] for batch in batches])
+        banks = []
+        for queue, batch in zip(self.queues, batches, strict=True):
+            banks.append(torch.cat((batch, *(samples.to(batch) for samples in queue.in_time))))
+            queue.enqueue(batch)
         teacher, teacher_bank = features.pop(self.teacher), banks.pop(self.teacher)
         weights = self.loss.weights or [1.0] * len(features)
         return sum(
             weight * self.loss_to_banks(student, teacher, bank, teacher_bank)
             for weight, student, bank in zip(weights, features, banks, strict=True)
         )
+
+    def queued(self) -> list[Tensor]:
+        """Return the samples in the queue of each stage, in the order of time, as `load_queued` takes them."""
+        return [torch.cat(queue.in_time) for queue in self.queues]
+
+    def load_queued(self, samples: Sequence[Tensor]) -> None:
+        """Make a queue of samples `(Q, D_i)` for each stage."""
+        self.queues = [SampleQueue(self.queue, x.shape[1], device=x.device, dtype=x.dtype) for x in samples]
+        for queue, x in zip(self.queues, samples, strict=True):
+            queue.enqueue(x)
 
     def _of_all_ranks(self, x: Tensor) -> Tensor:
         """Return the samples of all ranks, which have the same number of them."""

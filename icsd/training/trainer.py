@@ -525,7 +525,7 @@ class Trainer:
             "generator_optimizer": self.generator_optimizer.state_dict()["state"],
             "discriminator_optimizer": self.discriminator_optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
-            "queues": {side: block.queued for side, block in self._blocks().items()},
+            "queues": {side: block.queued() for side, block in self._blocks().items()},
             "random": random_state(self.device),
         }
 
@@ -549,5 +549,5 @@ class Trainer:
         self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new
         self.scaler.load_state_dict(state["scaler"])
         for side, block in self._blocks().items():
-            block.queued = [queued.to(self.device) for queued in state["queues"][side]]
+            block.load_queued([queued.to(self.device) for queued in state["queues"][side]])
         restore_random_state(state["random"], self.device)

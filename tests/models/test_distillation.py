@@ -109,7 +109,7 @@ def test_samples_are_compared_with_those_of_the_queue(size, direction):
         torch.manual_seed(step)
         flat = [torch.randn(3, dim, dtype=torch.float64, requires_grad=True) for dim in (5, 7, 4)]
         value = block([stage[:, :, None, None] for stage in flat])
-        banks = [torch.cat([stage.detach(), *old])[: 3 + size] for stage, old in zip(flat, seen, strict=True)]
+        banks = [torch.cat([*old, stage.detach()]) for stage, old in zip(flat, seen, strict=True)]
         teacher = 2 if direction == "refined-to-coarse" else 0
         students = [index for index in range(3) if index != teacher]
         expected = 0
@@ -124,4 +124,4 @@ def test_samples_are_compared_with_those_of_the_queue(size, direction):
         value.backward()
         assert flat[teacher].grad is None
         assert all(flat[index].grad.abs().sum() > 0 for index in students)
-        seen = [[bank[:size]] for bank in banks]
+        seen = [[bank[-size:]] for bank in banks]  # the newest ones
