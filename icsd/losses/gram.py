@@ -74,15 +74,19 @@ def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
     with no_autocast(x):
         dtype = compute_dtype(x, other)
         x, other = x.to(dtype), other.to(dtype)
-        rows, columns = (_inverse(norm, norm == 0, eps) for norm in (x.norm(dim=-1), other.norm(dim=-1)))
+        rows, columns = (inverse_of_norms(z.norm(dim=-1), eps) for z in (x, other))
         return (x @ other.mT) * (rows.unsqueeze(-1) * columns.unsqueeze(-2))
 
 
 def unit_samples(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x / max(n, eps) of samples of norm n, and 1 / max(n, eps), `(*B, N, 1)`: both are 0 for zero samples."""
-    norm = x.norm(dim=-1, keepdim=True)
-    inverse = _inverse(norm, norm == 0, eps)
+    inverse = inverse_of_norms(x.norm(dim=-1, keepdim=True), eps)
     return x * inverse, inverse
+
+
+def inverse_of_norms(norm: Tensor, eps: float) -> Tensor:
+    """Return 1 / max(n, eps) of norms n, or 0 for zero samples."""
+    return _inverse(norm, norm == 0, eps)
 
 
 def _inverse(norm: Tensor, zero: Tensor, eps: float) -> Tensor:

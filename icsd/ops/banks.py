@@ -5,8 +5,8 @@ forward pass leaves the gradients for a gradient 1 of the loss, so no similarity
 
 * A loss of elements makes its gradient with each piece: one pass over the banks.
 * `kl` needs sums over whole rows first. The gradient of the student is (Σ_j p_ij b_j - Σ_j q_ij b_j) / (N τ), and both
-  sums over the bank are kept relative to the largest exponents so far, as those of the loss are: one pass, too. The
-  gradients of banks and of the teacher take a second pass.
+  sums over the bank are added up with those of the loss: one pass, too. The gradients of banks and of the teacher take
+  a second pass.
 
 It is written in PyTorch's products for every device: there is no symmetry that a kernel of our own could use.
 """
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
-from icsd.losses.gram import compute_dtype, no_autocast, similarity_to, unit_samples
+from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, similarity_to, unit_samples
 from icsd.ops.library import is_batched, is_ordinary, is_transformed
 
 # The elements of a piece of the similarities: on a CPU it stays in the cache, on a GPU it fills the device.
 PIECE = {"cpu": 2**18}
 _PIECE_ELSEWHERE = 2**24
+# exp(60), multiplied by 120 and summed over a billion samples, is below the largest float32, exp(88).
+_LARGE_EXPONENT = 60
 
 
 def distill(
@@ -100,13 +102,32 @@ class _Piece(NamedTuple):
         columns: The samples.
         banks: The features of their samples at norm 1, of the student's and of the teacher's bank.
         inverses: The inverse norms, `(*B, C, 1)`.
-        similarities: S and T of these columns, `(*B, N, C)`.
+        similarities: S and T of these columns, `(*B, N, C)`, or what the queries make of them.
     """
 
     columns: slice
-    banks: tuple[Tensor, Tensor]
-    inverses: tuple[Tensor, Tensor]
-    similarities: tuple[Tensor, Tensor]
+    banks: Sequence[Tensor]
+    inverses: Sequence[Tensor]
+    similarities: Sequence[Tensor]
+
+
+class _Buffers:
+    """Memory that every piece writes anew. Fresh memory for every piece would take a CPU as long as its exponentials.
+
+    Args:
+        like: A tensor of the dtype and device of the buffers.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.kept: dict[str, Tensor] = {}
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """Return the buffer of a name; its first shape is the largest."""
+        size = math.prod(shape)
+        if name not in self.kept:
+            self.kept[name] = self.like.new_empty(size)
+        return self.kept[name][:size].view(shape)
 
 
 class _Pass:
@@ -129,24 +150,41 @@ class _Pass:
             for x, want in zip(features[2:], wanted[2:], strict=True)
         ]
         self.scale = 1 / loss.terms(features[0].shape[-2], features[2].shape[-2])
+        self.buffers = _Buffers(self.units[0])
+        self.one_bank = _same(*features[2:])
+        self.bank_inverses = [self._inverse_norms(features[2])]
+        self.bank_inverses.append(self.bank_inverses[0] if self.one_bank else self._inverse_norms(features[3]))
 
-    def pieces(self) -> Iterator[_Piece]:
+    def _inverse_norms(self, bank: Tensor) -> Tensor:
+        """Return the inverse norms of all samples of a bank, `(*B, M, 1)`."""
+        norms = torch.linalg.vector_norm(bank, dim=-1, keepdim=True, dtype=self.dtype)
+        return inverse_of_norms(norms, self.eps)
+
+    def pieces(self, queries: Sequence[Tensor]) -> Iterator[_Piece]:
+        """Yield the pieces, with the products of queries and banks as similarities. The next piece overwrites them."""
         columns, samples = _columns(self.features[0]), self.features[2].shape[-2]
         for start in range(0, samples, columns):
             piece = slice(start, min(start + columns, samples))
-            student, teacher = (x[..., piece, :] for x in self.features[2:])
-            banks = [unit_samples(student.to(self.dtype), self.eps)]
-            banks.append(banks[0] if _same(student, teacher) else unit_samples(teacher.to(self.dtype), self.eps))
-            units, inverses = zip(*banks, strict=True)
-            similarities = tuple(x @ bank.mT for x, bank in zip(self.units, units, strict=True))
+            inverses = [inverse[..., piece, :] for inverse in self.bank_inverses]
+            units = [self._units_of_bank(0, piece)]
+            units.append(units[0] if self.one_bank else self._units_of_bank(1, piece))
+            similarities = [
+                torch.matmul(x, unit.mT, out=self.buffers.get(name, *x.shape[:-1], unit.shape[-2]))
+                for name, x, unit in zip(("S", "T"), queries, units, strict=True)
+            ]
             yield _Piece(piece, units, inverses, similarities)
+
+    def _units_of_bank(self, k: int, piece: slice) -> Tensor:
+        """Return samples of a bank at norm 1, in a buffer."""
+        bank, inverse = (x[..., piece, :] for x in (self.features[2 + k], self.bank_inverses[k]))
+        return torch.mul(bank, inverse, out=self.buffers.get(f"bank {k}", *bank.shape))
 
     def of_elements(self) -> Tensor:
         """Return the loss, a mean over elements, and add up the gradients."""
         value = 0
-        for piece in self.pieces():
+        for piece in self.pieces(self.units):
             matrices = [
-                matrix.requires_grad_(self.wanted[k] or self.wanted[k + 2])
+                matrix.detach().requires_grad_(self.wanted[k] or self.wanted[k + 2])
                 for k, matrix in enumerate(piece.similarities)
             ]
             inputs = [matrix for matrix in matrices if matrix.requires_grad]
@@ -161,42 +199,33 @@ class _Pass:
         """Return the divergence, and add up the gradients."""
         temperatures = self.loss.student_temperature, self.loss.teacher_temperature
         only_student = self.wanted[0] and not any(self.wanted[1:])
-        shape = (*self.features[0].shape[:-1], 1)
-        top = [self.units[0].new_full(shape, -2 / t) for t in temperatures]  # below any exponent
-        sums = [self.units[0].new_zeros(shape) for _ in temperatures]
-        weighted = self.units[0].new_zeros(shape)
-        of_bank = [torch.zeros_like(self.units[0]) for _ in temperatures] if only_student else []
-        for piece in self.pieces():
-            below = [matrix.div_(t) for matrix, t in zip(piece.similarities, temperatures, strict=True)]
-            raised = [torch.maximum(old, x.amax(-1, keepdim=True)) for old, x in zip(top, below, strict=True)]
-            rises = [new - old for new, old in zip(raised, top, strict=True)]
-            factors, top = [(-rise).exp() for rise in rises], raised
-            weighted = factors[1] * (weighted + sums[1] * (rises[0] - rises[1]))
-            below = [x.sub_(new) for x, new in zip(below, top, strict=True)]
-            difference = below[1] - below[0]
-            exponentials = [x.exp_() for x in below]
-            weighted = weighted + (exponentials[1] * difference).sum(-1, keepdim=True)
-            for k in range(2):
-                sums[k] = sums[k] * factors[k] + exponentials[k].sum(-1, keepdim=True)
-                if only_student:
-                    of_bank[k].mul_(factors[k]).add_(exponentials[k] @ piece.banks[0])
+        queries = [unit / t for unit, t in zip(self.units, temperatures, strict=True)]  # whose products are exponents
+        sums = _RowSums(queries, temperatures, only_student, self.buffers)
+        for piece in self.pieces(queries):
+            sums.add(piece.similarities, piece.banks[0])
         if only_student:
-            self.sums[0] = (of_bank[0] / sums[0] - of_bank[1] / sums[1]) * (self.scale / temperatures[0])
+            student, teacher = (x / total for x, total in zip(sums.of_bank, sums.totals, strict=True))
+            self.sums[0] = (student - teacher) * (self.scale / temperatures[0])
         elif any(self.wanted):
-            self._kl_again(top, sums, weighted / sums[1], temperatures)
-        rows = weighted.double() / sums[1].double() + (sums[0].double() / sums[1].double()).log()
+            self._kl_again(queries, sums, temperatures)
+        rows = (
+            sums.weighted.double() / sums.totals[1].double() + (sums.totals[0].double() / sums.totals[1].double()).log()
+        )
         return (rows.sum((-2, -1)) * self.scale).to(self.dtype)
 
-    def _kl_again(
-        self, top: Sequence[Tensor], sums: Sequence[Tensor], mean: Tensor, temperatures: Sequence[float]
-    ) -> None:
-        """Add up the gradients in a second pass, from the statistics of whole rows."""
-        for piece in self.pieces():
-            below = [matrix / t - most for matrix, t, most in zip(piece.similarities, temperatures, top, strict=True)]
-            p, q = (x.exp() / total for x, total in zip(below, sums, strict=True))
-            student = (p - q) * (self.scale / temperatures[0])
-            teacher = q * (below[1] - below[0] - mean) * (self.scale / temperatures[1])
-            self.add(piece, [student, teacher])
+    def _kl_again(self, queries: Sequence[Tensor], sums: _RowSums, temperatures: Sequence[float]) -> None:
+        """Add up the gradients in a second pass, from the sums over whole rows."""
+        mean = sums.weighted / sums.totals[1]
+        for piece in self.pieces(queries):
+            below = (
+                piece.similarities
+                if sums.top is None
+                else [x.sub_(top) for x, top in zip(piece.similarities, sums.top, strict=True)]
+            )
+            ratio = torch.sub(below[1], below[0], out=self.buffers.get("T - S", *below[0].shape))
+            p, q = (x.exp_().div_(total) for x, total in zip(below, sums.totals, strict=True))
+            teacher = ratio.sub_(mean).mul_(q).mul_(self.scale / temperatures[1])
+            self.add(piece, [p.sub_(q).mul_(self.scale / temperatures[0]), teacher])
 
     def add(self, piece: _Piece, grads: Sequence[Tensor | None]) -> None:
         """Add to the gradients with respect to samples of norm 1, and write those of the piece of the banks."""
@@ -204,7 +233,7 @@ class _Pass:
             if grad is None:
                 continue
             if self.sums[k] is not None:
-                self.sums[k] += grad @ piece.banks[k]
+                _add_product(self.sums[k], grad, piece.banks[k])
             if self.bank_grads[k] is not None:
                 of_bank = grad.mT @ self.units[k]
                 finished = _projected(of_bank, piece.banks[k], piece.inverses[k], self.eps)
@@ -217,6 +246,63 @@ class _Pass:
             for total, unit, inverse, x in zip(self.sums, self.units, self.inverses, self.features, strict=False)
         ]
         return [grad for grad in (*found, *self.bank_grads) if grad is not None]
+
+
+class _RowSums:
+    """Sums over the columns of the banks so far, for each row of student and teacher.
+
+    Large exponents are taken relative to the largest ones so far. Smaller ones need no such passes over a piece: they
+    are similarities divided by temperatures, whose exponentials and sums float32 holds.
+
+    Attributes:
+        top: The largest exponents of student and teacher, `(*B, N, 1)`, or None if exponents are small.
+        totals: The sums of exponentials.
+        weighted: The sum of the teacher's exponentials times the differences of both exponents.
+        of_bank: The sums of exponentials times samples of the student's bank, `(*B, N, D)`, if they are asked for.
+    """
+
+    def __init__(
+        self, queries: Sequence[Tensor], temperatures: Sequence[float], with_bank: bool, buffers: _Buffers
+    ) -> None:
+        self.buffers = buffers
+        rows = queries[0][..., :1]
+        large = 1 / min(temperatures) > _LARGE_EXPONENT
+        self.top = [torch.full_like(rows, -2 / t) for t in temperatures] if large else None
+        self.totals = [torch.zeros_like(rows) for _ in queries]
+        self.weighted = torch.zeros_like(rows)
+        self.of_bank = [torch.zeros_like(queries[0]) for _ in queries] if with_bank else []
+
+    def add(self, exponents: Sequence[Tensor], bank: Tensor) -> None:
+        """Add a piece, whose exponents are overwritten."""
+        if self.top is not None:
+            self._raise_top(exponents)
+            exponents = [x.sub_(top) for x, top in zip(exponents, self.top, strict=True)]
+        difference = torch.sub(exponents[1], exponents[0], out=self.buffers.get("T - S", *exponents[0].shape))
+        exponentials = [x.exp_() for x in exponents]
+        self.weighted += difference.mul_(exponentials[1]).sum(-1, keepdim=True)
+        for k, x in enumerate(exponentials):
+            self.totals[k] += x.sum(-1, keepdim=True)
+            if self.of_bank:
+                _add_product(self.of_bank[k], x, bank)
+
+    def _raise_top(self, exponents: Sequence[Tensor]) -> None:
+        """Take the sums relative to the largest exponents of this piece and those before it."""
+        raised = [torch.maximum(old, x.amax(-1, keepdim=True)) for old, x in zip(self.top, exponents, strict=True)]
+        rises = [new - old for new, old in zip(raised, self.top, strict=True)]
+        self.top, factors = raised, [(-rise).exp() for rise in rises]
+        self.weighted = factors[1] * (self.weighted + self.totals[1] * (rises[0] - rises[1]))
+        for k, factor in enumerate(factors):
+            self.totals[k] *= factor
+            if self.of_bank:
+                self.of_bank[k] *= factor
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add A B to `total`."""
+    if total.dim() == 2:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -110,6 +110,20 @@ def test_accumulates_in_float32(loss, dtype):
 
 
 @pytest.mark.usefixtures("few_columns")
+@pytest.mark.parametrize("temperature", [1 / 61, 1 / 60], ids=["relative to the largest", "as they are"])
+def test_large_exponents_in_float32(temperature):
+    tensors = [normal(n, 6, seed=k) for k, n in enumerate((5, 5, 11, 11))]
+    tensors[2][:9] = -tensors[0][0]  # the first row of the student has nearly the least exponents alone
+    tensors[3][:9] = tensors[1][1]  # the second one of the teacher nearly the largest alone
+    wanted = (True, False, False, True)
+    value, gradients = value_and_gradients(tensors, wanted, KL(temperature, temperature))
+    exact, truth = value_and_gradients([x.double() for x in tensors], wanted, KL(temperature, temperature))
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    for got, want in zip(gradients, truth, strict=True):
+        assert torch.dist(got.double(), want) < 1e-4 * want.norm()
+
+
+@pytest.mark.usefixtures("few_columns")
 def test_many_upstream_gradients_at_once():
     tensors = features(2)
     x = tensors[0].requires_grad_()
