@@ -1,4 +1,4 @@
-"""Output files: checked before the work begins, and written beside their place before they replace what is there."""
+"""The cache folder; output files, checked before the work begins and written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from icsd.errors import InputError
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `ICSD_CACHE`, or `icsd` in the user's cache folder."""
+    if given := os.environ.get("ICSD_CACHE"):
+        return Path(given)
+    home = os.path.expanduser("~")  # unchanged for users without a home
+    home = tempfile.gettempdir() if home == "~" else home
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache")) / "icsd"
 
 
 def check_output(path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,8 @@ import icsd
 from icsd.cli.parser import Parser
 from icsd.ops.distributed.collectives import Shares
 from icsd.ops.distributed.ring import visits
+from icsd.ops.tuning import setting
+from icsd.ops.verdicts import Verdicts, verdicts_of
 from icsd.training.ranks import Team, joined
 
 DESCRIPTION = """Report what is installed, what was built and for which processors, and which backends of the operator
@@ -72,6 +75,7 @@ def _report(ranks: Sequence[str]) -> int:
         "cpu": f"{_cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "native": _native(),
         **{f"extra {name}": _extra(name, packages) for name, packages in EXTRAS.items()},
+        "tuning": _tuning(),
         "variables": ", ".join(f"{name}={value}" for name, value in _variables()) or "none",
     }
     for label, text in rows.items():
@@ -88,6 +92,10 @@ def _report(ranks: Sequence[str]) -> int:
         else:
             state = "works here"
         print(f"  {status.name:<12}{status.description}; {state}")
+    if measured := _verdicts():
+        print("\nmeasured calls (operation, stages, groups x samples x dims) and the backend that they take:")
+        for key, verdict in measured.items():
+            print(f"  {key}: {verdict}")
     problems = list(_problems(failures))
     if problems:
         print("\nproblems:")
@@ -124,6 +132,10 @@ def _problems(failures: dict[str, str | None]) -> Iterator[str]:
     for name, failure in failures.items():
         if failure:
             yield f"the backend {name} fails: {failure}"
+    try:
+        setting()
+    except ValueError as error:
+        yield str(error)
     chosen = os.environ.get("ICSD_BACKEND")
     reasons = {status.name: status.reason for status in icsd.backends()}
     if not chosen:
@@ -132,6 +144,21 @@ def _problems(failures: dict[str, str | None]) -> Iterator[str]:
         yield f"ICSD_BACKEND={chosen} is no backend: set one of {', '.join(reasons)}, or unset it"
     elif reasons[chosen]:
         yield f"ICSD_BACKEND={chosen} allows no other backend, but this one does not run here: {reasons[chosen]}"
+
+
+def _verdicts() -> Verdicts:
+    """Return the verdicts of the GPU, or of the CPU if there is none."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return verdicts_of(device, torch.get_num_threads())
+
+
+def _tuning() -> str:
+    """Describe the measurements that are kept."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        verdicts = _verdicts()
+    problem = "; ".join(str(warning.message) for warning in caught)
+    return problem or f"{len(verdicts)} classes of calls were measured, kept in {verdicts.path}"
 
 
 def _failure(name: str) -> str | None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure the images of a trained model, stage by stage",
     "ablate": "train and evaluate the arms of an ablation, and report paired differences",
     "export": "write the generator of a trained model for other runtimes",
+    "tune": "measure which backend of the operator is the fastest for calls of given sizes, and keep the result",
     "doctor": "report what is installed, what was built, and which backends work here",
     "data": "prepare a captioned image set for training, look at one, or export it to a folder",
 }

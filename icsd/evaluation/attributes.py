@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icsd.data import CaptionedImages
-from icsd.evaluation.cache import cache_folder, keep, kept
+from icsd.evaluation.cache import keep, kept
 from icsd.evaluation.progress import progress
+from icsd.outputs import cache_folder
 
 STEPS, BATCH_SIZE = 600, 64
 

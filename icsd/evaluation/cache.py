@@ -10,12 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-def cache_folder() -> Path:
-    """Return the folder for what depends on real images alone: `ICSD_CACHE`, or `icsd` in the user's cache folder."""
-    given = os.environ.get("ICSD_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icsd"
-
-
 def kept(path: Path) -> dict[str, Tensor] | None:
     """Return the tensors of a complete file, or None."""
     try:

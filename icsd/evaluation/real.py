@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from icsd.data import CaptionedImages
 from icsd.evaluation.attributes import AttributeClassifier
-from icsd.evaluation.cache import cache_folder
 from icsd.evaluation.distances import Estimate
 from icsd.evaluation.extractors import Extractor
 from icsd.evaluation.features import real_features, to_uint8
+from icsd.outputs import cache_folder
 
 THUMBNAIL = 16  # pixels of the side at which the diversity of images is measured
 

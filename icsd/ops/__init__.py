@@ -1,5 +1,6 @@
 """The operator: cross-sample similarities and their distillation, on interchangeable backends."""
 
+from icsd.ops.composite import CompositeBackend
 from icsd.ops.cpu import CPUBackend, empty_cache
 from icsd.ops.cuda import CUDABackend
 from icsd.ops.functional import (
@@ -15,6 +16,7 @@ from icsd.ops.triton import TritonBackend
 register(CPUBackend())  # first, so that calls on CPU tensors do not look for a GPU
 register(CUDABackend())
 register(TritonBackend())
+register(CompositeBackend())
 register(ReferenceBackend())
 
 __all__ = [

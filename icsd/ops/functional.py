@@ -13,6 +13,7 @@ from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
 from icsd.losses.gram import centered, similarity_from_gram
 from icsd.ops import banks, distributed, registry
 from icsd.ops.distributed import ProcessGroupLike
+from icsd.ops.tuning import Call, fastest
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -206,8 +207,9 @@ def _distill(
     names, tensors: list[Tensor], weights, loss: Loss, center, reduction, detach_teacher, eps, backend
 ) -> Tensor:
     """Check all arguments and run a backend. The last tensor is the teacher."""
-    chosen = _prepare(names, tensors, weights, reduction, detach_teacher, eps, backend)
-    value = chosen.distill(tensors, weights, loss, eps, center)
+    preferred = _prepare(names, tensors, weights, reduction, detach_teacher, eps, backend)
+    call = Call(tensors, weights, loss, eps, center)
+    value = fastest(preferred, backend, call).distill(*call)
     n = tensors[-1].shape[-2]
     return _reduce(value, loss, (n, n if loss.include_diagonal else n - 1), reduction)
 

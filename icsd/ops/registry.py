@@ -139,6 +139,16 @@ def use_backend(name: str) -> Iterator[None]:
         _choice.name = before
 
 
+def name_of(requested: str | None) -> str | None:
+    """Return the name of the backend that is asked for: in the call, by `use_backend` or by `ICSD_BACKEND`."""
+    return requested or _choice.name
+
+
+def applicable(tensors: Sequence[Tensor]) -> list[Backend]:
+    """Return the backends that can run and that take these inputs, in order of preference."""
+    return [backend for backend in _backends.values() if _refusal(backend, tensors) is None]
+
+
 def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
     """Return the backend for these inputs.
 
@@ -150,7 +160,7 @@ def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
         ValueError: The name is unknown.
         RuntimeError: The backend does not take the inputs. The message lists all backends and why they do not.
     """
-    name = requested or _choice.name
+    name = name_of(requested)
     for backend in _backends.values() if name is None else (get(name),):
         if backend.unavailable() is None and backend.unsupported(tensors) is None:
             return backend

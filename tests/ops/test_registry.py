@@ -58,7 +58,7 @@ def test_context_is_of_its_thread():
 
 def test_meta_tensors_fall_back_but_a_name_is_a_promise():
     meta = torch.ones(2, 3, device="meta")
-    assert chosen(tensor=meta) == "reference"
+    assert chosen(tensor=meta) == "composite"
     with pytest.raises(
         RuntimeError,
         match=r"'cpu' does not apply.*\n  cpu: it takes cpu tensors, got meta\n  (.|\n)*\n  reference: applies",
@@ -71,7 +71,7 @@ def test_missing_native_module_says_why(monkeypatch):
 
     monkeypatch.setattr(cpu, "_native", None)
     monkeypatch.setattr(cpu, "_import_error", "No module named 'icsd._native'", raising=False)
-    assert chosen() == "reference"
+    assert chosen() == "composite"
     status = next(status for status in icsd.backends() if status.name == "cpu")
     assert not status.available
     assert "pip install" in status.reason
@@ -89,7 +89,7 @@ def test_status():
     [
         (
             ValueError,
-            "backend 'tpu' is unknown; choose one of 'cpu', 'cuda', 'triton', 'reference'",
+            "backend 'tpu' is unknown; choose one of 'cpu', 'cuda', 'triton', 'composite', 'reference'",
             lambda x: similarity(x, backend="tpu"),
         ),
         (TypeError, "x must be float32.*got torch.int64.*convert", lambda x: similarity(x.long())),
@@ -213,4 +213,4 @@ print(icsd.ops.registry.select(None, [torch.ones(2, 2)]).name)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "is not built from these sources" in run.stdout
-    assert run.stdout.endswith("\nreference\n")
+    assert run.stdout.endswith("\ncomposite\n")
