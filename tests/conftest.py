@@ -10,7 +10,8 @@ import torch
 # The tests of training and of the command line, and the libraries that they need.
 TRAINING = [
     *["cli", "data", "evaluation", "models", "sampling", "training", "benchmarks/test_attngan_step.py"],
-    *["distributed/test_training_over_ranks.py", "test_heat_maps.py", "test_visualization.py"],
+    *[f"distributed/test_{name}_over_ranks.py" for name in ("commands", "pretraining", "training")],
+    *["test_heat_maps.py", "test_visualization.py"],
 ]
 LIBRARIES = ["hypothesis", "jsonargparse", "matplotlib", "PIL", "regex", "safetensors", "tqdm", "yaml"]
 MISSING = [name for name in LIBRARIES if find_spec(name) is None]

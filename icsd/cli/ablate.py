@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,9 @@ from icsd.errors import InputError
 
 if TYPE_CHECKING:
     from icsd.evaluation.paired import Row
+    from icsd.team import Team
+
+LONGEST_WAIT = timedelta(days=14)  # of a rank whose runs are finished for the others
 
 PROGRAM = [sys.executable, "-c", "import sys; from icsd.cli.main import main; sys.exit(main())"]
 
@@ -52,6 +58,9 @@ Examples:
 
   icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --report
       the runs that are finished by now, even while others are in progress
+
+  torchrun --standalone --nproc-per-node 8 --no-python icsd ablate sweep.yaml --output runs/ablation --jobs 1
+      one run at a time on each of eight GPUs
 
   icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --print-jobs > jobs.txt
       one line for each run, for a job array; afterwards the first command only reports
@@ -206,39 +215,50 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Run what is left of the sweep and report."""
-    from filelock import FileLock, Timeout
+    """Run what is left of the sweep, on all ranks together, and report."""
+    from icsd.team import joined
 
     sweep = read_sweep(options.sweep)
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs is {options.jobs}: give at least 1")
     runs = list(sweep.runs(options.output))
-    if options.report:
-        report(sweep, runs, options.output)
-        return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(options.output / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"another `icsd ablate` works in {options.output}: wait for it, or add --report") from error
-    with lock:
-        for each in runs:
-            each.begin()
-        commands = [(each, each.commands()) for each in runs]
+    with joined(LONGEST_WAIT) as team, contextlib.ExitStack() as stack:
+        if options.report:
+            team.first(lambda: report(sweep, runs, options.output))
+            return 0
+        commands = team.first(lambda: _begin(runs, options.output, stack))
         if options.print_jobs:
-            for _, lines in commands:
+            for lines in commands:
                 print(" && ".join(shlex.join(["icsd", *line]) for line in lines))
             return 0
-        failed = _run_all([(each, lines) for each, lines in commands if lines], options.jobs or _cores())
-    for each in failed:
-        print(f"failed       {each.folder}: see {each.log}", file=sys.stderr)
-    report(sweep, runs, options.output)
+        work = [(each, lines) for each, lines in zip(runs, commands, strict=True) if lines]
+        everyone = team.gather([runs.index(each) for each in _run_all(work, options.jobs or _cores(), team)])
+        failed = [runs[number] for number in sorted(itertools.chain(*everyone))]
+        if team.leads:
+            for each in failed:
+                print(f"failed       {each.folder}: see {each.log}", file=sys.stderr)
+        team.first(lambda: report(sweep, runs, options.output))
     return 2 if failed else 0
 
 
+def _begin(runs: Sequence[Run], output: Path, stack: contextlib.ExitStack) -> list[list[list[str]]]:
+    """Lock the output folder, begin every run, and return the arguments of the commands that each run still needs."""
+    from filelock import FileLock, Timeout
+
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(FileLock(output / ".lock", blocking=False))
+    except Timeout as error:
+        raise InputError(f"another `icsd ablate` works in {output}: wait for it, or add --report") from error
+    for each in runs:
+        each.begin()
+    return [each.commands() for each in runs]
+
+
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores for this process; the ranks on one machine share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -345,17 +365,26 @@ def _protocols(run: Run) -> dict[int, str]:
     return {int(stage): Protocol(**fields).identifier for stage, fields in stages.items()}
 
 
-def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int) -> list[Run]:
-    """Run the commands of every run, several runs at once; return the runs that failed."""
+def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int, team: Team) -> list[Run]:
+    """Run the commands of runs, several at once on each rank; return the runs of this rank that failed.
+
+    Args:
+        work: The runs of all ranks, with their commands. Each rank takes the next one when it has finished one.
+        jobs: Number of runs at once on this rank.
+        team: The ranks.
+    """
     from tqdm import tqdm
 
-    children: set[subprocess.Popen] = set()
-    stopped = False
+    from icsd.team import environment_alone
 
-    def run_one(run: Run, lines: list[list[str]]) -> tuple[float, int]:
-        """Return the minutes that a run took, and the exit code of its last command."""
-        since, code = time.perf_counter(), 0
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    children: set[subprocess.Popen] = set()
+    failed: list[Run] = []
+    stopped = False
+    environment = {"OMP_NUM_THREADS": "1", **environment_alone()}
+
+    def run_one(run: Run, lines: list[list[str]]) -> int:
+        """Return the exit code of the last command of a run."""
+        code = 0
         with run.log.open("ab") as log:
             for line in lines:
                 if stopped:
@@ -373,27 +402,31 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int) -> list[Run
                 children.discard(child)
                 if code:
                     break
-        return (time.perf_counter() - since) / 60, code
+        return code
+
+    def run_next(progress: tqdm) -> None:
+        """Take runs that no one has taken until there are none."""
+        while not stopped and (number := team.take()) < len(work):
+            run, since = work[number][0], time.perf_counter()
+            code = run_one(*work[number])
+            if code:
+                failed.append(run)
+            outcome = f"failed with exit code {code}" if code else "finished"
+            line = f"{run.folder}: {outcome} after {(time.perf_counter() - since) / 60:.1f} min"
+            progress.write(line, sys.stdout if team.leads else sys.stderr)
+            progress.update()
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    failed = []
     pool = ThreadPoolExecutor(jobs)
     try:
-        with tqdm(total=len(work), unit="run") as progress:
-            futures = {pool.submit(run_one, *each): each[0] for each in work}
-            for future in as_completed(futures):
-                run, (minutes, code) = futures[future], future.result()
-                if code:
-                    failed.append(run)
-                outcome = f"failed with exit code {code}" if code else "finished"
-                progress.write(f"{run.folder}: {outcome} after {minutes:.1f} min")
-                progress.update()
+        with tqdm(total=len(work), unit="run", disable=team.size > 1) as progress:
+            for future in as_completed([pool.submit(run_next, progress) for _ in range(jobs)]):
+                future.result()
     except KeyboardInterrupt as error:
         stopped = True
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in list(children):  # each saves a checkpoint after the step in progress
             child.terminate()
         pool.shutdown()

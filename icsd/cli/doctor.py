@@ -23,7 +23,7 @@ from icsd.ops.distributed.collectives import Shares
 from icsd.ops.distributed.ring import visits
 from icsd.ops.tuning import setting
 from icsd.ops.verdicts import Verdicts, verdicts_of
-from icsd.training.ranks import Team, joined
+from icsd.team import Team, joined
 
 DESCRIPTION = """Report what is installed, what was built and for which processors, and which backends of the operator
 work here, each tried on a small batch; and why the others do not. Put the report into every bug report.

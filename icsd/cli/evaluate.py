@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from icsd.evaluation.evaluate import Evaluation, StageResult
     from icsd.evaluation.extractors import Extractor
     from icsd.sampling import Sampler
+    from icsd.team import Team
 
 DESCRIPTION = """Measure the images that a trained model generates, stage by stage, against held-out real images.
 
@@ -41,6 +42,9 @@ Examples:
 
   icsd evaluate runs/a --compare runs/b/evaluation/step-00002500-0123456789ab.json
       the differences of two models under one protocol
+
+  torchrun --standalone --nproc-per-node 8 --no-python icsd evaluate runs/cub --count 30000
+      eight GPUs share the images
 
 Every figure is printed and saved with its protocol: network and hash of its weights, resolution, real images, captions
 and seeds. Figures of different protocols are not compared. After an interruption the same command goes on."""
@@ -79,7 +83,14 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Evaluate."""
+    """Evaluate, on all ranks together."""
+    from icsd.team import joined
+
+    with joined() as team:
+        return _run(options, team)
+
+
+def _run(options: Namespace, team: Team) -> int:
     from icsd.evaluation import report
     from icsd.evaluation.extractors import sha256_of
     from icsd.evaluation.protocol import hash_of
@@ -91,19 +102,20 @@ def run(options: Namespace) -> int:
         check_output(options.output)
     others = None if options.compare is None else report.read(options.compare)
     sampler = Sampler.load(options.run, options.device)
-    evaluation = _evaluation(options, sampler)
+    evaluation = team.led(lambda: _evaluation(options, sampler, team))
     key = hash_of([sha256_of(sampler.path), evaluation.identifier])[:12]
     step = checkpoint.load(sampler.path, ["step"])["step"]
     folder = sampler.path.parent.parent / "evaluation"
     protocols = list(evaluation.protocols.values())
     output = options.output or folder / f"step-{step:08d}-{protocols[-1].identifier}.json"
-    results = report.read(output) if report.key_of(output) == key else None
+    results = team.first(lambda: report.read(output) if report.key_of(output) == key else None)
     if results is None:
         results = _measured(sampler, evaluation, folder / f"features-{key}")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as temporary:
-            temporary.write_text(report.to_json(str(sampler.path), step, results, key), encoding="utf-8")
-        shutil.rmtree(folder / f"features-{key}", ignore_errors=True)
+        if team.leads:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(output) as temporary:
+                temporary.write_text(report.to_json(str(sampler.path), step, results, key), encoding="utf-8")
+            shutil.rmtree(folder / f"features-{key}", ignore_errors=True)
     print(report.table(results))
     print(f"\nresults      {output}")
     if others is not None:
@@ -112,7 +124,7 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _evaluation(options: Namespace, sampler: Sampler) -> Evaluation:
+def _evaluation(options: Namespace, sampler: Sampler, team: Team) -> Evaluation:
     """Return the evaluation that the options describe, for the data set of a model."""
     from icsd.data import open_dataset
     from icsd.evaluation.evaluate import Evaluation
@@ -128,7 +140,14 @@ def _evaluation(options: Namespace, sampler: Sampler) -> Evaluation:
     encoders = _encoders(options, sampler.path, sampler.device, test_set.vocabulary)
     classifiers = classifiers_of(open_dataset(data, "train", available[-1]), stages) if test_set.attributes else {}
     return Evaluation(
-        plan, test_set, stages, extractor, refined=available[-1], encoders=encoders, classifiers=classifiers
+        plan,
+        test_set,
+        stages,
+        extractor,
+        refined=available[-1],
+        encoders=encoders,
+        classifiers=classifiers,
+        team=team,
     )
 
 

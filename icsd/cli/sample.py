@@ -16,6 +16,7 @@ from icsd.outputs import check_output, replacing
 
 if TYPE_CHECKING:
     from icsd.sampling import Plan, Request, Sampler
+    from icsd.team import Team
 
 DESCRIPTION = """Generate images from sentences with a trained model: one page with the sentences underneath, an
 animation, or a folder of any number of images.
@@ -45,6 +46,9 @@ Examples:
 
   head -100 captions.txt | icsd sample --file - --output generated --count 30000
       a folder of 30,000 images, going round the sentences; the same command continues after Ctrl-C
+
+  torchrun --standalone --nproc-per-node 8 --no-python icsd sample --file captions.txt --output generated --device cuda
+      the same on eight GPUs, which share the images
 
 The same checkpoint, sentence and seed give the same image. Words that the model does not know, and words past the
 longest sentence that it reads, are reported and left out."""
@@ -130,21 +134,30 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Generate."""
+    """Generate, a folder on all ranks together, anything else on the first one."""
+    from icsd.team import joined
+
     kind = _kind_of_output(options)
     _check_options(options, kind)
-    sentences = [*options.sentences, *_lines(options.file)]
-    plan = _plan(sentences, options, kind)
+    with joined() as team:
+        sentences = team.first(lambda: [*options.sentences, *_lines(options.file)])
+        plan = _plan(sentences, options, kind)
+        if kind == "a folder" or team.leads:
+            _generate(plan, options, kind, team)
+    return 0
+
+
+def _generate(plan: Plan, options: Namespace, kind: str, team: Team) -> None:
     sampler = load_sampler(options.checkpoint, options.device)
-    _report_words(sampler, sentences)
+    if team.leads:
+        _report_words(sampler, list(plan.sentences))
     if kind == "a folder":
-        _write_folder(sampler, plan, options)
+        _write_folder(sampler, plan, options, team)
     elif kind == "an animation":
         _write_animation(sampler, plan, options)
     else:
         _write_page(sampler, plan, options, kind)
     print(options.output)
-    return 0
 
 
 def load_sampler(place: Path | None, device: str = "cpu") -> Sampler:
@@ -260,14 +273,19 @@ def _listed(words: Iterable[str], most: int = 30) -> str:
     return ", ".join(distinct[:most]) + more
 
 
-def _write_folder(sampler: Sampler, plan: Plan, options: Namespace) -> None:
+def _write_folder(sampler: Sampler, plan: Plan, options: Namespace, team: Team) -> None:
     from icsd.sampling.folder import LARGEST_BATCH, generate_folder
 
     if options.batch_size and options.batch_size > LARGEST_BATCH:
         raise InputError(f"--batch-size is {options.batch_size}: give at most {LARGEST_BATCH}")
     try:
         generate_folder(
-            sampler, plan, options.output, batch_size=options.batch_size or 16, truncation=options.truncation
+            sampler,
+            plan,
+            options.output,
+            batch_size=options.batch_size or 16,
+            truncation=options.truncation,
+            team=team,
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command continues where it was") from interrupt

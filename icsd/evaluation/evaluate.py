@@ -31,6 +31,7 @@ from icsd.evaluation.protocol import Protocol, hash_of
 from icsd.evaluation.real import RealImages, thumbnails_of
 from icsd.evaluation.retrieval import r_precision
 from icsd.ops import similarity_distillation_loss
+from icsd.team import Team
 
 VERSION = 2  # of the probes; files of features of another version are not read
 
@@ -76,6 +77,7 @@ class Evaluation:
         refined: Resolution of the refined stage, with which coarse ones are compared; by default the last one.
         encoders: Encoders for R-precision.
         classifiers: Attribute classifiers by resolution, where attributes are known.
+        team: The ranks that share the batches of generated images; each has such an evaluation.
 
     Raises:
         InputError: The real set is empty.
@@ -91,7 +93,9 @@ class Evaluation:
         refined: int | None = None,
         encoders: Sequence[Encoder] = (),
         classifiers: dict[int, Classifier] | None = None,
+        team: Team | None = None,
     ) -> None:
+        self.team = team or Team()
         self.plan, self.test_set, self.resolutions = plan, test_set, resolutions
         self.extractor, self.encoders, self.classifiers = extractor, encoders, classifiers or {}
         self.refined = refined or resolutions[-1]
@@ -118,7 +122,7 @@ class Evaluation:
 
     @torch.no_grad()
     def measure(self, generate: Generate, folder: Path | None = None) -> dict[int, StageResult]:
-        """Generate the images of the plan and measure every stage.
+        """Generate the images of the plan and measure every stage, on all ranks together.
 
         Args:
             generate: The model; it returns the stages of `resolutions`.
@@ -131,8 +135,8 @@ class Evaluation:
         Raises:
             InputError: An image or a feature is not finite, or there are fewer than two images of a set.
         """
-        found = generated_features(generate, self.plan, self.resolutions, self.probes, folder)
-        return {resolution: self._stage(resolution, found) for resolution in self.resolutions}
+        found = generated_features(generate, self.plan, self.resolutions, self.probes, folder, self.team)
+        return self.team.first(lambda: {resolution: self._stage(resolution, found) for resolution in self.resolutions})
 
     def _stage(self, resolution: int, found: dict[int, dict[str, Tensor]]) -> StageResult:
         features, real = found[resolution], self.real[resolution]

@@ -12,6 +12,7 @@ from torch import Tensor
 from icsd.errors import InputError
 from icsd.evaluation.cache import keep, kept
 from icsd.evaluation.progress import progress
+from icsd.team import Team
 
 BATCH = 64
 
@@ -52,8 +53,13 @@ class Plan:
 
 
 def generated_features(
-    generate: Generate, plan: Plan, resolutions: Sequence[int], probes: dict[str, Probe], folder: Path | None
-) -> dict[int, dict[str, Tensor]]:
+    generate: Generate,
+    plan: Plan,
+    resolutions: Sequence[int],
+    probes: dict[str, Probe],
+    folder: Path | None,
+    team: Team | None = None,
+) -> dict[int, dict[str, Tensor]] | None:
     """Generate the images of a plan and return what the probes find in them.
 
     Every batch becomes a file in `folder`; a batch whose file is complete is not generated again.
@@ -64,22 +70,27 @@ def generated_features(
         resolutions: Resolution of each stage that `generate` returns.
         probes: Probes by name.
         folder: Folder of the files, which belong to one model, one plan and one set of probes; None keeps none.
+        team: The ranks that share the batches. Each takes every W-th one.
 
     Returns:
-        Features `(count, ...)` by `probe/layer`, for each resolution.
+        Features `(count, ...)` by `probe/layer`, for each resolution, on the first rank; None on the others.
 
     Raises:
         InputError: An image is not finite.
     """
-    batches = []
-    for images in progress(list(plan.batches()), "generated images", "batch"):
-        path = None if folder is None else folder / f"images-{images.start:08d}.safetensors"
-        found = None if path is None else kept(path)
-        if found is None:
-            found = _probe_batch(generate, plan, images, resolutions, probes)
-            if path is not None:
-                keep(path, found)
-        batches.append(found)
+    team = team or Team()
+
+    def features_of(images: range) -> dict[str, Tensor]:
+        if folder is None:
+            return _probe_batch(generate, plan, images, resolutions, probes)
+        path = folder / f"images-{images.start:08d}.safetensors"
+        found = kept(path)
+        return keep(path, _probe_batch(generate, plan, images, resolutions, probes)) if found is None else found
+
+    own = progress(list(plan.batches())[team.rank :: team.size], "generated images", "batch", shown=team.leads)
+    batches = team.collect(team.each(lambda: [features_of(images) for images in own]))
+    if batches is None:
+        return None
     return {
         resolution: {
             name.removeprefix(f"{resolution}/"): torch.cat([batch[name] for batch in batches])

@@ -19,6 +19,7 @@ from icsd.errors import InputError
 from icsd.outputs import replacing
 from icsd.sampling.plan import Plan
 from icsd.sampling.sampler import Sampler
+from icsd.team import Team
 from icsd.visualization import tensor_to_image
 
 LARGEST_BATCH = 1024  # images generated at once
@@ -27,7 +28,13 @@ _PLAN = "plan.json"
 
 
 def generate_folder(
-    sampler: Sampler, plan: Plan, folder: Path, *, batch_size: int = 16, truncation: float | None = None
+    sampler: Sampler,
+    plan: Plan,
+    folder: Path,
+    *,
+    batch_size: int = 16,
+    truncation: float | None = None,
+    team: Team | None = None,
 ) -> int:
     """Generate the images of a plan into a folder, or continue where an earlier call was stopped.
 
@@ -40,9 +47,10 @@ def generate_folder(
         folder: New folder, or one that an earlier call with the same arguments began.
         batch_size: Images generated at once.
         truncation: See `Sampler.noise`.
+        team: The ranks that share the batches; all of them make this call.
 
     Returns:
-        The number of images that this call generated.
+        The number of images that this call generated, on this rank.
 
     Raises:
         InputError: A sentence cannot be read, a number is out of range, or the folder holds something else.
@@ -52,24 +60,25 @@ def generate_folder(
         raise InputError(f"batch_size is {batch_size}: give a number from 1 to {LARGEST_BATCH}")
     sampler.check(plan.sentences)
     sampler.noise([plan[0].seed, plan[len(plan) - 1].seed], truncation)  # raises before anything is written
-    _begin(folder, _description(sampler, plan, batch_size, truncation))
+    team = team or Team()
+    team.first(lambda: _begin(folder, _description(sampler, plan, batch_size, truncation)))
     try:
-        generated = _generate(sampler, plan, folder, batch_size, truncation)
-        if sampler.attribution:
-            _write(folder / "ATTRIBUTION", f"{sampler.attribution}\n")
-        with replacing(folder / "captions.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(_caption_line(plan, place) for place in range(len(plan)))
+        generated = team.each(lambda: _generate(sampler, plan, folder, batch_size, truncation, team))
+        team.first(lambda: _finish(sampler, plan, folder))
     except OSError as error:
         advice = f"{error.strerror or error}; the same command continues where it was"
         raise OSError(error.errno, advice, error.filename or str(folder)) from error
     return generated
 
 
-def _generate(sampler: Sampler, plan: Plan, folder: Path, batch_size: int, truncation: float | None) -> int:
-    """Generate the files that are missing, batch by batch; return their number."""
+def _generate(sampler: Sampler, plan: Plan, folder: Path, batch_size: int, truncation: float | None, team: Team) -> int:
+    """Generate the files that are missing in the batches of this rank; return their number."""
     generated = 0
-    with tqdm(total=len(plan), unit="image", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
-        for start in range(0, len(plan), batch_size):
+    starts = range(0, len(plan), batch_size)[team.rank :: team.size]
+    total = sum(min(batch_size, len(plan) - start) for start in starts)
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=total, unit="image", mininterval=interval, disable=not team.leads) as progress:
+        for start in starts:
             places = range(start, min(start + batch_size, len(plan)))
             missing = [place for place in places if not (folder / _file_name(plan, place)).exists()]
             if missing:
@@ -82,6 +91,14 @@ def _generate(sampler: Sampler, plan: Plan, folder: Path, batch_size: int, trunc
                 generated += len(missing)
             progress.update(len(places))
     return generated
+
+
+def _finish(sampler: Sampler, plan: Plan, folder: Path) -> None:
+    """Write the captions of all images, which mark the folder as complete."""
+    if sampler.attribution:
+        _write(folder / "ATTRIBUTION", f"{sampler.attribution}\n")
+    with replacing(folder / "captions.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_caption_line(plan, place) for place in range(len(plan)))
 
 
 def _file_name(plan: Plan, place: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from icsd.training.ranks import Team
+from icsd.team import Team
 
 SHIFT, HOLE = 1 / 8, 1 / 2
 """Largest shift, and side of the hole, as shares of the image's side."""

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from icsd.errors import InputError
 from icsd.models.tokens import Tokenizer, Tokens
+from icsd.team import Team
 from icsd.training.randomness import seeded
-from icsd.training.ranks import Team
 
 
 @dataclass

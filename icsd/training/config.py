@@ -234,6 +234,9 @@ class PretrainConfig(RunConfig):
     resolution: int = 299
     """Side of the images in pixels."""
 
+    sync_batch_norm: bool = False
+    """Normalize by the statistics of the images of all ranks instead of those of each rank."""
+
     lr: float = 0.002
     """Adam's learning rate at the beginning."""
 

@@ -42,7 +42,7 @@ IMAGES = 256
 
 
 class TrainingEvaluation:
-    """An evaluation of the averaged model that can be repeated during training.
+    """An evaluation of the averaged model that can be repeated during training, by all ranks together.
 
     It leaves the state of every random generator and the mode of every network as they were.
 
@@ -58,16 +58,18 @@ class TrainingEvaluation:
     def __init__(self, trainer: Trainer, train_set: CaptionedImages, test_set: CaptionedImages) -> None:
         self.trainer = trainer
         resolutions = trainer.resolutions
+        guided = trainer.damsm or trainer.config.losses.discriminator.matching
         with seeded(0):
-            self.evaluation = Evaluation(
-                Plan([captions[0] for captions in test_set.captions], IMAGES, 0),
-                test_set,
-                resolutions,
-                lite0(trainer.device),
-                encoders=[_encoder_of(trainer)]
-                if trainer.damsm or trainer.config.losses.discriminator.matching
-                else [],
-                classifiers=classifiers_of(train_set, resolutions),
+            self.evaluation = trainer.team.led(
+                lambda: Evaluation(
+                    Plan([captions[0] for captions in test_set.captions], IMAGES, 0),
+                    test_set,
+                    resolutions,
+                    lite0(trainer.device),
+                    encoders=[_encoder_of(trainer)] if guided else [],
+                    classifiers=classifiers_of(train_set, resolutions),
+                    team=trainer.team,
+                )
             )
 
     def measure(self) -> dict[int, StageResult]:

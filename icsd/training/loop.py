@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icsd.errors import InputError, is_out_of_memory
+from icsd.team import Team
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch
 from icsd.training.config import RunConfig
 from icsd.training.interruption import finishing_steps
 from icsd.training.loggers import Loggers
-from icsd.training.ranks import Team
 from icsd.training.run_folder import RunFolder
 from icsd.training.stopwatch import Stopwatch
 
@@ -66,6 +66,8 @@ class Event:
     every: int | None
     """Steps between two times; None is never."""
     action: Callable[[], None]
+    everyone: bool = False
+    """True if all ranks take the action together; otherwise the first one takes it."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ class Loop:
         summarize: Reduces losses and further numbers to those that the progress bar shows.
         on_line: Called with each line of losses and further numbers.
         events: Events beside lines of metrics and checkpoints.
-        team: The ranks that train together. The first one logs, saves and runs the events.
+        team: The ranks that train together. The first one logs, saves and draws.
     """
 
     config: RunConfig
@@ -110,7 +112,7 @@ class Loop:
 
         Raises:
             InputError: The losses or weights are no longer finite, an image cannot be read, a process that loads data
-                was killed, or memory does not suffice.
+                was killed, memory does not suffice, or another rank ended or stalled.
             OSError: A file cannot be written.
             KeyboardInterrupt: A signal ended the run; the message says how to resume.
         """
@@ -122,11 +124,6 @@ class Loop:
         try:
             self._run()
         except (RuntimeError, ConnectionError) as error:
-            if self.team.lost_contact(error):
-                raise InputError(
-                    f"rank {self.team.rank} of {self.team.size} lost contact with another one after step {self.step} "
-                    f"({' '.join(str(error).split())}), which ended or stalled: {self.last_good()}"
-                ) from error
             # PyTorch reports a killed process wherever the main thread is at that time, even while a log is closed.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
@@ -137,7 +134,7 @@ class Loop:
         """Take the remaining steps, and close the logs whatever happens."""
         try:
             with self._progress() as self.progress, finishing_steps() as interruption:
-                self._take_steps(interruption)
+                self._take_steps_together(interruption)
         except ConnectionError:
             raise
         except OSError as error:
@@ -189,6 +186,21 @@ class Loop:
         """Print a line above the progress bar."""
         self.progress.write(line)
 
+    def _take_steps_together(self, interruption: Any) -> None:
+        """Take the steps, and find out which rank is missing if contact was lost.
+
+        This happens while signals are caught: torchrun ends the other ranks after the first one that failed.
+        """
+        try:
+            self._take_steps(interruption)
+        except (RuntimeError, ConnectionError) as error:
+            if not self.team.lost_contact(error):
+                raise
+            raise InputError(
+                f"rank {self.team.rank} of {self.team.size} lost contact with {self.team.missing()}, after step "
+                f"{self.step} ({' '.join(str(error).split())}): {self.last_good()}"
+            ) from error
+
     def _take_steps(self, interruption: Any) -> None:
         """Take the steps until the last one or a signal."""
         stop, recent, since = self.config.steps, [], time.perf_counter()
@@ -202,7 +214,7 @@ class Loop:
                 self._log_losses(recent, images * len(recent) / (now - since))
                 recent, since = [], now
             for event in self.events:
-                if self._is_due(event.every) and self.team.leads:
+                if self._is_due(event.every) and (event.everyone or self.team.leads):
                     with self.stopwatch.paused():
                         event.action()
             interrupted = self.team.any(bool(interruption.signal))

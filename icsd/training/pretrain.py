@@ -21,13 +21,16 @@ from icsd.data import CaptionedImages, DataConfig, Vocabulary, open_dataset
 from icsd.errors import InputError
 from icsd.evaluation.retrieval import r_precision
 from icsd.models.attngan import find_release, load_release
+from icsd.models.batch_norm import normalize_over_ranks
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import ImageEncoderConfig, build_image_encoder, restore_image_encoder
 from icsd.models.text import TextConfig, build_text_encoder, restore_text_encoder
+from icsd.team import Team
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch, SampledDataset
 from icsd.training.captions import check_captions, describe_data, differences
 from icsd.training.config import PretrainConfig
+from icsd.training.launch import check_share, launched, restarted
 from icsd.training.loggers import require_wandb
 from icsd.training.loop import Command, Event, Loop
 from icsd.training.randomness import random_state, restore_random_state, seed_everything
@@ -50,12 +53,17 @@ class Pretrainer:
         config: The whole configuration.
         damsm: New or restored encoders.
         steps_per_epoch: Steps of a pass over the data, after each of which the learning rate falls.
+        team: The ranks that train together; by default, this process alone.
     """
 
-    def __init__(self, config: PretrainConfig, damsm: DAMSM, steps_per_epoch: int) -> None:
+    def __init__(self, config: PretrainConfig, damsm: DAMSM, steps_per_epoch: int, team: Team | None = None) -> None:
         self.config = config
+        self.team = team or Team()
+        check_share(config, self.team)
         self.device = choose_device(config.device)
         self.damsm = damsm.to(self.device).train()
+        if config.sync_batch_norm and self.team.size > 1:
+            normalize_over_ranks(self.damsm, self.team.ranks)
         self.weights = [weight for weight in damsm.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.Adam(self.weights, config.lr, (0.5, 0.999))
         self.steps_per_epoch = steps_per_epoch
@@ -76,30 +84,38 @@ class Pretrainer:
         text = self.damsm.text_encoder(batch.ids, batch.lengths)
         inputs = (each.to(self.device) for each in (batch.images, batch.class_ids, batch.caption_ids))
         images, class_ids, caption_ids = inputs
-        values = self.damsm(images, text, class_ids, caption_ids)
+        values = self.damsm(images, text, class_ids, caption_ids, self.team.samples)
         weights = {"words": self.config.losses.words, "sentence": self.config.losses.sentence}
         losses = {name: weight * getattr(values, name) for name, weight in weights.items() if weight}
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
+        self.team.average([weight.grad for weight in self.weights if weight.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.damsm.text_encoder.parameters(), self.config.clip)
         self.optimizer.step()
+        self.team.average([buffer for buffer in self.damsm.buffers() if buffer.is_floating_point()])
         self.step_count += 1
         return {f"damsm/{name}": loss.detach() for name, loss in losses.items()}
 
     @torch.no_grad()
     def r_precision(self, dataset: CaptionedImages, batch_size: int = 64) -> float:
-        """Return the R-precision of held-out images with their first captions, NaN where no caption is a wrong one."""
+        """Return the R-precision of held-out images with their first captions, NaN where no caption is a wrong one.
+
+        The ranks share the batches, and all get the result.
+        """
         self.damsm.eval()
         captions = [sentences[0] for sentences in dataset.captions]
-        image_features, sentence_features = [], []
-        for start in range(0, len(dataset), batch_size):
+        own = []
+        for start in range(0, len(dataset), batch_size)[self.team.rank :: self.team.size]:
             places = range(start, min(start + batch_size, len(dataset)))
             images = torch.stack([dataset[place]["image"] for place in places]).to(self.device)
-            image_features.append(self.damsm.image_encoder(images).whole)
-            sentence_features.append(self.damsm.text_encoder.encode([captions[place] for place in places]).sentence)
+            sentences = self.damsm.text_encoder.encode([captions[place] for place in places]).sentence
+            own.append((self.damsm.image_encoder(images).whole.cpu(), sentences.cpu()))
         self.damsm.train()
+        features = self.team.collect(own)
         class_ids = None if self.config.damsm.same_class_is_wrong else dataset.class_ids
-        return r_precision(torch.cat(image_features), torch.cat(sentence_features), class_ids, captions=captions)
+        return self.team.first(
+            lambda: r_precision(*map(torch.cat, zip(*features, strict=True)), class_ids, captions=captions)
+        )
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
         """Return the weights of both encoders with their names."""
@@ -139,26 +155,29 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data, weights or checkpoint cannot be used, or the loss is no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
-    with contextlib.ExitStack() as stack:
+    resume = resume or restarted(config)
+    with launched(config, resume) as team, contextlib.ExitStack() as stack:
         if resume is not None:
             folder = RunFolder(resume)
-            stack.enter_context(folder.locked())
-        pretrainer, train_set, test_set, notes = prepare(config, resume)
+            team.first(lambda: stack.enter_context(folder.locked()))
+        pretrainer, train_set, test_set, notes = prepare(config, resume, team)
         if resume is None:
-            folder = RunFolder.create(config.output, config.name, f"damsm-{train_set.name}")
-            stack.enter_context(folder.locked())
+            name = f"damsm-{train_set.name}"
+            folder = RunFolder(team.first(lambda: RunFolder.create(config.output, config.name, name).path))
+            team.first(lambda: stack.enter_context(folder.locked()))
         print(f"run          {folder.path}")
         print(f"data         {train_set.name}: {len(train_set)} images, {len(test_set)} more held out")
         for note in notes:
             print(f"note         {note}")
         learned = sum(weight.numel() for weight in pretrainer.weights)
-        print(f"networks     {learned / 1e6:.2f} M weights to learn", flush=True)
+        ranks = f", {team.size} ranks" if team.size > 1 else ""
+        print(f"networks     {learned / 1e6:.2f} M weights to learn{ranks}", flush=True)
         _run(folder, pretrainer, train_set, test_set)
     return folder.path
 
 
 def prepare(
-    config: PretrainConfig, resume: Path | None
+    config: PretrainConfig, resume: Path | None, team: Team
 ) -> tuple[Pretrainer, CaptionedImages, CaptionedImages, list[str]]:
     """Open the data and build the pretrainer, new or restored.
 
@@ -170,7 +189,7 @@ def prepare(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if "wandb" in config.loggers:
+    if "wandb" in config.loggers and team.leads:
         require_wandb()
     train_set, test_set = (open_dataset(config.data, split, config.resolution) for split in ("train", "test"))
     resume, notes = run_folder.check_start(resume)
@@ -181,7 +200,7 @@ def prepare(
         captions = [caption for captions in train_set.captions for caption in captions]
         text_encoder = build_text_encoder(config.text, captions, train_set.vocabulary)
         image_encoder = build_image_encoder(config.image, config.text.dim, config.resolution)
-        pretrainer = Pretrainer(config, DAMSM(text_encoder, image_encoder, config.damsm), steps_per_epoch)
+        pretrainer = Pretrainer(config, DAMSM(text_encoder, image_encoder, config.damsm), steps_per_epoch, team)
     else:
         path = checkpoint.find(resume, checkpoint.ENCODERS)
         state = checkpoint.load(path)
@@ -192,7 +211,7 @@ def prepare(
                 raise InputError(
                     f"{resume} is already trained for {state['step']} steps: give a larger `--steps` to continue"
                 )
-            pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch)
+            pretrainer = Pretrainer(config, _restore(config, state), steps_per_epoch, team)
             pretrainer.load_state_dict(state)
         notes += differences(state.get("data"), describe_data(train_set))
     notes += check_captions(pretrainer.damsm.text_encoder.tokenizer, train_set, test_set)
@@ -264,9 +283,8 @@ def _run(folder: RunFolder, pretrainer: Pretrainer, train_set: CaptionedImages, 
 
     def batches(start: int, stop: int) -> Iterator[tuple[Batch]]:
         tokenizer = pretrainer.damsm.text_encoder.tokenizer
-        return zip(
-            SampledDataset(train_set, tokenizer, config.batch_size, config.seed).batches_of(start, stop, config.workers)
-        )
+        draws = SampledDataset(train_set, tokenizer, config.batch_size, config.seed, team=pretrainer.team)
+        return zip(draws.batches_of(start, stop, config.workers))
 
     def evaluate() -> None:
         precision = pretrainer.r_precision(test_set)
@@ -284,11 +302,13 @@ def _run(folder: RunFolder, pretrainer: Pretrainer, train_set: CaptionedImages, 
         Command("pretrain", "pair", (f"--lr {config.lr / 2:g}",)),
         CHECKPOINTS_KEPT,
         extra_state={"data": describe_data(train_set)},
-        events=[Event(config.evaluate_every, evaluate)],
+        events=[Event(config.evaluate_every, evaluate, everyone=True)],
+        team=pretrainer.team,
     )
     loop.run()
-    print(f"checkpoint   {checkpoint.latest(folder.path)}")
-    print(f"try next     {shlex.join(_next_command(config, folder.path))}")
+    if pretrainer.team.leads:
+        print(f"checkpoint   {checkpoint.latest(folder.path)}")
+        print(f"try next     {shlex.join(_next_command(config, folder.path))}")
 
 
 def _next_command(config: PretrainConfig, folder: Path) -> list[str]:

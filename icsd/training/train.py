@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from tqdm import tqdm
 
 from icsd.data import CaptionedImages, Vocabulary, open_dataset
@@ -40,11 +38,13 @@ from icsd.evaluation.extractors import lite0_files
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops import cross_sample_similarity
 from icsd.ops.registry import select
+from icsd.team import Team
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch, SampledDataset
 from icsd.training.captions import check_captions, describe_data, differences
 from icsd.training.config import TrainConfig
 from icsd.training.evaluation import TrainingEvaluation, flat, score_of
+from icsd.training.launch import launched, restarted
 from icsd.training.loggers import require_wandb
 from icsd.training.loop import Command, Event, Loop
 from icsd.training.memory import peak_memory
@@ -52,7 +52,6 @@ from icsd.training.monitor import TrainingMonitor, diversity
 from icsd.training.pretrain import load_damsm
 from icsd.training.profile import Profile, profile_training
 from icsd.training.randomness import seed_everything
-from icsd.training.ranks import Team, joined
 from icsd.training.run_folder import RunFolder
 from icsd.training.trainer import Trainer
 from icsd.visualization import caption_grid
@@ -85,8 +84,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data or checkpoint cannot be used, or the losses are no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
-    resume = resume or _restarted(config)
-    with _team(config, resume) as team, contextlib.ExitStack() as stack:
+    resume = resume or restarted(config)
+    with launched(config, resume) as team, contextlib.ExitStack() as stack:
         if resume is not None:
             folder = RunFolder(resume)
             team.first(lambda: stack.enter_context(folder.locked()))
@@ -104,30 +103,6 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     return folder.path
 
 
-def _restarted(config: TrainConfig) -> Path | None:
-    """Return the run folder to go on in after a restart by torchrun, None at the first start."""
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
-        return None
-    if config.name is None:
-        raise InputError(
-            "torchrun may restart this run, which has no name: give a name, by which a restart finds the run"
-        )
-    folder = config.output / config.name
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return folder if restarted and folder.is_dir() else None
-
-
-@contextlib.contextmanager
-def _team(config: TrainConfig, resume: Path | None) -> Iterator[Team]:
-    """Join the ranks of this launch, which must have the same configuration. Only the first one prints."""
-    with joined() as team, contextlib.ExitStack() as stack:
-        if not team.leads:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-        team.check_equal("the configuration", yaml.safe_dump({"resume": str(resume), **run_folder.plain(config)}))
-        yield team
-
-
 def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     """Build everything, take two steps, the first to warm up, and print what a run would take. Writes nothing.
 
@@ -138,7 +113,7 @@ def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     Raises:
         InputError: Configuration, data or checkpoint cannot be used.
     """
-    with _team(config, resume) as team:
+    with launched(config, resume) as team:
         _dry_run(prepare(config, resume, team))
 
 
@@ -243,7 +218,7 @@ def prepare(config: TrainConfig, resume: Path | None, team: Team) -> Session:
         torch.set_num_threads(config.threads)
     if "wandb" in config.loggers and team.leads:
         require_wandb()
-    if config.evaluate_every and team.leads:
+    if config.evaluate_every:
         lite0_files()
     resolution = config.generator.resolutions[-1]
     train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
@@ -348,7 +323,10 @@ class Run:
             measured=session.trainer.measurements,
             summarize=_summary,
             on_line=lambda line: self._warn(self.monitor.line(line)),
-            events=[Event(config.sample_every, self._draw), Event(config.evaluate_every, self._evaluate)],
+            events=[
+                Event(config.sample_every, self._draw),
+                Event(config.evaluate_every, self._evaluate, everyone=True),
+            ],
             team=session.trainer.team,
         )
 
@@ -395,7 +373,8 @@ class Run:
     @cached_property
     def _evaluation(self) -> TrainingEvaluation:
         evaluation = TrainingEvaluation(self.trainer, self.train_set, self.test_set)
-        evaluation.write_protocols(self.folder.path / "evaluation" / "during-training.json")
+        if self.trainer.team.leads:
+            evaluation.write_protocols(self.folder.path / "evaluation" / "during-training.json")
         return evaluation
 
     @cached_property

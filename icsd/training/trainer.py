@@ -29,6 +29,7 @@ from icsd.models import (
 from icsd.models.batch_norm import normalize_over_ranks
 from icsd.models.conditioning import kl_to_standard_normal
 from icsd.models.damsm import DAMSM
+from icsd.team import Team
 from icsd.training.adversarial import (
     ADVERSARIAL,
     PENALTIES,
@@ -42,9 +43,9 @@ from icsd.training.balance import BalancedLosses
 from icsd.training.batches import Batch
 from icsd.training.checkpoint import load_adam, load_module
 from icsd.training.config import OptimizerConfig, TrainConfig
+from icsd.training.launch import check_share
 from icsd.training.parts import REST, part
 from icsd.training.randomness import random_state, restore_random_state
-from icsd.training.ranks import Team
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,20 +82,6 @@ def learning_rate_factor(config: OptimizerConfig, steps: int, step: int) -> floa
     warmth = min(1.0, (step + 1) / (config.warmup + 1))
     done = min(1.0, max(0.0, (step - config.warmup) / max(1, steps - config.warmup)))
     return warmth * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.schedule]
-
-
-def _check_share(config: TrainConfig, team: Team) -> None:
-    """Raise an InputError unless the ranks can share a batch evenly."""
-    if config.batch_size % team.size:
-        raise InputError(
-            f"batch_size is {config.batch_size}, which {team.size} ranks cannot share evenly: give a multiple of "
-            f"{team.size}"
-        )
-    if config.batch_size < 2 * team.size and not config.sync_batch_norm:
-        raise InputError(
-            f"batch_size is {config.batch_size}, one image for each of {team.size} ranks: give at least 2 for each, or "
-            "set sync_batch_norm"
-        )
 
 
 class Generated(NamedTuple):
@@ -145,7 +132,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.team = team or Team()
-        _check_share(config, self.team)
+        check_share(config, self.team)
         self.device = choose_device(config.device)
         self.resolutions = config.generator.resolutions
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format

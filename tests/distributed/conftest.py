@@ -6,6 +6,6 @@ from ranks import pool
 
 @pytest.fixture(scope="session")
 def ranks():
-    """Return a pool of 4 processes."""
-    with pool(4) as processes:
+    """Return a pool of 4 processes, which have imported what the tests of this folder need."""
+    with pool(4, ["icsd.training.train", "torch._dynamo"]) as processes:
         yield processes

@@ -3,16 +3,20 @@
 import contextlib
 import io
 import json
+import os
+import signal
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import pool
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from icsd.cli.main import main
 from icsd.data import DataConfig
 from icsd.errors import InputError
+from icsd.evaluation.extractors import Extractor
 from icsd.models import (
     DiscriminatorConfig,
     DistillationConfig,
@@ -24,12 +28,12 @@ from icsd.models import (
 )
 from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import CNNEncoder
-from icsd.training import checkpoint, train
+from icsd.team import Team
+from icsd.training import checkpoint, evaluation, launch, train
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.batches import Batch
 from icsd.training.config import TrainConfig
 from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
-from icsd.training.ranks import Team
 from icsd.training.trainer import Trainer
 
 CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
@@ -57,15 +61,14 @@ CASES = {
 
 
 def trainer_of(options, team=None):
-    options = {**options}
-    damsm = options.pop("damsm", None)
+    options = {"batch_size": BATCH, "log_every": 2, **options}
+    damsm, width = options.pop("damsm", None), options.pop("width", 8)
+    residual_blocks, normalization = options.pop("residual_blocks", 1), options.pop("normalization", "batch")
     config = TrainConfig(
         text=TextConfig(dim=8, embedding_dim=6, dropout=0.2),
-        generator=GeneratorConfig([8, 16], width=8, noise_dim=4, condition_dim=4),
-        discriminator=DiscriminatorConfig(width=4),
+        generator=GeneratorConfig([8, 16], width, noise_dim=4, condition_dim=4, residual_blocks=residual_blocks),
+        discriminator=DiscriminatorConfig(width // 2, normalization),
         device="cpu",
-        batch_size=BATCH,
-        log_every=2,
         **options,
     )
     torch.manual_seed(0)
@@ -78,11 +81,11 @@ def trainer_of(options, team=None):
 
 def batch_of(trainer, step):
     """Return the part of this rank in a batch, with captions of several lengths, and images without a wrong one."""
-    generator = torch.Generator().manual_seed(step)
-    places = torch.randint(4, (BATCH,), generator=generator).tolist()
-    classes = [0, 0, 0, 0, 0, 0, 1, 0] if step % 4 > 1 else places
-    images = torch.rand(BATCH, 3, 16, 16, generator=generator, dtype=torch.float64) * 2 - 1
-    own, similar = trainer.team.own(BATCH), trainer.config.adversarial.wrong_captions == "similar"
+    generator, size = torch.Generator().manual_seed(step), trainer.config.batch_size
+    places = torch.randint(4, (size,), generator=generator).tolist()
+    classes = [0] * (size - 2) + [1, 0] if step % 4 > 1 else places
+    images = torch.rand(size, 3, 16, 16, generator=generator, dtype=torch.float64) * 2 - 1
+    own, similar = trainer.team.own(size), trainer.config.adversarial.wrong_captions == "similar"
     captions = [CAPTIONS[place] for place in places][own]
     tokens = trainer.model.text_encoder.tokenizer(captions)
     batch = Batch.of(images[own], captions, classes[own], tokens, similar=similar)
@@ -107,13 +110,6 @@ def trained(group, options, steps):
             torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    """Return a pool of 4 processes."""
-    with pool(4, ["icsd.training.train"]) as processes:
-        yield processes
-
-
 @pytest.mark.parametrize(("size", "case"), [*zip([4, 2, 2], CASES, strict=True)])
 def test_ranks_reach_the_weights_of_one_process(case, size, ranks):
     state, measurements, losses = trained(None, CASES[case], STEPS)
@@ -129,6 +125,22 @@ def test_ranks_reach_the_weights_of_one_process(case, size, ranks):
     for other in others:
         for part in ("model", "ema", "discriminators", "matching", "queues", "generator_optimizer"):
             torch.testing.assert_close(other[part], first[part], rtol=0, atol=0)
+
+
+def many_steps(group):
+    """Return weights after 50 steps with a small network."""
+    # Only the generator normalizes batches: the statistics of a layer travel four times in a step.
+    small = {"width": 4, "residual_blocks": 0, "normalization": "none", "batch_size": 4, "log_every": 100}
+    state, _, losses = trained(group, {"sync_batch_norm": True, **small}, 50)
+    return state["model"], state["ema"], state["discriminators"], losses[-1]
+
+
+def test_ranks_reach_the_weights_of_one_process_after_fifty_steps(ranks):
+    *weights, losses = many_steps(None)
+    for size in (2, 4):
+        for *others, taken in ranks.run(size, many_steps):
+            torch.testing.assert_close(others, weights, rtol=1e-5, atol=1e-7)
+            assert taken == pytest.approx(losses, rel=1e-5)
 
 
 def too_few(group, batch_size):
@@ -197,7 +209,18 @@ def run_of(output, **options):
 def train_on_ranks(group, config, rank_of_another_seed=None):
     if dist.get_rank() == rank_of_another_seed:
         config = replace(config, seed=1)
-    return train.train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        return scored(patch, config)
+
+
+def scored(patch, config, **options):
+    """Train, and measure by colors instead of by features of a network that may not be installed."""
+    colors = Extractor("colors", "e" * 64, "none", lambda images: {"features": images.float().flatten(2).mean(2)})
+    patch.setattr(evaluation, "lite0", lambda device: colors)
+    patch.setattr(evaluation, "classifiers_of", lambda *_: {})
+    patch.setattr(train, "lite0_files", lambda: None)
+    patch.setattr(evaluation, "IMAGES", 150)  # three batches for the ranks
+    return train.train(config, **options)
 
 
 def losses_of(folder):
@@ -206,12 +229,24 @@ def losses_of(folder):
     return [(line["step"], {name: line[name] for name in names}) for line in lines if names[0] in line]
 
 
-def test_a_run_on_ranks_is_resumed_by_one_process(ranks, tmp_path, capsys):
-    alone = train.train(run_of(tmp_path, name="alone", steps=4))
-    together = ranks.run(4, train_on_ranks, run_of(tmp_path, name="together", steps=2))
+def scores_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scores = [{name: line[name] for name in line if name.startswith(("score", "evaluation/"))} for line in lines]
+    return [each for each in scores if each]
+
+
+def test_a_run_on_ranks_is_resumed_by_one_process(ranks, tmp_path, capsys, monkeypatch):
+    options = {"evaluate_every": 2, "losses": LossesConfig(discriminator=DiscriminatorLosses(matching=1))}
+    alone = scored(monkeypatch, run_of(tmp_path, name="alone", steps=4, **options))
+    together = ranks.run(4, train_on_ranks, run_of(tmp_path, name="together", steps=2, **options))
     assert together == [tmp_path / "together"] * 4
-    assert len(list((tmp_path / "together" / "checkpoints").iterdir())) == 1
-    train.train(run_of(tmp_path, name="together", steps=4), resume=tmp_path / "together")
+    checkpoints = sorted(file.name for file in (tmp_path / "together" / "checkpoints").iterdir())
+    assert checkpoints == ["best.safetensors", "step-00000002.safetensors"]
+    rest = run_of(tmp_path, name="together", steps=4, **options)
+    scored(monkeypatch, rest, resume=tmp_path / "together")
+    assert len(scores_of(alone)) == 2
+    for mine, truth in zip(scores_of(together[0]), scores_of(alone), strict=True):
+        assert mine == pytest.approx(truth, rel=0.02, abs=1e-3)
     for (step, mine), (truth_step, truth) in zip(losses_of(together[0]), losses_of(alone), strict=True):
         assert step == truth_step
         assert mine == pytest.approx(truth, rel=2e-3, abs=1e-4)
@@ -233,6 +268,85 @@ def test_restarts_need_the_name_of_the_run(monkeypatch, tmp_path):
     folder = train.train(run_of(tmp_path, name="again", steps=1))
     assert train.train(run_of(tmp_path, name="again", steps=2)) == folder
     assert [step for step, _ in losses_of(folder)] == [1, 2]
+
+
+def train_until_a_rank_stalls(group, config, store, stalling):
+    """Train; one rank stops before its third step until the others have given up, which takes them three seconds."""
+    group = dist.new_group()
+    team = Team(group, dist.FileStore(str(store), 4))
+    step = Trainer.step
+
+    def stalled(trainer, batches):
+        if trainer.step_count == 2:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=3), group)
+            if team.rank == stalling:
+                team.store.wait([f"gave up {rank}" for rank in range(4) if rank != stalling], timedelta(seconds=50))
+        return step(trainer, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "joined", lambda: contextlib.nullcontext(team))
+        patch.setattr(Trainer, "step", stalled)
+        try:
+            return train.train(config)
+        finally:
+            team.store.set(f"gave up {team.rank}", "")
+
+
+def test_a_rank_that_stalls_is_named_and_ends_the_run_on_all_ranks(ranks, tmp_path):
+    config = run_of(tmp_path, name="stalled", steps=4, checkpoint_every=1)
+    outcomes = ranks.outcomes(4, train_until_a_rank_stalls, config, tmp_path / "store", 2)
+    last = tmp_path / "stalled" / "checkpoints" / "step-00000002.safetensors"
+    for rank, outcome in enumerate(outcomes):
+        assert outcome.kind is InputError
+        missing = "the other ranks" if rank == 2 else "rank 2, which ended or stalls"
+        assert f"rank {rank} of 4 lost contact with {missing}, after step 2 (" in str(outcome)
+        assert f"{last} is still good; continue from it with\n  icsd train --resume" in str(outcome)
+    assert checkpoint.load(last)["step"] == 2
+
+
+def train_and_be_killed_once(config):
+    """Train under torchrun. Rank 1 is killed before the third step of the first start."""
+    step = Trainer.step
+
+    def killed(trainer, batches):
+        if (trainer.step_count, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (2, "1", "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer, batches)
+
+    torch.set_num_threads(1)
+    Trainer.step = killed  # this process ends with this function
+    return train.train(config)
+
+
+@pytest.fixture
+def handlers():
+    """Restore the handlers of signals that torchrun sets."""
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in signals}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_torchrun_resumes_a_run_after_a_rank_was_killed(ranks, handlers, tmp_path):
+    launch_config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=1,
+        monitor_interval=0.05,
+        start_method="forkserver",  # which has imported everything for `ranks`
+    )
+    options = {"steps": 4, "checkpoint_every": 1}
+    alone = train.train(run_of(tmp_path, name="alone", **options))
+    run = run_of(tmp_path, name="killed", **options)
+    results = elastic_launch(launch_config, train_and_be_killed_once)(run)
+    assert results == {0: tmp_path / "killed", 1: tmp_path / "killed"}
+    assert [step for step, _ in losses_of(results[0])] == [1, 2, 3, 4]
+    for (_, mine), (_, truth) in zip(losses_of(results[0]), losses_of(alone), strict=True):
+        assert mine == pytest.approx(truth, rel=2e-3, abs=1e-4)
 
 
 def doctor_on_ranks(group):

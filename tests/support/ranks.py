@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60
+SECONDS = 60  # that a rank waits for another one
+LONGEST_CALL = 300  # seconds
 
 
 def _serve(rank: int, size: int, rendezvous: str, tasks, results) -> None:
@@ -79,7 +80,7 @@ class Pool:
         found = {}
         while len(found) < ranks:
             try:
-                rank, (fine, value) = self._results.get(timeout=SECONDS)
+                rank, (fine, value) = self._results.get(timeout=LONGEST_CALL)
             except queue.Empty:
                 self.close()
                 raise TimeoutError(f"only the ranks {sorted(found)} of {ranks} returned") from None
