@@ -158,19 +158,18 @@ class Team:
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their means over the ranks."""
+        """Replace tensors by their means over the ranks. A bucket of them travels while the next one is packed."""
         if self.size == 1:
             return
-        bucket: list[Tensor] = []
-        for tensor in [*tensors, None]:
-            if bucket and (tensor is None or tensor.dtype != bucket[0].dtype or _nbytes(bucket) > BUCKET_BYTES):
-                flat = torch.cat([each.reshape(-1) for each in bucket])
-                dist.all_reduce(flat, group=self.ranks.group)
-                parts = (flat / self.size).split([each.numel() for each in bucket])
-                for each, part in zip(bucket, parts, strict=True):
-                    each.copy_(part.view(each.shape))
-                bucket = []
-            bucket.append(tensor)
+        on_the_way = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([each.reshape(-1) for each in bucket])
+            on_the_way.append((bucket, flat, dist.all_reduce(flat, group=self.ranks.group, async_op=True)))
+        for bucket, flat, work in on_the_way:
+            work.wait()
+            parts = flat.div_(self.size).split([each.numel() for each in bucket])
+            for each, part in zip(bucket, parts, strict=True):
+                each.copy_(part.view(each.shape))
 
     def lost_contact(self, error: BaseException) -> bool:
         """Return whether an error says that another rank ended or did not answer in time."""
@@ -213,8 +212,16 @@ class Team:
             )
 
 
-def _nbytes(tensors: Sequence[Tensor]) -> int:
-    return sum(each.nbytes for each in tensors)
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors of one dtype that travel together, at least `BUCKET_BYTES` of them as long as there are more."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or sum(each.nbytes for each in bucket) > BUCKET_BYTES):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def _difference(value: str, other: str) -> str:

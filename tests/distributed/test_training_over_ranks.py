@@ -164,8 +164,10 @@ def test_ranks_that_cannot_share_a_batch(size, batch_size, message, ranks):
 def helped(group):
     team = Team(group)
     own = torch.full((3,), float(team.rank))
-    many = [torch.full((2, 2), float(team.rank)), torch.tensor(10.0 * team.rank, dtype=torch.float64)]
-    team.average([own, *many])
+    many = [torch.full((2, 2), -float(team.rank)), torch.tensor(10.0 * team.rank, dtype=torch.float64)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("icsd.team.BUCKET_BYTES", 8)  # more than one bucket of a dtype
+        team.average([own, *many])
     try:
         team.check_equal("the configuration", f"seed: 1\nsteps: {team.rank // 2}\n")
     except InputError as error:
@@ -174,7 +176,14 @@ def helped(group):
         team.first(refuse)
     except InputError as error:
         refused = str(error)
-    return own.tolist(), many[1].item(), team.any(team.rank == 1), team.any(False), message, refused
+    return (
+        own.tolist(),
+        [each.mean().item() for each in many],
+        team.any(team.rank == 1),
+        team.any(False),
+        message,
+        refused,
+    )
 
 
 def refuse():
@@ -184,7 +193,7 @@ def refuse():
 
 def test_the_team_averages_agrees_and_finds_differences(ranks):
     for own, other, some, none, message, refused in ranks.run(3, helped):
-        assert (own, other, some, none, refused) == ([1.0] * 3, 10.0, True, False, "no such folder")
+        assert (own, other, some, none, refused) == ([1.0] * 3, [-1.0, 10.0], True, False, "no such folder")
         assert message.startswith("the configuration differs between ranks: rank 0 has steps: 0, rank 2 has steps: 1")
 
 
