@@ -18,14 +18,16 @@ SECONDS = 60  # that a rank waits for another one
 LONGEST_CALL = 300  # seconds
 
 
-def _serve(rank: int, size: int, rendezvous: str, tasks, results) -> None:
+def _serve(rank: int, size: int, rendezvous: str, backend: str, tasks, results) -> None:
     """Join the process groups and run what is asked for."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     timeout = timedelta(seconds=SECONDS)
-    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=size, timeout=timeout)
+    if torch.cuda.is_available() and "nccl" in backend:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, f"file://{rendezvous}", rank=rank, world_size=size, timeout=timeout)
     groups = {count: dist.new_group(range(count), timeout=timeout) for count in range(1, size + 1)}
     while (task := tasks.get()) is not None:
         function, count, arguments = task
@@ -55,9 +57,10 @@ class Pool:
     Args:
         size: The number of processes, and the size of the largest process group.
         modules: Modules that are imported before the processes are forked.
+        backend: Backend of the process groups.
     """
 
-    def __init__(self, size: int, modules: Sequence[str]) -> None:
+    def __init__(self, size: int, modules: Sequence[str], backend: str = "gloo") -> None:
         context = multiprocessing.get_context("forkserver")
         # The processes are forked from one that has imported these, and knows no other path.
         context.set_forkserver_preload(list(modules))
@@ -67,7 +70,9 @@ class Pool:
         self._results = context.Queue()
         rendezvous = tempfile.mktemp()
         self._processes = [
-            context.Process(target=_serve, args=(rank, size, rendezvous, self._tasks[rank], self._results), daemon=True)
+            context.Process(
+                target=_serve, args=(rank, size, rendezvous, backend, self._tasks[rank], self._results), daemon=True
+            )
             for rank in range(size)
         ]
         for process in self._processes:
@@ -106,9 +111,9 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pool(size: int = 4, modules: Sequence[str] = ("icsd", "torch._dynamo")) -> Iterator[Pool]:
+def pool(size: int = 4, modules: Sequence[str] = ("icsd", "torch._dynamo"), backend: str = "gloo") -> Iterator[Pool]:
     """Start the processes for a `with` block."""
-    processes = Pool(size, modules)
+    processes = Pool(size, modules, backend)
     try:
         yield processes
     finally:
