@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from icsd.losses import MSE, Loss, distill_grams
+from icsd.losses import CKA, MSE, Loss, distill_grams
 from icsd.losses.gram import centered
 from icsd.ops import registry
+from icsd.ops.alignment import Alignment, Call
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec
 from icsd.ops.library import is_ordinary, is_transformed
@@ -57,8 +58,11 @@ class FusedBackend(registry.Backend):
         parameters = loss.kernel_parameters()
         in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
         regime = "sample" if in_plain_pytorch else choose_regime(self._regimes_of(loss), stages)
-        if center and (in_plain_pytorch or regime != "sample" or not self.centers):
+        centers_before = center and (in_plain_pytorch or regime != "sample" or not self.centers)
+        if centers_before:
             stages, center = [centered(stage) for stage in stages], False
+        if isinstance(loss, CKA) and is_ordinary(*stages) and not is_transformed(stages):
+            return Alignment.apply(Call(self, weights, loss, eps, centers_before), *stages)
         if in_plain_pytorch:
             return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)
         if regime == "feature" and not loss.include_diagonal:
