@@ -26,8 +26,8 @@ if find_spec("pytorch_metric_learning"):
 def implementations(loss: Loss, groups: int = 1) -> dict[str, Implementation]:
     """Return all implementations of a loss as functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
 
-    `mse` and `kl` have the `IMPLEMENTATIONS`; the losses in `TORCHDISTILL` have icsd's and torchdistill's. Several
-    groups, `(B, N, D)`, have icsd's and the public formula, eager and compiled.
+    `mse` and `kl` have the `IMPLEMENTATIONS`; the losses in `TORCHDISTILL` have icsd's and torchdistill's, which takes
+    one group after the other. Several groups, `(B, N, D)`, have icsd's and the public formula, eager and compiled.
     """
     ours = partial(
         icsd.similarity_distillation_loss,
@@ -35,7 +35,8 @@ def implementations(loss: Loss, groups: int = 1) -> dict[str, Implementation]:
         backend="cpu",
     )
     if loss.name in TORCHDISTILL:
-        return {"icsd": ours, "torchdistill": torchdistill_loss(loss.name)}
+        theirs = torchdistill_loss(loss.name)
+        return {"icsd": ours, "torchdistill": partial(mean_of_groups, theirs) if groups > 1 else theirs}
     plain = partial(public_loss if groups > 1 else plain_loss, loss=loss)
     if groups > 1:
         return {"icsd": ours, "plain": plain, "compile": torch.compile(plain, dynamic=False)}
@@ -74,6 +75,11 @@ def torchdistill_loss(name: str) -> Implementation:
     return lambda student, teacher: loss({"features": {"output": student}}, {"features": {"output": teacher}})
 
 
+def mean_of_groups(loss: Implementation, student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean of a loss over groups `(B, N, D)`, for code that takes one group at a time."""
+    return torch.stack([loss(x, y) for x, y in zip(student, teacher, strict=True)]).mean()
+
+
 def plain_similarity(x: Tensor) -> Tensor:
     """Return the cosine similarities in the straightforward way: normalized copies and their product."""
     x = F.normalize(x, dim=-1, eps=1e-8)
@@ -92,8 +98,17 @@ def plain_loss(
 
 def public_loss(student: Tensor, teacher: Tensor, loss: Loss) -> Tensor:
     """Return the mean loss of groups `(B, N, D)` as public code computes it: in float32, from float32 copies."""
+    if loss.name == "cka":
+        return _kernel_alignment(student.float(), teacher.float())
     s, t = (plain_similarity(x.float()).flatten(0, -2) for x in (student, teacher))
     return _kl(s, t, loss)
+
+
+def _kernel_alignment(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean of 1 - CKA as lightly computes it, from kernels of centered tokens."""
+    kernels = [x @ x.mT for x in (z - z.mean(1, keepdim=True) for z in (student, teacher))]
+    products = [(a * b).sum((1, 2)) for a, b in ((kernels[0], kernels[1]), (kernels[0],) * 2, (kernels[1],) * 2)]
+    return 1 - (products[0] / (products[1] * products[2]).sqrt()).mean()
 
 
 def _kl(s: Tensor, t: Tensor, loss: Loss) -> Tensor:

@@ -22,6 +22,8 @@ def tables(rows: Sequence[Row]) -> str:
     for name, table in (
         ("operator", _operator),
         ("groups", _groups),
+        ("banks", _banks),
+        ("banks-memory", _banks_memory),
         ("regimes", _operator),
         ("family", _operator),
         ("overhead", _overhead),
@@ -114,6 +116,31 @@ def _groups(cases: Cases) -> str:
             table.append((name, dtype, loss, row.isa, *_speedups(some, peers), floor, seconds))
     title = "patch tokens, forward + backward: times of the peers / time of icsd; time of icsd / floor; time of icsd"
     return f"{title}\n\n{_table(('B x N x D', 'dtype', 'loss', 'isa', *peers, '/ floor', 'icsd'), table)}"
+
+
+def _banks(cases: Cases) -> str:
+    peers = _peers(cases)
+    rows = [(case, case["icsd"]) for case in cases]
+    table = [
+        (*_name(row), row.work, *_speedups([case], peers), _over_floor([row]), _seconds(row.median))
+        for case, row in rows
+    ]
+    title = "banks, forward + backward: times of the peers / time of icsd; time of icsd / floor; time of icsd"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'isa', 'banks', *peers, '/ floor', 'icsd'), table)}"
+
+
+def _banks_memory(cases: Cases) -> str:
+    names = ["icsd", *_peers(cases)]
+    table = [
+        (
+            *_name(case["icsd"]),
+            case["icsd"].work,
+            *(f"{case[name].median / 2**20:.1f} MiB" if name in case else "" for name in names),
+        )
+        for case in cases
+    ]
+    title = "banks, peak memory of forward + backward beyond the inputs"
+    return f"{title}\n\n{_table(('N x D', 'dtype', 'loss', 'isa', 'banks', *names), table)}"
 
 
 def _overhead(cases: Cases) -> str:

@@ -34,7 +34,7 @@ class Row:
         torch: The version of PyTorch.
         icsd: The version of icsd.
         commit: The commit of icsd's git repository, with a + if files differ from it; empty outside a repository.
-        benchmark: operator, groups, family, regimes, overhead, memory, training or field.
+        benchmark: operator, groups, banks, banks-memory, family, regimes, overhead, memory, training or field.
         work: The measured work: forward+backward, forward, step, ...
         groups: B.
         samples: N.

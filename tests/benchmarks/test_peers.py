@@ -1,10 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 
-from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, implementations
+from benchmarks.banks import BankCase, BankWorkload
+from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, implementations, mean_of_groups, plain_loss, public_loss
 from benchmarks.workloads import Case, Workload
 from icsd import similarity_distillation_loss
-from icsd.losses import make_loss
+from icsd.losses import MSE, make_loss
 
 
 def loss_and_gradient(loss, student, teacher):
@@ -44,6 +47,19 @@ def test_every_peer_computes_the_loss(n, loss, implementation):
             torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["gram_anchoring", "kl"])
+@pytest.mark.parametrize("loss", ["gram_anchoring", "kl", "cka"])
 def test_public_formulas_of_patch_tokens(loss):
     Workload(Case(9, 20, torch.bfloat16, loss, groups=3), ("icsd", "plain"))  # checks them against each other
+
+
+def test_one_group_after_the_other():
+    student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 6)
+    loss = partial(public_loss, loss=MSE())
+    torch.testing.assert_close(
+        mean_of_groups(partial(plain_loss, loss=MSE()), student, teacher), loss(student, teacher)
+    )
+
+
+@pytest.mark.parametrize("one_bank", [False, True])
+def test_formulas_of_banks(one_bank):
+    BankWorkload(BankCase(7, 300, 8, one_bank=one_bank), ("icsd", "plain"))  # checks them against each other
