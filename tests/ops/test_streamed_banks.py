@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import icsd
+from icsd.compat.open_clip import DistillClipLoss
 from icsd.losses import KL, MSE, SmoothL1
 from icsd.ops import banks
 
@@ -134,19 +135,32 @@ def test_many_upstream_gradients_at_once():
         torch.testing.assert_close(both[i], one)
 
 
+class Largest(TorchDispatchMode):
+    """Counts the elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in made)])
+        return result
+
+
 @pytest.mark.parametrize("loss", ["mse", "kl"])
 def test_no_matrix_of_the_whole_bank_is_made(loss, monkeypatch):
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-            self.elements = max([self.elements, *(tensor.numel() for tensor in made)])
-            return result
-
     monkeypatch.setitem(banks.PIECE, "cpu", 64 * 20)
     tensors = [normal(n, 8, seed=k) for k, n in enumerate((20, 20, 1000, 1000))]
     with Largest() as largest:
         value_and_gradients(tensors, (True, False, False, False), loss)
     assert largest.elements <= max(20 * 64, 1000 * 8)  # a piece of the matrix, or a bank
+
+
+def test_no_matrix_of_images_and_texts_is_made(monkeypatch):
+    monkeypatch.setitem(banks.PIECE, "cpu", 64 * 200)
+    images, texts = (normal(200, 8, seed=k).requires_grad_() for k in range(2))
+    scale = torch.tensor(9.0, requires_grad=True)
+    with Largest() as largest:
+        losses = DistillClipLoss()(images, texts, scale, images, texts, 9.0)
+        torch.autograd.grad(sum(losses), (images, texts, scale))
+    assert largest.elements <= 200 * 64
