@@ -14,7 +14,7 @@ from icsd.ops.alignment import Alignment, Call
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec
 from icsd.ops.library import is_ordinary, is_transformed
-from icsd.ops.regimes import Regime, choose_regime, without_diagonal
+from icsd.ops.regimes import Regime, choose_regime, cka_in_feature_space, feature_space_cka, without_diagonal
 
 
 class FusedBackend(registry.Backend):
@@ -55,6 +55,8 @@ class FusedBackend(registry.Backend):
     def distill(
         self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
     ) -> Tensor:
+        if isinstance(loss, CKA) and cka_in_feature_space(stages):
+            return feature_space_cka(stages[:-1], stages[-1], weights)
         parameters = loss.kernel_parameters()
         in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
         regime = "sample" if in_plain_pytorch else choose_regime(self._regimes_of(loss), stages)

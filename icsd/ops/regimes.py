@@ -1,7 +1,8 @@
 """The three ways to compute a distillation loss, and the choice between them by cost.
 
 * `sample`: the N x N matrices are made and kept; cost N² D, memory N². This is a GAN's case: few samples, large D.
-* `feature`: `mse` from the D x D matrices, |S - T|² = |X̂ᵀX̂|² - 2|X̂ᵀŶ|² + |ŶᵀŶ|²; cost N D², memory D².
+* `feature`: `mse` from the D x D matrices, |S - T|² = |X̂ᵀX̂|² - 2|X̂ᵀŶ|² + |ŶᵀŶ|²; cost N D², memory D². `cka`, too,
+  where the N x N matrices would take too much memory.
 * `streamed`: tiles of the N x N matrices are made, used and discarded, and made again in the backward pass; memory N.
 """
 
@@ -15,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from icsd.losses.base import NOISE
 from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast
 
 Regime = Literal["sample", "feature", "streamed"]
@@ -61,6 +63,17 @@ def choose_regime(offered: Collection[Regime], stages: Sequence[Tensor]) -> Regi
     return "sample"
 
 
+def cka_in_feature_space(stages: Sequence[Tensor]) -> bool:
+    """Return whether `cka` is computed from D x D matrices: those of N x N would take too much memory."""
+    if _forced is not None:
+        return _forced == "feature"
+    *groups, samples, _ = stages[-1].shape
+    matrices = len(stages) * math.prod(groups) * samples**2
+    return (
+        samples > max(stage.shape[-1] for stage in stages) and matrices * compute_dtype(*stages).itemsize > KEPT_BYTES
+    )
+
+
 def sample_flops(samples: int, dims: Sequence[int]) -> int:
     """Return the flops of both passes: one triangle of each Gram matrix, and M X for each student."""
     *students, teacher = dims
@@ -92,6 +105,40 @@ def feature_space_mse(students: Sequence[Tensor], teacher: Tensor, weights: Sequ
         squares = [(a.mT @ b).square().sum((-2, -1)) for a, b in ((x, x), (x, target), (target, target))]
         loss = loss + weight * ((squares[0] - squares[1]) + (squares[2] - squares[1]))
     return (loss / max(1, teacher.shape[-2] ** 2)).to(dtype)
+
+
+def feature_space_cka(students: Sequence[Tensor], teacher: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return Σ_k w_k (1 - |X_kᵀY|² / (|X_kᵀX_k| |YᵀY|)) of samples without their mean, in plain PyTorch.
+
+    Args:
+        students: `(*B, N, D_k)`.
+        teacher: `(*B, N, D)`.
+        weights: One weight for each student.
+
+    Returns:
+        `(*B)` in compute dtype; it is computed in float64, in which the difference to 1 does not cancel.
+    """
+    dtype, loss = compute_dtype(*students, teacher), 0
+    with no_autocast(teacher):
+        y, inverse_y = _centered_samples(teacher, dtype)
+        for weight, student in zip(weights, students, strict=True):
+            x, inverse_x = _centered_samples(student, dtype)
+            alignment = (x.mT @ y).square().sum((-2, -1)) * inverse_x * inverse_y
+            neither = (inverse_x == 0) & (inverse_y == 0)  # two constant batches are alike
+            loss = loss + weight * (1 - alignment).masked_fill(neither, 0)
+    return loss.to(dtype)
+
+
+def _centered_samples(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return samples minus their mean in float64 and 1 / |XᵀX| of them, which is 0 for a constant batch: `(*B)`."""
+    x = x.double()
+    mean = x.mean(-2, keepdim=True)
+    x = x - mean
+    product = x.mT @ x
+    total = (product.detach() + x.shape[-2] * (mean.mT @ mean).detach()).square().sum((-2, -1)).sqrt()
+    norm = product.square().sum((-2, -1))
+    vanishes = norm.detach().sqrt() <= NOISE * torch.finfo(dtype).eps * total  # False for NaN
+    return x, norm.masked_fill(vanishes, 1).rsqrt().masked_fill(vanishes, 0)
 
 
 def without_diagonal(loss: Tensor, stages: Sequence[Tensor], weights: Sequence[float], eps: float) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from inputs import normal
 
 import icsd
+from icsd.ops.regimes import cka_in_feature_space, force_regime
 
 OPTIONS = {"weights": [0.5, -2.0], "detach_teacher": False, "reduction": "none"}
 
@@ -26,14 +27,14 @@ def value_and_gradients(features, wanted, backend, **options):
     return value.detach(), *torch.autograd.grad((value * torch.tensor([[1, 2], [3, -1]])).sum(), inputs)
 
 
-@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("regime", "center"), [("sample", False), ("sample", True), ("feature", False)])
 @pytest.mark.parametrize("wanted", [(True, True, True), (False, True, False), (True, False, True)])
-def test_same_as_the_definition(wanted, center):
+def test_same_as_the_definition(wanted, regime, center):
     features = stages()
     expected = value_and_gradients(features, wanted, "reference", center=center)
-    torch.testing.assert_close(
-        value_and_gradients(features, wanted, "cpu", center=center), expected, rtol=1e-9, atol=1e-12
-    )
+    with force_regime(regime):
+        found = value_and_gradients(features, wanted, "cpu", center=center)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_mixed_dtypes():
@@ -71,3 +72,23 @@ def test_one_matrix_of_each_student_is_kept(grad):
         loss = icsd.similarity_distillation_loss(x, y, "cka", backend="cpu")
     assert kept == ([(9, 4), (9, 5), (9, 9)] if grad else [])
     assert loss.requires_grad == grad
+
+
+def test_many_samples_take_feature_space():
+    def chosen(*shape):
+        return cka_in_feature_space([torch.empty(shape, device="meta")] * 2)
+
+    assert chosen(8192, 256)
+    assert not chosen(4096, 256)
+    assert chosen(16, 2048, 256)
+    assert not chosen(8192, 8192)
+
+
+@pytest.mark.parametrize("difference", [1e-2, 1e-5])
+def test_feature_space_does_not_cancel(difference):
+    x, noise = normal(300, 9, dtype=torch.float64), normal(300, 9, seed=1, dtype=torch.float64)
+    features = [(x + 2).float(), (x + 2 + difference * noise).float()]
+    with force_regime("feature"):
+        loss = icsd.similarity_distillation_loss(*features, "cka", backend="cpu")
+    exact = icsd.similarity_distillation_loss(*(z.double() for z in features), "cka", backend="reference")
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
