@@ -1,6 +1,6 @@
 """The distillation loss of open_clip: images and texts of a student against those of a teacher.
 
-Both losses are made of KL divergences of the logits s_ij = scale · <x_i, y_j>, which the operator streams. With u, the
+Both losses follow from `KL` of the logits s_ij = scale · <x_i, y_j>, which the operator streams. With u, the
 uniform distribution over M texts, which is the softmax of zeros:
 
 * the cross-entropy of p and q is KL(p || q) + log M - KL(p || u),
@@ -72,10 +72,10 @@ class DistillClipLoss(nn.Module):
 
         Args:
             image_features: Images of the student, `(N, D)`.
-            text_features: Their texts, `(N, D)`.
+            text_features: Texts of the images, `(N, D)`.
             logit_scale: The factor of the student's similarities. A tensor gets a gradient if it requires one.
             dist_image_features: Images of the teacher, `(N, E)`.
-            dist_text_features: Their texts, `(N, E)`.
+            dist_text_features: Texts of the images, `(N, E)`.
             dist_logit_scale: The factor of the teacher's similarities.
             output_dict: True to return a dictionary with the keys `"contrastive_loss"` and `"distill_loss"`.
 
