@@ -2,7 +2,8 @@
 
 No torch is needed: nothing under csrc/ includes its headers. With nvcc (CUDACXX, CUDA_HOME/bin or PATH) the module has
 CUDA kernels: for the GPUs of this machine or, if it has none, for all that are supported. ICSD_CUDA=0 builds without
-them; ICSD_CUDA_ARCHITECTURES="80 90" or "all" chooses the GPUs.
+them; ICSD_CUDA_ARCHITECTURES="80 90" or "all" chooses the GPUs. ICSD_CPU_ISAS="avx2 amx" builds the CPU kernels for
+these instruction sets only.
 """
 
 import os
@@ -41,6 +42,10 @@ if X86:
     avx512bf16 = [*avx512, "-mavx512bf16"]
     CPU_ISAS |= {"avx2": avx2, "avx512": avx512, "avx512bf16": avx512bf16}
     CPU_ISAS |= {"amx": [*avx512bf16, "-mamx-tile", "-mamx-bf16"]}
+if chosen_isas := os.environ.get("ICSD_CPU_ISAS", "").split():
+    if unknown := [isa for isa in chosen_isas if isa not in CPU_ISAS]:
+        sys.exit(f"icsd: ICSD_CPU_ISAS names {', '.join(unknown)}; choose from {', '.join(CPU_ISAS)}, or unset it")
+    CPU_ISAS = {isa: CPU_ISAS[isa] for isa in chosen_isas}
 
 # Compute capabilities that are supported.
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
@@ -196,7 +201,7 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     build.build("binding.o", "compile", "binding.cpp", variables={"flags": quoted(binding_flags(nvcc))})
     objects.append("binding.o")
     compile_all("cpu", "", [])
-    compile_all("cpu/runtime", "", [])
+    compile_all("cpu/runtime", "", [f"-DICSD_HAS_{isa.upper()}" for isa in CPU_ISAS])
     for isa, isa_flags in CPU_ISAS.items():
         compile_all("cpu/kernels", f"_{isa}", [f"-DICSD_ISA={isa}", *isa_flags])
     build.build(str(target).replace("$", "$$"), "link", objects)  # the writer itself escapes spaces and colons

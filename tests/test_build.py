@@ -57,6 +57,7 @@ def test_any_path_can_be_built_in(tmp_path, name):
     ("environment", "message"),
     [
         ({"CXX": "absent-c++"}, "there is no C++ compiler absent-c++"),
+        ({"ICSD_CPU_ISAS": "avx2 sse9"}, "ICSD_CPU_ISAS names sse9; choose from portable"),
         ({"STATUS": "1"}, "the native module was not built; the command that failed and its errors are above"),
         ({"ICSD_CUDA": "1", "CUDACXX": "/absent/nvcc"}, "/absent/nvcc (from CUDACXX or CUDA_HOME) is not a program"),
         ({"ICSD_CUDA": "1", "CUDACXX": "/bin/true"}, "`/bin/true --version` names no release"),
@@ -67,3 +68,12 @@ def test_causes_are_told_apart(tmp_path, environment, message):
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1].startswith("icsd: ")
     assert message in run.stderr
+
+
+def test_kernels_of_chosen_instruction_sets_alone(tmp_path):
+    run, calls = build(tmp_path / "icsd", ICSD_CPU_ISAS="portable")
+    assert run.returncode == 0, run.stdout + run.stderr
+    flags = {
+        flag for call in calls for flag in call if flag.startswith(("-DICSD_ISA=", "-DICSD_HAS_", "-DICSD_CPU_ISAS="))
+    }
+    assert flags == {"-DICSD_ISA=portable", "-DICSD_HAS_PORTABLE", '-DICSD_CPU_ISAS="portable"'}
