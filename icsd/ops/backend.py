@@ -59,7 +59,9 @@ class FusedBackend(registry.Backend):
             return feature_space_cka(stages[:-1], stages[-1], weights)
         parameters = loss.kernel_parameters()
         in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
-        regime = "sample" if in_plain_pytorch else choose_regime(self._regimes_of(loss), stages)
+        regime = "sample" if in_plain_pytorch else choose_regime(self.regimes[loss.name], stages)
+        if regime == "feature" and not loss.in_feature_space:
+            regime = choose_regime([other for other in self.regimes[loss.name] if other != regime], stages)
         centers_before = center and (in_plain_pytorch or regime != "sample" or not self.centers)
         if centers_before:
             stages, center = [centered(stage) for stage in stages], False
@@ -78,7 +80,3 @@ class FusedBackend(registry.Backend):
         if not save:
             return self.launcher.distill(stages, spec, False)[0]
         return Distill.apply((self, spec, loss), *stages)
-
-    def _regimes_of(self, loss: Loss) -> Collection[Regime]:
-        regimes = self.regimes[loss.name]
-        return regimes if loss.in_feature_space else [regime for regime in regimes if regime != "feature"]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
 from icsd.losses.gram import centered, similarity_from_gram
-from icsd.ops import banks, distributed, registry
+from icsd.ops import banks, distributed, registry, tuning
 from icsd.ops.distributed import ProcessGroupLike
-from icsd.ops.tuning import Call, fastest
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -207,9 +206,10 @@ def _distill(
     names, tensors: list[Tensor], weights, loss: Loss, center, reduction, detach_teacher, eps, backend
 ) -> Tensor:
     """Check all arguments and run a backend. The last tensor is the teacher."""
-    preferred = _prepare(names, tensors, weights, reduction, detach_teacher, eps, backend)
-    call = Call(tensors, weights, loss, eps, center)
-    value = fastest(preferred, backend, call).distill(*call)
+    chosen = _prepare(names, tensors, weights, reduction, detach_teacher, eps, backend)
+    if not tuning.idle:
+        chosen = tuning.fastest(chosen, backend, tuning.Call(tensors, weights, loss, eps, center))
+    value = chosen.distill(tensors, weights, loss, eps, center)
     n = tensors[-1].shape[-2]
     return _reduce(value, loss, (n, n if loss.include_diagonal else n - 1), reduction)
 
@@ -310,7 +310,7 @@ def _reduce(values: Tensor, loss: Loss, shape: Sequence[int], reduction: Reducti
     if reduction == "sum":
         # `torch.func.vmap` over no samples fails at a scalar times a number.
         return (values.flatten().sum(0, keepdim=True) * loss.terms(*shape)).squeeze(0)
-    if reduction == "mean" and values.dim():
+    if reduction == "mean" and values.ndim:
         return values.mean() if values.numel() else values.sum()
     return values
 
@@ -368,7 +368,7 @@ def _check_features(name: str, x: Tensor) -> None:
         raise TypeError(
             f"{name} must have samples of one length, got a nested tensor: pad it, e.g. .to_padded_tensor(0)"
         )
-    if x.dim() < 2:
+    if x.ndim < 2:
         raise ValueError(
             f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?"
         )

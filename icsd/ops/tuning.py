@@ -23,6 +23,7 @@ from icsd.ops import registry
 from icsd.ops.library import is_ordinary, is_transformed
 from icsd.ops.regimes import KEPT_BYTES
 from icsd.ops.verdicts import Verdict, Verdicts, call_class, one_line, verdicts_of
+from icsd.outputs import cache_folder
 
 FEWEST_SAMPLES = 4  # the losses of fewer are 0 or nearly so, and rounding decides about them
 ROUNDS = 7
@@ -47,6 +48,15 @@ def setting() -> str:
             "that `icsd tune` has made"
         )
     return value
+
+
+def is_idle() -> bool:
+    """Return whether no call has to look for a verdict: none is wanted, or none is kept on disk."""
+    value = os.environ.get("ICSD_TUNE", "")
+    return value == "0" or (value == "" and not (cache_folder() / "tuning").is_dir())
+
+
+idle = is_idle()  # found out once, so that calls take no time for it
 
 
 class Call(NamedTuple):
@@ -102,6 +112,8 @@ def tune(verdicts: Verdicts, call: Call, again: bool = False) -> bool:
     Returns:
         True, or False if another process is measuring: two would disturb each other.
     """
+    global idle
+    idle = False
     key = call.key
     verdicts.tried.add(key)
     with verdicts.locked() as held:

@@ -57,6 +57,7 @@ def restarted(setting, monkeypatch):
     """Forget what this process knows, and set `ICSD_TUNE`."""
     verdicts_of.cache_clear()
     monkeypatch.setattr(tuning, "setting", lambda: setting)
+    monkeypatch.setattr(tuning, "idle", False)
 
 
 def taken(stubs, samples=16, **options):
@@ -273,9 +274,28 @@ def test_large_matrices_are_not_kept_for_a_measurement(cache, monkeypatch):
     assert [backend.name for backend in tuning.candidates(call)] == ["cpu"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "kept", "idle"), [("", False, True), ("", True, False), ("1", False, False), ("0", True, True)]
+)
+def test_calls_look_for_no_verdict_where_there_is_none(cache, setting, kept, idle, monkeypatch):
+    monkeypatch.setenv("ICSD_TUNE", setting)
+    if kept:
+        (cache / "tuning").mkdir(parents=True)
+    assert tuning.is_idle() == idle
+
+
+def test_a_measurement_ends_idleness(stubs, monkeypatch):
+    restarted("", monkeypatch)
+    monkeypatch.setattr(tuning, "idle", True)
+    call = tuning.Call([torch.randn(16, 40, requires_grad=True), torch.randn(16, 50)], [1.0], MSE(), 1e-8, False)
+    tuning.tune(verdicts_of(torch.device("cpu"), torch.get_num_threads()), call)
+    assert taken(stubs) == "composite"
+
+
 def test_another_setting_is_an_error(monkeypatch):
     tuning.setting.cache_clear()
     monkeypatch.setenv("ICSD_TUNE", "yes")
+    monkeypatch.setattr(tuning, "idle", tuning.is_idle())
     with pytest.raises(ValueError, match="ICSD_TUNE is 'yes': set 1"):
         icsd.similarity_distillation_loss(torch.ones(4, 2), torch.ones(4, 2))
     tuning.setting.cache_clear()
