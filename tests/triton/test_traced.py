@@ -13,10 +13,8 @@ import icsd
 from icsd.ops.regimes import force_regime
 
 SHAPES = [(16, 8192), (16, 4096)]
-SAMPLE_SPACE = [
-    ["gram_kernel", "sum_gram_kernel"] * 2 + ["rows_forward_kernel", "rows_backward_kernel"],
-    ["combine_kernel"] * 2,
-]
+GRAMS = ["gram_kernel", "sum_gram_kernel"] * 2
+SAMPLE_SPACE = [[*GRAMS, "rows_backward_kernel"], ["combine_kernel"] * 2]
 
 
 def operators(graph):
@@ -33,6 +31,12 @@ def test_sample_space_is_transparent():
         graphs = trace(loss, *inputs(SHAPES))
         assert [launched(graph) for graph in graphs] == SAMPLE_SPACE
         assert [operators(graph) for graph in graphs] == [[], []]
+
+
+def test_statistics_need_a_pass_of_their_own():
+    with traceable():
+        graphs = trace(lambda *stages: loss_of(stages, "kl", "triton"), *inputs(SHAPES))
+        assert launched(graphs[0]) == [*GRAMS, "rows_forward_kernel", "rows_backward_kernel"]
 
 
 @pytest.mark.parametrize("regime", ["feature", "streamed"])

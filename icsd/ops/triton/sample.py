@@ -26,19 +26,22 @@ def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tenso
     values = empty(len(students), samples)
     student_gram = Gram(empty(samples, samples), empty(samples, dtype=torch.float64))
     target = empty(samples, samples)
-    statistics = None
+    statistics = empty(5, samples) if saved is not None and spec.loss == "kl" else None
+    in_one_pass = saved is not None and statistics is None
     if saved is not None:
         saved = saved.view(len(stages), groups, samples, samples + 1)
-        statistics = empty(5, samples) if spec.loss == "kl" else None
         if not spec.teacher_gradient:
             target = saved[-1, :, :, :samples]
     teacher_gram = Gram(target, empty(samples, dtype=torch.float64))
     gram(teacher, *teacher_gram, spec.eps)
     for k, (student, weight) in enumerate(zip(students, spec.weights, strict=True)):
         gram(student, *student_gram, spec.eps)
-        rows_forward(student_gram, teacher_gram, values[:, k], statistics, weight, spec)
+        of_student = values[:, k]
+        if not in_one_pass:
+            rows_forward(student_gram, teacher_gram, of_student, statistics, weight, spec)
         if saved is not None:
-            rows_backward(student_gram, teacher_gram, statistics, saved[k], saved[-1], weight, spec, first=k == 0)
+            written = of_student if in_one_pass else None, statistics, saved[k], saved[-1]
+            rows_backward(student_gram, teacher_gram, *written, weight, spec, first=k == 0)
     if saved is not None and spec.center:
         _center_matrices(saved if spec.teacher_gradient else saved[:-1])
     return values.sum((-2, -1))

@@ -124,6 +124,7 @@ def rows_backward_kernel(
     teacher,
     student_norms,
     teacher_norms,
+    values,
     statistics,
     student_saved,
     teacher_saved,
@@ -133,6 +134,7 @@ def rows_backward_kernel(
     eps,
     samples,
     teacher_row_stride,
+    values_group_stride,
     LOSS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     TEACHER: tl.constexpr,
@@ -140,6 +142,8 @@ def rows_backward_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Write the saved matrices [A | r] with dL/dX = diag(r) A X. The grid is `(groups * ceil(samples / ROWS),)`.
+
+    Where `values` is given, what every row adds to the loss is written, too, by one pass over the matrices.
 
     `TEACHER` is "constant": what is saved for it holds its Gram matrix and gets r; or "first": it gets [A | r]; or
     "next": what this student adds to the teacher's A is added.
@@ -165,6 +169,7 @@ def rows_backward_kernel(
     projection_t = tl.zeros((ROWS,), dtype)
     on_s = tl.zeros((ROWS,), dtype)
     on_t = tl.zeros((ROWS,), dtype)
+    rows = empty_rows(ROWS, dtype)
     for start in range(0, samples, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         r_js = tl.load(student_norms + j, mask=j < samples, other=0.0)
@@ -173,6 +178,8 @@ def rows_backward_kernel(
         mask = in_loss(i, j, samples, DIAGONAL)
         s = similarity(tl.load(student[:, None] + j[None, :], mask=inside, other=0.0), r_s, r_js)
         t = similarity(tl.load(teacher[:, None] + j[None, :], mask=inside, other=0.0), r_t, r_jt)
+        if values is not None:
+            rows = update_rows(rows, s, t, mask, first, second, LOSS)
         other = as_rows(load_statistics(statistics, j, samples, dtype))
         g_s, g_t = gradients(s, t, own, other, samples, first, second, LOSS, DIAGONAL, TEACHER != "constant")
         elsewhere = inside & (i[:, None] != j[None, :])
@@ -188,6 +195,9 @@ def rows_backward_kernel(
             if TEACHER == "next":
                 a += tl.load(teacher_saved[:, None] + j[None, :], mask=elsewhere, other=0.0)
             tl.store(teacher_saved[:, None] + j[None, :], a, mask=elsewhere)
+    if values is not None:
+        values += group * values_group_stride
+        store_rows(rows, i, values, None, weight, samples, LOSS, DIAGONAL)
     a = _diagonal_element(r_s, projection_s, on_s, eps)
     tl.store(student_saved + i, a, mask=i < samples)
     tl.store(student_saved + samples, r_s, mask=i < samples)
@@ -208,6 +218,7 @@ def _diagonal_element(r, projection, g, eps):
 def rows_backward(
     student: Gram,
     teacher: Gram,
+    values: Tensor | None,
     statistics: Tensor | None,
     student_saved: Tensor,
     teacher_saved: Tensor,
@@ -216,6 +227,8 @@ def rows_backward(
     first: bool,
 ) -> None:
     """Write what is saved of a student and its teacher, `(groups, samples, samples + 1)` each.
+
+    A loss without statistics needs no `rows_forward` before: what every row adds to it is written to `values`.
 
     All students add to what is saved of the teacher if it gets a gradient; `first` says that this is the first one.
     """
@@ -229,6 +242,7 @@ def rows_backward(
         teacher.matrix,
         student.inverse_norms,
         teacher.inverse_norms,
+        values,
         statistics,
         student_saved,
         teacher_saved,
@@ -237,6 +251,7 @@ def rows_backward(
         runtime.bits(spec.eps),
         samples,
         teacher.matrix.stride(1),
+        0 if values is None else values.stride(0),
         **loss_constants(spec),
         TEACHER=("first" if first else "next") if spec.teacher_gradient else "constant",
         ROWS=rows,
