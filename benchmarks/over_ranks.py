@@ -1,12 +1,13 @@
 """Time a training step on several ranks beside the same step on one, and measure the memory of the loss over ranks.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.over_ranks step
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.over_ranks step --config configs/birds.yaml --batch-size 8
     torchrun --standalone --nproc-per-node 4 -m benchmarks.over_ranks memory
 
-`step` takes the step of the emoji demo with the same batch in turns: on the first rank alone while the others wait, and
-on all ranks together. Every process computes on one thread. The ratio of the times is that of a pair of turns, every
-second pair in reverse order. It says something only where every rank has a core of its own; the ratio of the processor
-times, of the busiest rank, says how evenly the work is spread and how much the ranks add, on a busy machine, too.
+`step` takes the step of a configuration with the same batch in turns: on the first rank alone while the others wait,
+and on all ranks together. Without --config, the networks are the default ones, those of the emoji demo. Every process
+computes on one thread. The ratio of the times is that of a pair of turns, every second pair in reverse order. It says
+something only where every rank has a core of its own. The ratio of the processor times, of the busiest rank, says how
+much work the ranks do beyond an even part, on a busy machine, too.
 
 `memory` gives the peak of the busiest rank in a forward and backward pass beyond its features and its gradient, by
 schedule. Linux reports it.
@@ -14,15 +15,18 @@ schedule. Linux reports it.
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
 import icsd
+from icsd.cli.configuration import add_configuration
+from icsd.cli.parser import Parser
 from icsd.models import build_text_encoder
 from icsd.ops.distributed import force_schedule
 from icsd.team import Team, joined
@@ -36,27 +40,31 @@ PROCESS = Path("/proc/self")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.over_ranks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["step", "memory"], help="what to measure")
-    parser.add_argument("--batch-size", type=int, default=16, help="images of a step on all ranks (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="steps of a turn (%(default)s)")
-    parser.add_argument("--turns", type=int, default=8, help="pairs of turns (%(default)s)")
-    parser.add_argument("--shape", default="64x524288", metavar="NxD", help="samples of all ranks x dim (%(default)s)")
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = Parser(prog="python -m benchmarks.over_ranks", description=__doc__)
+    add = parser.add_argument
+    add("what", type=Literal["step", "memory"], help="what to measure")
+    add("--turn", type=int, default=5, help="steps of a turn")
+    add("--turns", type=int, default=8, help="pairs of turns")
+    add("--shape", type=str, default="64x524288", help="samples of all ranks x dim")
+    add_configuration(parser, arguments, TrainConfig, resume=None)
+    parser.use_dashes()
+    options = parser.instantiate(parser.parse_args(arguments))
+    what, turn, turns, shape = (options.pop(name) for name in ("what", "turn", "turns", "shape"))
+    options.pop("config")
+    config = TrainConfig(**{**options, "device": "cpu", "log_every": 1000})
     torch.set_num_threads(1)
     with joined() as team:
-        if options.what == "step":
-            time_steps(team, options.batch_size, options.steps, options.turns)
+        if what == "step":
+            time_steps(team, config, turn, turns)
         else:
-            measure_memory(team, *map(int, options.shape.split("x")))
+            measure_memory(team, *map(int, shape.split("x")))
 
 
-def time_steps(team: Team, batch_size: int, steps: int, turns: int) -> None:
+def time_steps(team: Team, config: TrainConfig, steps: int, turns: int) -> None:
     """Print the times of a step on one rank and on all."""
-    together = step_of(batch_size, team)
-    alone = step_of(batch_size, Team()) if team.leads else lambda: None
+    together = step_of(config, team)
+    alone = step_of(config, Team()) if team.leads else lambda: None
     for step in (alone, together):
         step()  # the first one warms up
     pairs = []
@@ -64,7 +72,7 @@ def time_steps(team: Team, batch_size: int, steps: int, turns: int) -> None:
         order = (alone, together)[:: 1 if turn % 2 == 0 else -1]
         taken = {step: timed(team, step, steps) for step in order}
         pairs.append((taken[alone], taken[together]))
-    print(f"{team.size} ranks, a step of {batch_size} images, {turns} pairs of turns of {steps} steps, medians")
+    print(f"{team.size} ranks, a step of {config.batch_size} images, {turns} pairs of turns of {steps} steps, medians")
     for clock, name in enumerate(("time", "processor time of the busiest rank")):
         one, all_ranks = (1e3 * median(pair[k][clock] for pair in pairs) / steps for k in range(2))
         ratios = sorted(pair[0][clock] / pair[1][clock] for pair in pairs)
@@ -72,12 +80,11 @@ def time_steps(team: Team, batch_size: int, steps: int, turns: int) -> None:
         print(f"{name}: {one:.1f} ms on one, {all_ranks:.1f} ms on {team.size}, ratio {spread}")
 
 
-def step_of(batch_size: int, team: Team) -> Callable[[], object]:
+def step_of(config: TrainConfig, team: Team) -> Callable[[], object]:
     """Return a function that takes a training step on the part of this rank in a batch."""
-    config = TrainConfig(device="cpu", batch_size=batch_size, log_every=1000)
     torch.manual_seed(0)
     trainer = Trainer(config, build_text_encoder(config.text, [CAPTION]), team=team)
-    side = config.generator.resolutions[-1]
+    batch_size, side = config.batch_size, config.generator.resolutions[-1]
     images = torch.rand(batch_size, 3, side, side).mul_(2).sub_(1)
     captions = [f"{CAPTION} {word}" for word in range(batch_size)]
     tokens = trainer.model.text_encoder.tokenizer(captions)
