@@ -156,20 +156,31 @@ class Team:
             return x
         return leave(self.ranks, gather_samples(Shares(self.ranks, [len(x)] * self.size), x))
 
-    @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over the ranks. A bucket of them travels while the next one is packed."""
-        if self.size == 1:
-            return
+        self.start_average(tensors)()
+
+    @torch.no_grad()
+    def start_average(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Send tensors on their way, and return a function that waits and replaces them by their means over the ranks.
+
+        All ranks call it at the same place between their other collective operations.
+        """
         on_the_way = []
-        for bucket in _buckets(tensors):
+        for bucket in _buckets(tensors) if self.size > 1 else ():
             flat = torch.cat([each.reshape(-1) for each in bucket])
             on_the_way.append((bucket, flat, dist.all_reduce(flat, group=self.ranks.group, async_op=True)))
-        for bucket, flat, work in on_the_way:
-            work.wait()
-            parts = flat.div_(self.size).split([each.numel() for each in bucket])
-            for each, part in zip(bucket, parts, strict=True):
-                each.copy_(part.view(each.shape))
+
+        @torch.no_grad()
+        def arrive() -> None:
+            while on_the_way:
+                bucket, flat, work = on_the_way.pop(0)
+                work.wait()
+                parts = flat.div_(self.size).split([each.numel() for each in bucket])
+                for each, part in zip(bucket, parts, strict=True):
+                    each.copy_(part.view(each.shape))
+
+        return arrive
 
     def lost_contact(self, error: BaseException) -> bool:
         """Return whether an error says that another rank ended or did not answer in time."""

@@ -7,7 +7,7 @@ layer. Here it is that of all weights of a network, so that the share in the met
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,18 +37,28 @@ class BalancedLosses:
         self._losses: Counter[str] = Counter()
         self._gradients: dict[str, list[Tensor | None]] = {}
 
-    def backward(self, losses: Mapping[str, Tensor], scaler: GradScaler, measure: bool) -> None:
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        scaler: GradScaler,
+        measure: bool,
+        send: Callable[[list[Tensor]], None] | None = None,
+    ) -> None:
         """Accumulate the losses of a micro-batch and their gradient.
 
         Args:
             losses: Scalars by name, of which the step takes the sum over micro-batches.
             scaler: Scales the losses.
             measure: Keep the gradient of each loss for `measured`.
+            send: Called in the last micro-batch with the gradients of single losses, before the backward pass of the
+                others, during which they travel.
         """
         for name, loss in losses.items():
             self._losses[name] += loss.detach()
             if loss.requires_grad and (measure or name in self.shares):
                 self._keep(name, scaler.scale(loss))
+        if send is not None:
+            send(self.kept())
         weighted = [loss for name, loss in losses.items() if name not in self.shares]
         if weighted:
             scaler.scale(sum(weighted)).backward()

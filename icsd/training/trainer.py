@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -217,23 +217,23 @@ class Trainer:
         self.measured = {}
         micro_batches = [self._read(batch) for batch in batches]
         generate_once = len(micro_batches) == 1  # the graphs of several would not fit into memory
-        for micro_batch in micro_batches:
+        for number, micro_batch in enumerate(micro_batches, 1):
             text = micro_batch.text
             with self._autocast(), torch.set_grad_enabled(generate_once):
                 generated = self._generate(text)
             with self._autocast():
                 terms = self._discriminator_losses(micro_batch, generated.output.images)
-            self._backward(self.discriminator_losses, terms)
-        losses = self._update("discriminator", self.discriminator_losses, self.discriminator_optimizer)
+            arrive = self._backward(self.discriminator_losses, terms, number == len(micro_batches))
+        losses = self._update("discriminator", self.discriminator_losses, self.discriminator_optimizer, arrive)
 
         self._freeze_discriminators(True)
-        for micro_batch in micro_batches:
+        for number, micro_batch in enumerate(micro_batches, 1):
             micro_batch = micro_batch._replace(text=micro_batch.text.detach(), everyone=micro_batch.everyone.detach())
             with self._autocast():
                 generated = generated if generate_once else self._generate(micro_batch.text)
                 terms = self._generator_losses(generated, micro_batch)
-            self._backward(self.generator_losses, terms)
-        losses |= self._update("generator", self.generator_losses, self.generator_optimizer)
+            arrive = self._backward(self.generator_losses, terms, number == len(micro_batches))
+        losses |= self._update("generator", self.generator_losses, self.generator_optimizer, arrive)
         self._freeze_discriminators(False)
 
         self.scaler.update()
@@ -444,15 +444,35 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, PRECISIONS[self.config.precision], self.config.precision != "fp32")
 
-    def _backward(self, losses: BalancedLosses, terms: dict[str, Tensor]) -> None:
-        """Accumulate the gradient of a micro-batch's losses."""
-        averaged = {name: loss / self.config.accumulate for name, loss in terms.items()}
-        losses.backward(averaged, self.scaler, self._measures)
+    def _backward(self, losses: BalancedLosses, terms: dict[str, Tensor], last: bool) -> Callable[[], None] | None:
+        """Accumulate the gradient of a micro-batch's losses.
 
-    def _update(self, side: str, losses: BalancedLosses, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Take a step of an optimizer; return the weighted losses of the step, named by their side."""
+        In the last one, the gradients of single losses travel to the other ranks during the backward pass of the rest.
+        The result is the function that waits for them then.
+        """
+        arrivals = []
+
+        def send(kept: list[Tensor]) -> None:
+            arrivals.append(self.team.start_average(kept))
+
+        averaged = {name: loss / self.config.accumulate for name, loss in terms.items()}
+        losses.backward(averaged, self.scaler, self._measures, send if last else None)
+        return arrivals[0] if last else None
+
+    def _update(
+        self, side: str, losses: BalancedLosses, optimizer: torch.optim.Optimizer, arrive: Callable[[], None]
+    ) -> dict[str, Tensor]:
+        """Take a step of an optimizer; return the weighted losses of the step, named by their side.
+
+        Args:
+            side: "generator" or "discriminator".
+            losses: Its losses and gradients.
+            optimizer: Its optimizer.
+            arrive: See `_backward`.
+        """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        self.team.average([weight.grad for weight in weights if weight.grad is not None] + losses.kept())
+        arrive()
+        self.team.average([weight.grad for weight in weights if weight.grad is not None])
         losses.balance(self._ramp)
         if self._measures:
             self.measured |= {f"share/{name}": share for name, share in losses.measured().items()}

@@ -143,6 +143,34 @@ def test_ranks_reach_the_weights_of_one_process_after_fifty_steps(ranks):
             assert taken == pytest.approx(losses, rel=1e-5)
 
 
+def order_of_a_step(group):
+    """Return what a step begins, in order: the average of gradients over ranks, and backward passes."""
+    begun, start, backward = [], Team.start_average, torch.Tensor.backward
+
+    def starting(team, tensors):
+        begun.append("average" if tensors else "nothing")
+        return start(team, tensors)
+
+    def running(loss):
+        begun.append("backward")
+        backward(loss)
+
+    trainer = trainer_of({"width": 4, "log_every": 100}, Team(group))
+    batch = batch_of(trainer, 0)
+    batch.images = batch.images.float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Team, "start_average", starting)
+        patch.setattr(torch.Tensor, "backward", running)
+        trainer.step([batch])
+    return begun
+
+
+def test_gradients_of_distillation_travel_during_the_backward_pass_of_the_other_losses(ranks):
+    side = ["average", "backward", "average"]
+    for begun in ranks.run(2, order_of_a_step):
+        assert begun == [*side, *side, "average"]  # both sides, and the statistics of the batches
+
+
 def too_few(group, batch_size):
     try:
         trainer = trainer_of({})
