@@ -14,6 +14,9 @@ from emulated import ROW_BLOCK_BYTES, STREAM, EmulatedBackend
 
 from icsd.ops import registry
 
+# The orders of the blocks in which each test with a schedule runs; test_sanitized_kernels.py asks for both.
+BLOCKS = os.environ.get("ICSD_EMULATOR_BLOCKS", "sequential").split(",")
+
 
 def pytest_generate_tests(metafunc):
     own = any("emulated" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
@@ -21,6 +24,8 @@ def pytest_generate_tests(metafunc):
         every = metafunc.function.__name__ in getattr(metafunc.module, "EVERY_ARCHITECTURE", ())
         architectures = [75, 80] if every else [80]
         metafunc.parametrize("emulated", architectures, ids="sm_{}".format, indirect=True, scope="module")
+    if "schedule" in metafunc.fixturenames and len(BLOCKS) > 1:
+        metafunc.parametrize("schedule", BLOCKS, indirect=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -43,6 +48,7 @@ def emulated(request):
     """
     backend = make_backend(os.environ.get("ICSD_EMULATOR_MODE", "plain"), request.param)
     backend.kernels.set_stream(STREAM)
+    backend.library.emulator_capability(backend.architecture)  # backends of other architectures share the library
     backend.library.emulator_require_stream(STREAM)
     backend.library.emulator_capture(True)
     with registry.temporarily(backend):
@@ -55,7 +61,7 @@ def emulated(request):
 def schedule(request, emulated):
     """Give every test another hostile schedule, the same in every run, on a device of 4 multiprocessors."""
     emulated.library.emulator_seed(zlib.crc32(request.node.name.encode()))
-    emulated.library.emulator_concurrent_blocks(os.environ.get("ICSD_EMULATOR_BLOCKS") == "concurrent")
+    emulated.library.emulator_concurrent_blocks(getattr(request, "param", BLOCKS[0]) == "concurrent")
     emulated.library.emulator_multiprocessors(4)
 
 

@@ -25,7 +25,8 @@ class EmulatedBackend(CUDABackend):
     """A CUDA backend whose device is emulated and takes CPU tensors.
 
     Args:
-        mode: The mode in which its libraries are built, see harness.py.
+        mode: The mode in which its libraries are built, see harness.py. All but `plain` are built for sm_80 only, which
+            takes half as long: kernels without tensor cores are the same for older devices.
         arch: The compute capability of the device.
         seed: The seed of the schedule.
     """
@@ -37,8 +38,10 @@ class EmulatedBackend(CUDABackend):
     def __init__(self, mode: str = "plain", arch: int = 80, seed: int = 1) -> None:
         super().__init__()
         self.architecture = arch
-        self.library = open_library(build_runtime(mode, arch), seed)
-        native = import_lazily(f"{mode}_{arch}._native", build_native(mode, arch))
+        built_for = arch if mode == "plain" else 80
+        self.library = open_library(build_runtime(mode, built_for), seed)
+        self.library.emulator_capability(arch)
+        native = import_lazily(f"{mode}_{built_for}._native", build_native(mode, built_for))
         self.kernels = native.cuda
         self.launcher = CUDALauncher(native.cuda, native.Spec)
 
@@ -49,6 +52,7 @@ class EmulatedBackend(CUDABackend):
         return FusedBackend.unsupported(self, tensors)
 
 
+@cache
 def import_lazily(name: str, path: Path) -> ModuleType:
     """Import an extension module that has unresolved calls, which are never made.
 

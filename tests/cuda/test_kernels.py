@@ -130,7 +130,7 @@ def test_several_row_blocks(case, rows, dtype, emulated):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 def test_layouts_in_feature_space(layout, dtype):
-    x = LAYOUTS[layout](accuracy.features(9, 210, dtype, 3))
+    x = LAYOUTS[layout](accuracy.features(9, 70, dtype, 3))  # a tile and a part of one
     teacher = accuracy.features(9, 34, dtype, 4)
     results = [
         regimes.loss_and_gradients("mse", [student, teacher], "feature", backend="emulated")

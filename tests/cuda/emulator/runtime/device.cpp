@@ -40,6 +40,7 @@ struct Device {
   std::uint64_t seed = 0;
   bool concurrent_blocks = false;
   int multiprocessors = 4;
+  int capability = __CUDA_ARCH__ / 10;
   int driver = 13000;
   bool dry = false;        // launches are checked, but nothing runs
   bool capturing = false;  // as if a graph was captured
@@ -49,6 +50,10 @@ struct Device {
   std::uint64_t attributes_set = 0;
   cudaError_t failed = cudaSuccess;
   std::string failure;  // describes `failed`
+  Multiprocessor in_turn;
+  // One for each block of those that run at once. They outlive the launch, since stacks for all the threads of a block
+  // take longer to make than most blocks take to run.
+  std::vector<std::unique_ptr<Multiprocessor>> at_once;
 };
 
 Device& device() {
@@ -92,11 +97,8 @@ Dl_info where(std::uint64_t launch) {
 }
 
 int shared_opt_in() {
-  const int kib = __CUDA_ARCH__ >= 1200  ? 99
-                  : __CUDA_ARCH__ >= 900 ? 227
-                  : __CUDA_ARCH__ > 800  ? 99
-                  : __CUDA_ARCH__ == 800 ? 163
-                                         : 64;
+  const int capability = device().capability;
+  const int kib = capability >= 120 ? 99 : capability >= 90 ? 227 : capability > 80 ? 99 : capability == 80 ? 163 : 64;
   return kib << 10;
 }
 
@@ -116,13 +118,15 @@ void run(Launch& launch) {
   }
   if (launch.seed) std::shuffle(blocks.begin(), blocks.end(), std::minstd_rand(launch.seed));
   if (!launch.concurrent) {
-    for (std::size_t i = 0; i < blocks.size() && !launch.failed; ++i) Multiprocessor::here().run(launch, blocks[i]);
+    for (std::size_t i = 0; i < blocks.size() && !launch.failed; ++i) device().in_turn.run(launch, blocks[i]);
     return;
   }
+  auto& at_once = device().at_once;
+  while (at_once.size() < kConcurrentBlocks) at_once.push_back(std::make_unique<Multiprocessor>());
   for (std::size_t begin = 0; begin < blocks.size(); begin += kConcurrentBlocks) {
     std::vector<std::thread> threads;
     for (std::size_t i = begin; i < std::min(begin + kConcurrentBlocks, blocks.size()); ++i) {
-      threads.emplace_back([&launch, block = blocks[i]] { Multiprocessor::here().run(launch, block); });
+      threads.emplace_back([&launch, block = blocks[i], &on = *at_once[i - begin]] { on.run(launch, block); });
     }
     for (auto& thread : threads) thread.join();
   }
@@ -187,6 +191,8 @@ void emulator_seed(std::uint64_t seed) { device().seed = seed; }
 // Decides whether each block has an OS thread of its own, for races between blocks.
 void emulator_concurrent_blocks(int yes) { device().concurrent_blocks = yes; }
 void emulator_multiprocessors(int count) { device().multiprocessors = count; }
+// The compute capability, such as 75: that of the build at first.
+void emulator_capability(int capability) { device().capability = capability; }
 // The version of CUDA that the driver is made for; 0 for no driver.
 void emulator_driver(int version) { device().driver = version; }
 // Decides whether launches are only checked and counted.
@@ -316,8 +322,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount: *value = emulator::device().multiprocessors; break;
     case cudaDevAttrL2CacheSize: *value = 4 << 20; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2 * emulator::kMaxThreads; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = __CUDA_ARCH__ / 100; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = __CUDA_ARCH__ / 10 % 10; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = emulator::device().capability / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = emulator::device().capability % 10; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator::shared_opt_in(); break;
     default: return result(cudaErrorInvalidValue);

@@ -46,11 +46,13 @@ thread_local Fiber* resumed;
 
 }  // namespace
 
-Fiber::Fiber(void (*entry)(), [[maybe_unused]] bool own_thread) : entry_(entry) {
+Fiber::Fiber(void (*entry)(), bool own_thread) : entry_(entry) {
   void* memory =
       mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  mprotect(memory, kGuard, PROT_NONE);
+  // Neighbors without guard pages are one mapping for the kernel. A process may have 65,530 of them, which two for each
+  // thread of all concurrent blocks would exceed.
+  if (own_thread) mprotect(memory, kGuard, PROT_NONE);
   memory_ = static_cast<char*>(memory);
 #ifdef EMULATOR_TSAN
   if (own_thread) tsan_ = __tsan_create_fiber(0);

@@ -7,7 +7,8 @@ namespace emulator {
 
 class Fiber {
  public:
-  // ThreadSanitizer sees it as a thread of its own, or as a part of the OS thread that runs it.
+  // ThreadSanitizer sees it as a thread of its own, or as a part of the OS thread that runs it; then its stack is
+  // unguarded.
   Fiber(void (*entry)(), bool own_thread);
   ~Fiber();
   Fiber(const Fiber&) = delete;
@@ -21,7 +22,7 @@ class Fiber {
   void arrive(void* fake_stack);
 
   void (*const entry_)();
-  char* memory_;  // a guard page, then the stack
+  char* memory_;  // a page that may guard, then the stack
   void *stack_pointer_, *scheduler_stack_pointer_;
   void *fake_stack_ = nullptr, *scheduler_fake_stack_ = nullptr;  // AddressSanitizer's
   const void* scheduler_stack_ = nullptr;

@@ -13,6 +13,8 @@ extern "C" void* __tls_get_addr(std::size_t* module_and_offset);
 namespace emulator {
 namespace {
 
+thread_local Multiprocessor* running_here = nullptr;
+
 std::string format(const char* text, std::va_list arguments) {
   char line[512];
   std::vsnprintf(line, sizeof line, text, arguments);
@@ -78,12 +80,10 @@ int find_module(dl_phdr_info* info, std::size_t, void* data) {
 
 }  // namespace
 
-Multiprocessor& Multiprocessor::here() {
-  thread_local Multiprocessor multiprocessor;
-  return multiprocessor;
-}
+Multiprocessor& Multiprocessor::here() { return *running_here; }
 
 void Multiprocessor::run(Launch& launch, uint3 block) {
+  running_here = this;
   launch_ = &launch;
   block_ = block;
   random_.seed(launch.seed * 1000003 + block.x + 31 * block.y + 961 * block.z);

@@ -1,4 +1,4 @@
-// Runs the blocks of a launch, one at a time, on the OS thread it belongs to.
+// Runs the blocks of a launch, one at a time.
 #pragma once
 
 #include <atomic>
@@ -53,7 +53,7 @@ struct Thread {
 
 class Multiprocessor {
  public:
-  // The one of this OS thread.
+  // Returns the one that runs on this OS thread.
   static Multiprocessor& here();
 
   void run(Launch& launch, uint3 block);
