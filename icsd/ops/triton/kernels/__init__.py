@@ -7,6 +7,7 @@ from icsd.ops.triton.kernels.norms import inverse_norms_kernel, normalize_backwa
 from icsd.ops.triton.kernels.rows import rows_backward_kernel, rows_forward_kernel
 from icsd.ops.triton.kernels.streamed import (
     finish_row_block_kernel,
+    merge_splits_kernel,
     streamed_backward_kernel,
     streamed_forward_kernel,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "finish_row_block_kernel",
     "gram_kernel",
     "inverse_norms_kernel",
+    "merge_splits_kernel",
     "normalize_backward_kernel",
     "rows_backward_kernel",
     "rows_forward_kernel",

@@ -54,15 +54,33 @@ def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
         return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, x, 0.0), axis=1)
     raised_s = tl.maximum(max_s, tl.max(tl.where(mask, s, -2.0), axis=1))
     raised_t = tl.maximum(max_t, tl.max(tl.where(mask, t, -2.0), axis=1))
-    rise_s, rise_t = (raised_s - max_s) / first, (raised_t - max_t) / second
-    total = tl.exp(-rise_t) * (total + sum_t * (rise_s - rise_t))
-    sum_s *= tl.exp(-rise_s)
-    sum_t *= tl.exp(-rise_t)
+    sum_s, sum_t, total = _relative_to(rows, raised_s, raised_t, first, second)
     below_s, below_t = (s - raised_s[:, None]) / first, (t - raised_t[:, None]) / second
     e = tl.where(mask, tl.exp(below_t), 0.0)
     sum_s += tl.sum(tl.where(mask, tl.exp(below_s), 0.0), axis=1)
     total += tl.sum(tl.where(mask, e * (below_t - below_s), 0.0), axis=1)
     return raised_s, sum_s, raised_t, sum_t + tl.sum(e, axis=1), total
+
+
+@triton.jit
+def _relative_to(rows, raised_s, raised_t, first, second):
+    """Return the sums of `kl` relative to larger maxima."""
+    max_s, sum_s, max_t, sum_t, total = rows
+    rise_s, rise_t = (raised_s - max_s) / first, (raised_t - max_t) / second
+    total = tl.exp(-rise_t) * (total + sum_t * (rise_s - rise_t))
+    return sum_s * tl.exp(-rise_s), sum_t * tl.exp(-rise_t), total
+
+
+@triton.jit
+def merge_rows(rows, others, first, second, LOSS: tl.constexpr):
+    """Return the summary of the same rows over the columns of both."""
+    max_s, sum_s, max_t, sum_t, total = rows
+    if LOSS != "kl":
+        return max_s, sum_s, max_t, sum_t, total + others[4]
+    raised_s, raised_t = tl.maximum(max_s, others[0]), tl.maximum(max_t, others[2])
+    sum_s, sum_t, total = _relative_to(rows, raised_s, raised_t, first, second)
+    other_s, other_t, other_total = _relative_to(others, raised_s, raised_t, first, second)
+    return raised_s, sum_s + other_s, raised_t, sum_t + other_t, total + other_total
 
 
 @triton.jit
@@ -99,9 +117,14 @@ def store_rows(rows, i, values, statistics, weight, samples, LOSS: tl.constexpr,
     """Write what the rows `i` add to the loss and, if wanted, their statistics `(5, samples)`."""
     tl.store(values + i, row_values(rows, samples, LOSS, DIAGONAL) * weight, mask=i < samples)
     if statistics is not None:
-        numbers = row_statistics(rows)
-        for k in tl.static_range(5):
-            tl.store(statistics + k * samples + i, numbers[k], mask=i < samples)
+        store_summary(row_statistics(rows), i, statistics, samples)
+
+
+@triton.jit
+def store_summary(rows, i, summaries, samples):
+    """Write the summary of the rows `i` to `(5, samples)`."""
+    for k in tl.static_range(5):
+        tl.store(summaries + k * samples + i, rows[k], mask=i < samples)
 
 
 @triton.jit

@@ -19,12 +19,16 @@ from icsd.ops.triton.kernels.losses import (
     load_statistics,
     loss_constants,
     loss_parameters,
+    merge_rows,
     store_rows,
+    store_summary,
     update_rows,
 )
 from icsd.ops.triton.kernels.norms import is_clamped, similarity
 from icsd.ops.triton.kernels.products import products, real
 from icsd.ops.triton.kernels.tuning import tuned, tuning_class
+
+FEWEST_TILES = 16  # in a split: fewer would be too little work beside what a program writes and another one merges
 
 
 def _tile(samples: int, dtype: torch.dtype) -> int:
@@ -56,10 +60,12 @@ def streamed_forward_kernel(
     teacher,
     values,
     statistics,
+    summaries,
     weight,
     first,
     second,
     samples,
+    split_samples,
     values_group_stride,
     statistics_group_stride,
     LOSS: tl.constexpr,
@@ -71,7 +77,8 @@ def streamed_forward_kernel(
 ):
     """Write what every row adds to the loss, `(groups, samples)`, and its statistics, from `Features`.
 
-    The grid is `(groups * ceil(samples / TILE),)`.
+    Or, where `summaries` `(splits, groups, 5, samples)` is given, write the summary of every row over the columns of
+    one split. The grid is `(groups * ceil(samples / TILE), splits)`.
     """
     blocks = tl.cdiv(samples, TILE)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -79,11 +86,58 @@ def streamed_forward_kernel(
     dtype: tl.constexpr = values.dtype.element_ty
     first, second = real(first, dtype), real(second, dtype)
     rows = empty_rows(TILE, dtype)
-    for start in range(0, samples, TILE):
+    begin = 0
+    end = samples
+    if summaries is not None:
+        begin = tl.program_id(1) * split_samples
+        end = tl.minimum(begin + split_samples, samples)
+    for start in range(begin, end, TILE):
         j = start + tl.arange(0, TILE)
         s = _similarities(student, group, i, j, samples, dtype, BLOCK, PRECISION)
         t = _similarities(teacher, group, i, j, samples, dtype, BLOCK, PRECISION)
         rows = update_rows(rows, s, t, in_loss(i, j, samples, DIAGONAL), first, second, LOSS)
+    if summaries is not None:
+        groups = tl.num_programs(0) // blocks
+        summaries += (tl.program_id(1).to(tl.int64) * groups + group) * 5 * samples
+        store_summary(rows, i, summaries, samples)
+    else:
+        if statistics is not None:
+            statistics += group * statistics_group_stride
+        values += group * values_group_stride
+        store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS, DIAGONAL)
+
+
+@triton.jit(do_not_specialize=["weight", "first", "second"])
+def merge_splits_kernel(
+    summaries,
+    values,
+    statistics,
+    weight,
+    first,
+    second,
+    samples,
+    splits,
+    values_group_stride,
+    statistics_group_stride,
+    LOSS: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Write what every row adds to the loss, and its statistics, from the summaries of all splits, in their order.
+
+    The grid is `(groups * ceil(samples / ROWS),)`.
+    """
+    blocks = tl.cdiv(samples, ROWS)
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    groups = tl.num_programs(0) // blocks
+    i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    dtype: tl.constexpr = values.dtype.element_ty
+    first, second = real(first, dtype), real(second, dtype)
+    rows = empty_rows(ROWS, dtype)
+    summaries += group * 5 * samples
+    for _ in range(splits):
+        rows = merge_rows(rows, load_statistics(summaries, i, samples, dtype), first, second, LOSS)
+        summaries += groups.to(tl.int64) * 5 * samples
     if statistics is not None:
         statistics += group * statistics_group_stride
     values += group * values_group_stride
@@ -94,26 +148,38 @@ def streamed_forward(
     student: Features, teacher: Features, values: Tensor, statistics: Tensor | None, weight: float, spec: Spec
 ) -> None:
     """Write what every row adds to the loss, `(groups, samples)`, and its statistics, `(groups, 5, samples)`."""
+    if not values.numel():
+        return
     groups, samples, _ = student.x.shape
     tile = _tile(samples, values.dtype)
+    row_blocks, column_tiles = groups * triton.cdiv(samples, tile), triton.cdiv(samples, tile)
+    splits = max(1, min(2 * runtime.processors(values.device) // row_blocks, column_tiles // FEWEST_TILES))
+    split_samples = triton.cdiv(column_tiles, splits) * tile
+    splits = triton.cdiv(samples, split_samples)
+    summaries = values.new_empty((splits, groups, 5, samples)) if splits > 1 else None
+    parameters = runtime.bits(weight), *loss_parameters(spec), samples
+    strides = values.stride(0), 0 if statistics is None else statistics.stride(0)
     runtime.launch(
         streamed_forward_kernel,
         values,
-        (groups * triton.cdiv(samples, tile),),
+        (row_blocks, splits),
         student,
         teacher,
         values,
         statistics,
-        runtime.bits(weight),
-        *loss_parameters(spec),
-        samples,
-        values.stride(0),
-        0 if statistics is None else statistics.stride(0),
+        summaries,
+        *parameters,
+        split_samples,
+        *strides,
         **loss_constants(spec),
         TILE=tile,
         PRECISION=runtime.precision(student.x),
         TUNED_FOR=tuning_class(student.x, teacher.x),
     )
+    if summaries is not None:
+        grid = (groups * triton.cdiv(samples, 128),)
+        arguments = summaries, values, statistics, *parameters, splits, *strides
+        runtime.launch(merge_splits_kernel, values, grid, *arguments, **loss_constants(spec), ROWS=128)
 
 
 @tuned(("ADD", "TILE"), _needs)
