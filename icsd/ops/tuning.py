@@ -53,7 +53,7 @@ def setting() -> str:
 def is_idle() -> bool:
     """Return whether no call has to look for a verdict: none is wanted, or none is kept on disk."""
     value = os.environ.get("ICSD_TUNE", "")
-    return value == "0" or (value == "" and not (cache_folder() / "tuning").is_dir())
+    return value == "0" or (value == "" and not os.path.isdir(cache_folder() / "tuning"))
 
 
 idle = is_idle()  # found out once, so that calls take no time for it

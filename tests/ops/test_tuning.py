@@ -284,6 +284,12 @@ def test_calls_look_for_no_verdict_where_there_is_none(cache, setting, kept, idl
     assert tuning.is_idle() == idle
 
 
+def test_a_cache_folder_that_cannot_be_asked_for_holds_no_verdicts(monkeypatch):
+    monkeypatch.delenv("ICSD_TUNE", raising=False)
+    monkeypatch.setenv("ICSD_CACHE", "too long" * 1000)
+    assert tuning.is_idle()
+
+
 def test_a_measurement_ends_idleness(stubs, monkeypatch):
     restarted("", monkeypatch)
     monkeypatch.setattr(tuning, "idle", True)
