@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 import icsd
 from benchmarks.attngan_step import RESOLUTIONS, AttnGANStep
 from benchmarks.workloads import in_turns
+from icsd.cli.configuration import load_configuration
 from icsd.models import build_text_encoder
 from icsd.training.batches import Batch
 from icsd.training.config import TrainConfig
@@ -77,17 +78,20 @@ def test_training(training, work, turn, backend, measure):
         )
 
 
+def birds() -> TrainConfig:
+    """Return the configuration of the field's scale, with a batch of four on the CPU."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(TrainConfig)
+    values = load_configuration(BIRDS) | {"batch_size": 4, "device": "cpu"}
+    return TrainConfig(**parser.instantiate(parser.parse_object(values)))
+
+
 class FieldScale:
     """A batch of four at 64, 128 and 256 pixels, and every implementation of a step on it."""
 
     def __init__(self) -> None:
-        parser = ArgumentParser()
-        parser.add_argument("--config", action="config")
-        parser.add_class_arguments(TrainConfig)
-        values = parser.instantiate(parser.parse_args(["--config", str(BIRDS), "--batch_size=4", "--device=cpu"]))
-        values.pop("config")
+        self.config = birds()
         torch.manual_seed(0)
-        self.config = TrainConfig(**values)
         captions = ["this bird has a red body and yellow wings", "a small bird, brown, its wings are grey"] * 2
         self.trainer = Trainer(self.config, build_text_encoder(self.config.text, captions))
         self.rival = AttnGANStep(wrong_pass=False)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from benchmarks import attngan_step
+from benchmarks.test_training import birds
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig, TextFeatures
 from icsd.models.text import TextEncoder
 from icsd.models.tokens import Tokens
@@ -84,3 +85,10 @@ def order(name):
     parts = ["condition.", "initial.project", "project", "initial.up", "up.", "refine", "heads", "first", "blocks"]
     parts += ["features", "joint", "unconditional", "conditional"]
     return next((place for place, part in enumerate(parts) if name.startswith(part)), len(parts))
+
+
+def test_the_field_scale_is_the_configuration_of_birds():
+    config = birds()
+    assert config.generator.resolutions == [64, 128, 256]
+    assert config.batch_size == 4
+    assert list(config.optimizer.betas) == [0.5, 0.999]  # of the file that birds.yaml extends
