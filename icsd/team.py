@@ -30,9 +30,11 @@ T = TypeVar("T")
 BUCKET_BYTES = 1 << 25
 """Bytes of gradients that are averaged at once."""
 
-
 ANSWER_SECONDS = 5.0
 """Seconds that a rank has to tell the others that it lost contact, too."""
+
+LOCK_SECONDS = 0.05
+"""Seconds that a rank leaves the interpreter's lock to the threads of gloo before it ends."""
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 """Variables that make a process a rank, beside those that begin with `LAUNCH_PREFIXES`."""
@@ -292,6 +294,9 @@ def _group(timeout: timedelta | None) -> Iterator[Team]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        # A thread of gloo may be the last to drop a tensor, for which it needs the interpreter's lock. It would abort a
+        # process that ends before (https://github.com/pytorch/pytorch/issues/190489).
+        time.sleep(LOCK_SECONDS)
 
 
 def _given_timeout() -> timedelta | None:
