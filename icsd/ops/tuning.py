@@ -82,7 +82,7 @@ class Call(NamedTuple):
 
 def fastest(preferred: registry.Backend, requested: str | None, call: Call) -> registry.Backend:
     """Return the backend for a call: the one of its verdict if none is asked for by name, or else the preferred one."""
-    if torch.compiler.is_dynamo_compiling() or registry.name_of(requested) is not None or setting() == "0":
+    if torch.compiler.is_compiling() or registry.name_of(requested) is not None or setting() == "0":
         return preferred
     *_, teacher = stages = call.stages
     if teacher.device.type not in ("cpu", "cuda") or teacher.shape[-2] < FEWEST_SAMPLES:

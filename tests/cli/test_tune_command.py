@@ -2,12 +2,14 @@ import pytest
 import torch
 from filelock import FileLock
 
+from icsd.ops import tuning
 from icsd.ops.verdicts import verdicts_of
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ICSD_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "idle", tuning.idle)
     verdicts_of.cache_clear()
     yield tmp_path
     verdicts_of.cache_clear()

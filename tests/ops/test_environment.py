@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import icsd
 from icsd.losses import KL
+from icsd.ops import tuning
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -136,7 +137,9 @@ class Distilled(torch.nn.Module):
         return self.criterion(self.layer(x), teacher)
 
 
-def test_export_keeps_the_operator():
+@pytest.mark.parametrize("idle", [True, False])
+def test_export_keeps_the_operator(idle, monkeypatch):
+    monkeypatch.setattr(tuning, "idle", idle)
     model, x, teacher = Distilled(), features(8, 20), features(8, 40, seed=1)
     samples = torch.export.Dim("samples", min=2, max=1000)
     program = torch.export.export(model, (x, teacher), dynamic_shapes=({0: samples}, {0: samples}))

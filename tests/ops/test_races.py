@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=thread", "-DICSD_ISA=portable", f"-I{ROOT / 'csrc'}"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-w",
+    "-fsanitize=thread",
+    "-DICSD_ISA=portable",
+    "-DICSD_HAS_PORTABLE",
+    f"-I{ROOT / 'csrc'}",
+]
 
 
 @pytest.fixture(scope="module")
