@@ -120,7 +120,7 @@ def verdicts_of(device: torch.device, threads: int) -> Verdicts:
 
 def _environment(device: torch.device, threads: int) -> dict[str, str]:
     """Describe a device and the versions of what runs on it."""
-    found = {name: _version(name) for name in ("icsd", "torch", "triton")}
+    found = {"torch": str(torch.__version__)} | {name: _version(name) for name in ("icsd", "triton")}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found["device"] = f"{properties.name}, {properties.major}.{properties.minor}"

@@ -16,7 +16,8 @@ PACKAGE = str(Path(icsd.__file__).parent)
 def calls_of(step) -> Counter:
     """Count what icsd calls in a step: its own functions, C functions that these call, and native kernels.
 
-    Comprehensions are left out, because they are calls in some versions of Python only.
+    Comprehensions are left out, because they are calls in some versions of Python only, and so is `Function.apply`, a C
+    function from PyTorch 2.14 on.
     """
     found = Counter()
 
@@ -25,9 +26,9 @@ def calls_of(step) -> Counter:
             return
         if event == "call":
             found["Python"] += 1
-        elif event == "c_call":
+        elif event == "c_call" and (name := getattr(function, "__name__", "")) != "apply":
             found["C"] += 1
-            found["kernels"] += getattr(function, "__name__", "") in ("gram", "combine", "distill", "distill_backward")
+            found["kernels"] += name in ("gram", "combine", "distill", "distill_backward")
 
     step()
     sys.setprofile(count)
