@@ -158,7 +158,9 @@ def _tuning() -> str:
         warnings.simplefilter("always")
         verdicts = _verdicts()
     problem = "; ".join(str(warning.message) for warning in caught)
-    return problem or f"{len(verdicts)} classes of calls were measured, kept in {verdicts.path}"
+    if problem or verdicts:
+        return problem or f"{len(verdicts)} classes of calls were measured, kept in {verdicts.path}"
+    return "no calls were measured, so the order of the backends decides; `icsd tune` measures"
 
 
 def _failure(name: str) -> str | None:
