@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from icsd.training.memory import peak_memory
 from icsd.training.parts import DATA, MARK, OPTIMIZERS, REST, part
@@ -29,6 +30,9 @@ class Profile:
     """Time of a step, data included, without the profiler."""
     images: int
     """Images per step."""
+    operations: int
+    """Floating-point operations of the convolutions and matrix products of the first step; 0 if networks are compiled,
+    which hides them."""
     shares: dict[str, float]
     """Share of each part in the time of a step; they sum to 1."""
     peak_memory: int
@@ -40,11 +44,17 @@ class Profile:
         lines = [f"{name:<{width}}  {share:>7.2%}" for name, share in self.shares.items()]
         rate = self.images / self.seconds
         whole = f"a step: {self.seconds:.3f} s, {rate:.3g} images/s, at most {self.peak_memory / 2**20:,.0f} MiB"
-        return "\n".join([*lines, "", whole])
+        return "\n".join([*lines, "", whole, *self._arithmetic()])
+
+    def _arithmetic(self) -> list[str]:
+        """Return the line about floating-point operations."""
+        giga = self.operations / 1e9
+        rate = f"{giga:,.3g} GFLOP a step, {giga / self.seconds:,.3g} GFLOP/s"
+        return [f"convolutions and matrix products: {rate}"] if self.operations else []
 
 
 def profile_training(trainer: Trainer, batches: Iterator[Any], steps: int) -> Profile:
-    """Take one step to warm up, some steps to time, and as many under the profiler.
+    """Take one step to warm up and to count operations, some steps to time, and as many under the profiler.
 
     Args:
         trainer: The trainer, which trains meanwhile.
@@ -55,7 +65,8 @@ def profile_training(trainer: Trainer, batches: Iterator[Any], steps: int) -> Pr
         Shares of time and peak memory.
     """
     on_gpu = trainer.device.type == "cuda"
-    trainer.step(next(batches))
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(next(batches))
     start = time.perf_counter()
     for _ in range(steps):
         losses = trainer.step(next(batches))
@@ -70,7 +81,8 @@ def profile_training(trainer: Trainer, batches: Iterator[Any], steps: int) -> Pr
     order = [*trainer.parts(), REST, OPTIMIZERS, DATA]
     shares = {name: times[name] / sum(times.values()) for name in sorted(times, key=order.index)}
     images = trainer.config.batch_size * trainer.config.accumulate
-    return Profile(seconds, images, shares, peak_memory(trainer.device))
+    operations = 0 if trainer.config.compile else counter.get_total_flops()
+    return Profile(seconds, images, operations, shares, peak_memory(trainer.device))
 
 
 def _time_by_part(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, float]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from icsd.data import DataConfig
@@ -50,9 +52,22 @@ def test_backward_time_goes_to_the_part_of_the_operation(profile, monkeypatch):
 
 
 def test_shares_are_laid_out_one_per_line(profile):
-    *lines, empty, whole = profile.table().splitlines()
+    *lines, empty, whole, _ = profile.table().splitlines()
     assert empty == ""
     assert len(lines) == len(profile.shares)
     assert lines[0].startswith("text encoder")
     assert "images/s" in whole
     assert "MiB" in whole
+
+
+def test_operations_grow_with_the_batch(profile):
+    doubled = train.profile(dataclasses.replace(CONFIG, batch_size=8), steps=1)
+    assert profile.operations > 1e6
+    # The products of all images with all captions grow faster than the batch.
+    assert 1.8 * profile.operations < doubled.operations <= 2.2 * profile.operations
+
+
+def test_a_rate_of_operations_is_shown_if_they_were_counted(profile):
+    shown = dataclasses.replace(profile, operations=3_000_000_000, seconds=0.5).table().splitlines()[-1]
+    assert shown == "convolutions and matrix products: 3 GFLOP a step, 6 GFLOP/s"
+    assert "FLOP" not in dataclasses.replace(profile, operations=0).table()
