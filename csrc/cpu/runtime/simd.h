@@ -284,6 +284,9 @@ inline void transpose_lanes(V (&rows)[kCount]) {
   }
 }
 
+// Returns 1 / k!.
+constexpr double inverse_factorial(int k) { return k > 0 ? inverse_factorial(k - 1) / k : 1; }
+
 // Computes e^x by its series around the nearest multiple n ln 2. Adding 1.5 · 2^mantissa leaves n in the low bits, from
 // where it is shifted into the exponent of 2^n. Arguments are clamped so that results are normal numbers; NaN stays
 // NaN.
@@ -298,8 +301,8 @@ inline V exponential(V x, double least, double ln2_high, double ln2_low) {
   const V shifted = x * C(1.4426950408889634) + kShift;
   const V n = shifted - kShift;
   const V r = (x - n * C(ln2_high)) - n * C(ln2_low);
-  V series = V{} + 1;
-  for (int k = kTerms; k > 0; --k) series = 1 + series * r * C(1.0 / k);
+  V series = V{} + C(inverse_factorial(kTerms));
+  for (int k = kTerms - 1; k >= 0; --k) series = series * r + C(inverse_factorial(k));
   U bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + kBias) << kMantissa;
