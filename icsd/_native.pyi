@@ -48,6 +48,12 @@ class cpu:
     def distill_backward(
         grad: Tensor, saved: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], spec: Spec
     ) -> list[Tensor | None]: ...
+    @staticmethod
+    def add_exponentials(student: Tensor, teacher: Tensor, rows: Tensor, rising: bool) -> None: ...
+    @staticmethod
+    def exponent_gradients(
+        student: Tensor, teacher: Tensor, rows: Tensor, student_factor: float, teacher_factor: float
+    ) -> None: ...
 
 class cuda:
     """The operator on CUDA devices, on the current stream. It is missing from a build without nvcc."""

@@ -1,9 +1,12 @@
 // `icsd._native.cpu`.
 #include <memory>
+#include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "binding/functions.h"
+#include "cpu/banks.h"
 #include "cpu/feature.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/runtime/memory.h"
@@ -109,8 +112,49 @@ NewTensor CPU::new_tensor(DType dtype, const std::vector<int64_t>& sizes) const 
   return {py::reinterpret_steal<py::object>(static_cast<PyObject*>(object)), data};
 }
 
+// Checks the arguments of the passes over exponents and calls run(Exponents<C>, BankRow<C>*).
+template <class Run>
+void with_exponents(const Tensor& student, const Tensor& teacher, const Tensor& rows, const Run& run) {
+  const dlpack::DLDevice device = CPU::device_of(student);
+  for (const Tensor* tensor : {&student, &teacher, &rows}) check_device(*tensor, device, "exponents and rows");
+  if (student.ndim < 1 || rows.ndim < 1 || rows.shape[rows.ndim - 1] != cpu::kBankRow) {
+    refuse("rows must have " + std::to_string(cpu::kBankRow) + " numbers for each row of exponents");
+  }
+  int64_t count = 1;
+  for (int dim = 0; dim + 1 < rows.ndim; ++dim) count = product(count, rows.shape[dim], 1);
+  const int64_t columns = student.shape[student.ndim - 1], elements = product(count, columns, 1);
+  take_number_of_threads();
+  with_compute_type(dtype_of(student, "exponents") == DType::float64, [&](auto c) {
+    using C = decltype(c);
+    const cpu::Exponents<C> exponents{elements_of<C>(student, elements, "student"),
+                                      elements_of<C>(teacher, elements, "teacher"), count, columns};
+    auto* sums = reinterpret_cast<cpu::BankRow<C>*>(elements_of<C>(rows, product(count, cpu::kBankRow, 1), "rows"));
+    py::gil_scoped_release unlocked;
+    run(exponents, sums);
+  });
+}
+
+void add_exponentials(const Tensor& student, const Tensor& teacher, const Tensor& rows, bool rising) {
+  with_exponents(student, teacher, rows,
+                 [&](const auto& exponents, auto* sums) { cpu::add_exponentials(exponents, sums, rising); });
+}
+
+void exponent_gradients(const Tensor& student, const Tensor& teacher, const Tensor& rows, double student_factor,
+                        double teacher_factor) {
+  with_exponents(student, teacher, rows, [&](const auto& exponents, auto* sums) {
+    using C = std::remove_pointer_t<decltype(exponents.student)>;
+    cpu::exponent_gradients<C>(exponents, sums, static_cast<C>(student_factor), static_cast<C>(teacher_factor));
+  });
+}
+
 }  // namespace
 
-void define_cpu(py::module_ module) { define_functions<CPU>(module); }
+void define_cpu(py::module_ module) {
+  using py::arg;
+  define_functions<CPU>(module);
+  module.def("add_exponentials", &add_exponentials, arg("student"), arg("teacher"), arg("rows"), arg("rising"));
+  module.def("exponent_gradients", &exponent_gradients, arg("student"), arg("teacher"), arg("rows"),
+             arg("student_factor"), arg("teacher_factor"));
+}
 
 }  // namespace icsd

@@ -8,7 +8,8 @@ forward pass leaves the gradients for a gradient 1 of the loss, so no similarity
   sums over the bank are added up with those of the loss: one pass, too. The gradients of banks and of the teacher take
   a second pass.
 
-It is written in PyTorch's products for every device: there is no symmetry that a kernel of our own could use.
+The products are PyTorch's on every device: there is no symmetry that a kernel of our own could use. For `kl` on the
+CPU, native passes make everything else of a piece (`icsd.ops.row_sums`).
 """
 
 from __future__ import annotations
@@ -22,22 +23,28 @@ from torch import Tensor
 
 from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
 from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, similarity_to, unit_samples
+from icsd.ops import registry
 from icsd.ops.library import is_batched, is_ordinary, is_transformed
+from icsd.ops.row_sums import BankPasses, Buffers, RowSums, add_product, row_sums
 
 # The elements of a piece of the similarities: on a CPU it stays in the cache, on a GPU it fills the device.
-PIECE = {"cpu": 2**18}
+PIECE = {"cpu": 2**17}
 _PIECE_ELSEWHERE = 2**24
-# exp(60), multiplied by 120 and summed over a billion samples, is below the largest float32, exp(88).
-_LARGE_EXPONENT = 60
 
 
 def distill(
-    student: Tensor, teacher: Tensor, student_bank: Tensor, teacher_bank: Tensor, loss: SimilarityLoss, eps: float
+    student: Tensor,
+    teacher: Tensor,
+    student_bank: Tensor,
+    teacher_bank: Tensor,
+    loss: SimilarityLoss,
+    eps: float,
+    backend: registry.Backend,
 ) -> Tensor:
     """Return the mean loss of each group, `(*B)`, of `(*B, N, D)` and banks `(*B, M, D)`."""
     features = (student, teacher, student_bank, teacher_bank)
     if isinstance(loss, (KL, MSE, SmoothL1)) and loss.include_diagonal and _is_streamed(features):
-        return _Streamed.apply((loss, eps), *features)
+        return _Streamed.apply((loss, eps, backend.bank_passes), *features)
     return _in_memory(features, loss, eps)
 
 
@@ -68,12 +75,12 @@ class _Streamed(torch.autograd.Function):
     """The loss by pieces of the banks."""
 
     @staticmethod
-    def forward(ctx, call: tuple[SimilarityLoss, float], *features: Tensor) -> Tensor:
-        ctx.call = loss, eps = call
+    def forward(ctx, call: tuple[SimilarityLoss, float, BankPasses | None], *features: Tensor) -> Tensor:
+        *ctx.call, passes = loss, eps, _ = call
         wanted = ctx.needs_input_grad[1:]
         with torch.no_grad(), no_autocast(features[0]):
             pass_over = _Pass(features, wanted, loss, eps)
-            value = pass_over.kl() if isinstance(loss, KL) else pass_over.of_elements()
+            value = pass_over.kl(passes) if isinstance(loss, KL) else pass_over.of_elements()
             grads = pass_over.gradients()
         ctx.save_for_backward(*features, *grads)
         return value
@@ -111,25 +118,6 @@ class _Piece(NamedTuple):
     similarities: Sequence[Tensor]
 
 
-class _Buffers:
-    """Memory that every piece writes anew. Fresh memory for every piece would take a CPU as long as its exponentials.
-
-    Args:
-        like: A tensor of the dtype and device of the buffers.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.kept: dict[str, Tensor] = {}
-
-    def get(self, name: str, *shape: int) -> Tensor:
-        """Return the buffer of a name; its first shape is the largest."""
-        size = math.prod(shape)
-        if name not in self.kept:
-            self.kept[name] = self.like.new_empty(size)
-        return self.kept[name][:size].view(shape)
-
-
 class _Pass:
     """The passes over the banks for one loss.
 
@@ -150,7 +138,7 @@ class _Pass:
             for x, want in zip(features[2:], wanted[2:], strict=True)
         ]
         self.scale = 1 / loss.terms(features[0].shape[-2], features[2].shape[-2])
-        self.buffers = _Buffers(self.units[0])
+        self.buffers = Buffers(self.units[0])
         self.one_bank = _same(*features[2:])
         self.bank_inverses = [self._inverse_norms(features[2])]
         self.bank_inverses.append(self.bank_inverses[0] if self.one_bank else self._inverse_norms(features[3]))
@@ -195,12 +183,12 @@ class _Pass:
             self.add(piece, [next(grads) if matrix.requires_grad else None for matrix in matrices])
         return value * self.scale
 
-    def kl(self) -> Tensor:
-        """Return the divergence, and add up the gradients."""
+    def kl(self, passes: BankPasses | None) -> Tensor:
+        """Return the divergence, and add up the gradients. `passes` are those of a backend, if it has any."""
         temperatures = self.loss.student_temperature, self.loss.teacher_temperature
         only_student = self.wanted[0] and not any(self.wanted[1:])
         queries = [unit / t for unit, t in zip(self.units, temperatures, strict=True)]  # whose products are exponents
-        sums = _RowSums(queries, temperatures, only_student, self.buffers)
+        sums = row_sums(queries, temperatures, only_student, self.buffers, passes)
         for piece in self.pieces(queries):
             sums.add(piece.similarities, piece.banks[0])
         if only_student:
@@ -213,19 +201,11 @@ class _Pass:
         )
         return (rows.sum((-2, -1)) * self.scale).to(self.dtype)
 
-    def _kl_again(self, queries: Sequence[Tensor], sums: _RowSums, temperatures: Sequence[float]) -> None:
+    def _kl_again(self, queries: Sequence[Tensor], sums: RowSums, temperatures: Sequence[float]) -> None:
         """Add up the gradients in a second pass, from the sums over whole rows."""
-        mean = sums.weighted / sums.totals[1]
+        factors = [self.scale / t for t in temperatures]
         for piece in self.pieces(queries):
-            below = (
-                piece.similarities
-                if sums.top is None
-                else [x.sub_(top) for x, top in zip(piece.similarities, sums.top, strict=True)]
-            )
-            ratio = torch.sub(below[1], below[0], out=self.buffers.get("T - S", *below[0].shape))
-            p, q = (x.exp_().div_(total) for x, total in zip(below, sums.totals, strict=True))
-            teacher = ratio.sub_(mean).mul_(q).mul_(self.scale / temperatures[1])
-            self.add(piece, [p.sub_(q).mul_(self.scale / temperatures[0]), teacher])
+            self.add(piece, sums.gradients(piece.similarities, factors))
 
     def add(self, piece: _Piece, grads: Sequence[Tensor | None]) -> None:
         """Add to the gradients with respect to samples of norm 1, and write those of the piece of the banks."""
@@ -233,7 +213,7 @@ class _Pass:
             if grad is None:
                 continue
             if self.sums[k] is not None:
-                _add_product(self.sums[k], grad, piece.banks[k])
+                add_product(self.sums[k], grad, piece.banks[k])
             if self.bank_grads[k] is not None:
                 of_bank = grad.mT @ self.units[k]
                 finished = _projected(of_bank, piece.banks[k], piece.inverses[k], self.eps)
@@ -246,63 +226,6 @@ class _Pass:
             for total, unit, inverse, x in zip(self.sums, self.units, self.inverses, self.features, strict=False)
         ]
         return [grad for grad in (*found, *self.bank_grads) if grad is not None]
-
-
-class _RowSums:
-    """Sums over the columns of the banks so far, for each row of student and teacher.
-
-    Large exponents are taken relative to the largest ones so far. Smaller ones need no such passes over a piece: they
-    are similarities divided by temperatures, whose exponentials and sums float32 holds.
-
-    Attributes:
-        top: The largest exponents of student and teacher, `(*B, N, 1)`, or None if exponents are small.
-        totals: The sums of exponentials.
-        weighted: The sum of the teacher's exponentials times the differences of both exponents.
-        of_bank: The sums of exponentials times samples of the student's bank, `(*B, N, D)`, if they are asked for.
-    """
-
-    def __init__(
-        self, queries: Sequence[Tensor], temperatures: Sequence[float], with_bank: bool, buffers: _Buffers
-    ) -> None:
-        self.buffers = buffers
-        rows = queries[0][..., :1]
-        large = 1 / min(temperatures) > _LARGE_EXPONENT
-        self.top = [torch.full_like(rows, -2 / t) for t in temperatures] if large else None
-        self.totals = [torch.zeros_like(rows) for _ in queries]
-        self.weighted = torch.zeros_like(rows)
-        self.of_bank = [torch.zeros_like(queries[0]) for _ in queries] if with_bank else []
-
-    def add(self, exponents: Sequence[Tensor], bank: Tensor) -> None:
-        """Add a piece, whose exponents are overwritten."""
-        if self.top is not None:
-            self._raise_top(exponents)
-            exponents = [x.sub_(top) for x, top in zip(exponents, self.top, strict=True)]
-        difference = torch.sub(exponents[1], exponents[0], out=self.buffers.get("T - S", *exponents[0].shape))
-        exponentials = [x.exp_() for x in exponents]
-        self.weighted += difference.mul_(exponentials[1]).sum(-1, keepdim=True)
-        for k, x in enumerate(exponentials):
-            self.totals[k] += x.sum(-1, keepdim=True)
-            if self.of_bank:
-                _add_product(self.of_bank[k], x, bank)
-
-    def _raise_top(self, exponents: Sequence[Tensor]) -> None:
-        """Take the sums relative to the largest exponents of this piece and those before it."""
-        raised = [torch.maximum(old, x.amax(-1, keepdim=True)) for old, x in zip(self.top, exponents, strict=True)]
-        rises = [new - old for new, old in zip(raised, self.top, strict=True)]
-        self.top, factors = raised, [(-rise).exp() for rise in rises]
-        self.weighted = factors[1] * (self.weighted + self.totals[1] * (rises[0] - rises[1]))
-        for k, factor in enumerate(factors):
-            self.totals[k] *= factor
-            if self.of_bank:
-                self.of_bank[k] *= factor
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add A B to `total`."""
-    if total.dim() == 2:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor  # before the native module, so that both share torch's
 from icsd.ops.backend import FusedBackend
 from icsd.ops.contract import Spec, sample_dense
 
-INTERFACE = 4  # of csrc/binding/module.cpp
+INTERFACE = 5  # of csrc/binding/module.cpp
 
 try:
     import icsd._native as _native  # so that an error names it
@@ -65,6 +65,7 @@ class CPUBackend(FusedBackend):
         self.regimes = native_regimes()
         if _native is not None:
             self.launcher = NativeLauncher(_native.cpu, _native.Spec)
+            self.bank_passes = _native.cpu
 
     def unavailable(self) -> str | None:
         """Return why the native module cannot be used, if it cannot."""

@@ -270,9 +270,9 @@ def _distill_to_banks(
     tensors: dict[str, Tensor], loss: Loss, center, reduction, detach_teacher, eps, backend
 ) -> Tensor:
     """Check all arguments and compute the loss of similarities to banks."""
-    features, _ = _prepare_banks(tensors, loss, reduction, detach_teacher, eps, backend)
+    features, chosen = _prepare_banks(tensors, loss, reduction, detach_teacher, eps, backend)
     student, teacher, student_bank, teacher_bank = map(centered, features) if center else features
-    value = banks.distill(student, teacher, student_bank, teacher_bank, loss, eps)
+    value = banks.distill(student, teacher, student_bank, teacher_bank, loss, eps, chosen)
     return _reduce(value, loss, (student.shape[-2], student_bank.shape[-2]), reduction)
 
 

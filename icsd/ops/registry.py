@@ -21,10 +21,17 @@ from icsd.losses.gram import similarity_to
 
 
 class Backend(ABC):
-    """An implementation of the operator."""
+    """An implementation of the operator.
+
+    Attributes:
+        name: The name by which it is asked for.
+        description: A few words about its code.
+        bank_passes: The passes over similarities to banks that it has kernels for, see `icsd.ops.row_sums`, or None.
+    """
 
     name: str
     description: str
+    bank_passes: object | None = None
 
     @abstractmethod
     def unavailable(self) -> str | None:

@@ -14,13 +14,15 @@ extern const AllRowKernels<float> rows_float;
 extern const AllRowKernels<double> rows_double;
 extern const ProductKernels<float> products_float;
 extern const ProductKernels<double> products_double;
+extern const BankKernels<float> banks_float;
+extern const BankKernels<double> banks_double;
 #if defined(__AVX512BF16__)
 extern const NarrowKernels narrow_kernels;
 #endif
 
 extern const Kernels kernels = {
-    ICSD_STRING(ICSD_ISA), gram_kernels, combine_kernels, pack_float,       pack_double,
-    &rows_float,           &rows_double, &products_float, &products_double,
+    ICSD_STRING(ICSD_ISA), gram_kernels,    combine_kernels,  pack_float,   pack_double,   &rows_float,
+    &rows_double,          &products_float, &products_double, &banks_float, &banks_double,
 #if defined(__AVX512BF16__)
     &narrow_kernels,
 #else

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "cpu/kernels/bank_kernels.h"
 #include "cpu/kernels/products.h"
 #include "cpu/kernels/row_kernels.h"
 
@@ -50,6 +51,8 @@ struct Kernels {
   const AllRowKernels<double>* rows_double;
   const ProductKernels<float>* products_float;
   const ProductKernels<double>* products_double;
+  const BankKernels<float>* banks_float;
+  const BankKernels<double>* banks_double;
   const NarrowKernels* narrow;  // null where the processor does not multiply bfloat16
 
   template <class C>
@@ -74,6 +77,14 @@ struct Kernels {
       return *products_double;
     } else {
       return *products_float;
+    }
+  }
+  template <class C>
+  const BankKernels<C>& banks() const {
+    if constexpr (sizeof(C) == 8) {
+      return *banks_double;
+    } else {
+      return *banks_float;
     }
   }
 };

@@ -31,6 +31,6 @@ def distill(shares: Shares, call: Call) -> Tensor:
         target = call.backend.similarity_to(teacher, teacher_bank, call.eps)
         return distill_to_banks(gather_samples(shares, similarity), gather_samples(shares, target), call.loss)
     columns = student_bank.shape[-2]
-    own = distill_on_one_rank(student, teacher, student_bank, teacher_bank, call.loss, call.eps)
+    own = distill_on_one_rank(student, teacher, student_bank, teacher_bank, call.loss, call.eps, call.backend)
     own = own * call.loss.terms(student.shape[-2], columns)
     return sum_over_ranks(shares.ranks, own) / max(1, call.loss.terms(shares.total, columns))
