@@ -9,7 +9,8 @@ forward pass leaves the gradients for a gradient 1 of the loss, so no similarity
   a second pass.
 
 The products are PyTorch's on every device: there is no symmetry that a kernel of our own could use. For `kl` on the
-CPU, native passes make everything else of a piece (`icsd.ops.row_sums`).
+CPU, native passes make everything else of a piece (`icsd.ops.row_sums`). A backend with `bank_kernels`, as Triton's,
+computes the loss and its gradients on its own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,28 @@ PIECE = {"cpu": 2**17}
 _PIECE_ELSEWHERE = 2**24
 
 
+class _Call(NamedTuple):
+    """The arguments of a loss, and the parts of the backend that compute it, where it has them."""
+
+    loss: SimilarityLoss
+    eps: float
+    passes: BankPasses | None
+    kernels: registry.BankKernels | None
+
+
+def backend_for(requested: str | None, features: Sequence[Tensor]) -> registry.Backend:
+    """Return the backend for these inputs: the one that is asked for, or on a GPU the first one with kernels for banks.
+
+    Raises:
+        ValueError: The name is unknown.
+        RuntimeError: The backend does not take the inputs. The message lists all backends and why they do not.
+    """
+    chosen = registry.select(requested, features)
+    if registry.name_of(requested) is not None or features[0].device.type == "cpu":
+        return chosen
+    return next((backend for backend in registry.applicable(features) if backend.has_bank_kernels), chosen)
+
+
 def distill(
     student: Tensor,
     teacher: Tensor,
@@ -43,19 +66,24 @@ def distill(
 ) -> Tensor:
     """Return the mean loss of each group, `(*B)`, of `(*B, N, D)` and banks `(*B, M, D)`."""
     features = (student, teacher, student_bank, teacher_bank)
-    if isinstance(loss, (KL, MSE, SmoothL1)) and loss.include_diagonal and _is_streamed(features):
-        return _Streamed.apply((loss, eps, backend.bank_passes), *features)
+    if isinstance(loss, (KL, MSE, SmoothL1)) and loss.include_diagonal and _is_ordinary(features):
+        kernels = _kernels_for(backend, features)
+        if kernels is not None or student_bank.shape[-2] > _columns(student):
+            return _Streamed.apply(_Call(loss, eps, backend.bank_passes, kernels), *features)
     return _in_memory(features, loss, eps)
 
 
-def _is_streamed(features: Sequence[Tensor]) -> bool:
-    """Return whether the banks take several pieces, and nothing is traced or transformed."""
-    student, bank = features[0], features[2]
-    return (
-        student.numel() > 0
-        and bank.shape[-2] > _columns(student)
-        and (is_ordinary(*features) and not is_transformed(features))
-    )
+def _is_ordinary(features: Sequence[Tensor]) -> bool:
+    """Return whether there are samples, and nothing is traced or transformed."""
+    return features[0].numel() > 0 and is_ordinary(*features) and not is_transformed(features)
+
+
+def _kernels_for(backend: registry.Backend, features: Sequence[Tensor]) -> registry.BankKernels | None:
+    """Return the kernels of the backend if they take these features."""
+    if not backend.has_bank_kernels:
+        return None
+    wanted = [torch.is_grad_enabled() and x.requires_grad for x in features]
+    return backend.bank_kernels if backend.bank_kernels.takes(features, wanted) else None
 
 
 def _columns(student: Tensor) -> int:
@@ -75,13 +103,16 @@ class _Streamed(torch.autograd.Function):
     """The loss by pieces of the banks."""
 
     @staticmethod
-    def forward(ctx, call: tuple[SimilarityLoss, float, BankPasses | None], *features: Tensor) -> Tensor:
-        *ctx.call, passes = loss, eps, _ = call
+    def forward(ctx, call: _Call, *features: Tensor) -> Tensor:
+        ctx.call = loss, eps, passes, kernels = call
         wanted = ctx.needs_input_grad[1:]
         with torch.no_grad(), no_autocast(features[0]):
-            pass_over = _Pass(features, wanted, loss, eps)
-            value = pass_over.kl(passes) if isinstance(loss, KL) else pass_over.of_elements()
-            grads = pass_over.gradients()
+            if kernels is not None:
+                value, grads = kernels.distill(features, wanted, loss, eps)
+            else:
+                pass_over = _Pass(features, wanted, loss, eps)
+                value = pass_over.kl(passes) if isinstance(loss, KL) else pass_over.of_elements()
+                grads = pass_over.gradients()
         ctx.save_for_backward(*features, *grads)
         return value
 
@@ -92,7 +123,7 @@ class _Streamed(torch.autograd.Function):
         if torch.is_grad_enabled() and not is_batched(grad):
             features = [x.view_as(x) for x in features]  # one input each, though a tensor may be given twice
             inputs = [x for x, want in zip(features, wanted, strict=True) if want]
-            units = iter(torch.autograd.grad(_in_memory(features, *ctx.call), inputs, grad, create_graph=True))
+            units = iter(torch.autograd.grad(_in_memory(features, *ctx.call[:2]), inputs, grad, create_graph=True))
             return None, *(next(units) if want else None for want in wanted)
         scale = grad[..., None, None]
         return None, *(_scaled(next(units), scale) if want else None for want in wanted)

@@ -302,7 +302,7 @@ def _prepare_banks(
     if detach_teacher:
         teacher, teacher_bank = teacher.detach(), teacher_bank.detach()
     features = [student, teacher, student_bank, teacher_bank]
-    return features, registry.select(backend, features)
+    return features, banks.backend_for(backend, features)
 
 
 def _reduce(values: Tensor, loss: Loss, shape: Sequence[int], reduction: Reduction) -> Tensor:

@@ -13,11 +13,27 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from torch import Tensor
 
-from icsd.losses import Loss
+from icsd.losses import Loss, SimilarityLoss
 from icsd.losses.gram import similarity_to
+
+
+class BankKernels(Protocol):
+    """Kernels for `kl`, `mse` and `smooth_l1` of similarities to banks.
+
+    The features are those of student, teacher, the student's bank and the teacher's bank, as `Launcher` takes them.
+    """
+
+    def takes(self, features: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
+        """Return whether there are kernels for these sizes and for the gradients that are wanted."""
+
+    def distill(
+        self, features: Sequence[Tensor], wanted: Sequence[bool], loss: SimilarityLoss, eps: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss `(*B)` in compute dtype and its gradients with respect to the features that are wanted."""
 
 
 class Backend(ABC):
@@ -27,11 +43,15 @@ class Backend(ABC):
         name: The name by which it is asked for.
         description: A few words about its code.
         bank_passes: The passes over similarities to banks that it has kernels for, see `icsd.ops.row_sums`, or None.
+        has_bank_kernels: True if it computes losses to banks itself. Others leave it to PyTorch's products.
+        bank_kernels: The kernels that do so.
     """
 
     name: str
     description: str
     bank_passes: object | None = None
+    has_bank_kernels: bool = False
+    bank_kernels: BankKernels
 
     @abstractmethod
     def unavailable(self) -> str | None:

@@ -21,9 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import Autotuner, driver
 
+from icsd.losses import KL, SimilarityLoss
 from icsd.ops.contract import Spec, saved_dtype, saved_shape
-from icsd.ops.triton import feature, kernels, runtime, sample, streamed
-from tools.kernel_cases import CASES, TEMPERATURES
+from icsd.ops.triton import banks, feature, kernels, runtime, sample, streamed
+from tools.kernel_cases import CASES, TEMPERATURES, Case
 from tools.occupancy import occupancy
 
 NVIDIA = [80, 86, 89, 90, 100, 120]
@@ -33,6 +34,8 @@ TARGETS = [GPUTarget("cuda", capability, 32) for capability in NVIDIA] + [
 ]
 
 TABLE = Path(__file__).with_name("resources.json")
+TO_BANKS = Case("banks", "kl", "float32", 256, 256)
+BANK_SAMPLES = 65_536
 MATRIX_INSTRUCTION = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync|v_mfma_f\d+|v_wmma_f\d+)")
 
 
@@ -92,7 +95,11 @@ def without_gpu(target: GPUTarget) -> Iterator[None]:
 
 
 def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
-    """Compile what the distillations of `CASES` launch; return the resources by regime, dtype and kernel."""
+    """Compile what the distillations of `CASES` and that to banks launch.
+
+    Returns:
+        The resources by regime, dtype and kernel.
+    """
     found: dict[tuple[str, str, str], Resources] = {}
 
     def compile_(kernel, out, grid, *arguments, **constants) -> None:
@@ -104,6 +111,9 @@ def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
         for case in CASES:
             x = torch.empty(1, case.samples, case.dim, dtype=getattr(torch, case.dtype), device="meta")
             dry_run(case.regime, case.loss, [x, torch.empty_like(x)], TEMPERATURES)
+        case = TO_BANKS
+        x, bank = (torch.empty(samples, case.dim, device="meta") for samples in (case.samples, BANK_SAMPLES))
+        dry_run_to_banks(KL(*TEMPERATURES[:2]), [x, torch.empty_like(x), bank, bank], [True, False, False, False])
     return found
 
 
@@ -123,6 +133,11 @@ def dry_run(
     outs = [*map(torch.empty_like, stages[:-1]), torch.empty_like(stages[-1]) if teacher_gradient else None]
     value = REGIMES[regime].distill(stages, spec, saved)
     REGIMES[regime].distill_backward(value, saved, stages, outs, spec)
+
+
+def dry_run_to_banks(loss: SimilarityLoss, features: Sequence[torch.Tensor], wanted: Sequence[bool]) -> None:
+    """Run the only pass of a distillation to banks on tensors without data."""
+    banks.distill(features, wanted, loss, 1e-8)
 
 
 def _resources(compiled, target: GPUTarget) -> Resources:

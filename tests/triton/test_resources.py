@@ -8,8 +8,9 @@ import pytest
 triton = pytest.importorskip("triton")
 
 import torch  # noqa: E402
-from machine_code import REGIMES, TARGETS, compile_for, dry_run, without_gpu  # noqa: E402
+from machine_code import REGIMES, TARGETS, compile_for, dry_run, dry_run_to_banks, without_gpu  # noqa: E402
 
+from icsd.losses import KL, MSE, SmoothL1  # noqa: E402
 from icsd.ops.triton import TritonBackend, kernels, runtime  # noqa: E402
 from icsd.ops.triton.kernels.tuning import SHARED_BYTES, tuning_class  # noqa: E402
 from tools.kernel_cases import TEMPERATURES  # noqa: E402
@@ -27,7 +28,10 @@ MATRIX = {
     "gfx950": "v_mfma_f32",
 }
 DTYPES = [torch.float64, torch.bfloat16, torch.float16, torch.float32]
-PRODUCTS = ("gram_kernel", "combine_kernel", "covariance_kernel", "streamed_forward_kernel", "streamed_backward_kernel")
+PRODUCTS = (
+    *("gram_kernel", "combine_kernel", "covariance_kernel", "streamed_forward_kernel", "streamed_backward_kernel"),
+    *("bank_summaries_kernel", "bank_gradients_kernel"),
+)
 
 
 @pytest.mark.timeout(600)
@@ -77,6 +81,33 @@ def test_everything_compiles(regime, loss, parameters, dtype, monkeypatch):
             x = torch.empty(2, 200, 300, dtype=student, device="meta")
             y = torch.empty(2, 200, 100, dtype=teacher, device="meta")
             dry_run(regime, loss, [x, y], parameters, teacher_gradient)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("loss", "dtypes", "wanted"),
+    [
+        (KL(), (torch.float64, torch.float32), (True, True, True, False)),
+        (MSE("both"), (torch.bfloat16, torch.float32), (True, False, True, True)),
+        (SmoothL1(), (torch.float16, torch.bfloat16), (False, True, False, False)),
+    ],
+    ids=str,
+)
+def test_everything_to_banks_compiles(loss, dtypes, wanted, monkeypatch):
+    compiled = []
+
+    def compile_(kernel, out, grid, *arguments, **constants):
+        kernel.warmup(*arguments, grid=(1,), **constants)
+        compiled.append(constants)
+
+    monkeypatch.setattr(runtime, "launch", compile_)
+    with without_gpu(next(target for target in TARGETS if target.arch == 90)):
+        student, teacher = dtypes
+        for groups, n, m, dims in [(2, 200, 900, (100, 30)), (1, 1, 1, (1, 1))]:
+            shapes = [(n, dims[0], student), (n, dims[1], teacher), (m, dims[0], student), (m, dims[1], teacher)]
+            features = [torch.empty(groups, n, dim, dtype=dtype, device="meta") for n, dim, dtype in shapes]
+            dry_run_to_banks(loss, features, wanted)
+    assert sum("OF_BANK" in constants for constants in compiled) == 2 * sum(wanted)
 
 
 def test_launches_that_add_are_not_measured(monkeypatch):

@@ -42,6 +42,7 @@ class TritonBackend(FusedBackend):
     }
 
     centers = True
+    has_bank_kernels = True
 
     # The other regimes launch many kernels that write parts of one result; a functional graph would copy it for each.
     traced = () if _interpreted else ("sample",)
@@ -51,6 +52,12 @@ class TritonBackend(FusedBackend):
         from icsd.ops.triton import launcher
 
         return launcher
+
+    @cached_property
+    def bank_kernels(self) -> ModuleType:
+        from icsd.ops.triton import banks
+
+        return banks
 
     @property
     def key(self) -> str:

@@ -24,6 +24,12 @@ def launch(kernel, out: Tensor, grid, *arguments, **constants) -> None:
         kernel[grid](*arguments, **constants)
 
 
+def as_groups(x: Tensor) -> Tensor:
+    """Return `(*B, N, D)` as `(groups, N, D)` with the features of each sample adjacent; a copy if need be."""
+    x = x.unsqueeze(0) if x.dim() == 2 else x.flatten(0, -3)
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
 def bits(number: float) -> int:
     """Return the bits of a float64, which kernels turn into a number again (`products.real`).
 

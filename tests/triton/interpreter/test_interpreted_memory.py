@@ -147,7 +147,7 @@ def function_of(code):
     return names["forward"]
 
 
-@pytest.mark.parametrize("case", OF_THE_TABLE[:2], ids=str)
+@pytest.mark.parametrize("case", [*OF_THE_TABLE[:2], *launches.TO_BANKS], ids=str)
 def test_launches_are_as_the_table_says(case, trace):
     found = [[name, *row] for name, of_pass in launches.count(case, trace).items() for row in of_pass.items()]
     with launches.TABLE.open() as file:

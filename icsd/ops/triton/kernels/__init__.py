@@ -1,5 +1,6 @@
 """The Triton kernels, each in one file with its launcher. Importing this package imports triton."""
 
+from icsd.ops.triton.kernels.banks import bank_gradients_kernel, bank_summaries_kernel
 from icsd.ops.triton.kernels.combine import combine_kernel
 from icsd.ops.triton.kernels.covariance import covariance_kernel, sum_covariances_kernel
 from icsd.ops.triton.kernels.gram import gram_kernel, sum_gram_kernel
@@ -13,6 +14,8 @@ from icsd.ops.triton.kernels.streamed import (
 )
 
 __all__ = [
+    "bank_gradients_kernel",
+    "bank_summaries_kernel",
     "combine_kernel",
     "covariance_kernel",
     "finish_row_block_kernel",

@@ -167,19 +167,40 @@ def gradients(
 
     `own` and `other` are the statistics of the rows i and j. The second result is meaningless without `TEACHER`.
     """
-    elements = count_elements(samples, s.dtype, DIAGONAL)
-    if LOSS == "mse":
-        x, no_s, no_t = _clamped_difference(s, t, first)
-        return x * tl.where(no_s, 0.0, 4 / elements), x * tl.where(no_t, 0.0, -4 / elements)
-    if LOSS == "smooth_l1":
-        x = tl.abs(s - t) - second
-        slope = tl.where(x <= 0, 0.0, tl.where(x >= first, 1.0, x / _divisor(first))) * (2 / elements)
-        student = tl.where(s < t, -slope, slope)
-        return student, -student
+    if LOSS != "kl":
+        slope = 2 / count_elements(samples, s.dtype, DIAGONAL)
+        student, teacher = _element_gradients(s, t, first, second, LOSS)
+        return student * slope, teacher * slope
     count = tl.cast(samples, s.dtype)
     student_i, teacher_i = _kl_row(s, t, own, first, second, TEACHER)
     student_j, teacher_j = _kl_row(s, t, other, first, second, TEACHER)
     return (student_i + student_j) / (first * count), (teacher_i + teacher_j) / (second * count)
+
+
+@triton.jit
+def gradients_to_banks(s, t, row, scale, first, second, LOSS: tl.constexpr, TEACHER: tl.constexpr):
+    """Return dL/dS_ij and, if `TEACHER`, dL/dT_ij of similarities to banks.
+
+    `row` are the statistics of the rows of S and T, and `scale` is 1 / N for `kl`, 1 / (N M) for other losses. The
+    second result is meaningless without `TEACHER`.
+    """
+    if LOSS == "kl":
+        student, teacher = _kl_row(s, t, row, first, second, TEACHER)
+        return student * (scale / first), teacher * (scale / second)
+    student, teacher = _element_gradients(s, t, first, second, LOSS)
+    return student * scale, teacher * scale
+
+
+@triton.jit
+def _element_gradients(s, t, first, second, LOSS: tl.constexpr):
+    """Return the derivatives by s and by t of a loss that compares elements."""
+    if LOSS == "mse":
+        x, no_s, no_t = _clamped_difference(s, t, first)
+        return x * tl.where(no_s, 0.0, 2.0), x * tl.where(no_t, 0.0, -2.0)
+    x = tl.abs(s - t) - second
+    slope = tl.where(x <= 0, 0.0, tl.where(x >= first, 1.0, x / _divisor(first)))
+    student = tl.where(s < t, -slope, slope)
+    return student, -student
 
 
 @triton.jit

@@ -82,7 +82,7 @@ def compute_inverse_norms(stages: Sequence[Features], eps: float) -> None:
 def normalize_backward_kernel(
     product, features, group_scale, out, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write dL/dX = scale r (v - <v, x̂> x̂), where v is the `product` dL/dX̂ and scale the group's.
+    """Write dL/dX = scale r (v - <v, x̂> x̂), where v is the `product` dL/dX̂ and scale the group's, 1 if it is None.
 
     `product` and `out` are contiguous. The grid is `(groups * ceil(samples / ROWS),)`.
     """
@@ -103,7 +103,9 @@ def normalize_backward_kernel(
         v = tl.load(product + d[None, :], mask=mask, other=0.0)
         along += tl.sum(v * (tl.load(x + d[None, :], mask=mask, other=0.0).to(dtype) * r[:, None]), axis=1)
     along = tl.where(is_clamped(r, real(eps, dtype)), 0.0, along)
-    scale = r * tl.load(group_scale + group).to(dtype)
+    scale = r
+    if group_scale is not None:
+        scale *= tl.load(group_scale + group).to(dtype)
     for start in range(0, dim, BLOCK):
         d = start + tl.arange(0, BLOCK)
         mask = (i[:, None] < samples) & (d[None, :] < dim)
@@ -113,8 +115,10 @@ def normalize_backward_kernel(
         tl.store(out + d[None, :], gradient.to(out.dtype.element_ty), mask=mask)
 
 
-def normalize_backward(product: Tensor, features: Features, group_scale: Tensor, out: Tensor, eps: float) -> None:
-    """Write dL/dX, times `group_scale` `(groups,)`, from `product`, which is dL/dX̂."""
+def normalize_backward(
+    product: Tensor, features: Features, group_scale: Tensor | None, out: Tensor, eps: float
+) -> None:
+    """Write dL/dX, times `group_scale` `(groups,)`, from `product`, which is dL/dX̂ and may be `out` itself."""
     groups, samples, dim = product.shape
     rows, block = runtime.row_tile(dim)
     grid = (groups * triton.cdiv(samples, rows),)
