@@ -16,16 +16,12 @@ int64_t work_of(const std::vector<Features>& stages, Shape shape) {
   return shape.groups * shape.samples * shape.samples * dim;
 }
 
+// Computes some groups by all threads. Without `save`, the matrices of the gradients are not made. `next` are the
+// features of the first stage of the group that comes after these, or null.
 template <class C, template <class> class D>
-void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved) {
-  const int64_t n = shape.samples, matrix_size = n * (n + 1);
-  Buffer<C> workspace(saved ? 0 : stages.size() * shape.groups * matrix_size);
-  std::vector<Matrices<C>> matrices;
-  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-    matrices.push_back({(saved ? saved : workspace.data()) + stage * shape.groups * matrix_size, n + 1, matrix_size});
-  }
-  const int threads = threads_for(work_of(stages, shape));
-  Grams<C> grams(stages, matrices, shape, threads, spec.center);
+void distill_groups(const std::vector<Features>& stages, const std::vector<Matrices<C>>& matrices, Shape shape,
+                    const Spec& spec, C* loss, bool save, int threads, const void* next = nullptr) {
+  Grams<C> grams(stages, matrices, shape, threads, spec.center, next);
   LossRows<C, D> loss_rows(stages, matrices, shape, spec);
   in_parallel(threads, [&](Member member) {
     grams.accumulate(member);
@@ -37,11 +33,45 @@ void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& 
     member.barrier();
     const Range groups = split_of(shape.groups, member.thread, member.threads);
     for (int64_t group = groups.begin; group < groups.end; ++group) loss[group] = loss_rows.loss(group);
-    if (!saved) return;
+    if (!save) return;
     loss_rows.backward(member);
     if (!spec.center) return;
     member.barrier();
     loss_rows.center(member);
+  });
+}
+
+// With many groups, each is computed by one thread from beginning to end: its matrices stay in the cache, and no thread
+// waits for another one.
+template <class C, template <class> class D>
+void distill_with(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved) {
+  constexpr int64_t kGroups = 4;  // for each thread, so that all of them have about as much work
+  const int64_t n = shape.samples, matrix_size = n * (n + 1), count = static_cast<int64_t>(stages.size());
+  const int threads = threads_for(work_of(stages, shape));
+  const bool one_by_one = shape.groups > 1 && (threads == 1 || shape.groups >= kGroups * threads);
+  const int64_t at_once = one_by_one ? threads : shape.groups;  // groups that need a workspace
+  Buffer<C> workspace(saved ? 0 : count * at_once * matrix_size);
+  const auto matrices_of = [&](int64_t group, int thread) {
+    std::vector<Matrices<C>> matrices;
+    for (int64_t stage = 0; stage < count; ++stage) {
+      C* const data = saved ? saved + (stage * shape.groups + group) * matrix_size
+                            : workspace.data() + (stage * at_once + thread) * matrix_size;
+      matrices.push_back({data, n + 1, matrix_size});
+    }
+    return matrices;
+  };
+  if (!one_by_one) {
+    distill_groups<C, D>(stages, matrices_of(0, 0), shape, spec, loss, saved, threads);
+    return;
+  }
+  Queue groups(shape.groups, threads);
+  in_parallel(threads, [&](Member member) {
+    groups.each(member, [&](int64_t group) {
+      std::vector<Features> of_group = stages;
+      for (Features& stage : of_group) stage.data = at(stage, group, 0, 0);
+      const void* const next = group + 1 < shape.groups ? at(stages[0], group + 1, 0, 0) : nullptr;
+      distill_groups<C, D>(of_group, matrices_of(group, member.thread), {1, n}, spec, loss + group, saved, 1, next);
+    });
   });
 }
 

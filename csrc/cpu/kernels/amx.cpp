@@ -162,7 +162,8 @@ void combine_tiles(const void* packed, const float* rest, const double* scale, c
 
 // A GramKernel. The operands of some features are laid out at a time, each sample's in tiles of both kinds where a
 // block lies on the diagonal.
-void gram_tiles(const void* data, int64_t stride, int64_t dim, GramBlock block, double* out, int64_t out_stride) {
+void gram_tiles(const void* data, int64_t stride, int64_t dim, GramBlock block, double* out, int64_t out_stride,
+                const Ahead&) {
   constexpr int64_t kOperandBytes = 512 << 10;  // of a second-level cache of 2 MiB, which these processors have
   const TileRegisters registers;
   const auto* x = static_cast<const bfloat16*>(data);

@@ -2,6 +2,7 @@
 // ICSD_ISA its namespace.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/narrow.h"
@@ -31,23 +32,45 @@ constexpr int64_t kStreamBytes = int64_t{16} << 20, kStreamSamples = 16;
 int64_t blocks_of(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 int64_t block_start(int64_t block, int64_t outputs) { return block * outputs / blocks_of(outputs); }
 
-// Copies a few whole cache lines of each row at a time: rows far apart share few sets of the cache, which hold no more
-// of them at once.
+constexpr int64_t kTogether = 16;  // columns of a matrix that are packed at a time
+
+// Packs kTogether columns of R rows.
+template <class T, class C, int R>
+void pack_columns(const C* matrix, int64_t row_stride, Compute<T>* to) {
+  C lines[R][kTogether];
+  for (int r = 0; r < R; ++r) std::memcpy(lines[r], matrix + r * row_stride, sizeof lines[r]);
+  for (int64_t k = 0; k < kTogether; ++k) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) *to++ = static_cast<Compute<T>>(lines[r][k]);
+  }
+}
+
+template <class T, class C>
+using PackColumns = void (*)(const C*, int64_t, Compute<T>*);
+
+template <class T, class C, int R = kOutputs>
+PackColumns<T, C> pack_columns_of(int64_t rows) {
+  if (rows < R) {
+    if constexpr (R > 1) return pack_columns_of<T, C, R - 1>(rows);
+  }
+  return pack_columns<T, C, R>;
+}
+
+// Copies whole cache lines of each row at a time: rows far apart share few sets of the cache, which hold no more of
+// them at once.
 template <class T, class C>
 void pack(const C* matrix, int64_t row_stride, int64_t outputs, int64_t samples, int64_t part, int64_t parts,
           void* packed) {
-  constexpr int64_t kColumnsOfMatrix = kLine / sizeof(C);
-  C lines[kOutputs][kColumnsOfMatrix];
   const int64_t blocks = blocks_of(outputs);
   for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
     const int64_t begin = block_start(block, outputs), height = block_start(block + 1, outputs) - begin;
+    const C* rows = matrix + begin * row_stride;
     auto* to = static_cast<Compute<T>*>(packed) + begin * samples;
-    for (int64_t j = 0; j < samples; j += kColumnsOfMatrix) {
-      const int64_t count = std::min(kColumnsOfMatrix, samples - j);
-      for (int64_t i = 0; i < height; ++i) std::copy_n(matrix + (begin + i) * row_stride + j, count, lines[i]);
-      for (int64_t k = 0; k < count; ++k) {
-        for (int64_t i = 0; i < height; ++i) *to++ = static_cast<Compute<T>>(lines[i][k]);
-      }
+    const auto columns = pack_columns_of<T, C>(height);
+    int64_t j = 0;
+    for (; j + kTogether <= samples; j += kTogether) columns(rows + j, row_stride, to + j * height);
+    for (to += j * height; j < samples; ++j) {
+      for (int64_t i = 0; i < height; ++i) *to++ = static_cast<Compute<T>>(rows[i * row_stride + j]);
     }
   }
 }
@@ -129,7 +152,7 @@ bool streams(const T* out, int64_t out_stride, int64_t outputs, int64_t dim) {
 
 template <class T>
 void combine(const void* packed, const double* scale, const void* data, int64_t stride, int64_t samples, int64_t dim,
-             void* result, int64_t out_stride, int64_t outputs) {
+             void* result, int64_t out_stride, int64_t outputs, const Ahead& then) {
   using C = Compute<T>;
   constexpr int64_t kWidth = kLanes<C> * kColumns;
   const T* x = static_cast<const T*>(data);
@@ -142,7 +165,14 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
   for (int64_t k = 0; k < dim; k += width) {
     const int64_t take = std::min(width, dim - k), next = std::min(width, dim - k - take);
     const int64_t strips = (take + kWidth - 1) / kWidth;
-    Prefetch ahead(x + k + take, stride * sizeof(T), samples, next * sizeof(T), strips * blocks_of(outputs) * samples);
+    const int64_t tiles = strips * blocks_of(outputs), steps = tiles * samples;
+    const bool last_panel = next == 0;
+    Prefetch ahead[] = {{x + k + take, static_cast<int64_t>(stride * sizeof(T)), samples,
+                         static_cast<int64_t>(next * sizeof(T)), steps},
+                        {then.parts[0], steps / Ahead::kParts},
+                        {then.parts[1], steps / Ahead::kParts},
+                        {then.parts[2], steps / Ahead::kParts}};
+    int64_t done = 0;
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t begin = k + strip * kWidth, count = std::min(kWidth, k + take - begin);
       const bool whole = count == kWidth;
@@ -162,8 +192,9 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
                           : filling  ? combine_tile_of<T, Store::whole, true>(height)
                           : streamed ? combine_tile_of<T, kStreamed, false>(height)
                                      : combine_tile_of<T, Store::whole, false>(height);
-        tile(matrix + first * samples, scale + first, rows, source, samples, ahead, out + first * out_stride + begin,
-             out_stride, count);
+        const int64_t part = last_panel ? 1 + std::min<int64_t>(done++ * Ahead::kParts / tiles, Ahead::kParts - 1) : 0;
+        tile(matrix + first * samples, scale + first, rows, source, samples, ahead[part],
+             out + first * out_stride + begin, out_stride, count);
       }
     }
   }

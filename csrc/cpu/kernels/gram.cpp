@@ -2,6 +2,7 @@
 // ICSD_ISA its namespace.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/panel.h"
@@ -20,6 +21,25 @@ constexpr int kTile = 3;
 #endif
 
 constexpr int64_t kLeastBytes = 2 << 10, kMostBytes = 16 << 10;  // of a row of a panel
+
+// Adds a register tile of sums to doubles.
+template <int I, int J, class C>
+void add_tile(const C (&sums)[I * J], double* gram, int64_t gram_stride) {
+  typedef C Four __attribute__((vector_size(4 * sizeof(C))));
+  typedef double FourDoubles __attribute__((vector_size(4 * sizeof(double))));
+  for (int r = 0; r < I; ++r, gram += gram_stride) {
+    if constexpr (J == 4) {
+      Four row;
+      FourDoubles to;
+      std::memcpy(&row, sums + r * J, sizeof row);
+      std::memcpy(&to, gram, sizeof to);
+      to += __builtin_convertvector(row, FourDoubles);
+      std::memcpy(gram, &to, sizeof to);
+    } else {
+      for (int c = 0; c < J; ++c) gram[c] += sums[r * J + c];
+    }
+  }
+}
 
 // Adds <a_r, b_c> to gram[r][c] for I rows of `a` and J rows of `b`, of whole vectors and with the same stride. With
 // kFill, the rows of `a` are read from `source` and left in the panel for the next tiles, while the processor
@@ -59,9 +79,7 @@ void gram_tile(Rows<Operand<T>> a, Rows<Operand<T>> b, Rows<const T> source, int
   next = ahead;
   C totals[I * J];
   sum_each(sums, totals);
-  for (int r = 0; r < I; ++r) {
-    for (int c = 0; c < J; ++c) gram[r * gram_stride + c] += totals[r * J + c];
-  }
+  add_tile<I, J>(totals, gram, gram_stride);
 }
 
 template <class T>
@@ -83,7 +101,8 @@ GramTile<T> gram_tile_of(int64_t rows, int64_t columns, bool diagonal) {
 }
 
 template <class T>
-void gram(const void* data, int64_t stride, int64_t dim, GramBlock block, double* out, int64_t out_stride) {
+void gram(const void* data, int64_t stride, int64_t dim, GramBlock block, double* out, int64_t out_stride,
+          const Ahead& then) {
   using P = Operand<T>;
   constexpr int kStep = kLanes<P>;
   const int64_t rows = block.row_end - block.row_begin, columns = block.column_end - block.column_begin;
@@ -110,8 +129,14 @@ void gram(const void* data, int64_t stride, int64_t dim, GramBlock block, double
     }
     if (!on_diagonal) fill(b = a.from(rows), block.column_begin, columns);
     if (!whole) fill(a, block.row_begin, rows);
-    Prefetch ahead(x + block.row_begin * stride + k + take, stride * sizeof(T), rows, next * sizeof(T),
-                   (on_diagonal ? (tiles + 1) / 2 : tiles) * (width / kStep));
+    const int64_t total = on_diagonal ? (tiles + 1) / 2 : tiles, steps = total * (width / kStep);
+    const bool last_panel = next == 0;
+    Prefetch ahead[] = {{x + block.row_begin * stride + k + take, static_cast<int64_t>(stride * sizeof(T)), rows,
+                         static_cast<int64_t>(next * sizeof(T)), steps},
+                        {then.parts[0], steps / Ahead::kParts},
+                        {then.parts[1], steps / Ahead::kParts},
+                        {then.parts[2], steps / Ahead::kParts}};
+    int64_t done = 0;
     for (int64_t i = 0; i < rows; i += kTile) {
       const Rows<const T> source{x + (block.row_begin + i) * stride + k, stride};
       const int64_t last = on_diagonal ? i : (columns - 1) / kTile * kTile;
@@ -120,16 +145,81 @@ void gram(const void* data, int64_t stride, int64_t dim, GramBlock block, double
         const bool filling = whole && !in_place && j == last, diagonal = on_diagonal && j == i;
         const auto tile = filling ? gram_tile_of<T, true>(height, breadth, diagonal)
                                   : gram_tile_of<T, false>(height, breadth, diagonal);
-        tile(a.from(i), b.from(j), source, round_up(take, kStep), ahead, out + i * out_stride + j, out_stride);
+        const int64_t part = last_panel ? 1 + std::min<int64_t>(done++ * Ahead::kParts / total, Ahead::kParts - 1) : 0;
+        tile(a.from(i), b.from(j), source, round_up(take, kStep), ahead[part], out + i * out_stride + j, out_stride);
       }
+    }
+  }
+}
+
+// Loads up to a vector of doubles as C, and zeros after them.
+template <class C>
+Vector<C> load_doubles(const double* p, int64_t count) {
+  double padded[kLanes<C>] = {};
+  if (count < kLanes<C>) {
+    std::copy_n(p, count, padded);
+    p = padded;
+  }
+  C elements[kLanes<C>];
+  for (int lane = 0; lane < kLanes<C>; ++lane) elements[lane] = static_cast<C>(p[lane]);
+  return load(elements);
+}
+
+template <class C>
+void store_up_to(C* to, Vector<C> v, int64_t count) {
+  if (count == kLanes<C>) {
+    store(to, v);
+  } else {
+    store_partial(to, v, count);
+  }
+}
+
+// Writes a square of up to a vector of rows and columns to `lower` and, transposed, to `upper`. On the diagonal these
+// are the same, and one triangle of the sums is read.
+template <class C, bool kDiagonal>
+void put_square(const double* sums, int64_t sums_stride, int64_t height, int64_t width, C* lower, C* upper,
+                int64_t stride) {
+  constexpr int kStep = kLanes<C>;
+  Vector<C> rows[kStep], columns[kStep], lane_numbers;
+#pragma GCC unroll 16
+  for (int r = 0; r < kStep; ++r) {
+    lane_numbers[r] = C(r);
+    columns[r] = rows[r] = r < height ? load_doubles<C>(sums + r * sums_stride, width) : Vector<C>{};
+  }
+  transpose_lanes(columns);
+#pragma GCC unroll 16
+  for (int r = 0; r < kStep; ++r) {
+    if (kDiagonal) rows[r] = lane_numbers <= C(r) ? rows[r] : columns[r];
+    if (r < height) store_up_to(lower + r * stride, rows[r], width);
+    if (!kDiagonal && r < width) store_up_to(upper + r * stride, columns[r], height);
+  }
+}
+
+template <class C>
+void put(const double* sums, int64_t sums_stride, GramBlock block, C* gram, int64_t stride) {
+  constexpr int64_t kStep = kLanes<C>;
+  const int64_t rows = block.row_end - block.row_begin, columns = block.column_end - block.column_begin;
+  const bool on_diagonal = block.row_begin == block.column_begin;
+  C* const lower = gram + block.row_begin * stride + block.column_begin;
+  C* const upper = gram + block.column_begin * stride + block.row_begin;
+  for (int64_t i = 0; i < rows; i += kStep) {
+    const int64_t height = std::min(kStep, rows - i);
+    for (int64_t j = 0; j < (on_diagonal ? i + 1 : columns); j += kStep) {
+      const int64_t width = std::min(kStep, columns - j);
+      const auto square = on_diagonal && i == j ? put_square<C, true> : put_square<C, false>;
+      square(sums + i * sums_stride + j, sums_stride, height, width, lower + i * stride + j, upper + j * stride + i,
+             stride);
     }
   }
 }
 
 }  // namespace
 
+extern const PutKernel<float> put_float = put<float>;
+extern const PutKernel<double> put_double = put<double>;
+
 #if defined(__AMX_BF16__)
-void gram_tiles(const void*, int64_t, int64_t, GramBlock, double*, int64_t);
+void gram_tiles(const void*, int64_t, int64_t, GramBlock, double*, int64_t, const Ahead&);
 extern const GramKernel gram_kernels[kDTypes] = {gram<float>, gram<double>, gram_tiles, gram<float16>};
 #else
 extern const GramKernel gram_kernels[kDTypes] = {gram<float>, gram<double>, gram<bfloat16>, gram<float16>};

@@ -35,12 +35,13 @@ template <class C>
 class Grams {
  public:
   Grams(const std::vector<Features>& stages, const std::vector<Matrices<C>>& out, Shape shape, int threads,
-        bool center = false)
+        bool center = false, const void* next = nullptr)
       : stages_(stages),
         out_(out),
         shape_(shape),
         threads_(threads),
         centers_(center),
+        next_(next),
         matrices_(static_cast<int64_t>(stages.size()) * shape.groups),
         split_dim_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
         tile_size_(split_dim_ ? shape.samples : std::min(shape.samples, kTileSize)),
@@ -63,7 +64,7 @@ class Grams {
         const int64_t dim = stages_[matrix / shape_.groups].dim;
         const Range lines = split_of(blocks_of(dim, kLine), member.thread, member.threads);
         add_block(matrix, {0, tile_size_, 0, tile_size_}, {lines.begin * kLine, std::min(lines.end * kLine, dim)},
-                  partial(matrix, member.thread), member.thread);
+                  partial(matrix, member.thread), member.thread, {});
       }
       return;
     }
@@ -73,13 +74,10 @@ class Grams {
       const auto [row, column] = in_triangle(item % per_matrix);
       const GramBlock block{row * kTileSize, std::min((row + 1) * kTileSize, shape_.samples), column * kTileSize,
                             std::min((column + 1) * kTileSize, shape_.samples)};
-      std::fill_n(sums, tile_size_ * tile_size_, 0.0);
-      add_block(matrix, block, {0, stages_[matrix / shape_.groups].dim}, sums, member.thread);
-      for (int64_t i = block.row_begin; i < block.row_end; ++i) {
-        for (int64_t j = block.column_begin; j < std::min(block.column_end, i + 1); ++j) {
-          put(matrix, i, j, sums[(i - block.row_begin) * tile_size_ + (j - block.column_begin)]);
-        }
-      }
+      std::fill_n(sums, (block.row_end - block.row_begin) * tile_size_, 0.0);
+      add_block(matrix, block, {0, stages_[matrix / shape_.groups].dim}, sums, member.thread, ahead_of(matrix, block));
+      const Matrices<C>& out = out_[matrix / shape_.groups];
+      kernels().template put<C>()(sums, tile_size_, block, out.row(matrix % shape_.groups, 0), out.stride);
     });
   }
 
@@ -181,11 +179,32 @@ class Grams {
     return {centered_.data(), kComputeType, depth, 0, centered_dim_};
   }
 
+  // Returns what is needed after a block of sums: the elements of the matrix that they are written to, on both sides of
+  // the diagonal, and the features of the next matrix.
+  Ahead ahead_of(int64_t matrix, GramBlock block) const {
+    const int64_t stage = matrix / shape_.groups, group = matrix % shape_.groups;
+    const int64_t rows = block.row_end - block.row_begin, columns = block.column_end - block.column_begin;
+    const Matrices<C>& out = out_[stage];
+    const int64_t stride = out.stride * sizeof(C), bytes = sizeof(C);
+    Ahead ahead{};
+    ahead.set(0, out.row(group, block.row_begin) + block.column_begin, stride, rows, columns * bytes);
+    if (block.row_begin != block.column_begin) {
+      ahead.set(1, out.row(group, block.column_begin) + block.row_begin, stride, columns, rows * bytes);
+    }
+    if (block.column_end < shape_.samples) return ahead;  // not the last block of this matrix
+    const bool last = stage + 1 == static_cast<int64_t>(stages_.size());
+    const Features& x = stages_[last ? 0 : stage + 1];
+    const void* const data = last ? next_ : at(x, group, 0, 0);
+    const int64_t size = size_of(x.dtype);
+    if (data && shape_.groups == 1) ahead.set(2, data, x.sample_stride * size, shape_.samples, x.dim * size);
+    return ahead;
+  }
+
   double* partial(int64_t matrix, int thread) {
     return sums_.data() + (matrix * threads_ + thread) * tile_size_ * tile_size_;
   }
 
-  void add_block(int64_t matrix, GramBlock block, Range range, double* sums, int thread) {
+  void add_block(int64_t matrix, GramBlock block, Range range, double* sums, int thread, const Ahead& ahead) {
     const Features& x = stages_[matrix / shape_.groups];
     if (centered_dim_) {
       C* const centered = centered_.data() + thread * shape_.samples * centered_dim_;
@@ -193,12 +212,12 @@ class Grams {
         const int64_t dim = std::min(centered_dim_, range.end - k);
         kernels().template products<C>().center[static_cast<int>(x.dtype)](
             at(x, matrix % shape_.groups, 0, k), x.sample_stride, shape_.samples, dim, centered, centered_dim_);
-        kernels().gram[static_cast<int>(kComputeType)](centered, centered_dim_, dim, block, sums, tile_size_);
+        kernels().gram[static_cast<int>(kComputeType)](centered, centered_dim_, dim, block, sums, tile_size_, {});
       }
       return;
     }
     kernels().gram[static_cast<int>(x.dtype)](at(x, matrix % shape_.groups, 0, range.begin), x.sample_stride,
-                                              range.end - range.begin, block, sums, tile_size_);
+                                              range.end - range.begin, block, sums, tile_size_, ahead);
   }
 
   void put(int64_t matrix, int64_t i, int64_t j, double value) {
@@ -211,6 +230,7 @@ class Grams {
   Shape shape_;
   int threads_;
   bool centers_;
+  const void* next_;  // the features of the first stage that are read after these, or null
   int64_t matrices_;
   bool split_dim_;
   int64_t tile_size_, tiles_;

@@ -10,6 +10,8 @@ extern const GramKernel gram_kernels[kDTypes];
 extern const CombineKernel combine_kernels[kDTypes];
 extern const PackKernel<float> pack_float[kDTypes];
 extern const PackKernel<double> pack_double[kDTypes];
+extern const PutKernel<float> put_float;
+extern const PutKernel<double> put_double;
 extern const AllRowKernels<float> rows_float;
 extern const AllRowKernels<double> rows_double;
 extern const ProductKernels<float> products_float;
@@ -21,8 +23,8 @@ extern const NarrowKernels narrow_kernels;
 #endif
 
 extern const Kernels kernels = {
-    ICSD_STRING(ICSD_ISA), gram_kernels,    combine_kernels,  pack_float,   pack_double,   &rows_float,
-    &rows_double,          &products_float, &products_double, &banks_float, &banks_double,
+    ICSD_STRING(ICSD_ISA), gram_kernels, combine_kernels, pack_float,       pack_double,  put_float,     put_double,
+    &rows_float,           &rows_double, &products_float, &products_double, &banks_float, &banks_double,
 #if defined(__AVX512BF16__)
     &narrow_kernels,
 #else

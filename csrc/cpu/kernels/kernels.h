@@ -10,18 +10,39 @@
 
 namespace icsd::cpu {
 
+// Memory that is needed after a kernel, which fetches it into the cache while it multiplies.
+struct Ahead {
+  struct Rectangle {
+    const void* data;
+    std::int64_t row_bytes, rows, bytes;  // from row to row; rows; bytes of a row
+  };
+  static constexpr int kParts = 3;
+  static constexpr std::int64_t kMostBytes = 512 << 10;  // of a part, which has to stay in the cache
+  Rectangle parts[kParts];                               // of no rows if nothing is known to be needed
+
+  // Sets a part, or as many bytes of each row as may be fetched.
+  void set(int part, const void* data, std::int64_t row_bytes, std::int64_t rows, std::int64_t bytes) {
+    parts[part] = {data, row_bytes, rows, rows * bytes <= kMostBytes ? bytes : kMostBytes / rows};
+  }
+};
+
 // gram_ij += <x_i, x_j> over `dim` features, for the rows [row_begin, row_end) of the lower triangle and the columns
 // [column_begin, column_end); register tiles on the diagonal may add to a few elements above it.
 struct GramBlock {
   std::int64_t row_begin, row_end, column_begin, column_end;
 };
 using GramKernel = void (*)(const void* x, std::int64_t sample_stride, std::int64_t dim, GramBlock block, double* gram,
-                            std::int64_t gram_stride);
+                            std::int64_t gram_stride, const Ahead& ahead);
+
+// Writes the sums of a block to a symmetric matrix, on both sides of its diagonal. Sums above it are not read.
+template <class C>
+using PutKernel = void (*)(const double* sums, std::int64_t sums_stride, GramBlock block, C* matrix,
+                           std::int64_t row_stride);
 
 // out_i = scale_i Σ_j matrix_ij x_j over `dim` features, the (outputs x samples) matrix as `pack` lays it out.
 using CombineKernel = void (*)(const void* packed, const double* scale, const void* x, std::int64_t sample_stride,
                                std::int64_t samples, std::int64_t dim, void* out, std::int64_t out_stride,
-                               std::int64_t outputs);
+                               std::int64_t outputs, const Ahead& ahead);
 
 // Packs a row-major matrix for CombineKernel: blocks of rows, each block column by column, in compute type. A call
 // packs one of `parts` equal parts.
@@ -47,6 +68,8 @@ struct Kernels {
   const CombineKernel* combine;
   const PackKernel<float>* pack_float;
   const PackKernel<double>* pack_double;
+  PutKernel<float> put_float;
+  PutKernel<double> put_double;
   const AllRowKernels<float>* rows_float;
   const AllRowKernels<double>* rows_double;
   const ProductKernels<float>* products_float;
@@ -61,6 +84,14 @@ struct Kernels {
       return pack_double[static_cast<int>(dtype)];
     } else {
       return pack_float[static_cast<int>(dtype)];
+    }
+  }
+  template <class C>
+  PutKernel<C> put() const {
+    if constexpr (sizeof(C) == 8) {
+      return put_double;
+    } else {
+      return put_float;
     }
   }
   template <class C>

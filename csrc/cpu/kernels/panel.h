@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/kernels/kernels.h"
 #include "cpu/runtime/memory.h"
 #include "cpu/runtime/simd.h"
 
@@ -69,6 +70,8 @@ class Prefetch {
         bytes_(bytes),
         left_(rows * ((bytes + kLine - 1) / kLine)),
         lines_((left_ + steps - 1) / std::max<int64_t>(steps, 1)) {}
+
+  Prefetch(const Ahead::Rectangle& of, int64_t steps) : Prefetch(of.data, of.row_bytes, of.rows, of.bytes, steps) {}
 
   void step() {
     for (int64_t line = std::min(left_, lines_); line > 0; --line, --left_) {
