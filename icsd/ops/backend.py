@@ -55,7 +55,8 @@ class FusedBackend(registry.Backend):
     def distill(
         self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
     ) -> Tensor:
-        if isinstance(loss, CKA) and cka_in_feature_space(stages):
+        is_alignment = loss.name == CKA.name
+        if is_alignment and cka_in_feature_space(stages):
             return feature_space_cka(stages[:-1], stages[-1], weights)
         parameters = loss.kernel_parameters()
         in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
@@ -65,7 +66,7 @@ class FusedBackend(registry.Backend):
         centers_before = center and (in_plain_pytorch or regime != "sample" or not self.centers)
         if centers_before:
             stages, center = [centered(stage) for stage in stages], False
-        if isinstance(loss, CKA) and is_ordinary(*stages) and not is_transformed(stages):
+        if is_alignment and is_ordinary(*stages) and not is_transformed(stages):
             return Alignment.apply(Call(self, weights, loss, eps, centers_before), *stages)
         if in_plain_pytorch:
             return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)
