@@ -66,7 +66,8 @@ struct CombineItem {
 
   // Returns where a row of the matrix begins.
   __device__ std::int64_t row(const CombineArguments<T>& a, int output) const {
-    return group * stage.matrix_group_stride + static_cast<std::int64_t>(output) * a.matrix_stride;
+    return group * stage.matrix_group_stride +
+           static_cast<std::int64_t>(static_cast<unsigned>(output)) * a.matrix_stride;
   }
   template <class C>
   __device__ C element(const CombineArguments<T>& a, int output, int sample) const {
@@ -318,10 +319,12 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     __syncthreads();  // all threads see this chunk, and none still reads the previous one
     if (step + 1 < steps) load(step + 1);
     const S* const terms = chunk_of_matrix(tiles.resident ? chunk : step);
-    const S* const rows = terms + row * kMatrixPitch;
-    const S* const features = chunks + step % 2 * kChunk * kPitch + column;
-    for (int k = 0; k < min(kChunk, a.samples - chunk * kChunk); k += kStep) {
-      product.multiply(rows + k, kMatrixPitch, features + k * kPitch, kPitch, tiles.matrix_term());
+    const S* rows = terms + row * kMatrixPitch;
+    const S* features = chunks + step % 2 * kChunk * kPitch + column;
+    for (int rest = min(kChunk, a.samples - chunk * kChunk); rest > 0; rest -= kStep) {
+      product.multiply(rows, kMatrixPitch, features, kPitch, tiles.matrix_term());
+      rows += kStep;
+      features += kStep * kPitch;
     }
     product.flush();
     if (chunk == tiles.chunks - 1) {

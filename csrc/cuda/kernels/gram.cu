@@ -43,9 +43,10 @@ struct GramLaunch {
   std::size_t shared;
 };
 
-// Returns the launch for a plan. If `two`, blocks may compare two ranges of samples.
+// Returns the launch for a plan. Blocks compare two ranges of samples if there are several tiles.
 template <class T>
-GramLaunch<T> gram_launch(const GramPlan& plan, bool two) {
+GramLaunch<T> gram_launch(const GramPlan& plan) {
+  const bool two = plan.tiles > 1;
   const std::size_t buffer = static_cast<std::size_t>(two ? 2 : 1) * plan.tile * kPitchBytes;
   const std::size_t buffers = std::clamp<std::size_t>(kRingBytes / buffer, 2, kMaxBuffers);
   const auto with = [&](auto kernel, int threads) -> GramLaunch<T> {
@@ -70,17 +71,16 @@ GramLaunch<T> gram_launch(const GramPlan& plan, bool two) {
 std::int64_t resident_blocks(DType dtype, const GramPlan& plan) {
   int of_multiprocessor = 0;
   with_element(dtype, [&](auto element) {
-    const auto of = gram_launch<decltype(element)>(plan, plan.tiles > 1);
+    const auto of = gram_launch<decltype(element)>(plan);
     of_multiprocessor = resident_blocks(of.kernel, of.threads, of.shared);
   });
   return std::max(1, of_multiprocessor) * static_cast<std::int64_t>(multiprocessors());
 }
 
-// Launches the stages of one type. If `two`, blocks may compare two ranges of samples.
+// Launches the stages of one type.
 template <class T>
-void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, bool two, unsigned grid,
-                   cudaStream_t stream) {
-  const GramLaunch<T> of = gram_launch<T>(plan, two);
+void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, unsigned grid, cudaStream_t stream) {
+  const GramLaunch<T> of = gram_launch<T>(plan);
   arguments.samples = static_cast<int>(shape.samples);
   arguments.tile = plan.tile;
   arguments.tiles = plan.tiles;
@@ -117,7 +117,7 @@ void launch_types(const std::vector<Features>& stages, Shape shape, const GramPl
         grid += shape.groups * plan->splits * prepare(arguments, *plan);
       }
       if (!plan) return;
-      launch_stages(arguments, shape, *plan, plan->tiles > 1 || arguments.row_block_tiles, blocks(grid), stream);
+      launch_stages(arguments, shape, *plan, blocks(grid), stream);
     });
   }
 }

@@ -33,15 +33,39 @@ struct GramArguments {
   int buffers;                      // in the ring of input tiles
 };
 
+// The place of a block's tile.
+template <class T>
+struct GramPlace {
+  Compute<T>* matrix;  // partial matrix, row block or whole matrix
+  int row, column;     // of the matrix, at the corner of the tile
+  bool whole;          // both triangles are written, from the lower one
+
+  // Writes element (i, j) of the tile.
+  __device__ void put(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
+    const int p = row + i, q = column + j;
+    const bool lower = p < a.samples && q <= p;
+    if (whole ? lower : a.row_block_tiles > 0) {
+      matrix[static_cast<std::int64_t>(p) * a.pitch + q] = value;
+    } else if (!whole && lower) {
+      matrix[packed(p, q)] = value;
+      if (p == q) matrix[packed(a.samples, q)] = value;
+    }
+  }
+
+  // Writes element (i, j) of the tile to its place above the diagonal of a whole matrix.
+  __device__ void put_transposed(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
+    const int p = row + i, q = column + j;
+    if (whole && p < a.samples && q < p) matrix[static_cast<std::int64_t>(q) * a.pitch + p] = value;
+  }
+};
+
 // The work of one block.
 template <class T>
 struct GramItem {
   AsyncTiles<T> inputs;
-  std::int64_t begin, end;  // features
-  Compute<T>* matrix;       // partial matrix or row block
-  int row, column;          // of the matrix, at the corner of the tile
-  bool diagonal;            // both ranges are the same
-  bool whole;
+  std::int64_t features;  // of the split
+  bool diagonal;          // both ranges are the same
+  GramPlace<T> place;
 
   __device__ explicit GramItem(const GramArguments<T>& a) {
     int k = a.count - 1;
@@ -57,13 +81,12 @@ struct GramItem {
     } else {
       for (; tile_column > tile_row; ++tile_row) tile_column -= tile_row + 1;
     }
-    row = tile_row * a.tile;
-    column = tile_column * a.tile;
+    const int row = tile_row * a.tile, column = tile_column * a.tile;
     const std::int64_t group = partial / stage.splits;
-    begin = partial % stage.splits * stage.split_dim;
-    end = min(begin + stage.split_dim, stage.dim);
-    diagonal = !row_block && tile_row == tile_column;
-    const T* const x = stage.x + group * stage.group_stride;
+    const std::int64_t begin = partial % stage.splits * stage.split_dim;
+    features = min(stage.split_dim, stage.dim - begin);
+    diagonal = row_block ? a.tiles == 1 : tile_row == tile_column;
+    const T* const x = stage.x + group * stage.group_stride + begin;
     const int first = a.first_tile * a.tile + row;
     inputs = {x + first * stage.sample_stride,
               x + column * stage.sample_stride,
@@ -73,26 +96,10 @@ struct GramItem {
               a.tile,
               stage.sample_stride,
               stage.copy_bytes};
-    whole = stage.whole && !row_block;
-    const std::int64_t rows = whole ? a.samples : static_cast<std::int64_t>(a.row_block_tiles) * a.tile;
-    matrix = stage.partials + partial * (row_block || whole ? rows * a.pitch : packed_size(a.samples));
-  }
-
-  // Writes element (i, j) of the tile.
-  __device__ void put(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
-    const int p = row + i, q = column + j;
-    if (a.row_block_tiles || (whole && p < a.samples && q <= p)) {
-      matrix[static_cast<std::int64_t>(p) * a.pitch + q] = value;
-    } else if (!whole && p < a.samples && q <= p) {
-      matrix[packed(p, q)] = value;
-      if (p == q) matrix[packed(a.samples, q)] = value;
-    }
-  }
-
-  // Writes element (i, j) of the tile to its place above the diagonal of a whole matrix.
-  __device__ void put_transposed(const GramArguments<T>& a, int i, int j, Compute<T> value) const {
-    const int p = row + i, q = column + j;
-    if (whole && p < a.samples && q < p) matrix[static_cast<std::int64_t>(q) * a.pitch + p] = value;
+    const bool whole = row_block ? diagonal : stage.whole;
+    const std::int64_t rows = row_block ? static_cast<std::int64_t>(a.row_block_tiles) * a.tile : a.samples;
+    const std::int64_t size = row_block || whole ? rows * a.pitch : packed_size(a.samples);
+    place = {stage.partials + partial * size, row, column, whole};
   }
 };
 
@@ -107,7 +114,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
   const GramItem<T> item(a);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   C sums[kMicro][kMicro] = {};
-  item.inputs.for_each_line(ring, a.buffers, item.begin, item.end, [&](const T* rows) {
+  item.inputs.for_each_line(ring, a.buffers, item.features, [&](const T* rows) {
     const T* const columns = item.diagonal ? rows : rows + a.tile * kPitch<T>;
     C line[kMicro][kMicro] = {};
     for (int k = 0; k < kLine<T>; k += Vector<T>::kSize) {
@@ -136,14 +143,15 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
   for (int m = 0; m < kMicro; ++m) {
 #pragma unroll
     for (int n = 0; n < kMicro; ++n) {
-      item.put(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
-      item.put_transposed(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
+      item.place.put(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
+      item.place.put_transposed(a, ty + 16 * m, tx + 16 * n, sums[m][n]);
     }
   }
 }
 
 // The Gram kernel with tensor cores, from sm_80 on. A warp computes kTiles x kTiles tensor-core tiles; the warps of a
-// block on the diagonal cover its lower triangle. kSplits warps split the features of each line, if fewer would do.
+// block on the diagonal cover its lower triangle. Where a block has one warp's tile only, which is on the diagonal,
+// kSplits warps split the features of each line.
 //
 // Tensor cores truncate, so their sums must be short. But they round less than the sums of these in float32, which
 // grow: of 2,048 features in bfloat16 that are much alike, short sums of 256 leave half the error that those of 64 do.
@@ -159,21 +167,31 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_te
   constexpr int kShortLines = kShortSteps<T> * kSplits / kSteps, kSumsPitch = kWarpTile + 1;
   constexpr Split kSplit = std::is_same_v<T, float> ? Split::in_registers : Split::none;
   ICSD_DYNAMIC_SHARED(T, ring);
+  __shared__ GramPlace<T> place;  // needed at the end only: there are no registers to spare
   const GramItem<T> item(a);
+  if (threadIdx.x == 0) place = item.place;
   const int along = a.tile / kWarpTile, warp_tiles = item.diagonal ? along * (along + 1) / 2 : along * along;
-  const int warp = threadIdx.x / 32, split = warp / warp_tiles;
-  int row = 0, column = warp % warp_tiles;
+  const int warp = threadIdx.x / 32, split = kSplits == 1 ? 0 : warp / warp_tiles;
+  const bool active = warp < kSplits * warp_tiles;
+  int row = 0, column = kSplits == 1 ? warp : warp % warp_tiles;
   for (const int least = item.diagonal ? 0 : along - 1; column > max(row, least); ++row) column -= max(row, least) + 1;
 
-  TileSums<T, kTiles, kTiles, Order::along_k, Order::along_k, kSplit, kSplit> product;
+  const bool own = kSplits > 1 || (item.diagonal && row == column);  // a product of samples with themselves
+
+  TileSums<T, kTiles, kTiles, Order::along_k, Order::along_k, kSplit, kSplit, kSplit != Split::none> product;
   int line = 0;
-  item.inputs.for_each_line(ring, a.buffers, item.begin, item.end, [&](const T* tile) {
-    if (split >= kSplits) return;
+  item.inputs.for_each_line(ring, a.buffers, item.features, [&](const T* tile) {
+    if (!active) return;
     const T* const rows = tile + row * kWarpTile * kPitch<T> + split * kStep;
     const T* const columns = tile + ((item.diagonal ? 0 : a.tile) + column * kWarpTile) * kPitch<T> + split * kStep;
+    if (own) {
 #pragma unroll
-    for (int k = 0; k < kSteps; k += kSplits) {
-      product.multiply(rows + k * kStep, kPitch<T>, columns + k * kStep, kPitch<T>);
+      for (int k = 0; k < kSteps; k += kSplits) product.multiply_own(rows + k * kStep, kPitch<T>);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kSteps; k += kSplits) {
+        product.multiply(rows + k * kStep, kPitch<T>, columns + k * kStep, kPitch<T>);
+      }
     }
     if (++line % kShortLines == 0) product.flush();
   });
@@ -182,12 +200,17 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_te
 
   // The ring is free. The warps of a tile exchange their sums there, and each adds some of the elements.
   float* const all = reinterpret_cast<float*>(ring);
-  if (split < kSplits) {
-    float* const own = all + warp * kWarpTile * kSumsPitch;
-    product.for_each([&](int i, int j, float sum) { own[i * kSumsPitch + j] = sum; });
+  if (active) {
+    float* const to = all + warp * kWarpTile * kSumsPitch;
+    if (own) {
+      product.add_low_of_own(to, kSumsPitch);
+    } else {
+      product.add_low();
+    }
+    product.for_each([&](int i, int j, float sum) { to[i * kSumsPitch + j] = sum; });
   }
   __syncthreads();
-  if (split >= kSplits) return;
+  if (!active) return;
   const auto sum_of = [&](int i, int j) {
     float sum = 0;
 #pragma unroll
@@ -198,12 +221,12 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_te
   };
   for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += kSplits * 32) {
     const int i = e / kWarpTile, j = e % kWarpTile;
-    item.put(a, row * kWarpTile + i, column * kWarpTile + j, sum_of(i, j));
+    place.put(a, row * kWarpTile + i, column * kWarpTile + j, sum_of(i, j));
   }
-  if (!item.whole) return;
+  if (!place.whole) return;
   for (int e = split * 32 + threadIdx.x % 32; e < kWarpTile * kWarpTile; e += kSplits * 32) {
     const int i = e % kWarpTile, j = e / kWarpTile;
-    item.put_transposed(a, row * kWarpTile + i, column * kWarpTile + j, sum_of(i, j));
+    place.put_transposed(a, row * kWarpTile + i, column * kWarpTile + j, sum_of(i, j));
   }
 #endif
 }

@@ -2,6 +2,10 @@
 //
 // A float32 number is split into two tf32 numbers, high + low. The product of two low numbers, 2^-22 of the whole, is
 // left out. Tensor cores truncate as they add, so they sum only a few products; these sums are then added in float32.
+//
+// Tensor cores cut off what tf32 does not represent, too. Of a low number that is 1/3072 on average: between a third
+// and two thirds of its last place in tf32. So either the low numbers or the sums of their products are enlarged by
+// that much.
 #pragma once
 
 #include "cuda/runtime/matrix_instructions.cuh"
@@ -30,13 +34,15 @@ struct Operand<float> {
   static constexpr int kStep = 8;
 };
 
-// Splits a number into two, each of them rounded to tf32. Tensor cores cut the second one off after its last place in
-// tf32, so it is first enlarged by 1/3072, which is between a third and two thirds of that place: on average, what is
-// cut off is what was added. To add half of the place to its bits, as for the first one, would lose a NaN of all ones.
+constexpr float kGrowth = 1 + 1.0f / 3072;
+
+// Splits a number into two, the first of them rounded to tf32. The second one is enlarged if `kGrow`; to add half of
+// its last place to its bits, as for the first one, would lose a NaN of all ones.
+template <bool kGrow>
 __device__ inline void split_number(unsigned whole, unsigned& high, unsigned& low) {
-  constexpr float kGrowth = 1 + 1.0f / 3072;
   high = (whole + 0x1000) & 0xffffe000;
-  low = __float_as_uint(kGrowth * (__uint_as_float(whole) - __uint_as_float(high)));
+  const float rest = __uint_as_float(whole) - __uint_as_float(high);
+  low = __float_as_uint(kGrow ? kGrowth * rest : rest);
 }
 
 // The way an operand becomes two: not at all, in registers, or in memory, where the second is a given distance from
@@ -47,7 +53,7 @@ enum class Split { none, in_registers, in_memory };
 //
 // The words of a tile of the left operand are those of one instruction: word h + 2 u has half h of its rows and half u
 // of its k. Those of the right operand are in pairs, one for each half of the columns, since an instruction takes 8.
-template <class S, bool kLeft, Order kOrder, int kTiles, Split kSplit>
+template <class S, bool kLeft, Order kOrder, int kTiles, Split kSplit, bool kGrow>
 struct OperandTiles {
   // True if the rows of two tiles are dealt out so that a lane loads four at once: float32 cannot be transposed.
   static constexpr bool kWide = kOrder == Order::across_k && std::is_same_v<S, float>;
@@ -68,7 +74,7 @@ struct OperandTiles {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) split_number(high[tile][k], high[tile][k], low[tile][k]);
+        for (int k = 0; k < 4; ++k) split_number<kGrow>(high[tile][k], high[tile][k], low[tile][k]);
       }
     }
   }
@@ -100,18 +106,21 @@ struct OperandTiles {
   }
 };
 
-// Sums of 16 kRows x 16 kColumns elements of a b, of a warp.
-template <class S, int kRows, int kColumns, Order kOrderA, Order kOrderB, Split kSplitA, Split kSplitB>
+// Sums of 16 kRows x 16 kColumns elements of a b, of a warp. If `kApart`, products of low numbers have sums of their
+// own, which take registers but spare the low numbers their growth. They are so small that they may be long.
+template <class S, int kRows, int kColumns, Order kOrderA, Order kOrderB, Split kSplitA, Split kSplitB,
+          bool kApart = false>
 struct TileSums {
-  using A = OperandTiles<S, true, kOrderA, kRows, kSplitA>;
-  using B = OperandTiles<S, false, kOrderB, kColumns, kSplitB>;
+  using A = OperandTiles<S, true, kOrderA, kRows, kSplitA, !kApart>;
+  using B = OperandTiles<S, false, kOrderB, kColumns, kSplitB, !kApart>;
+  using Sums = float[kRows][2 * kColumns][4];
   static constexpr int kElements = 8 * kRows * kColumns;  // of a lane
-  float sums[kRows][2 * kColumns][4], short_sums[kRows][2 * kColumns][4];
+  Sums sums, short_sums, low_sums;
 
   __device__ TileSums() { clear(); }
 
   __device__ void clear() {
-    for_each_index([&](int m, int n, int k) { sums[m][n][k] = short_sums[m][n][k] = 0; });
+    for_each_index([&](int m, int n, int k) { sums[m][n][k] = short_sums[m][n][k] = low_sums[m][n][k] = 0; });
   }
 
   // Adds the products of one step along k to the short sums. If `a` is split in memory, `rest` is the distance.
@@ -120,9 +129,21 @@ struct TileSums {
     columns.load(b, b_pitch);
     A rows;
     rows.load(a, a_pitch, rest);
-    if constexpr (kSplitA != Split::none) multiply_words(rows.low, columns.high);
-    if constexpr (kSplitB != Split::none) multiply_words(rows.high, columns.low);
-    multiply_words(rows.high, columns.high);
+    if constexpr (kSplitA != Split::none) multiply_words<false>(sums_of_low(), rows.low, columns.high);
+    if constexpr (kSplitB != Split::none) multiply_words<false>(sums_of_low(), rows.high, columns.low);
+    multiply_words<false>(short_sums, rows.high, columns.high);
+  }
+
+  // Does the same for the product of `a` and its own transpose, without the tiles above the diagonal. Of the products
+  // of low numbers, those with the left ones are summed, which are the transpose of those with the right ones.
+  __device__ void multiply_own(const S* a, int a_pitch) {
+    static_assert(kOrderA == kOrderB && kSplitA == kSplitB && kApart == (kSplitA == Split::in_registers));
+    B columns;
+    columns.load(a, a_pitch);
+    A rows;
+    rows.load(a, a_pitch);
+    if constexpr (kApart) multiply_words<false>(low_sums, rows.low, columns.high);
+    multiply_words<true>(short_sums, rows.high, columns.high);
   }
 
   // Adds the short sums to the sums and clears them.
@@ -131,6 +152,25 @@ struct TileSums {
       sums[m][n][k] += short_sums[m][n][k];
       short_sums[m][n][k] = 0;
     });
+  }
+
+  // Adds the sums of products of low numbers to the sums, once, at the end.
+  __device__ void add_low() {
+    if constexpr (kApart) {
+      for_each_index([&](int m, int n, int k) { sums[m][n][k] += kGrowth * low_sums[m][n][k]; });
+    }
+  }
+
+  // Does the same after `multiply_own`. The transpose passes through `memory` of the warp.
+  __device__ void add_low_of_own(float* memory, int pitch) {
+    if constexpr (kApart) {
+      for_each_index([&](int m, int n, int k) { memory[row(m, k) * pitch + column(n, k)] = low_sums[m][n][k]; });
+      __syncwarp();
+      for_each_index([&](int m, int n, int k) {
+        sums[m][n][k] += kGrowth * (low_sums[m][n][k] + memory[column(n, k) * pitch + row(m, k)]);
+      });
+      __syncwarp();
+    }
   }
 
   // Calls call(row, column, sum) for the elements of the lane.
@@ -157,14 +197,20 @@ struct TileSums {
   static __device__ int column(int n, int k) { return B::place(n / 2, n % 2, threadIdx.x % 4 * 2 + k % 2); }
 
  private:
-  // Independent products follow each other.
-  __device__ void multiply_words(const unsigned (&a)[kRows][4], const unsigned (&b)[kColumns][4]) {
+  __device__ Sums& sums_of_low() {
+    if constexpr (kApart) return low_sums;
+    return short_sums;
+  }
+
+  // Independent products follow each other. If `kLower`, tiles above the diagonal are left out.
+  template <bool kLower>
+  static __device__ void multiply_words(Sums& to, const unsigned (&a)[kRows][4], const unsigned (&b)[kColumns][4]) {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
 #pragma unroll
-      for (int n = 0; n < 2 * kColumns; ++n) {
+      for (int n = 0; n < (kLower ? 2 * m + 2 : 2 * kColumns); ++n) {
         const unsigned* const pair = b[n / 2] + n % 2 * 2;
-        multiply_tile(typename Operand<S>::type{}, short_sums[m][n], a[m], pair[0], pair[1]);
+        multiply_tile(typename Operand<S>::type{}, to[m][n], a[m], pair[0], pair[1]);
       }
     }
   }

@@ -104,11 +104,12 @@ struct AsyncTiles {
 
   __device__ int size() const { return (two ? 2 : 1) * range * kPitch<T>; }
 
-  __device__ void copy(T* buffer, std::int64_t begin, std::int64_t end) const {
+  // Copies a line of elements, `left` of which remain.
+  __device__ void copy(T* buffer, std::int64_t begin, std::int64_t left) const {
 #pragma unroll 1
     for (int which = 0; which < (two ? 2 : 1); ++which) {
       copy_lines(bytes, buffer + which * range * kPitch<T>, (which ? second : first) + begin, sample_stride,
-                 which ? second_rows : first_rows, end - begin);
+                 which ? second_rows : first_rows, left);
     }
   }
 
@@ -123,13 +124,12 @@ struct AsyncTiles {
     }
   }
 
-  // Calls consume(tile) for every line of the elements [begin, end), in order. All threads of the block must call this;
-  // the ring is free when it returns.
+  // Calls consume(tile) for every line of the first `count` elements, in order. All threads of the block must call
+  // this; the ring is free when it returns.
   template <class Consume>
-  __device__ void for_each_line(T* ring, int buffers, std::int64_t begin, std::int64_t end,
-                                const Consume& consume) const {
+  __device__ void for_each_line(T* ring, int buffers, std::int64_t count, const Consume& consume) const {
     for (int buffer = 0; buffer < buffers; ++buffer) clear(ring + buffer * size());
-    const int lines = static_cast<int>((end - begin + kLine<T> - 1) / kLine<T>);
+    const int lines = static_cast<int>((count + kLine<T> - 1) / kLine<T>);
     int full = 0, free = 0;
 #pragma unroll 1
     for (int line = 1 - buffers; line < lines; ++line) {  // the steps before line 0 fill the ring
@@ -138,7 +138,8 @@ struct AsyncTiles {
         __syncthreads();  // all threads see this line, and none still reads the previous one
       }
       const int ahead = line + buffers - 1;
-      if (ahead < lines) copy(ring + free * size(), begin + static_cast<std::int64_t>(ahead) * kLine<T>, end);
+      const std::int64_t begin = static_cast<std::int64_t>(ahead) * kLine<T>;
+      if (ahead < lines) copy(ring + free * size(), begin, count - begin);
       __pipeline_commit();
       free = free + 1 == buffers ? 0 : free + 1;
       if (line < 0) continue;
