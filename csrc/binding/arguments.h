@@ -183,13 +183,15 @@ inline Spec spec_of(const std::string& loss, std::vector<double> parameters, std
   return spec;
 }
 
-// Returns the sizes of what the forward pass saves: for sample space a matrix for each stage and group, for the other
-// regimes one array for each group.
-inline std::vector<int64_t> saved_sizes(const Tensor& like, const Inputs& inputs, Regime regime, int64_t stages) {
+// Returns the sizes of what the forward pass of a backend saves: for sample space a matrix for each stage and group,
+// for the other regimes one array for each group.
+template <class Backend>
+std::vector<int64_t> saved_sizes(const Tensor& like, const Inputs& inputs, Regime regime, int64_t stages) {
   const auto [groups, n] = inputs.shape;
   if (regime == Regime::sample) {
-    product(product(stages, groups, 1), n, n + 1);
-    std::vector<int64_t> sizes = sizes_like(like, {n, n + 1});
+    const int64_t pitch = Backend::saved_pitch(n);
+    product(product(stages, groups, 1), n, pitch);
+    std::vector<int64_t> sizes = sizes_like(like, {n, pitch});
     sizes.insert(sizes.begin(), stages);
     return sizes;
   }
@@ -201,7 +203,7 @@ inline std::vector<int64_t> saved_sizes(const Tensor& like, const Inputs& inputs
     int64_t widest = 0;
     for (const Features& stage : inputs.features) widest = std::max(widest, stage.dim);
     product(2 * stages, widest, widest);
-    numbers = covariance_elements(inputs.features);
+    numbers = Backend::feature_elements(inputs);
   }
   product(groups, numbers, 1);
   return sizes_like(like, {numbers});

@@ -35,6 +35,9 @@ class CPU {
 
   void check_regime(const Inputs&, Regime) const {}
 
+  static int64_t saved_pitch(int64_t samples) { return samples + 1; }
+  static int64_t feature_elements(const Inputs& inputs) { return covariance_elements(inputs.features); }
+
   NewTensor new_tensor(DType dtype, const std::vector<int64_t>& sizes) const;
 
   template <class C>

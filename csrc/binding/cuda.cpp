@@ -94,6 +94,11 @@ class CUDA {
     }
   }
 
+  static int64_t saved_pitch(int64_t samples) { return cuda::saved_pitch(samples); }
+  static int64_t feature_elements(const Inputs& inputs) {
+    return cuda::feature_elements(inputs.features, inputs.shape.samples);
+  }
+
   NewTensor new_tensor(DType dtype, const std::vector<int64_t>& sizes) const;
 
   template <class C>

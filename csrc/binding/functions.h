@@ -67,7 +67,7 @@ pybind11::tuple distill(const std::vector<Tensor>& tensors, const Spec& spec, bo
   check_count(inputs, spec, true);
   Backend backend(tensors[0], inputs);
   backend.check_regime(inputs, spec.regime);
-  const auto sizes = saved_sizes(tensors[0], inputs, spec.regime, static_cast<int64_t>(tensors.size()));
+  const auto sizes = saved_sizes<Backend>(tensors[0], inputs, spec.regime, static_cast<int64_t>(tensors.size()));
   return with_compute_type(inputs.is_double(), [&](auto c) {
     using C = decltype(c);
     const DType saved_dtype = spec.regime == Regime::feature ? DType::float64 : kDType<C>;
@@ -112,7 +112,7 @@ pybind11::list distill_backward(const Tensor& grad, const Tensor& saved, const s
   backend.check_regime(inputs, spec.regime);
   int64_t saved_elements = 1;
   const auto stages = static_cast<int64_t>(spec.weights.size()) + 1;
-  for (const int64_t size : saved_sizes(tensors[0], inputs, spec.regime, stages)) saved_elements *= size;
+  for (const int64_t size : saved_sizes<Backend>(tensors[0], inputs, spec.regime, stages)) saved_elements *= size;
   const bool is_double = dtype_of(grad, "grad") == DType::float64;
   if (inputs.is_double() && !is_double) refuse("grad is not of the compute type");
   pybind11::list list;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/covariance.h"
 #include "core/features.h"
 #include "core/spec.h"
 
@@ -29,7 +30,10 @@ template <class C>
 void combine(const C* matrix, std::int64_t outputs, const Features& x, const Features& out, Shape shape,
              const Context& context);
 
-// `saved` is that of cpu/sample.h, or null.
+// Returns the distance of the rows of a saved matrix [A | r], so that each begins at a multiple of four elements.
+inline std::int64_t saved_pitch(std::int64_t samples) { return (samples / 4 + 1) * 4; }
+
+// `saved` is that of cpu/sample.h with this pitch, (stages, groups, samples, pitch), or null.
 template <class C>
 void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, C* saved,
                     const Context& context);
@@ -37,13 +41,21 @@ template <class C>
 void distill_sample_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape, const Context& context);
 
-// `mse` in feature space, stages of one type; `covariances` is (groups, covariance_elements) of core/covariance.h, or
-// null.
+constexpr int kSquareSplits = 64;  // partial sums of the squares of a matrix's elements
+
+// Returns the elements that `mse` in feature space saves for each group: the matrices of core/covariance.h, the sums of
+// their squares and the inverse norms of all stages' samples. Each of the three is one array for all groups.
+inline std::int64_t feature_elements(const std::vector<Features>& stages, std::int64_t samples) {
+  const auto count = static_cast<std::int64_t>(stages.size());
+  return covariance_elements(stages) + (2 * count - 1) * kSquareSplits + count * samples;
+}
+
+// Stages are of one type; `saved` is (groups, feature_elements), or null.
 template <class C>
-void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* covariances,
+void distill_feature(const std::vector<Features>& stages, Shape shape, const Spec& spec, C* loss, double* saved,
                      const Context& context);
 template <class C>
-void distill_feature_backward(const C* grad, const double* covariances, const std::vector<Features>& stages,
+void distill_feature_backward(const C* grad, const double* saved, const std::vector<Features>& stages,
                               const std::vector<Features>& outs, Shape shape, const Spec& spec, const Context& context);
 
 // Makes row blocks of the N x N matrices, one after the other, instead of the whole, in as many launches as it takes.

@@ -36,7 +36,7 @@ struct SampleArrays {
     inverse_norms = layout.add<C>(stages * rows);
     values = layout.add<C>((stages - 1) * rows);
     statistics = layout.add<C>((stages - 1) * rows * statistics_of(spec.loss));
-    saved = layout.add<C>(save ? 0 : stages * rows * (shape.samples + 1));
+    saved = layout.add<C>(save ? 0 : stages * rows * saved_pitch(shape.samples));
     means = layout.add<C>(save && spec.center ? stages * rows : 0);
   }
 };
@@ -48,6 +48,7 @@ RowsArguments<C> rows_arguments(const std::vector<Partials>& partials, Shape sha
   for (std::size_t k = 0; k < partials.size(); ++k) arguments.partials[k] = partials[k];
   for (int k = 0; k < arguments.students; ++k) arguments.weights[k] = static_cast<C>(spec.weights[k]);
   arguments.samples = static_cast<int>(shape.samples);
+  arguments.pitch = static_cast<int>(saved_pitch(shape.samples));
   arguments.groups = shape.groups;
   arguments.eps = static_cast<C>(spec.eps);
   arguments.teacher_gradient = spec.teacher_gradient;
@@ -90,7 +91,7 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
   RowsArguments<C> arguments = rows_arguments<C>(partials_of(compared, plans, partials), shape, spec);
   arguments.saved = saved ? saved : arrays.saved.in(workspace);
   if (shape.samples) {
-    launch_grams(compared, shape, plans, partials, arguments.saved, shape.samples + 1, stream);
+    launch_grams(compared, shape, plans, partials, arguments.saved, arguments.pitch, stream);
   }
   arguments.inverse_norms = arrays.inverse_norms.in(workspace);
   arguments.values = arrays.values.in(workspace);
@@ -106,13 +107,13 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
 template <class C>
 void distill_sample_backward(const C* grad, const C* saved, const std::vector<Features>& stages,
                              const std::vector<Features>& outs, Shape shape, const Context& context) {
-  const std::int64_t n = shape.samples, size = n * (n + 1);
+  const std::int64_t n = shape.samples, pitch = saved_pitch(n), size = n * pitch;
   std::vector<Product> products;
   for (std::size_t k = 0; k < outs.size(); ++k) {
     const C* matrix = saved + static_cast<std::int64_t>(k) * shape.groups * size;
     if (outs[k].data) products.push_back({matrix, size, matrix + n, size, stages[k], outs[k]});
   }
-  const MatrixLayout layout{n, n + 1, n + 1, sizeof(C) == sizeof(double)};
+  const MatrixLayout layout{n, pitch, pitch, sizeof(C) == sizeof(double)};
   launch_combine(products, shape, layout, grad, static_cast<cudaStream_t>(context.stream));
 }
 

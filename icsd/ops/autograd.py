@@ -146,7 +146,7 @@ def _differentiable_backward(
     else:
         grams = [Gram.apply(backend, centered(stage) if spec.center else stage) for stage in stages]
         if not spec.reads_teacher:
-            grams.append(saved[-1, ..., :-1])
+            grams.append(saved[-1, ..., : saved.shape[-2]])
         value = distill_grams(grams, spec.weights, loss, spec.eps)
     inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
     grads = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))

@@ -12,7 +12,7 @@ from icsd.losses.gram import centered
 from icsd.ops import registry
 from icsd.ops.alignment import Alignment, Call
 from icsd.ops.autograd import Distill, Gram
-from icsd.ops.contract import Launcher, Spec
+from icsd.ops.contract import Launcher, Spec, saved_shape
 from icsd.ops.library import is_ordinary, is_transformed
 from icsd.ops.regimes import Regime, choose_regime, cka_in_feature_space, feature_space_cka, without_diagonal
 
@@ -38,6 +38,13 @@ class FusedBackend(registry.Backend):
     def key(self) -> str:
         """The name of the backend for operators, then all else that decides what is traced: compilers cache by it."""
         return self.name
+
+    def saved_shape(self, inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
+        """Return the shape of what `Launcher.distill` saves.
+
+        In the regime `"sample"` it is `(stages, *B, N, pitch)`, and rows begin with those of the N x N matrices.
+        """
+        return saved_shape(inputs, spec)
 
     def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
         for tensor in tensors:

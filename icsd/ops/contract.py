@@ -58,7 +58,7 @@ class Launcher(Protocol):
     def distill(self, inputs: Sequence[Tensor], spec: Spec, save: bool) -> tuple[Tensor, Tensor]:
         """Return the loss `(*B)` in compute dtype and, if `save`, what the backward pass needs.
 
-        The latter has `saved_shape` and `saved_dtype`. Without `save` it is an empty tensor.
+        The latter has the backend's `saved_shape` and `saved_dtype`. Without `save` it is an empty tensor.
         """
 
     def distill_backward(
@@ -79,7 +79,7 @@ def sample_dense(x: Tensor) -> Tensor:
 
 
 def saved_shape(inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
-    """Return the shape of what `Launcher.distill` saves.
+    """Return the shape of what `Launcher.distill` saves, unless a backend has one of its own.
 
     * `sample`: for each stage, the matrix of its gradient with one more column, `(stages, *B, N, N + 1)`, see
       csrc/cpu/sample.h.

@@ -11,7 +11,7 @@ from torch import Tensor  # before the native module, so that both share torch's
 from icsd.ops.backend import FusedBackend
 from icsd.ops.contract import Spec, sample_dense
 
-INTERFACE = 5  # of csrc/binding/module.cpp
+INTERFACE = 6  # of csrc/binding/module.cpp
 
 try:
     import icsd._native as _native  # so that an error names it

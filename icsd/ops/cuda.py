@@ -12,8 +12,10 @@ from torch import Tensor
 from icsd.losses.gram import compute_dtype
 from icsd.ops import cpu
 from icsd.ops.backend import FusedBackend
-from icsd.ops.contract import Spec
+from icsd.ops.contract import Spec, saved_shape
 from icsd.ops.cpu import NativeLauncher, native_regimes
+
+SQUARE_SPLITS = 64  # of csrc/cuda/operator.h
 
 
 class CUDALauncher(NativeLauncher):
@@ -42,6 +44,14 @@ class CUDABackend(FusedBackend):
         self.ready = False  # set when all is found: then nothing is asked again
         if hasattr(cpu._native, "cuda"):
             self.launcher = CUDALauncher(cpu._native.cuda, cpu._native.Spec)
+
+    def saved_shape(self, inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
+        """Return the shape of what is saved: rows are padded, feature space saves more; see csrc/cuda/operator.h."""
+        *shape, last = saved_shape(inputs, spec)
+        samples = inputs[-1].shape[-2]
+        if spec.regime == "feature":
+            return (*shape, last + (2 * len(inputs) - 1) * SQUARE_SPLITS + len(inputs) * samples)
+        return (*shape, (samples // 4 + 1) * 4) if spec.regime == "sample" else (*shape, last)
 
     @cached_property
     def architectures(self) -> list[int]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from icsd.losses.gram import compute_dtype
 from icsd.ops import registry
-from icsd.ops.contract import Launcher, Spec, saved_dtype, saved_shape
+from icsd.ops.contract import Launcher, Spec, saved_dtype
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
@@ -192,10 +192,10 @@ def _(matrix, x, backend):
 
 @torch.library.register_fake("icsd::distill", lib=_library)
 def _(inputs, save, *arguments):
-    *spec, _ = arguments
+    *spec, key = arguments
     spec = spec_of(spec)
     *groups, _, _ = inputs[-1].shape
-    saved = saved_shape(inputs, spec) if save else (0,)
+    saved = _backend(key).saved_shape(inputs, spec) if save else (0,)
     return (
         inputs[-1].new_empty(groups, dtype=compute_dtype(*inputs)),
         inputs[-1].new_empty(saved, dtype=saved_dtype(inputs, spec)),

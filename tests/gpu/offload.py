@@ -49,6 +49,7 @@ class Offloading(FusedBackend):
         self.regimes = backend.regimes
         self.launcher = OffloadingLauncher(backend.launcher)
         self.unavailable = backend.unavailable
+        self.saved_shape = backend.saved_shape
 
 
 def _to_gpu(x: Tensor) -> Tensor:

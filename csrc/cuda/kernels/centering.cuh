@@ -51,7 +51,7 @@ template <class C>
 __global__ void __launch_bounds__(kBackwardThreads) compute_row_means(RowsArguments<C> a, std::int64_t rows, C* means) {
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kBackwardThreads / 32) + threadIdx.x / 32;
   if (item >= rows) return;
-  const C* const row = a.saved + item * (a.samples + 1);
+  const C* const row = a.saved + item * a.pitch;
   C sum = 0;
   for (int j = threadIdx.x % 32; j < a.samples; j += 32) sum += row[j];
   for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lanes);
@@ -64,7 +64,7 @@ template <class C>
 __global__ void __launch_bounds__(kBackwardThreads) center_rows(RowsArguments<C> a, const C* means) {
   __shared__ C sums[kBackwardThreads / 32];
   const int n = a.samples, i = static_cast<int>(blockIdx.x % n);
-  C* const row = a.saved + static_cast<std::int64_t>(blockIdx.x) * (n + 1);
+  C* const row = a.saved + static_cast<std::int64_t>(blockIdx.x) * a.pitch;
   const C* const of_matrix = means + (blockIdx.x - i);
   const C r = row[n];
   C total = 0, others = 0;

@@ -31,7 +31,8 @@ struct RowsArguments {
   int block_rows;   // rows of K that a block of the forward kernel takes
   int sum_threads;  // threads that add the partial matrices of one element
   std::int64_t groups;
-  C* saved;          // (stages, groups, samples, samples + 1)
+  int pitch;         // of the saved matrices
+  C* saved;          // (stages, groups, samples, pitch)
   C* inverse_norms;  // (stages, groups, samples)
   C* values;         // (students, groups, samples)
   C* statistics;     // (statistics, students, groups, samples)
@@ -44,9 +45,7 @@ struct RowsArguments {
   __device__ std::int64_t index(int stage, std::int64_t group, int i) const {
     return (stage * groups + group) * samples + i;
   }
-  __device__ C* row(int stage, std::int64_t group, int i) const {
-    return saved + index(stage, group, i) * (samples + 1);
-  }
+  __device__ C* row(int stage, std::int64_t group, int i) const { return saved + index(stage, group, i) * pitch; }
   __device__ std::int64_t rows() const { return students * groups * samples; }
 };
 
@@ -82,7 +81,6 @@ struct StreamedArguments {
 };
 
 constexpr int kMaxCovariances = 2 * kMaxStages - 1;
-constexpr int kSquareSplits = 64;  // blocks of `sum_covariances` for each matrix, each with a sum of squares
 
 struct CovarianceMatrix {
   int left, right;  // stages; if they are the same, only tiles up to the diagonal are computed

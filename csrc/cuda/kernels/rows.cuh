@@ -279,8 +279,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) rows_backward(RowsArgumen
                             a.teacher_gradient ? for_teacher : nullptr);
   }
   if (a.teacher_gradient) gradients.write(t_row, norms(a.students), [&](int j, C) { return for_teacher[j]; });
-  for (int stage = threadIdx.x; stage <= a.students; stage += kBackwardThreads) {
-    a.row(stage, group, i)[n] = norms(stage)[i];
+  const int rest = a.pitch - n;  // r, then nothing: zeros
+  for (int item = threadIdx.x; item < (a.students + 1) * rest; item += kBackwardThreads) {
+    const int stage = item / rest, k = item % rest;
+    a.row(stage, group, i)[n + k] = k == 0 ? norms(stage)[i] : C(0);
   }
 }
 
