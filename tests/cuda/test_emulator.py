@@ -173,6 +173,14 @@ def test_tensor_cores(features, kind):
     assert excess.min() >= -4 * 2.0**-23
 
 
+def test_tensor_cores_in_float64(features):
+    """The lanes' elements as CuTe states them: of a (8, 4) and b (8, 4) those of a row side by side, of c two."""
+    a, b, c = (torch.randn(8, size, dtype=torch.float64) for size in (4, 4, 8))
+    result = torch.empty_like(c)
+    features.emulate_product_float64(*map(pointer, (a, b, c, result)))
+    torch.testing.assert_close(result, a @ b.T + c, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_matrices(features, transposed):
     rows = torch.randint(-(2**15), 2**15, (4, 8, 8), dtype=torch.int16)

@@ -83,11 +83,12 @@ CovarianceMatrices covariance_matrices(const std::vector<Features>& stages) {
 
 CovariancePlan plan_covariances(const std::vector<Features>& stages, Shape shape) {
   CovariancePlan plan{covariance_matrices(stages), 0, 0};
-  // There are as many blocks as fill the device twice, but none of fewer samples than a short sum has.
+  // There are as many blocks as fill the device twice, but none of fewer samples than a short sum has. Splits are whole
+  // chunks.
   const std::int64_t tiles = std::max<std::int64_t>(1, shape.groups * plan.matrices.tiles);
   const std::int64_t wanted = std::min(divide_up(2 * multiprocessors(), tiles), divide_up(shape.samples, kShortSum));
   const std::int64_t samples = divide_up(shape.samples, std::max<std::int64_t>(1, wanted));
-  plan.split_samples = divide_up(samples, kShortSum) * kShortSum;
+  plan.split_samples = divide_up(samples, kSplitStep) * kSplitStep;
   if (plan.split_samples) plan.splits = divide_up(shape.samples, plan.split_samples);
   return plan;
 }
@@ -123,10 +124,5 @@ template void launch_feature_loss<float>(const std::vector<double>&, Shape, cons
                                          cudaStream_t);
 template void launch_feature_loss<double>(const std::vector<double>&, Shape, const CovarianceArrays&, double*,
                                           cudaStream_t);
-
-void launch_sum_squares(const CovarianceMatrices& matrices, Shape shape, const double* covariances, double* squares,
-                        cudaStream_t stream) {
-  launch_sum<double>({matrices, covariances, 1, nullptr, squares, nullptr}, shape.groups, stream);
-}
 
 }  // namespace icsd::cuda

@@ -18,6 +18,7 @@
 
 namespace icsd::cuda {
 
+constexpr int kSplitStep = 32;  // samples of a split are a multiple of it
 constexpr int kShortSum = 256;  // samples whose products are summed in the operands' type; longer sums are float64
 constexpr int kTilePitch =
     kTileColumns + 8;             // from row to row, so that loads of a tile or its transpose meet all banks
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kRowThreads) compute_inverse_norms(CovarianceA
 }
 
 // The layout of a block's shared memory: two chunks of both stages' samples, then the operands made from one of them.
-// At the end, the tile of the result replaces all of them.
+// At the end, the tile of the result replaces all of them. After them, the inverse norms of two chunks' samples.
 template <class T, class Shape>
 struct CovarianceTiles {
   using C = typename Shape::C;
@@ -102,7 +103,8 @@ struct CovarianceTiles {
   static constexpr std::size_t kChunks = 4 * kChunk * sizeof(T);
   static constexpr std::size_t kOperands = (kLeftInPlace ? 1 : 2) * kChunk * sizeof(C);
   static constexpr std::size_t kTileBytes = Shape::kRows * kTilePitch * sizeof(C);
-  static constexpr std::size_t kBytes = kChunks + kOperands > kTileBytes ? kChunks + kOperands : kTileBytes;
+  static constexpr std::size_t kNorms = kChunks + kOperands > kTileBytes ? kChunks + kOperands : kTileBytes;
+  static constexpr std::size_t kBytes = kNorms + 4 * Shape::kDepth * sizeof(C);
 };
 
 // Computes one tile for one split of the samples. The right operand is divided by the norms of both samples, so that
@@ -112,7 +114,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
   using Tiles = CovarianceTiles<T, Shape>;
   using C = typename Tiles::C;
   constexpr int kColumns = kTileColumns, kDepth = Shape::kDepth, kChunk = Tiles::kChunk;
-  static_assert(Shape::kRows == kColumns && kShortSum % kDepth == 0);
+  static_assert(Shape::kRows == kColumns && kShortSum % kDepth == 0 && kSplitStep % kDepth == 0);
   const int number = static_cast<int>(blockIdx.x % a.matrices.tiles);
   const std::int64_t partial = blockIdx.x / a.matrices.tiles, group = partial / a.splits;
   if (a.squares && !cancels(a.squares + group * a.matrices.count * kSquareSplits, a.matrices.students())) return;
@@ -133,6 +135,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
   T* const chunks = reinterpret_cast<T*>(shared);
   C* const right_operand = reinterpret_cast<C*>(shared + Tiles::kChunks);
   C* const left_copy = right_operand + kChunk;
+  C* const norms = reinterpret_cast<C*>(shared + Tiles::kNorms);  // of the right samples, then of the left ones
   const int begin = static_cast<int>(partial % a.splits) * a.split_samples,
             end = min(begin + a.split_samples, a.samples);
   const int steps = (end - begin + kDepth - 1) / kDepth;
@@ -146,6 +149,11 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
                      right.sample_stride, count, kDepth, kColumns, matrix.columns - column * kColumns);
     }
     __pipeline_commit();
+    if (threadIdx.x < kDepth) {
+      const int k = threadIdx.x;
+      norms[step % 2 * 2 * kDepth + k] = k < count ? static_cast<C>(right_norms[first + k]) : C(0);
+      norms[(step % 2 * 2 + 1) * kDepth + k] = k < count ? static_cast<C>(left_norms[first + k]) : C(0);
+    }
   };
 
   Tile tile;
@@ -158,12 +166,11 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
     if (step + 1 < steps) load(step + 1);
     const T* const left_chunk = chunks + step % 2 * 2 * kChunk;
     const T* const right_chunk = left_chunk + (diagonal ? 0 : kChunk);
+    const C* const right_norm = norms + step % 2 * 2 * kDepth;
+    const C* const left_norm = right_norm + kDepth;
     for (int e = threadIdx.x; e < kDepth * kColumns; e += Shape::kThreads) {
-      const int k = e / kColumns, at = k * kTilePitch + e % kColumns, i = begin + step * kDepth + k;
-      const bool inside = i < end;
-      const C right_norm = inside ? static_cast<C>(right_norms[i]) : C(0);
-      const C left_norm = inside ? static_cast<C>(left_norms[i]) : C(0);
-      right_operand[at] = static_cast<C>(widen(right_chunk[at])) * right_norm * left_norm;
+      const int k = e / kColumns, at = k * kTilePitch + e % kColumns;
+      right_operand[at] = static_cast<C>(widen(right_chunk[at])) * right_norm[k] * left_norm[k];
       if constexpr (!Tiles::kLeftInPlace) left_copy[at] = static_cast<C>(widen(left_chunk[at]));
     }
     __syncthreads();
@@ -191,7 +198,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
 template <class T, class C>
 __global__ void __launch_bounds__(FmaTile<C, false>::kThreads, 1) covariance_fma(CovarianceArguments<T> a) {
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
-  compute_covariance_tile<T, FmaTile<C, false>, FmaTile<C, false>>(a, shared);
+  compute_covariance_tile<T, AnyTile<C, false>, FmaTile<C, false>>(a, shared);
 }
 
 using CovarianceTensorShape = TensorShape<kTileColumns>;

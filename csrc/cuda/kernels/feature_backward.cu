@@ -23,8 +23,7 @@ struct FeatureBackwardPlan {
   FeatureBackwardPlan(const std::vector<Features>& stages, Shape shape, std::int64_t targets)
       : items(targets * shape.groups * divide_up(shape.samples, Tile::kRows)),
         blocks(std::min<std::int64_t>(items, 2 * multiprocessors())),
-        workspace(
-            FeatureBackwardTiles<T, Tile>::workspace(static_cast<std::int64_t>(stages.size()), largest_dim(stages))) {}
+        workspace(FeatureBackwardTiles<T, Tile>::workspace(largest_dim(stages))) {}
 };
 
 // Calls call(kernel, tile) with the kernel for features of type T and products of type C.
@@ -74,14 +73,15 @@ std::size_t feature_backward_bytes(const std::vector<Features>& stages, Shape sh
 }
 
 template <class C>
-void launch_feature_backward(const C* grad, const double* covariances, const double* squares,
+void launch_feature_backward(const C* grad, const FeatureSaved<const double>& saved,
                              const std::vector<Features>& stages, const std::vector<Features>& outs, Shape shape,
                              const Spec& spec, void* workspace, cudaStream_t stream) {
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<Compute<T>, C>) {
       auto arguments = backward_arguments<T>(stages, outs, shape, spec);
-      arguments.covariances = covariances;
+      arguments.covariances = saved.covariances;
+      arguments.inverse_norms = saved.inverse_norms;
       arguments.group_scale = grad;
       arguments.workspace = static_cast<unsigned char*>(workspace);
       const auto run = [&](auto kernel, auto tile) {
@@ -95,7 +95,7 @@ void launch_feature_backward(const C* grad, const double* covariances, const dou
         launch(kernel, blocks(plan.blocks), Tile::kThreads, shared, stream, arguments);
       };
       if constexpr (!std::is_same_v<C, double>) {
-        arguments.squares = squares;
+        arguments.squares = saved.squares;
         with_kernel<T, C>(run);
       }
       with_kernel<T, double>(run);
@@ -103,9 +103,11 @@ void launch_feature_backward(const C* grad, const double* covariances, const dou
   });
 }
 
-template void launch_feature_backward<float>(const float*, const double*, const double*, const std::vector<Features>&,
-                                             const std::vector<Features>&, Shape, const Spec&, void*, cudaStream_t);
-template void launch_feature_backward<double>(const double*, const double*, const double*, const std::vector<Features>&,
-                                              const std::vector<Features>&, Shape, const Spec&, void*, cudaStream_t);
+template void launch_feature_backward<float>(const float*, const FeatureSaved<const double>&,
+                                             const std::vector<Features>&, const std::vector<Features>&, Shape,
+                                             const Spec&, void*, cudaStream_t);
+template void launch_feature_backward<double>(const double*, const FeatureSaved<const double>&,
+                                              const std::vector<Features>&, const std::vector<Features>&, Shape,
+                                              const Spec&, void*, cudaStream_t);
 
 }  // namespace icsd::cuda

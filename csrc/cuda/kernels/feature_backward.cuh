@@ -19,7 +19,8 @@ struct FeatureBackwardArguments {
   int students, samples;
   std::int64_t items;  // targets x groups x tiles of samples
   std::int64_t groups;
-  const double* covariances;  // (groups, elements)
+  const double* covariances;    // (groups, elements)
+  const double* inverse_norms;  // (stages, groups, samples)
   const Compute<T>* group_scale;
   double eps;
   // (groups, matrices, splits), or null. If given, float32 kernels take the groups that do not cancel, float64 kernels
@@ -33,7 +34,7 @@ struct FeatureBackwardArguments {
 struct GradientTerm {
   int source;
   const double* matrix;
-  std::int64_t stride, column_stride;  // from row to row, from column to column
+  int stride, column_stride;  // from row to row, from column to column
   double factor;
 };
 
@@ -55,7 +56,7 @@ __device__ GradientTerm gradient_term(const FeatureBackwardArguments<T>& a, cons
 
 // The layout of a block's shared memory: two chunks of samples, the operand made from one of them if their type
 // differs, and two chunks of the matrix; or a tile of dL/dX̂. After them, the inner product of each sample and its
-// gradient.
+// gradient, and the inverse norms of two chunks' samples.
 template <class T, class Shape>
 struct FeatureBackwardTiles {
   using C = typename Shape::C;
@@ -66,12 +67,10 @@ struct FeatureBackwardTiles {
   static constexpr std::size_t kChunks = 2 * kChunk * sizeof(T) + (kOperand + 2 * kMatrix) * sizeof(C);
   static constexpr std::size_t kTile = Shape::kRows * kTilePitch * sizeof(C);
   static constexpr std::size_t kAlong = kChunks > kTile ? kChunks : kTile;
-  static constexpr std::size_t kBytes = kAlong + Shape::kRows * sizeof(C);
+  static constexpr std::size_t kBytes = kAlong + 3 * Shape::kRows * sizeof(C);
 
-  // Bytes of a block's workspace: inverse norms of all stages' samples, then dL/dX̂.
-  static std::size_t workspace(std::int64_t stages, std::int64_t dim) {
-    return (stages * Shape::kRows * sizeof(double) + Shape::kRows * dim * sizeof(C) + 255) / 256 * 256;
-  }
+  // Bytes of a block's workspace: dL/dX̂.
+  static std::size_t workspace(std::int64_t dim) { return (Shape::kRows * dim * sizeof(C) + 255) / 256 * 256; }
 };
 
 // A tile of a stage's samples, whose gradients one block computes.
@@ -90,9 +89,8 @@ struct FeatureBackwardBlock {
 
   const FeatureBackwardArguments<T>& a;
   T* chunks;
-  C *operand, *matrices, *tile, *along;
-  double* inverse_norms;  // (stages, rows)
-  C* v;                   // dL/dX̂
+  C *operand, *matrices, *tile, *along, *norms;
+  C* v;  // dL/dX̂
   int target, first, samples, terms;
   std::int64_t group;
   const double* covariances;
@@ -104,8 +102,8 @@ struct FeatureBackwardBlock {
         matrices(operand + Tiles::kOperand),
         tile(reinterpret_cast<C*>(shared)),
         along(reinterpret_cast<C*>(shared + Tiles::kAlong)),
-        inverse_norms(reinterpret_cast<double*>(a.workspace + blockIdx.x * a.workspace_bytes)),
-        v(reinterpret_cast<C*>(inverse_norms + (a.students + 1) * kRows)) {}
+        norms(along + kRows),
+        v(reinterpret_cast<C*>(a.workspace + blockIdx.x * a.workspace_bytes)) {}
 
   __device__ void begin(std::int64_t item) {
     const int tiles = (a.samples + kRows - 1) / kRows;
@@ -129,15 +127,9 @@ struct FeatureBackwardBlock {
   }
   __device__ GradientTerm term(int number) const { return gradient_term(a, covariances, target, number); }
 
-  __device__ void compute_norms() const {
-    constexpr double largest = std::numeric_limits<Compute<T>>::max();
-    for (int number = 0; number < terms; ++number) {
-      const int source = term(number).source;
-      for (int row = threadIdx.x / 32; row < kRows; row += kWarps) {
-        const double square = row < samples ? squared_norm(sample(source, row), a.stages[source].dim) : 0;
-        if (threadIdx.x % 32 == 0) inverse_norms[source * kRows + row] = inverse_norm(square, a.eps, largest);
-      }
-    }
+  // Returns the inverse norms of the tile's samples of a stage.
+  __device__ const double* inverse_norms(int stage) const {
+    return a.inverse_norms + (stage * a.groups + group) * a.samples + first;
   }
 
   // Returns the chunk itself or, if it lies beyond a term's features, the first chunk of the next term with features.
@@ -148,49 +140,61 @@ struct FeatureBackwardBlock {
     return chunk;
   }
 
-  // Computes the position (k, j) of this thread's n-th coefficient in a chunk of the matrix. Neighboring threads take
-  // neighbors in memory.
-  static __device__ void place(const GradientTerm& term, int n, int& k, int& j) {
-    const int e = threadIdx.x + n * Shape::kThreads;
-    k = term.column_stride == 1 ? e / kTileColumns : e % kDepth;
-    j = term.column_stride == 1 ? e % kTileColumns : e / kDepth;
-  }
+  // The positions (k, j) of a thread's coefficients in a chunk of the matrix, one step after the other. Neighboring
+  // threads take neighbors in memory.
+  struct Places {
+    int k, j, k_step, j_step;
 
-  // Copies the samples of a chunk asynchronously; the chunk of the matrix passes through registers.
+    __device__ explicit Places(const GradientTerm& term) {
+      const int thread = threadIdx.x;
+      const bool by_rows = term.column_stride == 1;
+      k = by_rows ? thread / kTileColumns : thread % kDepth;
+      j = by_rows ? thread % kTileColumns : thread / kDepth;
+      k_step = by_rows ? Shape::kThreads / kTileColumns : 0;
+      j_step = by_rows ? 0 : Shape::kThreads / kDepth;
+    }
+  };
+
+  // Copies the samples of a chunk asynchronously and their inverse norms; the chunk of the matrix passes through
+  // registers.
   __device__ void fetch(Chunk chunk, int buffer, int first_feature, double (&coefficients)[kCoefficients]) const {
     const GradientTerm of = term(chunk.number);
     const FeatureStage<T>& source = a.stages[of.source];
     copy_rectangle(source.copy_bytes, chunks + buffer * Tiles::kChunk, kPitch, sample(of.source, 0) + chunk.feature,
                    source.sample_stride, samples, kRows, kDepth, source.dim - chunk.feature);
     __pipeline_commit();
-    const double* const from = of.matrix + chunk.feature * of.stride + first_feature * of.column_stride;
+    for (int row = threadIdx.x; row < kRows; row += Shape::kThreads) {
+      norms[buffer * kRows + row] = row < samples ? static_cast<C>(inverse_norms(of.source)[row]) : C(0);
+    }
+    const Places places(of);
+    const auto offset = [&](int k, int j) {
+      return static_cast<std::int64_t>(k) * of.stride + static_cast<std::int64_t>(j) * of.column_stride;
+    };
+    const double* from = of.matrix + offset(chunk.feature + places.k, first_feature + places.j);
+    const std::int64_t step = offset(places.k_step, places.j_step);
+    const int rows = source.dim - chunk.feature - places.k, columns = a.stages[target].dim - first_feature - places.j;
 #pragma unroll
-    for (int n = 0; n < kCoefficients; ++n) {
-      int k, j;
-      place(of, n, k, j);
-      const bool inside = chunk.feature + k < source.dim && first_feature + j < a.stages[target].dim;
-      coefficients[n] = inside ? from[k * of.stride + j * of.column_stride] : 0;
+    for (int n = 0; n < kCoefficients; ++n, from += step) {
+      coefficients[n] = n * places.k_step < rows && n * places.j_step < columns ? *from : 0;
     }
   }
   __device__ void put(Chunk chunk, int buffer, const double (&coefficients)[kCoefficients]) const {
     const GradientTerm of = term(chunk.number);
+    const Places places(of);
+    C* const to = matrices + buffer * Tiles::kMatrix + places.k * kTilePitch + places.j;
+    const int step = places.k_step * kTilePitch + places.j_step;
 #pragma unroll
-    for (int n = 0; n < kCoefficients; ++n) {
-      int k, j;
-      place(of, n, k, j);
-      matrices[buffer * Tiles::kMatrix + k * kTilePitch + j] = static_cast<C>(of.factor * coefficients[n]);
-    }
+    for (int n = 0; n < kCoefficients; ++n) to[n * step] = static_cast<C>(of.factor * coefficients[n]);
   }
 
   // Divides the samples of a chunk by their norms and returns them as an operand.
-  __device__ const C* normalize(int source, int buffer) const {
+  __device__ const C* normalize(int buffer) const {
     T* const chunk = chunks + buffer * Tiles::kChunk;
     C* to = operand;
     if constexpr (Tiles::kInPlace) to = chunk;
     for (int e = threadIdx.x; e < kRows * kDepth; e += Shape::kThreads) {
       const int row = e / kDepth, k = e % kDepth;
-      to[row * kOperandPitch + k] =
-          static_cast<C>(widen(chunk[row * kPitch + k])) * static_cast<C>(inverse_norms[source * kRows + row]);
+      to[row * kOperandPitch + k] = static_cast<C>(widen(chunk[row * kPitch + k])) * norms[buffer * kRows + row];
     }
     return to;
   }
@@ -206,12 +210,11 @@ struct FeatureBackwardBlock {
     }
 #pragma unroll 1
     for (int buffer = 0; ahead.number < terms; buffer ^= 1) {
-      const int source = term(ahead.number).source;
       __pipeline_wait_prior(0);
       __syncthreads();  // all threads see this chunk, and none still reads the previous one
       ahead = chunk_from({ahead.number, ahead.feature + kDepth});
       if (ahead.number < terms) fetch(ahead, buffer ^ 1, first_feature, coefficients);
-      const C* const left = normalize(source, buffer);
+      const C* const left = normalize(buffer);
       __syncthreads();
       product.multiply(left, kOperandPitch, matrices + buffer * Tiles::kMatrix, kTilePitch);
       if (ahead.number < terms) put(ahead, buffer ^ 1, coefficients);
@@ -228,7 +231,7 @@ struct FeatureBackwardBlock {
     const int dim = a.stages[target].dim, lane = threadIdx.x % 32;
     for (int row = threadIdx.x / 32; row < samples; row += kWarps) {
       const T* const x = sample(target, row) + first_feature;
-      const C r = static_cast<C>(inverse_norms[target * kRows + row]);
+      const C r = static_cast<C>(inverse_norms(target)[row]);
       C sum = 0;
       for (int j = lane; j < min(kTileColumns, dim - first_feature); j += 32) {
         const C element = tile[row * kTilePitch + j];
@@ -247,7 +250,7 @@ struct FeatureBackwardBlock {
     for (int row = threadIdx.x / 32; row < samples; row += kWarps) {
       const T* const x = sample(target, row);
       T* const out = to.x + group * to.group_stride + (first + row) * to.sample_stride;
-      const double inverse = inverse_norms[target * kRows + row];
+      const double inverse = inverse_norms(target)[row];
       const C r = static_cast<C>(inverse), scale = static_cast<C>(a.group_scale[group]) * r;
       const C projection = inverse >= 1 / a.eps ? C(0) : along[row];
       for (int j = threadIdx.x % 32; j < dim; j += 32) {
@@ -260,7 +263,6 @@ struct FeatureBackwardBlock {
   __device__ void run(std::int64_t item) {
     begin(item);
     if (!takes_group()) return;
-    compute_norms();
     for (int row = threadIdx.x; row < kRows; row += Shape::kThreads) along[row] = 0;
     __syncthreads();
     for (int first_feature = 0; first_feature < a.stages[target].dim; first_feature += kTileColumns) {
@@ -283,10 +285,10 @@ __device__ void backward_of_samples(const FeatureBackwardArguments<T>& a, unsign
 template <class T, class C>
 __global__ void __launch_bounds__(FmaTile<C, true>::kThreads, 1) feature_backward_fma(FeatureBackwardArguments<T> a) {
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
-  backward_of_samples<T, FmaTile<C, true>, FmaTile<C, true>>(a, shared);
+  backward_of_samples<T, AnyTile<C, true>, FmaTile<C, true>>(a, shared);
 }
 
-using FeatureBackwardTensorShape = TensorShape<128>;
+using FeatureBackwardTensorShape = TensorShape<64>;
 
 // Runs from sm_80 on.
 template <class T>
@@ -294,7 +296,7 @@ __global__ void __launch_bounds__(FeatureBackwardTensorShape::kThreads, 1)
     feature_backward_tensor(FeatureBackwardArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
-  backward_of_samples<T, TensorTile<128, true, true>, FeatureBackwardTensorShape>(a, shared);
+  backward_of_samples<T, TensorTile<64, true, true>, FeatureBackwardTensorShape>(a, shared);
 #endif
 }
 

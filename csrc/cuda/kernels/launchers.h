@@ -106,6 +106,17 @@ void launch_combine(const std::vector<Product>& products, Shape shape, const Mat
 
 CovarianceMatrices covariance_matrices(const std::vector<Features>& stages);
 
+// The arrays that the forward pass saves, one after the other; see CovarianceArguments.
+template <class D>
+struct FeatureSaved {
+  D *covariances, *squares, *inverse_norms;
+
+  FeatureSaved(D* saved, const CovarianceMatrices& matrices, Shape shape)
+      : covariances(saved),
+        squares(covariances + shape.groups * matrices.elements),
+        inverse_norms(squares + shape.groups * matrices.count * kSquareSplits) {}
+};
+
 // The division of the covariances into splits of the samples.
 struct CovariancePlan {
   CovarianceMatrices matrices;
@@ -126,14 +137,11 @@ void launch_covariances(const std::vector<Features>& stages, Shape shape, double
 template <class C>
 void launch_feature_loss(const std::vector<double>& weights, Shape shape, const CovarianceArrays& arrays, C* loss,
                          cudaStream_t stream);
-void launch_sum_squares(const CovarianceMatrices& matrices, Shape shape, const double* covariances, double* squares,
-                        cudaStream_t stream);
 
 // Bytes that `launch_feature_backward` needs as `workspace`.
 std::size_t feature_backward_bytes(const std::vector<Features>& stages, Shape shape);
-// `squares` are those of `covariances`; float64 stages need none.
 template <class C>
-void launch_feature_backward(const C* grad, const double* covariances, const double* squares,
+void launch_feature_backward(const C* grad, const FeatureSaved<const double>& saved,
                              const std::vector<Features>& stages, const std::vector<Features>& outs, Shape shape,
                              const Spec& spec, void* workspace, cudaStream_t stream);
 

@@ -1,6 +1,6 @@
 // Tiles of kRows x 64 elements of a product of operands in shared memory, computed by fused multiply-adds or by tensor
-// cores behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its transpose, `right` (kDepth,
-// 64).
+// cores, in float64 too, behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its transpose,
+// `right` (kDepth, 64).
 #pragma once
 
 #include "cuda/kernels/tensor_cores.cuh"
@@ -72,6 +72,55 @@ struct TensorShape {
 
 #if __CUDA_ARCH__ >= 800
 
+// The tile of `FmaTile` in float64, by tensor cores. Each warp computes 16 x 32 elements.
+template <bool kLeftByRows>
+struct DoubleTile {
+  using Shape = FmaTile<double, kLeftByRows>;
+  static constexpr int kElements = Shape::kElements;
+  double sums[2][4][2] = {};
+
+  // Returns the row of the lane's elements, and the first column of eight.
+  static __device__ int row(int m) { return threadIdx.x / 64 * 16 + 8 * m + threadIdx.x % 32 / 4; }
+  static __device__ int column(int n) { return threadIdx.x / 32 % 2 * 32 + 8 * n; }
+
+  __device__ void multiply(const double* left, int left_pitch, const double* right, int right_pitch) {
+#pragma unroll
+    for (int first = 0; first < Shape::kDepth; first += 4) {
+      const int k = first + threadIdx.x % 4;
+      double u[2], v[4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) u[m] = kLeftByRows ? left[row(m) * left_pitch + k] : left[k * left_pitch + row(m)];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) v[n] = right[k * right_pitch + column(n) + threadIdx.x % 32 / 4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) multiply_tile(sums[m][n], u[m], v[n]);
+      }
+    }
+  }
+
+  __device__ void drain(double (&totals)[kElements]) {
+    for_each_index([&](int m, int n, int e, int number) {
+      totals[number] += sums[m][n][e];
+      sums[m][n][e] = 0;
+    });
+  }
+
+  static __device__ void store(double* to, int pitch, const double (&totals)[kElements]) {
+    for_each_index([&](int m, int n, int e, int number) {
+      to[row(m) * pitch + column(n) + threadIdx.x % 4 * 2 + e] = totals[number];
+    });
+  }
+
+ private:
+  template <class Call>
+  static __device__ void for_each_index(const Call& call) {
+#pragma unroll
+    for (int number = 0; number < kElements; ++number) call(number / 8, number / 2 % 4, number % 2, number);
+  }
+};
+
 // Each warp computes 32 x 32 elements. 16-bit elements need no split: tf32 represents them exactly.
 template <int kRows, bool kLeftByRows, bool kSplitLeft>
 struct TensorTile : TensorShape<kRows> {
@@ -79,7 +128,7 @@ struct TensorTile : TensorShape<kRows> {
   using Shape::kDepth, Shape::kElements;
   static constexpr Order kLeftOrder = kLeftByRows ? Order::along_k : Order::across_k;
   static constexpr Split kSplitOfLeft = kSplitLeft ? Split::in_registers : Split::none;
-  using Product = TileSums<float, 2, 2, kLeftOrder, Order::across_k, kSplitOfLeft, Split::in_registers>;
+  using Product = TileSums<float, 2, 2, kLeftOrder, Order::across_k, kSplitOfLeft, Split::in_registers, true>;
   static_assert(Product::kElements == kElements);
   Product product;
 
@@ -87,16 +136,17 @@ struct TensorTile : TensorShape<kRows> {
   static __device__ int column() { return threadIdx.x / 32 % 2 * 32; }
 
   __device__ void multiply(const float* left, int left_pitch, const float* right, int right_pitch) {
-#pragma unroll 1
+#pragma unroll(kLeftByRows ? 2 : 1)
     for (int k = 0; k < kDepth; k += Operand<float>::kStep) {
       product.multiply(left + (kLeftByRows ? row() * left_pitch + k : k * left_pitch + row()), left_pitch,
                        right + k * right_pitch + column(), right_pitch);
-      product.flush();
     }
+    product.flush();
   }
 
   template <class Sum>
   __device__ void drain(Sum (&totals)[kElements]) {
+    product.add_low();
     Product::for_each_index([&](int m, int n, int k) { totals[(4 * m + n) * 4 + k] += product.sums[m][n][k]; });
     product.clear();
   }
@@ -109,6 +159,20 @@ struct TensorTile : TensorShape<kRows> {
     });
   }
 };
+
+// True for devices that multiply float64 matrices at full rate: sm_80, sm_90 and sm_100. Compilers for some of the
+// others make hundreds of instructions of each product.
+constexpr bool kFastDouble = __CUDA_ARCH__ % 100 == 0 && __CUDA_ARCH__ <= 1000;
+
+// The tile of products of type C in kernels for any type and device.
+template <class C, bool kLeftByRows>
+using AnyTile =
+    std::conditional_t<std::is_same_v<C, double> && kFastDouble, DoubleTile<kLeftByRows>, FmaTile<C, kLeftByRows>>;
+
+#else
+
+template <class C, bool kLeftByRows>
+using AnyTile = FmaTile<C, kLeftByRows>;
 
 #endif
 

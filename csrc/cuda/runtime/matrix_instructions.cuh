@@ -1,6 +1,6 @@
 // Instructions of the tensor cores, from sm_80 on, and the loads for them. Operands are words: a tf32 number each, or
-// two numbers of 16 bits. Which lane has which element is specified in "Warp-level matrix instructions" of the PTX
-// manual; the emulator follows it (tests/cuda/emulator/include/matrix_instructions.h).
+// two numbers of 16 bits; or float64 numbers. Which lane has which element is specified in "Warp-level matrix
+// instructions" of the PTX manual; the emulator follows it (tests/cuda/emulator/include/matrix_instructions.h).
 #pragma once
 
 #include "cuda/runtime/element.cuh"
@@ -56,6 +56,18 @@ ICSD_MULTIPLY(Tf32, tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 ICSD_MULTIPLY(__nv_bfloat16, bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 ICSD_MULTIPLY(__half, float16, "m16n8k16.row.col.f32.f16.f16.f32")
 #undef ICSD_MULTIPLY
+
+// The same in float64: a has 8 rows, the depth is 4. Lane 4 g + t has element (g, t) of a and (t, g) of b, and the sums
+// (g, 2 t) and (g, 2 t + 1).
+__device__ inline void multiply_tile(double (&sums)[2], double a, double b) {
+#ifdef ICSD_EMULATED
+  emulator::multiply_tile(sums, a, b);
+#else
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(sums[0]), "+d"(sums[1])
+      : "d"(a), "d"(b));
+#endif
+}
 
 #endif
 

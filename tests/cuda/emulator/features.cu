@@ -31,6 +31,13 @@ __global__ void product(const unsigned* a, const unsigned* b, const float* c, fl
   for (int i = 0; i < 4; ++i) d[lane * 4 + i] = sums[i];
 }
 
+__global__ void product_in_float64(const double* a, const double* b, const double* c, double* d) {
+  const unsigned lane = threadIdx.x;
+  double sums[2] = {c[2 * lane], c[2 * lane + 1]};
+  icsd::cuda::multiply_tile(sums, a[lane], b[lane]);
+  for (int i = 0; i < 2; ++i) d[2 * lane + i] = sums[i];
+}
+
 // The words that each lane loads of 32 rows of 16 bytes.
 template <bool kTranspose>
 __global__ void matrices(const uint4* rows, unsigned* words) {
@@ -122,6 +129,9 @@ void emulate_product_bfloat16(const unsigned* a, const unsigned* b, const float*
 }
 void emulate_product_float16(const unsigned* a, const unsigned* b, const float* c, float* d) {
   launch(product<__half>, 1, 32, 0, nullptr, a, b, c, d);
+}
+void emulate_product_float64(const double* a, const double* b, const double* c, double* d) {
+  launch(product_in_float64, 1, 32, 0, nullptr, a, b, c, d);
 }
 void emulate_product_tf32(const unsigned* a, const unsigned* b, const float* c, float* d) {
   launch(product<icsd::cuda::Tf32>, 1, 32, 0, nullptr, a, b, c, d);

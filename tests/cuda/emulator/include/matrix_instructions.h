@@ -1,6 +1,7 @@
 // ldmatrix and mma of the PTX manual ("Warp-level matrix instructions"), lane by lane as it specifies them.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "cuda_bf16.h"
@@ -101,6 +102,28 @@ inline void multiply_tile(MatrixKind kind, float (&sums)[4], const unsigned (&a)
       },
       site);
   for (int i = 0; i < 4; ++i) sums[i] = lane.c[i];
+}
+
+// mma.m8n8k4 of float64, by fused multiply-adds.
+inline void multiply_tile(double (&sums)[2], double a, double b, EMULATOR_SITE) {
+  struct Lane {
+    double a, b, c[2];
+  } lane{a, b, {sums[0], sums[1]}};
+  warp_collective(
+      "mma", 0xffffffff, &lane,
+      [](void* const* lanes, unsigned) {
+        const auto of = [&](int l) { return static_cast<Lane*>(lanes[l]); };
+        for (int l = 0; l < 32; ++l) {
+          const int group = l / 4, member = l % 4;
+          for (int i = 0; i < 2; ++i) {
+            for (int k = 0; k < 4; ++k) {
+              of(l)->c[i] = std::fma(of(4 * group + k)->a, of(4 * (2 * member + i) + k)->b, of(l)->c[i]);
+            }
+          }
+        }
+      },
+      site);
+  for (int i = 0; i < 2; ++i) sums[i] = lane.c[i];
 }
 
 }  // namespace emulator
