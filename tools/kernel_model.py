@@ -2,16 +2,16 @@
 
     python -m tools.kernel_model
 
-Nothing is measured. For sample space, with a student and its teacher of the same dim, it takes for each pass over the
-features the longest of three times:
+Nothing is measured. For a student and its teacher of the same dim, it takes for each pass the longest of three times:
 
-* memory: each feature is read once, and each gradient written once, at 90 % of the peak bandwidth;
+* memory: each feature is read once and each gradient written once, and so is each N x N matrix that a kernel reads or
+  writes, at 90 % of the peak bandwidth;
 * tensor cores: the matrix instructions of `tests/cuda/loops.csv` at the peak rate of their type;
-* issue: the instructions of the inner loop, and COPY for each asynchronous copy of 16 bytes by a warp, at one a clock
-  for each of the four parts of a multiprocessor.
+* issue: the instructions of the inner loop, and those assumed below for copies and conversions, at one a clock for each
+  of the four parts of a multiprocessor.
 
-To these it adds LAUNCH for each kernel. The time of the kernels on N x N matrices beyond that, cache misses of tiles
-that are read again, and waiting for latencies are not modeled; expect the truth to be up to twice as long.
+To these it adds LAUNCH for each kernel. Cache misses of tiles that are read again, waiting for latencies and, below
+WHOLE samples, the kernels on N x N matrices are not modeled; expect the truth to be up to twice as long.
 """
 
 from __future__ import annotations
@@ -30,42 +30,48 @@ WARPS_PER_CLOCK = 4 * MULTIPROCESSORS * CLOCK  # instructions a second
 # Clocks of a matrix instruction on a part of a multiprocessor: 1,024 and 2,048 products of tf32 and 16-bit numbers.
 MATRIX_CLOCKS = 4
 
-COPY = 20  # instructions, assumed: addresses, bounds and the copy
+COPY = 20  # instructions of an asynchronous copy of 16 bytes by a warp, assumed: addresses, bounds and the copy
+FLUSH = 32  # instructions that add the short sums of a warp's tile of 32 x 32
+CONVERT = 8  # instructions for each element that a thread loads, converts or stores, assumed
 LAUNCH = 1.5e-6  # seconds, assumed
-LAUNCHES = 4  # forward + backward
+WHOLE = 1000  # samples from which on the Gram kernel writes whole matrices
+RESIDENT = 300  # samples up to which the matrix of a gradient stays in shared memory
 
 SHAPES = ((16, 8192), (16, 65536), (64, 131072), (128, 65536), (256, 65536))
+LARGE = (4096, 512)  # kl
+TALL = (8192, 128)  # mse in feature space
 
 
-class Product(NamedTuple):
+class Pass(NamedTuple):
     """A pass of a kernel.
 
     Attributes:
-        steps: The products of 32 x 32 elements of a warp, 8 features deep in float32 and 16 in bfloat16.
-        copies: Asynchronous copies of 16 bytes, by whole warps.
         bytes: Moved from and to memory.
-        kernel: The row of loops.csv.
-        matrix: Matrix instructions of a step.
+        matrix: Matrix instructions of all warps.
+        instructions: All instructions of all warps.
+        idle: The part of the multiprocessors' time in which they have no block.
     """
 
-    steps: float
-    copies: float
     bytes: float
-    kernel: str
-    matrix: int
+    matrix: float = 0
+    instructions: float = 0
+    idle: float = 0
 
     def seconds(self) -> dict[str, float]:
         """Return the time that each resource takes."""
-        of = _loops()[self.kernel]
-        instructions = self.steps * self.matrix * of["instructions"] / of["matrix"] + self.copies * COPY
+        busy = WARPS_PER_CLOCK * (1 - self.idle)
         return {
             "memory": self.bytes / BANDWIDTH,
-            "tensor cores": self.steps * self.matrix * MATRIX_CLOCKS / WARPS_PER_CLOCK,
-            "issue": instructions / WARPS_PER_CLOCK,
+            "tensor cores": self.matrix * MATRIX_CLOCKS / busy,
+            "issue": self.instructions / busy,
         }
 
+    def bound(self) -> tuple[str, float]:
+        """Return the resource that takes longest, and its time."""
+        return max(self.seconds().items(), key=lambda item: item[1])
 
-def gram(samples: int, dim: int, itemsize: int) -> Product:
+
+def gram(samples: int, dim: int, itemsize: int) -> Pass:
     """Return the Gram matrices of two stages."""
     largest = 128 if samples <= 128 else 96
     tiles = math.ceil(samples / largest)
@@ -73,40 +79,113 @@ def gram(samples: int, dim: int, itemsize: int) -> Product:
     along, diagonal, others = tile // 32, tiles, tiles * (tiles - 1) // 2
     warp_tiles = diagonal * along * (along + 1) / 2 + others * along**2
     lines = 2 * dim * itemsize / 128
-    rows = diagonal * tile + others * 2 * tile
-    element = "float" if itemsize == 4 else "bfloat16"
-    kernel = f"gram_tensor<{element}, 2, {4 if tile == 32 else 1}>"
-    matrix = 24 if itemsize == 4 else 8
-    return Product(warp_tiles * lines * 4, rows * lines * 8 / 32, 2 * samples * dim * itemsize, kernel, matrix)
+    copies = (diagonal * tile + others * 2 * tile) * lines * 8 / 32
+    single = warp_tiles == 1  # four warps share the steps of a line, and leave out what is above the diagonal
+    kernel = f"gram_tensor<{_element(itemsize)}, 2, {4 if single else 1}>"
+    matrix = (14 if single else 24) if itemsize == 4 else 6 if single else 8
+    steps = warp_tiles * lines * 4
+    flushes = warp_tiles * lines * (1 if itemsize == 4 else 1 / 4)
+    written = 0.0
+    if samples >= WHOLE:
+        written = 2 * samples**2
+    instructions = steps * _step(kernel, matrix) + flushes * FLUSH + copies * COPY + written / 32 * CONVERT
+    return Pass(2 * samples * dim * itemsize + 4 * written, steps * matrix, instructions)
 
 
-def combine(samples: int, dim: int, itemsize: int) -> Product:
+def combine(samples: int, dim: int, itemsize: int) -> Pass:
     """Return the gradient of the student."""
     rows, chunks, columns = math.ceil(samples / 32), math.ceil(samples / 32), dim / 32
     depth, blocks = (8 if itemsize == 4 else 16), math.ceil(samples / 128)
+    steps, matrix = rows * columns * chunks * 32 / depth, 24 if itemsize == 4 else 16
     copies = blocks * samples * dim * itemsize / 16 / 32
-    element = "float" if itemsize == 4 else "bfloat16"
-    return Product(
-        rows * columns * chunks * 32 / depth,
-        copies,
-        2 * samples * dim * itemsize,
-        f"combine_tensor<{element}>",
-        24 if itemsize == 4 else 16,
-    )
+    conversions = 0.0
+    if samples > RESIDENT:  # the matrix is copied for each 128 features, or becomes two bfloat16 terms
+        elements = math.ceil(dim / 128) * samples**2
+        copies += elements * 4 / 16 / 32 if itemsize == 4 else 0
+        conversions = elements / 32 if itemsize == 2 else 0
+    instructions = steps * _step(f"combine_tensor<{_element(itemsize)}>", matrix) + copies * COPY
+    instructions += rows * columns * chunks * FLUSH + conversions * CONVERT
+    read = 4 * samples**2 if samples >= WHOLE else 0
+    return Pass(2 * samples * dim * itemsize + read, steps * matrix, instructions)
+
+
+def rows(samples: int) -> Pass:
+    """Return both kernels on the rows of whole matrices: they read K of both stages, the second one writes A."""
+    return Pass(5 * 4 * samples**2)
+
+
+def feature_space(samples: int, dim: int, itemsize: int, multiprocessors: int = MULTIPROCESSORS) -> dict[str, Pass]:
+    """Return the passes of `mse` in feature space, whose float64 kernels find nothing to do."""
+    along, chunks = math.ceil(dim / 64), math.ceil(samples / 32)
+    symmetric = along * (along + 1) // 2
+    tiles, diagonal = 2 * symmetric + along**2, 2 * along
+    splits = min(math.ceil(2 * multiprocessors / tiles), math.ceil(samples / 256))
+    splits = math.ceil(chunks / math.ceil(chunks / splits))
+    element, matrix = _element(itemsize), 24 if itemsize == 4 else 16
+    copy = 32 * 64 * itemsize / 16 / 32  # of a chunk of 32 samples x 64 features, by warps
+    conversions = 4 * 16 * CONVERT  # of such a chunk, by the four warps of a block: 16 elements a thread
+    steps = tiles * chunks * 4 * 4
+    covariances = steps * _step(f"covariance_tensor<{element}>", matrix) + tiles * chunks * (4 * FLUSH + conversions)
+    covariances += (2 * tiles - diagonal) * chunks * copy * COPY
+    features, partials = 2 * samples * dim * itemsize, splits * 3 * dim**2 * 4
+    blocks = math.ceil(samples / 64)
+    of_blocks = blocks * along * 2 * math.ceil(dim / 32)  # chunks of 64 samples x 32 features, and of the matrix
+    backward = of_blocks * (16 * _step(f"feature_backward_tensor<{element}>", 24) + 4 * FLUSH)
+    backward += of_blocks * (copy * COPY + 3 * conversions)  # samples; the matrix is loaded, converted and stored
+    return {
+        "norms": Pass(features),
+        "matrices": Pass(features, steps * matrix, covariances, _idle(splits * tiles, multiprocessors)),
+        "sums": Pass(2 * partials),
+        "gradient": Pass(1.5 * features, of_blocks * 16 * 24, backward, _idle(blocks, multiprocessors)),
+    }
+
+
+def launches(samples: int) -> int:
+    """Return the launches of sample space, forward + backward."""
+    return 4 + (samples >= WHOLE)
+
+
+FEATURE_LAUNCHES = 8
 
 
 def table() -> str:
-    """Return the table in Markdown."""
+    """Return the tables in Markdown."""
     lines = ["| N x D | dtype | Gram | gradient | forward + backward |", "|---|---|---|---|---|"]
-    for samples, dim in SHAPES:
+    for shape in SHAPES:
         for name, itemsize in (("float32", 4), ("bfloat16", 2)):
-            cells, total = [], LAUNCHES * LAUNCH
-            for product in (gram(samples, dim, itemsize), combine(samples, dim, itemsize)):
-                bound, seconds = max(product.seconds().items(), key=lambda item: item[1])
-                cells.append(f"{seconds * 1e6:.1f} µs ({bound})")
-                total += seconds
-            lines.append(f"| {samples} x {dim:,} | {name} | {' | '.join(cells)} | {total * 1e6:.0f} µs |")
+            passes = [gram(*shape, itemsize), combine(*shape, itemsize)]
+            lines.append(_line(shape, name, passes, launches(shape[0])))
+    lines += ["", "| N x D | dtype | Gram | rows | gradient | forward + backward |", "|---|---|---|---|---|---|"]
+    for name, itemsize in (("float32", 4), ("bfloat16", 2)):
+        passes = [gram(*LARGE, itemsize), rows(LARGE[0]), combine(*LARGE, itemsize)]
+        lines.append(_line(LARGE, f"{name}, `kl`", passes, launches(LARGE[0])))
+    lines += ["", "| N x D | dtype | norms | D x D matrices | their sums | gradient | forward + backward |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, itemsize in (("float32", 4), ("bfloat16", 2)):
+        passes = [*feature_space(*TALL, itemsize).values()]
+        lines.append(_line(TALL, f"{name}, `mse`", passes, FEATURE_LAUNCHES))
     return "\n".join(lines)
+
+
+def _line(shape: tuple[int, int], name: str, passes: list[Pass], kernels: int) -> str:
+    bounds = [of.bound() for of in passes]
+    cells = [f"{seconds * 1e6:.1f} µs ({bound})" for bound, seconds in bounds]
+    total = kernels * LAUNCH + sum(seconds for _, seconds in bounds)
+    return f"| {shape[0]:,} x {shape[1]:,} | {name} | {' | '.join(cells)} | {total * 1e6:.0f} µs |"
+
+
+def _element(itemsize: int) -> str:
+    return "float" if itemsize == 4 else "bfloat16"
+
+
+def _idle(blocks: int, multiprocessors: int) -> float:
+    return 1 - blocks / (math.ceil(blocks / multiprocessors) * multiprocessors)
+
+
+def _step(kernel: str, matrix: int) -> float:
+    """Return the instructions of a step, which has some matrix instructions."""
+    of = _loops()[kernel]
+    return of["instructions"] / of["matrix"] * matrix
 
 
 def _loops() -> dict[str, dict[str, int]]:

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CUDA, TRITON = ROOT / "tests" / "cuda", ROOT / "tests" / "triton"
 MARKS = "<!-- python -m tools.kernel_table --write docs/kernels.md -->\n", "<!-- end -->\n"
 NVIDIA = [str(capability) for capability in MULTIPROCESSORS]
+FAST_DOUBLE = ("80", "90", "100")  # whose kernels have matrix instructions in float64
 AMD = ["gfx90a", "gfx942", "gfx950", "gfx1100"]
 # The scripts that renew the files, and the value of TRITON_INTERPRET that each of them needs.
 SCRIPTS = {
@@ -87,7 +88,8 @@ def cuda_rows(case: Case, pass_: str) -> list[Row]:
     rows: dict[str, Row] = {}
     for launch in _launches(CUDA, case, pass_):
         needs = _cuda_needs(launch, resources[launch["kernel"]])
-        instructions = dict.fromkeys(needs, launch["instruction"])
+        everywhere = not launch["instruction"].startswith("DMMA")
+        instructions = {name: launch["instruction"] if everywhere or name in FAST_DOUBLE else "" for name in needs}
         row = rows.setdefault(launch["kernel"], Row(launch["kernel"], float(launch["bytes"]), {}, {}))
         row.needs.update(needs)
         row.instructions.update(instructions)
