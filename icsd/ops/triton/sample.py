@@ -10,7 +10,7 @@ from torch import Tensor
 from icsd.losses.gram import centered, compute_dtype
 from icsd.ops.contract import Spec
 from icsd.ops.triton.kernels.combine import combine
-from icsd.ops.triton.kernels.gram import gram
+from icsd.ops.triton.kernels.gram import grams
 from icsd.ops.triton.kernels.rows import Gram, rows_backward, rows_forward
 
 
@@ -20,11 +20,12 @@ def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tenso
     groups, samples, _ = teacher.shape
     dtype = compute_dtype(*stages)
 
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+    def empty(*shape: int) -> Tensor:
         return teacher.new_empty((groups, *shape), dtype=dtype)
 
     values = empty(len(students), samples)
-    student_gram = Gram(empty(samples, samples), empty(samples, dtype=torch.float64))
+    matrices = teacher.new_empty((len(students), groups, samples, samples), dtype=dtype)
+    inverse_norms = teacher.new_empty((len(stages), groups, samples), dtype=torch.float64)
     target = empty(samples, samples)
     statistics = empty(5, samples) if saved is not None and spec.loss == "kl" else None
     in_one_pass = saved is not None and statistics is None
@@ -32,10 +33,10 @@ def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tenso
         saved = saved.view(len(stages), groups, samples, samples + 1)
         if not spec.teacher_gradient:
             target = saved[-1, :, :, :samples]
-    teacher_gram = Gram(target, empty(samples, dtype=torch.float64))
-    gram(teacher, *teacher_gram, spec.eps)
-    for k, (student, weight) in enumerate(zip(students, spec.weights, strict=True)):
-        gram(student, *student_gram, spec.eps)
+    grams([*students, teacher], matrices, target, inverse_norms, spec.eps)
+    teacher_gram = Gram(target, inverse_norms[-1])
+    for k, weight in enumerate(spec.weights):
+        student_gram = Gram(matrices[k], inverse_norms[k])
         of_student = values[:, k]
         if not in_one_pass:
             rows_forward(student_gram, teacher_gram, of_student, statistics, weight, spec)

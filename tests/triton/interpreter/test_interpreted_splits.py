@@ -36,6 +36,26 @@ def test_summaries_of_splits_are_merged(loss, monkeypatch):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64, torch.float16)], ids=str)
+def test_one_launch_adds_up_the_parts_of_all_gram_matrices(dtypes, monkeypatch):
+    monkeypatch.setattr(runtime, "processors", lambda device: 4)
+    trace = record(monkeypatch)
+    # Two groups of one tile each: three splits, of which the second stage fills one and the others two and three.
+    stages = [torch.randn(2, 5, dim).to(dtype) for dim, dtype in zip((300, 100, 900), dtypes, strict=True)]
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [stage.clone().requires_grad_() for stage in stages]
+        value = icsd.interstage_distillation_loss(
+            leaves, "kl", weights=[0.3, 1.7], reduction="none", detach_teacher=False, backend=backend
+        )
+        results.append((value.detach(), *torch.autograd.grad(value, leaves, torch.tensor([1.0, -2.0]).to(value))))
+    assert trace.kernels[:4] == ["gram_kernel"] * 3 + ["sum_grams_kernel"]
+    assert trace.kernels.count("sum_grams_kernel") == 1
+    trace.check()
+    torch.testing.assert_close(results[0][:3], results[1][:3], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(results[0][3], results[1][3], rtol=2e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(("samples", "processors", "splits"), [(512, 132, 1), (4096, 132, 4), (20000, 132, 1)])
 def test_programs_fill_the_device(samples, processors, splits, monkeypatch):
     monkeypatch.setattr(runtime, "processors", lambda device: processors)

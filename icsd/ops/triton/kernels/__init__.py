@@ -3,7 +3,7 @@
 from icsd.ops.triton.kernels.banks import bank_gradients_kernel, bank_summaries_kernel
 from icsd.ops.triton.kernels.combine import combine_kernel
 from icsd.ops.triton.kernels.covariance import covariance_kernel, sum_covariances_kernel
-from icsd.ops.triton.kernels.gram import gram_kernel, sum_gram_kernel
+from icsd.ops.triton.kernels.gram import gram_kernel, sum_grams_kernel
 from icsd.ops.triton.kernels.norms import inverse_norms_kernel, normalize_backward_kernel
 from icsd.ops.triton.kernels.rows import rows_backward_kernel, rows_forward_kernel
 from icsd.ops.triton.kernels.streamed import (
@@ -28,5 +28,5 @@ __all__ = [
     "streamed_backward_kernel",
     "streamed_forward_kernel",
     "sum_covariances_kernel",
-    "sum_gram_kernel",
+    "sum_grams_kernel",
 ]
