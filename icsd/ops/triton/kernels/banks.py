@@ -209,7 +209,8 @@ def _splits(own: Operands, other: Operands, rows: int, columns: int) -> tuple[in
 
 def bank_summaries(queries: Operands, banks: Operands, spec: Spec, dtype: torch.dtype) -> Tensor:
     """Return the summaries of every row of S and T, `(splits, groups, 5, samples)`."""
-    rows = runtime.tile_size(queries.samples, 32 if dtype == torch.float64 else 64)
+    precision = runtime.precision(queries.student.inverse_norms)
+    rows = runtime.tile_size(queries.samples, 32 if precision == "ieee" else 64)  # of a chip without tensor cores, too
     splits, split_samples = _splits(queries, banks, rows, COLUMNS)
     summaries = queries.student.x.new_empty((splits, queries.groups, 5, queries.samples), dtype=dtype)
     runtime.launch(
@@ -226,7 +227,7 @@ def bank_summaries(queries: Operands, banks: Operands, spec: Spec, dtype: torch.
         LOSS=spec.loss,
         ROWS=rows,
         COLUMNS=COLUMNS,
-        PRECISION=runtime.precision(summaries),
+        PRECISION=precision,
         TUNED_FOR=tuning_class(*(features.x for features in queries)),
     )
     return summaries
@@ -289,7 +290,8 @@ def bank_gradients(
     """
     queries, bank_samples = (other.samples, own.samples) if of_bank else (own.samples, other.samples)
     dim = own[of_teacher].dim
-    rows, columns = _gradient_tile(dim, dtype)
+    precision = runtime.precision(own.student.inverse_norms)
+    rows, columns = _gradient_tile(dim, dtype, precision)
     rows = runtime.tile_size(own.samples, rows)
     splits, split_samples = _splits(own, other, rows, columns)
     if splits == 1 and out is not None and out.dtype == dtype:
@@ -318,19 +320,18 @@ def bank_gradients(
         ROWS=rows,
         COLUMNS=columns,
         DIM=max(64, runtime.tile_size(dim, LARGEST_DIM[dtype])),
-        PRECISION=runtime.precision(partials),
+        PRECISION=precision,
         TUNED_FOR=tuning_class(*(features.x for features in own)),
     )
     return partials[0] if splits == 1 else partials.sum(0), summaries
 
 
-def _gradient_tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
+def _gradient_tile(dim: int, dtype: torch.dtype, precision: str) -> tuple[int, int]:
     """Return the rows and columns of a tile of S and T for which registers suffice.
 
     A program keeps the gradient of its rows and, in a product, the features of its columns.
     """
     if dtype == torch.float64:
         return 16, 16
-    if 64 < dim <= 128:
-        return 64, COLUMNS
-    return (64, 16) if dim <= 256 else (32, 16)
+    rows, columns = (64, COLUMNS) if 64 < dim <= 128 else (64, 16) if dim <= 256 else (32, 16)
+    return (rows // 2 if precision == "ieee" else rows), columns
