@@ -205,26 +205,59 @@ void combine(const void* packed, const double* scale, const void* data, int64_t 
 // Pairs of samples lie interleaved in the panel and in the matrix: each instruction adds two of a sum's products.
 int64_t narrow_bytes(int64_t samples) { return samples * ((samples + 1) / 2) * sizeof(std::uint32_t); }
 
+// Rounds a vector of a row to bfloat16. Returns false if that changes an element off the diagonal, which is the column
+// `diagonal`. Its rest goes to `rest`.
+bool round_row(const float* row, int64_t count, int64_t diagonal, bfloat16* narrow, float* rest) {
+  const FloatVector values = count == kLanes<float> ? load(row) : load_partial<float>(row, count);
+  store(narrow, values);
+  if (any_lane(load(narrow) != values)) {
+    for (int64_t k = 0; k < count; ++k) {
+      narrow[k] = to_bfloat16(row[k]);  // of numbers below 2^-126 too
+      if (k != diagonal && to_float(narrow[k]) != row[k]) return false;
+    }
+  }
+  if (diagonal >= 0 && diagonal < count) *rest = row[diagonal] - to_float(narrow[diagonal]);
+  return true;
+}
+
+// Packs the rows [begin, begin + R) of a matrix.
+template <int R>
+bool pack_rows(const float* matrix, int64_t row_stride, int64_t samples, int64_t begin, std::uint32_t* packed,
+               float* rest) {
+  constexpr int64_t kStep = kLanes<float>;
+  std::uint32_t lines[R][kStep / 2];
+  for (int64_t j = 0; j < samples; j += kStep) {
+    const int64_t count = std::min(kStep, samples - j);
+    for (int r = 0; r < R; ++r) {
+      bfloat16 narrow[kStep];
+      const float* row = matrix + (begin + r) * row_stride + j;
+      if (!round_row(row, count, begin + r - j, narrow, rest + begin + r)) return false;
+      std::memcpy(lines[r], narrow, sizeof narrow);
+    }
+    for (int64_t pair = 0; pair < (count + 1) / 2; ++pair) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) *packed++ = lines[r][pair];
+    }
+  }
+  return true;
+}
+
+using PackRows = bool (*)(const float*, int64_t, int64_t, int64_t, std::uint32_t*, float*);
+
+template <int R = kOutputs>
+PackRows pack_rows_of(int64_t rows) {
+  if (rows < R) {
+    if constexpr (R > 1) return pack_rows_of<R - 1>(rows);
+  }
+  return pack_rows<R>;
+}
+
 bool pack_narrow(const float* matrix, int64_t row_stride, int64_t samples, void* data, float* rest) {
   auto* packed = static_cast<std::uint32_t*>(data);
   for (int64_t block = 0; block < blocks_of(samples); ++block) {
-    const int64_t begin = block_start(block, samples), end = block_start(block + 1, samples);
-    for (int64_t j = 0; j < samples; j += 2) {
-      for (int64_t i = begin; i < end; ++i) {
-        std::uint32_t pair = 0;
-        for (int64_t k = j; k < std::min(j + 2, samples); ++k) {
-          const float value = matrix[i * row_stride + k];
-          const bfloat16 narrow = to_bfloat16(value);
-          if (i == k) {
-            rest[i] = value - to_float(narrow);
-          } else if (to_float(narrow) != value) {
-            return false;
-          }
-          pair |= static_cast<std::uint32_t>(narrow.bits) << (16 * (k - j));
-        }
-        *packed++ = pair;
-      }
-    }
+    const int64_t begin = block_start(block, samples), rows = block_start(block + 1, samples) - begin;
+    if (!pack_rows_of(rows)(matrix, row_stride, samples, begin, packed, rest)) return false;
+    packed += rows * ((samples + 1) / 2);
   }
   return true;
 }

@@ -38,10 +38,15 @@ struct RowKernels {
 template <class C>
 using ProjectKernel = C (*)(SimilarityRow<C> s, const C* g, std::int64_t begin, std::int64_t end, C* a);
 
+// Rounds numbers to bfloat16 or, with `r`, rounds g_j so that g_j r_j are such numbers.
+template <class C>
+using RoundKernel = void (*)(const C* r, std::int64_t count, C* g);
+
 template <class C>
 struct AllRowKernels {
   RowKernels<C> of[kLosses];
   ProjectKernel<C> project;
+  RoundKernel<C> round;  // null for doubles
 };
 
 }  // namespace icsd::cpu

@@ -1,6 +1,7 @@
 // The kernels of row_kernels.h. Compiled once for each instruction set, with ICSD_ISA its namespace.
 #include "cpu/kernels/row_kernels.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/kernels/kernels.h"
@@ -96,17 +97,38 @@ C project(SimilarityRow<C> s, const C* g, int64_t begin, int64_t end, C* a) {
   return sum(lanes);
 }
 
+void round(const float* r, int64_t count, float* g) {
+  constexpr int64_t kStep = kLanes<float>;
+  for (int64_t j = 0; j < count; j += kStep) {
+    const int64_t some = std::min(kStep, count - j);
+    const bool whole = some == kStep;
+    const FloatVector value = whole ? load(g + j) : load_partial<float>(g + j, some);
+    FloatVector factor = FloatVector{} + 1;
+    if (r) factor = whole ? load(r + j) : load_partial<float>(r + j, some);
+    bfloat16 narrow[kStep];
+    store(narrow, value * factor);
+    const FloatVector rounded = factor == 0 ? value : load(narrow) / factor;
+    if (whole) {
+      store(g + j, rounded);
+    } else {
+      store_partial(g + j, rounded, some);
+    }
+  }
+}
+
 template <class C, template <class> class D>
 constexpr RowKernels<C> kernels_of = {forward<C, D>, backward<C, D, false>, backward<C, D, true>};
 
 #define ICSD_LOSS(name, Loss) kernels_of<C, Loss>,
 template <class C>
-constexpr AllRowKernels<C> all = {{ICSD_LOSSES(ICSD_LOSS)}, project<C>};
+constexpr AllRowKernels<C> all_of(RoundKernel<C> round) {
+  return {{ICSD_LOSSES(ICSD_LOSS)}, project<C>, round};
+}
 #undef ICSD_LOSS
 
 }  // namespace
 
-extern const AllRowKernels<float> rows_float = all<float>;
-extern const AllRowKernels<double> rows_double = all<double>;
+extern const AllRowKernels<float> rows_float = all_of<float>(round);
+extern const AllRowKernels<double> rows_double = all_of<double>(nullptr);
 
 }  // namespace icsd::cpu::ICSD_ISA

@@ -111,9 +111,7 @@ class LossRows {
       C* a = grams_[stage].row(group, i);
       const C shift = means[i] - std::accumulate(means, means + n, C(0)) / n;
       for (int64_t j = 0; j < n; ++j) a[j] = (a[j] - means[j]) - shift;
-      if (is_narrow(stage)) {
-        for (int64_t j = 0; j < n; ++j) a[j] = to_float(to_bfloat16(a[j]));
-      }
+      if (is_narrow(stage)) kernels().template rows<C>().round(nullptr, n, a);
       a[i] = 0;
       a[i] = -std::accumulate(a, a + n, C(0));
     }
@@ -157,17 +155,11 @@ class LossRows {
     const C own = a[i];
     const bool projected = loss_.similarities && !is_clamped(own, spec_.eps);
     const bool narrow = projected && is_narrow(stage) && !spec_.center;
-    if (narrow) {
-      for (int64_t j = 0; j < n; ++j) {
-        const float r = s.inverse_norms[j];
-        if (r != 0) g[j] = to_float(to_bfloat16(g[j] * r)) / r;
-      }
-    }
+    const auto& rows = kernels().template rows<C>();
+    if (narrow) rows.round(s.inverse_norms, n, g.data());
     const C on_diagonal = g[i] * (own * (s.own * s.own));
-    const C projection = kernels().template rows<C>().project(s, g.data(), 0, n, a);
-    if (narrow) {
-      for (int64_t j = 0; j < n; ++j) a[j] = to_float(to_bfloat16(a[j]));
-    }
+    const C projection = rows.project(s, g.data(), 0, n, a);
+    if (narrow) rows.round(nullptr, n, a);
     if (projected) a[i] = -(projection - on_diagonal) * s.own;
     a[n] = s.own;
     if (spec_.center) {
