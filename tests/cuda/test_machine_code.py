@@ -113,6 +113,8 @@ def test_inner_loops(architecture):
 @pytest.mark.parametrize("architecture", [a for a in ("90", "100", "120") if a in BUILT])
 def test_kernels_that_are_launched_early_wait_before_they_access_memory(architecture):
     early = ("rows_forward", "rows_backward", "norms_forward", "sum_gram", "combine_tensor", "combine_fma")
+    early += ("covariance_tensor", "covariance_fma", "sum_covariances", "feature_loss")
+    early += ("feature_backward_tensor", "feature_backward_fma")
     for kernel, text in instructions(architecture).items():
         waits = [match.start() for match in re.finditer(r"\bACQBULK\b", text)]
         if kernel.split("<")[0] in early:

@@ -35,7 +35,7 @@ void launch_inverse_norms(const CovarianceArguments<T>& arguments, std::int64_t 
 template <class C>
 void launch_sum(const CovarianceSums<C>& sums, std::int64_t groups, cudaStream_t stream) {
   const std::int64_t grid = groups * sums.matrices.count * kSquareSplits;
-  launch(sum_covariances<C>, blocks(grid), kRowThreads, 0, stream, sums);
+  launch_early(sum_covariances<C>, blocks(grid), kRowThreads, 0, stream, sums);
 }
 
 // Computes the covariances from products of type C, and `squares` from them. If the arguments have squares, only groups
@@ -48,7 +48,7 @@ void launch_products(const CovarianceArguments<T>& arguments, double* squares, d
     using Tile = decltype(tile);
     constexpr std::size_t shared = CovarianceTiles<T, Tile>::kBytes;
     allow_shared(kernel, shared);
-    launch(kernel, blocks(grid), Tile::kThreads, shared, stream, arguments);
+    launch_early(kernel, blocks(grid), Tile::kThreads, shared, stream, arguments);
   };
   bool tensor_cores = false;
   if constexpr (std::is_same_v<C, float>) {
@@ -117,7 +117,7 @@ void launch_feature_loss(const std::vector<double>& weights, Shape shape, const 
   arguments.squares = arrays.squares;
   arguments.close = arrays.close_squares;
   arguments.loss = loss;
-  launch(feature_loss<C>, blocks(shape.groups), 32, 0, stream, arguments);
+  launch_early(feature_loss<C>, blocks(shape.groups), 32, 0, stream, arguments);
 }
 
 template void launch_feature_loss<float>(const std::vector<double>&, Shape, const CovarianceArrays&, float*,

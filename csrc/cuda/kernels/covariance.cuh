@@ -198,6 +198,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
 template <class T, class C>
 __global__ void __launch_bounds__(FmaTile<C, false>::kThreads, 1) covariance_fma(CovarianceArguments<T> a) {
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
+  wait_for_previous();
   compute_covariance_tile<T, AnyTile<C, false>, FmaTile<C, false>>(a, shared);
 }
 
@@ -208,6 +209,7 @@ template <class T>
 __global__ void __launch_bounds__(CovarianceTensorShape::kThreads, 1) covariance_tensor(CovarianceArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
+  wait_for_previous();
   compute_covariance_tile<T, TensorTile<kTileColumns, false, std::is_same_v<T, float>>, CovarianceTensorShape>(a,
                                                                                                                shared);
 #endif
@@ -227,6 +229,7 @@ struct CovarianceSums {
 template <class C>
 __global__ void __launch_bounds__(kRowThreads) sum_covariances(CovarianceSums<C> a) {
   __shared__ double sums[kRowThreads];
+  wait_for_previous();
   const int square_split = static_cast<int>(blockIdx.x % kSquareSplits);
   const int m = static_cast<int>(blockIdx.x / kSquareSplits % a.matrices.count);
   const std::int64_t group = blockIdx.x / kSquareSplits / a.matrices.count;
@@ -280,6 +283,7 @@ struct FeatureLossArguments {
 // A warp computes the loss of a group.
 template <class C>
 __global__ void __launch_bounds__(32) feature_loss(FeatureLossArguments<C> a) {
+  wait_for_previous();
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * (2 * a.students + 1) * kSquareSplits;
   const double* const squares = (a.close && cancels(a.squares + begin, a.students) ? a.close : a.squares) + begin;
   double sum = 0;

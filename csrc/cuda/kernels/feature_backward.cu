@@ -92,7 +92,7 @@ void launch_feature_backward(const C* grad, const FeatureSaved<const double>& sa
         arguments.workspace_bytes = static_cast<std::int64_t>(plan.workspace);
         constexpr std::size_t shared = FeatureBackwardTiles<T, Tile>::kBytes;
         allow_shared(kernel, shared);
-        launch(kernel, blocks(plan.blocks), Tile::kThreads, shared, stream, arguments);
+        launch_early(kernel, blocks(plan.blocks), Tile::kThreads, shared, stream, arguments);
       };
       if constexpr (!std::is_same_v<C, double>) {
         arguments.squares = saved.squares;

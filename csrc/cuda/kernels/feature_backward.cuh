@@ -285,6 +285,7 @@ __device__ void backward_of_samples(const FeatureBackwardArguments<T>& a, unsign
 template <class T, class C>
 __global__ void __launch_bounds__(FmaTile<C, true>::kThreads, 1) feature_backward_fma(FeatureBackwardArguments<T> a) {
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
+  wait_for_previous();
   backward_of_samples<T, AnyTile<C, true>, FmaTile<C, true>>(a, shared);
 }
 
@@ -296,6 +297,7 @@ __global__ void __launch_bounds__(FeatureBackwardTensorShape::kThreads, 1)
     feature_backward_tensor(FeatureBackwardArguments<T> a) {
 #if __CUDA_ARCH__ >= 800
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
+  wait_for_previous();
   backward_of_samples<T, TensorTile<64, true, true>, FeatureBackwardTensorShape>(a, shared);
 #endif
 }
