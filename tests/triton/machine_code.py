@@ -103,6 +103,8 @@ def compile_for(target: GPUTarget) -> dict[tuple[str, str, str], Resources]:
     found: dict[tuple[str, str, str], Resources] = {}
 
     def compile_(kernel, out, grid, *arguments, **constants) -> None:
+        if case is TO_BANKS and not isinstance(kernel, Autotuner):
+            return  # only the products need much
         compiled = kernel.warmup(*arguments, grid=(1,), **constants)
         compiled = compiled[0] if isinstance(compiled, list) else compiled
         found.setdefault((case.regime, case.dtype, compiled.metadata.name), _resources(compiled, target))

@@ -47,3 +47,26 @@ def test_compiled_graphs_compute_what_the_kernels_do(loss, autotune, monkeypatch
         value = call(*stages)
         results.append((value, *torch.autograd.grad(value, stages)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("loss", "dim"), [("mse", 100), ("kl", 250), ("smooth_l1", 500)])
+def test_banks(loss, dim, dtype):
+    import icsd
+
+    shapes = [(200, dim), (200, 64), (5000, dim), (5000, 64)]
+    given = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+
+    def run(leaves, backend):
+        student, teacher, *banks = [x.detach().requires_grad_() for x in leaves]
+        options = {"student_bank": banks[0], "teacher_bank": banks[1], "detach_teacher": False, "backend": backend}
+        value = icsd.similarity_distillation_loss(student, teacher, loss, **options)
+        return value.detach(), torch.autograd.grad(value, [student, teacher, *banks])
+
+    value, gradients = run(given, "triton")
+    again, same = run(given, "triton")
+    torch.testing.assert_close((again, same), (value, gradients), rtol=0, atol=0)
+    exact, truth = run([x.double() for x in given], "reference")
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=0)
+    for got, want in zip(gradients, truth, strict=True):
+        assert torch.dist(got.double(), want) < max(1e-5, torch.finfo(dtype).eps) * want.norm()

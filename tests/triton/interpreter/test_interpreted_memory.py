@@ -38,7 +38,7 @@ def canaries(*shape, dtype=torch.float32, seed=0):
     return x
 
 
-SHAPES = [(5, 7), (17, 300), (130, 20), (2, 3, 9, 40)]
+SHAPES = [(5, 7), (17, 300), (130, 20), (2, 2, 9, 40)]
 REGIMES = ["sample", "feature", "streamed"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 CASES = ["mse", KL(0.3), KL(include_diagonal=False), "smooth_l1"]
@@ -50,9 +50,11 @@ def test_programs_keep_to_their_memory(shape, regime, trace, monkeypatch):
     monkeypatch.setattr(streamed, "ROW_BLOCK_BYTES", 1)
     dtype = DTYPES[(SHAPES.index(shape) + REGIMES.index(regime)) % len(DTYPES)]
     loss = "mse" if regime == "feature" else CASES[SHAPES.index(shape) % len(CASES)]
+    *batch, dim = shape
+    dim = min(dim, 130) if regime == "feature" else dim  # three tiles of a covariance, the last one with two features
     results = []
     for backend in ("triton", "reference"):
-        stages = [canaries(*shape[:-1], shape[-1] + k, dtype=dtype, seed=k).requires_grad_() for k in range(3)]
+        stages = [canaries(*batch, dim + k, dtype=dtype, seed=k).requires_grad_() for k in range(3)]
         with force_regime(regime):
             value = icsd.interstage_distillation_loss(
                 stages,
