@@ -25,6 +25,7 @@ from torch import Tensor
 from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
 from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, similarity_to, unit_samples
 from icsd.ops import registry
+from icsd.ops.contract import is_same
 from icsd.ops.library import is_batched, is_ordinary, is_transformed
 from icsd.ops.row_sums import BankPasses, Buffers, RowSums, add_product, row_sums
 
@@ -170,7 +171,7 @@ class _Pass:
         ]
         self.scale = 1 / loss.terms(features[0].shape[-2], features[2].shape[-2])
         self.buffers = Buffers(self.units[0])
-        self.one_bank = _same(*features[2:])
+        self.one_bank = is_same(*features[2:])
         self.bank_inverses = [self._inverse_norms(features[2])]
         self.bank_inverses.append(self.bank_inverses[0] if self.one_bank else self._inverse_norms(features[3]))
 
@@ -257,11 +258,6 @@ class _Pass:
             for total, unit, inverse, x in zip(self.sums, self.units, self.inverses, self.features, strict=False)
         ]
         return [grad for grad in (*found, *self.bank_grads) if grad is not None]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are views of the same memory."""
-    return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
 
 
 def _projected(grad: Tensor, unit: Tensor, inverse: Tensor, eps: float) -> Tensor:

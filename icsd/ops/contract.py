@@ -78,6 +78,11 @@ def sample_dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
 
 
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same elements in memory."""
+    return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+
+
 def saved_shape(inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
     """Return the shape of what `Launcher.distill` saves, unless a backend has one of its own.
 

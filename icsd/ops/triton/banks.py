@@ -11,7 +11,7 @@ from torch import Tensor
 
 from icsd.losses import SimilarityLoss
 from icsd.losses.gram import compute_dtype
-from icsd.ops.contract import Spec
+from icsd.ops.contract import Spec, is_same
 from icsd.ops.triton.kernels.banks import (
     LARGEST_DIM,
     Operands,
@@ -76,12 +76,7 @@ def distill(
 def _operands(pair: Sequence[Tensor], dtype, eps: float) -> Operands:
     """Return the features of student and teacher with their inverse norms, made once if both are the same tensor."""
     student, teacher = [Features.of(x, x.new_empty(x.shape[:2], dtype=dtype)) for x in pair]
-    if _same(*pair):
+    if is_same(*pair):
         teacher = student
     compute_inverse_norms([student] if teacher is student else [student, teacher], eps)
     return Operands(student, teacher)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are views of the same memory."""
-    return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
