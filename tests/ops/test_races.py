@@ -29,9 +29,9 @@ def program(tmp_path_factory):
         pytest.skip(f"no compiler {compiler[0]}")
     sources = [source for source in (ROOT / "csrc" / "cpu").rglob("*.cpp") if source.stem != "amx"]  # not portable
     sources.append(Path(__file__).with_name("races.cpp"))
-    for source in sources:
-        subprocess.run([*compiler, *FLAGS, "-fopenmp", "-c", str(source)], cwd=folder, check=True)
-    objects = [f"{source.stem}.o" for source in sources]
+    objects = [f"{number}.o" for number in range(len(sources))]  # files of two folders may have the same name
+    for source, name in zip(sources, objects, strict=True):
+        subprocess.run([*compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", name], cwd=folder, check=True)
     subprocess.run([*compiler, "-fsanitize=thread", *objects, "-o", "races", "-pthread"], cwd=folder, check=True)
     return folder / "races"
 
