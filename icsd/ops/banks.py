@@ -25,9 +25,9 @@ from torch import Tensor
 from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
 from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, similarity_to, unit_samples
 from icsd.ops import registry
-from icsd.ops.contract import is_same
+from icsd.ops.contract import BankKernels, BankPasses, is_same
 from icsd.ops.library import is_batched, is_ordinary, is_transformed
-from icsd.ops.row_sums import BankPasses, Buffers, RowSums, add_product, row_sums
+from icsd.ops.row_sums import Buffers, RowSums, add_product, row_sums
 
 # The elements of a piece of the similarities: on a CPU it stays in the cache, on a GPU it fills the device.
 PIECE = {"cpu": 2**17}
@@ -40,7 +40,7 @@ class _Call(NamedTuple):
     loss: SimilarityLoss
     eps: float
     passes: BankPasses | None
-    kernels: registry.BankKernels | None
+    kernels: BankKernels | None
 
 
 def backend_for(requested: str | None, features: Sequence[Tensor]) -> registry.Backend:
@@ -79,7 +79,7 @@ def _is_ordinary(features: Sequence[Tensor]) -> bool:
     return features[0].numel() > 0 and is_ordinary(*features) and not is_transformed(features)
 
 
-def _kernels_for(backend: registry.Backend, features: Sequence[Tensor]) -> registry.BankKernels | None:
+def _kernels_for(backend: registry.Backend, features: Sequence[Tensor]) -> BankKernels | None:
     """Return the kernels of the backend if they take these features."""
     if not backend.has_bank_kernels:
         return None

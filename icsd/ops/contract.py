@@ -1,4 +1,7 @@
-"""The contract between the operator and the kernels of a backend: four functions on tensors, without derivatives."""
+"""The contract between the operator and the kernels of a backend: functions on tensors, without derivatives.
+
+Every fused backend has the four of `Launcher`; those for similarities to banks are extras.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from icsd.losses import SimilarityLoss
 from icsd.losses.gram import compute_dtype
 from icsd.ops.regimes import Regime
 
@@ -69,6 +73,37 @@ class Launcher(Protocol):
         `grad` is the gradient of the loss `(*B)`. The teacher is among the inputs if `spec.reads_teacher`. Its gradient
         may be wanted if `spec.teacher_gradient`.
         """
+
+
+class BankKernels(Protocol):
+    """Kernels for `kl`, `mse` and `smooth_l1` of similarities to banks.
+
+    The features are those of student, teacher, the student's bank and the teacher's bank, as `Launcher` takes them.
+    """
+
+    def takes(self, features: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
+        """Return whether there are kernels for these sizes and for the gradients that are wanted."""
+
+    def distill(
+        self, features: Sequence[Tensor], wanted: Sequence[bool], loss: SimilarityLoss, eps: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss `(*B)` in compute dtype and its gradients with respect to the features that are wanted."""
+
+
+class BankPasses(Protocol):
+    """The native passes over a piece of exponents, `(*B, N, C)` of student and teacher, which they replace.
+
+    `rows` `(*B, N, 5)` has the largest exponents of student and teacher, the sums of both exponentials, and the sum of
+    the teacher's exponentials times the differences of both exponents.
+    """
+
+    def add_exponentials(self, student: Tensor, teacher: Tensor, rows: Tensor, rising: bool) -> None:
+        """Replace exponents by exponentials and add them to `rows`, relative to the largest ones if `rising`."""
+
+    def exponent_gradients(
+        self, student: Tensor, teacher: Tensor, rows: Tensor, student_factor: float, teacher_factor: float
+    ) -> None:
+        """Replace exponents by the derivatives of the loss of each row, times factors."""
 
 
 def sample_dense(x: Tensor) -> Tensor:

@@ -13,27 +13,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from torch import Tensor
 
-from icsd.losses import Loss, SimilarityLoss
+from icsd.losses import Loss
 from icsd.losses.gram import similarity_to
-
-
-class BankKernels(Protocol):
-    """Kernels for `kl`, `mse` and `smooth_l1` of similarities to banks.
-
-    The features are those of student, teacher, the student's bank and the teacher's bank, as `Launcher` takes them.
-    """
-
-    def takes(self, features: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
-        """Return whether there are kernels for these sizes and for the gradients that are wanted."""
-
-    def distill(
-        self, features: Sequence[Tensor], wanted: Sequence[bool], loss: SimilarityLoss, eps: float
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss `(*B)` in compute dtype and its gradients with respect to the features that are wanted."""
+from icsd.ops.contract import BankKernels, BankPasses
 
 
 class Backend(ABC):
@@ -49,7 +34,7 @@ class Backend(ABC):
 
     name: str
     description: str
-    bank_passes: object | None = None
+    bank_passes: BankPasses | None = None
     has_bank_kernels: bool = False
     bank_kernels: BankKernels
 

@@ -7,29 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from icsd.ops.contract import BankPasses
+
 # exp(60), multiplied by 120 and summed over a billion samples, is below the largest float32, exp(88).
 _LARGE_EXPONENT = 60
-
-
-class BankPasses(Protocol):
-    """The native passes over a piece of exponents, `(*B, N, C)` of student and teacher, which they replace.
-
-    `rows` `(*B, N, 5)` has the largest exponents of student and teacher, the sums of both exponentials, and the sum of
-    the teacher's exponentials times the differences of both exponents.
-    """
-
-    def add_exponentials(self, student: Tensor, teacher: Tensor, rows: Tensor, rising: bool) -> None:
-        """Replace exponents by exponentials and add them to `rows`, relative to the largest ones if `rising`."""
-
-    def exponent_gradients(
-        self, student: Tensor, teacher: Tensor, rows: Tensor, student_factor: float, teacher_factor: float
-    ) -> None:
-        """Replace exponents by the derivatives of the loss of each row, times factors."""
 
 
 class Buffers:
