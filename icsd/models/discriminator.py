@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from icsd.errors import InputError
-from icsd.models.layers import PatchConv2d
+from icsd.models.layers import JointConv2d, PatchConv2d, WholeConv2d
 
 
 @dataclass
@@ -37,9 +37,9 @@ class _Block(nn.Module):
         self.conv = spectral_norm(conv) if normalization == "spectral" else conv
         self.norm = nn.BatchNorm2d(conv.out_channels) if normalization == "batch" else None
 
-    def forward(self, x: Tensor, parts: int) -> Tensor:
+    def forward(self, *inputs: Tensor, parts: int) -> Tensor:
         """Convolve the whole batch at once, and normalize each of its equal parts by its own statistics."""
-        x = self.conv(x)
+        x = self.conv(*inputs)
         if self.norm is not None:
             x = torch.cat([self.norm(part) for part in x.chunk(parts)]) if parts > 1 else self.norm(x)
         return F.leaky_relu(x, 0.2)
@@ -73,9 +73,9 @@ class Discriminator(nn.Module):
         convs += [PatchConv2d(wide, wide // 2, 3) for wide in reversed(widths) if wide > end]
         self.first = _Block(PatchConv2d(3, channels, 4, stride=2), _unless_batch(config.normalization))
         self.blocks = nn.ModuleList(_Block(conv, config.normalization) for conv in convs)
-        self.joint = _Block(PatchConv2d(end + sentence_dim, end, 3), config.normalization)
-        self.unconditional_head = nn.Conv2d(end, 1, 4)
-        self.conditional_head = nn.Conv2d(end, 1, 4)
+        self.joint = _Block(JointConv2d(end, sentence_dim, end, side=4), config.normalization)
+        self.unconditional_head = WholeConv2d(end, 1, 4)
+        self.conditional_head = WholeConv2d(end, 1, 4)
         if config.normalization == "spectral":
             spectral_norm(self.unconditional_head)
             spectral_norm(self.conditional_head)
@@ -95,9 +95,9 @@ class Discriminator(nn.Module):
         Returns:
             `(B, 8 * width, 4, 4)`.
         """
-        maps = self.first(images, parts)
+        maps = self.first(images, parts=parts)
         for block in self.blocks:
-            maps = block(maps, parts)
+            maps = block(maps, parts=parts)
         return maps
 
     def unconditional(self, features: Tensor) -> Tensor:
@@ -112,18 +112,17 @@ class Discriminator(nn.Module):
         return self.unconditional_head(features).flatten().float()
 
     def conditional(self, features: Tensor, sentence: Tensor, parts: int = 1) -> Tensor:
-        """Return the logits of images with their captions.
+        """Return the logits of images with captions. Pair p is that of image p modulo B and caption p.
 
         Args:
             features: `(B, 8 * width, 4, 4)`.
-            sentence: `(B, sentence_dim)`.
-            parts: Equal parts of the batch.
+            sentence: `(P, sentence_dim)`, P from B to 2 B: the first images may have a second caption.
+            parts: Equal parts of the pairs.
 
         Returns:
-            Logits, float32 `(B,)`.
+            Logits, float32 `(P,)`.
         """
-        tiled = sentence[:, :, None, None].expand(-1, -1, 4, 4).to(features.dtype)
-        return self.conditional_head(self.joint(torch.cat((features, tiled), dim=1), parts)).flatten().float()
+        return self.conditional_head(self.joint(features, sentence, parts=parts)).flatten().float()
 
 
 def _unless_batch(normalization: str) -> str:

@@ -2,11 +2,13 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALLEST_TRANSPOSED = 16
-"""Resolution from which `UpsampleConv2d` is a transposed convolution: below it, summing the kernel takes longer."""
+FEWEST_TRANSPOSED = 512
+"""Pixels of a batch from which `UpsampleConv2d` is a transposed convolution: below it, summing the kernel takes
+longer."""
 
 
 class GLU(nn.Module):
@@ -35,7 +37,7 @@ class UpsampleConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, channels, H, W)` to `(B, out_channels, 2H, 2W)`."""
-        if x.shape[-1] < SMALLEST_TRANSPOSED:
+        if x.shape[0] * x.shape[2] * x.shape[3] < FEWEST_TRANSPOSED:
             return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
         rows = F.pad(self.weight, (0, 0, 0, 1)) + F.pad(self.weight, (0, 0, 1, 0))
         kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
@@ -67,12 +69,77 @@ class PatchConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, channels, H, W)` to `(B, out_channels, H / stride, W / stride)`."""
+        return self.convolve(x, self.weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolve with a weight of its size and stride, which may have fewer input channels."""
         size, stride = self.kernel_size[0], self.stride[0]
         patches = x.shape[0] * (x.shape[2] // stride) * (x.shape[3] // stride)
         if x.device.type != "cpu" or patches > self.out_channels:
-            return super().forward(x)
+            return F.conv2d(x, weight, stride=stride, padding=1)
         pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         windows = pixels.unfold(1, size, stride).unfold(2, size, stride)  # (B, H', W', channels, size, size)
         rows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
-        columns = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        columns = weight.permute(2, 3, 1, 0).flatten(0, 2)
         return (rows @ columns).unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
+
+
+class JointConv2d(PatchConv2d):
+    """A 3x3 convolution of maps and of vectors that are the same at every pixel, as of images and captions.
+
+    It is the convolution of both, concatenated as channels. A vector needs one product with each of the nine taps of
+    the kernel; each pixel adds up those that do not lie in the padding. Several vectors can be paired with one map,
+    which is convolved once.
+
+    Attributes:
+        taps: True where a tap of a pixel lies in the map, `(side * side, 9)`.
+
+    Args:
+        channels: Channels of the maps.
+        vector_dim: Width of the vectors.
+        out_channels: Channels of the result.
+        side: Side of the maps.
+    """
+
+    def __init__(self, channels: int, vector_dim: int, out_channels: int, side: int) -> None:
+        super().__init__(channels + vector_dim, out_channels, 3)
+        self.widths = (channels, vector_dim)
+        inside = torch.ones(side, 3)
+        inside[0, 0] = inside[-1, -1] = 0
+        self.register_buffer("taps", torch.kron(inside, inside).bool(), persistent=False)
+
+    def forward(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        """Convolve pairs; pair p has map p modulo B.
+
+        Args:
+            maps: `(B, channels, side, side)`.
+            vectors: `(P, vector_dim)`, P from B to 2 B.
+
+        Returns:
+            `(P, out_channels, side, side)`.
+        """
+        of_maps, of_vectors = self.weight.split(self.widths, dim=1)
+        maps = self.convolve(maps, of_maps)
+        rows = of_vectors.permute(2, 3, 0, 1).flatten(0, 2)  # (9 * out_channels, vector_dim)
+        products = F.linear(vectors, rows).unflatten(1, (9, -1))
+        vectors = (self.taps.to(products.dtype) @ products).unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2)
+        further = len(vectors) - len(maps)
+        return vectors + (torch.cat((maps, maps[:further])) if further else maps)
+
+
+class WholeConv2d(nn.Conv2d):
+    """A convolution whose kernel covers the whole map, as one matrix product.
+
+    Args:
+        channels: Channels of the input.
+        out_channels: Channels of the result.
+        kernel_size: Side of the kernel and of the input.
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(channels, out_channels, kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, channels, kernel_size, kernel_size)` to `(B, out_channels)`."""
+        x, weight = (each.permute(0, 2, 3, 1).flatten(1) for each in (x, self.weight))
+        return F.linear(x, weight, self.bias)

@@ -188,8 +188,8 @@ def discriminator_loss(
         A scalar.
     """
     wrong = (sentence if sentences is None else sentences)[mismatched.captions]
-    pairs = torch.cat((real, fake, real)), torch.cat((sentence, sentence, wrong))
-    real_pair, fake_pair, wrong_pair = discriminator.conditional(*pairs, parts=3).chunk(3)
+    images, captions = torch.cat((real, fake)), torch.cat((sentence, sentence, wrong))
+    real_pair, fake_pair, wrong_pair = discriminator.conditional(images, captions, parts=3).chunk(3)
     chosen = slice(None) if mismatched.images is None else mismatched.images
     return loss.discriminator(
         Logits(discriminator.unconditional(real), real_pair),

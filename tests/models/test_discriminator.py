@@ -40,6 +40,16 @@ def test_parts_have_the_logits_that_they_have_alone(normalization):
     )
 
 
+def test_the_first_images_may_have_a_second_caption():
+    torch.manual_seed(0)
+    (discriminator,) = build_discriminators(DiscriminatorConfig(width=2), [16], 5)
+    features, captions = discriminator.features(torch.randn(4, 3, 16, 16)), torch.randn(6, 5)
+    repeated = torch.cat((features, features[:2]))
+    torch.testing.assert_close(
+        discriminator.conditional(features, captions, parts=3), discriminator.conditional(repeated, captions, parts=3)
+    )
+
+
 def test_spectral_normalization_holds_every_weight_to_norm_one():
     torch.manual_seed(0)
     (discriminator,) = build_discriminators(DiscriminatorConfig(width=4, normalization="spectral"), [32], 5)

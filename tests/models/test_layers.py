@@ -3,23 +3,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from icsd.models.layers import GLU, SMALLEST_TRANSPOSED, PatchConv2d, UpsampleConv2d
+from icsd.models.layers import FEWEST_TRANSPOSED, GLU, JointConv2d, PatchConv2d, UpsampleConv2d, WholeConv2d
 
 
-def check_same(layer, plain, x):
+def check_same(layer, plain, x, weight):
     """The layer is the plain function: its value, its gradients by input and weight, and the gradient's gradient."""
     results = []
     for function in (layer, plain):
         leaf = x.detach().clone().requires_grad_()
         y = function(leaf)
-        gradients = torch.autograd.grad(y.square().sum(), (leaf, layer.weight), create_graph=True)
-        results.append([y, *gradients, *torch.autograd.grad(gradients[0].square().sum(), (leaf, layer.weight))])
+        gradients = torch.autograd.grad(y.square().sum(), (leaf, weight), create_graph=True)
+        results.append([y, *gradients, *torch.autograd.grad(gradients[0].square().sum(), (leaf, weight))])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("side", [SMALLEST_TRANSPOSED // 2, SMALLEST_TRANSPOSED])
+@pytest.mark.parametrize("side", [8, 16])
 def test_upsampling_and_convolution_are_one(side):
+    assert 2 * 8 * 8 < FEWEST_TRANSPOSED <= 2 * 16 * 16
     torch.manual_seed(0)
     layer = UpsampleConv2d(3, 5).double()
     plain = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 5, 3, padding=1, bias=False)).double()
@@ -27,7 +28,7 @@ def test_upsampling_and_convolution_are_one(side):
     def upsampled(x):
         return F.conv2d(plain[0](x), layer.weight, padding=1)
 
-    check_same(layer, upsampled, torch.randn(2, 3, side, side, dtype=torch.float64))
+    check_same(layer, upsampled, torch.randn(2, 3, side, side, dtype=torch.float64), layer.weight)
     assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in plain.parameters())
 
 
@@ -42,7 +43,7 @@ def test_product_of_patches_is_a_convolution(size, stride, out_channels):
 
     for layout in (torch.channels_last, torch.contiguous_format):
         layer.to(memory_format=layout)
-        check_same(layer, convolved, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+        check_same(layer, convolved, torch.randn(2, 3, 8, 8, dtype=torch.float64), layer.weight)
 
 
 def test_the_weight_of_a_product_of_patches_has_the_shape_and_state_of_a_convolution():
@@ -52,6 +53,30 @@ def test_the_weight_of_a_product_of_patches_has_the_shape_and_state_of_a_convolu
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(layer(x), plain(x))
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("side", [4, 5])
+@pytest.mark.parametrize("out_channels", [6, 200])  # the maps by a convolution, by a matrix product
+@pytest.mark.parametrize("pairs", [3, 4, 6])
+def test_joint_convolution_is_that_of_concatenated_channels(side, out_channels, pairs):
+    torch.manual_seed(0)
+    layer = JointConv2d(3, 2, out_channels, side).double()
+    maps, vectors = torch.randn(3, 3, side, side).double(), torch.randn(pairs, 2).double()
+
+    def concatenated(maps, vectors):
+        tiled = vectors[..., None, None].expand(-1, -1, side, side)
+        return F.conv2d(torch.cat((torch.cat((maps, maps))[:pairs], tiled), 1), layer.weight, padding=1)
+
+    check_same(lambda x: layer(x, vectors), lambda x: concatenated(x, vectors), maps, layer.weight)
+    check_same(lambda x: layer(maps, x), lambda x: concatenated(maps, x), vectors, layer.weight)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolution_of_the_whole_map_is_a_product(layout):
+    torch.manual_seed(0)
+    layer = WholeConv2d(5, 2, 3).double().to(memory_format=layout)
+    x = torch.randn(4, 5, 3, 3, dtype=torch.float64).to(memory_format=layout)
+    check_same(layer, lambda x: F.conv2d(x, layer.weight, layer.bias).flatten(1), x, layer.weight)
 
 
 def test_weights_begin_as_those_of_a_convolution():

@@ -23,7 +23,7 @@ class Stub:
         return features[:, 0]
 
     def conditional(self, features, sentence, parts=1):
-        return features[:, 0] * sentence[:, 0]
+        return torch.cat((features, features))[: len(sentence), 0] * sentence[:, 0]
 
 
 REAL, FAKE = torch.tensor([[1.0], [2.0], [0.5]]), torch.tensor([[-1.0], [0.5], [3.0]])
