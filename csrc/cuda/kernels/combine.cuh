@@ -142,8 +142,9 @@ __global__ void __launch_bounds__(256) combine_fma(CombineArguments<T> a) {
 // that features of up to 128 samples are read once. A block computes several tiles of 128 features, from chunks of 32
 // samples: one is multiplied while the next is copied. The matrix stays in shared memory if it fits.
 //
-// The matrix is float32 for every type of features. bfloat16 features multiply it as two bfloat16 terms. The range of
-// float16 is too small for that; float16 features are converted to tf32, which represents them exactly.
+// The matrix is float32 for every type of features. bfloat16 features multiply it as two bfloat16 terms, which are made
+// in shared memory from a copy of it. The range of float16 is too small for that; float16 features are converted to
+// tf32, which represents them exactly.
 constexpr int kChunk = 32;       // samples
 constexpr int kWarpTile = 32;    // outputs and features of a warp
 constexpr int kMaxWarpRows = 4;  // warps along a block's outputs
@@ -160,14 +161,16 @@ struct Stored<__nv_bfloat16> {
   using type = __nv_bfloat16;
 };
 
-// The layout of a block's shared memory: chunks of the matrix, two chunks of features.
+// The layout of a block's shared memory: chunks of the matrix, two chunks of features. If a matrix of two terms is not
+// resident, one chunk of these and two of float32 elements.
 template <class T>
 struct CombineTiles {
   using S = typename Stored<T>::type;
   static constexpr int kTerms = sizeof(S) == 4 ? 1 : 2;  // whose sum is the matrix; tf32 is split in registers
   static constexpr int kMatrixPitch = kChunk + (sizeof(S) == 4 ? 4 : 8), kPitch = kTileFeatures + 8;
+  static constexpr int kWholePitch = kChunk + 4;  // of float32 elements
   int warp_rows, chunks;
-  bool resident;  // all chunks of the matrix are in shared memory, else two
+  bool resident;  // all chunks of the matrix are in shared memory, else those of two steps
 
   __host__ __device__ CombineTiles(int outputs, int samples, bool resident)
       : warp_rows((outputs + kWarpTile - 1) / kWarpTile), chunks((samples + kChunk - 1) / kChunk), resident(resident) {
@@ -177,7 +180,11 @@ struct CombineTiles {
   __host__ __device__ int warps() const { return warp_rows * kWarpColumns; }
   __host__ __device__ int outputs() const { return warp_rows * kWarpTile; }
   __host__ __device__ int matrix_term() const { return outputs() * kMatrixPitch; }
-  __host__ __device__ int matrix() const { return (resident ? chunks : 2) * kTerms * matrix_term(); }
+  __host__ __device__ int whole() const { return outputs() * kWholePitch; }
+  __host__ __device__ int matrix() const {
+    if (!resident && kTerms == 2) return kTerms * matrix_term() + 2 * whole() * static_cast<int>(4 / sizeof(S));
+    return (resident ? chunks : 2) * kTerms * matrix_term();
+  }
   std::size_t bytes() const { return (matrix() + 2 * kChunk * kPitch) * sizeof(S); }
 };
 
@@ -256,19 +263,46 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     const int output = item.first_output + e / kChunk, sample = first + e % kChunk;
     return output < a.outputs && sample < a.samples ? item.template element<float>(a, output, sample) : 0.f;
   };
+  // Copies a chunk of a float32 matrix asynchronously.
+  const auto copy_matrix = [&](float* to, int pitch, int first) {
+    const float* const from = static_cast<const float*>(item.stage.matrix) + item.row(a, item.first_output) + first;
+    copy_rectangle(item.stage.matrix_bytes, to, pitch, from, a.matrix_stride, a.outputs - item.first_output,
+                   tiles.outputs(), kChunk, a.samples - first);
+  };
+  const auto load_elements = [&](S* to, int first) {
+    for (int e = threadIdx.x; e < tiles.outputs() * kChunk; e += blockDim.x) convert(to, e, coefficient_of(first, e));
+  };
   // Loads a chunk of the matrix, asynchronously if nothing is converted.
   const auto load_matrix = [&](S* to, int first) {
     if constexpr (kTerms == 1) {
-      if (!a.is_double) {
-        const float* const from = static_cast<const float*>(item.stage.matrix) + item.row(a, item.first_output) + first;
-        return copy_rectangle(item.stage.matrix_bytes, to, kMatrixPitch, from, a.matrix_stride,
-                              a.outputs - item.first_output, tiles.outputs(), kChunk, a.samples - first);
-      }
+      if (!a.is_double) return copy_matrix(to, kMatrixPitch, first);
     }
-    for (int e = threadIdx.x; e < tiles.outputs() * kChunk; e += blockDim.x) convert(to, e, coefficient_of(first, e));
+    load_elements(to, first);
   };
   const auto chunk_of_matrix = [&](int chunk) {  // where it is in shared memory
-    return matrix + (tiles.resident ? chunk : chunk % 2) * kTerms * tiles.matrix_term();
+    if (!tiles.resident) chunk = kTerms == 1 ? chunk % 2 : 0;
+    return matrix + chunk * kTerms * tiles.matrix_term();
+  };
+  const auto whole_chunk = [&](int step) {  // where the float32 elements of two terms are
+    return reinterpret_cast<float*>(matrix + kTerms * tiles.matrix_term()) + step % 2 * tiles.whole();
+  };
+  // Makes two terms of a chunk of the matrix.
+  const auto make_terms = [&](int step) {
+    if (a.is_double) return load_elements(matrix, step % tiles.chunks * kChunk);
+    const float* const whole = whole_chunk(step);
+    for (int item = threadIdx.x; item < tiles.outputs() * kChunk / 4; item += blockDim.x) {
+      const int output = item / (kChunk / 4), sample = item % (kChunk / 4) * 4;
+      const auto x = *reinterpret_cast<const Vector<float>*>(whole + output * Tiles::kWholePitch + sample);
+      HalfVector<S> high, low;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        high.x[k] = Narrow<S>::from(x.x[k]);
+        low.x[k] = Narrow<S>::from(x.x[k] - widen(high.x[k]));
+      }
+      S* const to = matrix + output * kMatrixPitch + sample;
+      *reinterpret_cast<HalfVector<S>*>(to) = high;
+      *reinterpret_cast<HalfVector<S>*>(to + tiles.matrix_term()) = low;
+    }
   };
   const auto load = [&](int step) {
     const int chunk = step % tiles.chunks, first = chunk * kChunk;
@@ -276,7 +310,13 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     copy_rectangle(item.stage.copy_bytes, chunks + step % 2 * kChunk * kPitch, kPitch,
                    x + first * item.stage.x_sample_stride + feature, item.stage.x_sample_stride,
                    min(kChunk, a.samples - first), kChunk, kTileFeatures, left - feature);
-    if (!tiles.resident) load_matrix(chunk_of_matrix(step), first);
+    if (!tiles.resident) {
+      if constexpr (kTerms == 1) {
+        load_matrix(chunk_of_matrix(step), first);
+      } else if (!a.is_double) {
+        copy_matrix(whole_chunk(step), Tiles::kWholePitch, first);
+      }
+    }
     __pipeline_commit();
   };
   const auto store = [&](const auto& product, std::int64_t feature) {
@@ -318,6 +358,12 @@ __global__ void __launch_bounds__(32 * kMaxWarpRows * kWarpColumns) combine_tens
     __pipeline_wait_prior(0);
     __syncthreads();  // all threads see this chunk, and none still reads the previous one
     if (step + 1 < steps) load(step + 1);
+    if constexpr (kTerms == 2) {
+      if (!tiles.resident) {
+        make_terms(step);
+        __syncthreads();
+      }
+    }
     const S* const terms = chunk_of_matrix(tiles.resident ? chunk : step);
     const S* rows = terms + row * kMatrixPitch;
     const S* features = chunks + step % 2 * kChunk * kPitch + column;

@@ -48,6 +48,12 @@ struct alignas(16) Vector {
   T x[kSize];
 };
 
+// Four 16-bit elements, which one instruction loads or stores.
+template <class T>
+struct alignas(8) HalfVector {
+  T x[4];
+};
+
 // Calls call(T{}), where T is the element type of `dtype`.
 template <class Call>
 void with_element(DType dtype, const Call& call) {
