@@ -99,9 +99,9 @@ def combine(samples: int, dim: int, itemsize: int) -> Pass:
     steps, matrix = rows * columns * chunks * 32 / depth, 24 if itemsize == 4 else 16
     copies = blocks * samples * dim * itemsize / 16 / 32
     conversions = 0.0
-    if samples > RESIDENT:  # the matrix is copied for each 128 features, or becomes two bfloat16 terms
+    if samples > RESIDENT:  # the matrix is copied for each 128 features, and becomes two bfloat16 terms
         elements = math.ceil(dim / 128) * samples**2
-        copies += elements * 4 / 16 / 32 if itemsize == 4 else 0
+        copies += elements * 4 / 16 / 32
         conversions = elements / 32 if itemsize == 2 else 0
     instructions = steps * _step(f"combine_tensor<{_element(itemsize)}>", matrix) + copies * COPY
     instructions += rows * columns * chunks * FLUSH + conversions * CONVERT
@@ -119,8 +119,7 @@ def feature_space(samples: int, dim: int, itemsize: int, multiprocessors: int = 
     along, chunks = math.ceil(dim / 64), math.ceil(samples / 32)
     symmetric = along * (along + 1) // 2
     tiles, diagonal = 2 * symmetric + along**2, 2 * along
-    splits = min(math.ceil(2 * multiprocessors / tiles), math.ceil(samples / 256))
-    splits = math.ceil(chunks / math.ceil(chunks / splits))
+    splits = _splits(tiles, samples, multiprocessors)
     element, matrix = _element(itemsize), 24 if itemsize == 4 else 16
     copy = 32 * 64 * itemsize / 16 / 32  # of a chunk of 32 samples x 64 features, by warps
     conversions = 4 * 16 * CONVERT  # of such a chunk, by the four warps of a block: 16 elements a thread
@@ -129,15 +128,28 @@ def feature_space(samples: int, dim: int, itemsize: int, multiprocessors: int = 
     covariances += (2 * tiles - diagonal) * chunks * copy * COPY
     features, partials = 2 * samples * dim * itemsize, splits * 3 * dim**2 * 4
     blocks = math.ceil(samples / 64)
-    of_blocks = blocks * along * 2 * math.ceil(dim / 32)  # chunks of 64 samples x 32 features, and of the matrix
-    backward = of_blocks * (16 * _step(f"feature_backward_tensor<{element}>", 24) + 4 * FLUSH)
-    backward += of_blocks * (copy * COPY + 3 * conversions)  # samples; the matrix is loaded, converted and stored
+    # Chunks of 64 samples x 32 features, and of 32 x 128 elements of the matrix.
+    of_blocks = blocks * math.ceil(dim / 128) * 2 * math.ceil(dim / 32)
+    backward = of_blocks * (32 * _step(f"feature_backward_tensor<{element}>", 24) + 8 * FLUSH)
+    backward += of_blocks * ((copy + 32 * 128 * 4 / 16 / 32) * COPY + conversions)  # samples are scaled
     return {
         "norms": Pass(features),
         "matrices": Pass(features, steps * matrix, covariances, _idle(splits * tiles, multiprocessors)),
         "sums": Pass(2 * partials),
-        "gradient": Pass(1.5 * features, of_blocks * 16 * 24, backward, _idle(blocks, multiprocessors)),
+        "gradient": Pass(1.5 * features, of_blocks * 32 * 24, backward, _idle(blocks, multiprocessors)),
     }
+
+
+def _splits(tiles: int, samples: int, multiprocessors: int) -> int:
+    """Return the splits of the samples, chosen as in csrc/cuda/kernels/covariance.cu."""
+    chunks = math.ceil(samples / 64)
+
+    def cost(splits: int) -> int:
+        return 64 * math.ceil(tiles * splits / multiprocessors) * math.ceil(chunks / splits) + tiles * splits
+
+    most = min(math.ceil(2 * multiprocessors / tiles), math.ceil(samples / 256))
+    best = min(range(1, most + 1), key=cost)
+    return math.ceil(chunks / math.ceil(chunks / best))
 
 
 def launches(samples: int) -> int:
@@ -145,7 +157,7 @@ def launches(samples: int) -> int:
     return 4 + (samples >= WHOLE)
 
 
-FEATURE_LAUNCHES = 8
+FEATURE_LAUNCHES = 5
 
 
 def table() -> str:

@@ -1,6 +1,4 @@
 // The regime `feature`: `mse` on D x D matrices instead of N x N matrices (core/covariance.h).
-#include <type_traits>
-
 #include "cuda/kernels/launchers.h"
 #include "cuda/operator.h"
 #include "cuda/runtime/workspace.h"
@@ -11,11 +9,13 @@ namespace {
 // The workspace of the forward pass. The saved arrays are part of it if nothing is saved for the backward pass.
 struct FeatureWorkspace {
   WorkspaceLayout layout;
-  Array<double> partials, close_squares, saved;
+  Array<double> partials, tile_squares, saved;
+  Array<unsigned> tickets;
 
   FeatureWorkspace(const CovariancePlan& plan, const std::vector<Features>& stages, Shape shape, bool save) {
     partials = layout.add<double>(plan.splits * shape.groups * plan.matrices.elements);
-    close_squares = layout.add<double>(shape.groups * plan.matrices.count * kSquareSplits);
+    tile_squares = layout.add<double>(shape.groups * plan.matrices.tiles);
+    tickets = layout.add<unsigned>(shape.groups * (plan.matrices.tiles + 1));
     saved = layout.add<double>(save ? 0 : shape.groups * feature_elements(stages, shape.samples));
   }
 };
@@ -31,10 +31,13 @@ void distill_feature(const std::vector<Features>& stages, Shape shape, const Spe
   const FeatureWorkspace places(plan, stages, shape, saved);
   void* const workspace = context.allocate(places.layout.bytes());
   const FeatureSaved<double> to(saved ? saved : places.saved.in(workspace), plan.matrices, shape);
-  const CovarianceArrays arrays{to.inverse_norms, to.covariances, places.partials.in(workspace), to.squares,
-                                std::is_same_v<C, double> ? nullptr : places.close_squares.in(workspace)};
-  launch_covariances(stages, shape, spec.eps, plan, arrays, stream);
-  launch_feature_loss(spec.weights, shape, arrays, loss, stream);
+  const CovarianceArrays arrays{to.inverse_norms,
+                                to.covariances,
+                                places.partials.in(workspace),
+                                to.squares,
+                                places.tile_squares.in(workspace),
+                                places.tickets.in(workspace)};
+  launch_covariances(stages, shape, spec, plan, arrays, loss, stream);
 }
 
 template <class C>

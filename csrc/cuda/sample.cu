@@ -63,7 +63,7 @@ void gram(const Features& x, Shape shape, C* out, const Context& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   const GramPlans plans = plan_grams({x}, shape, sizeof(C) == sizeof(double));
   void* const workspace = plans.bytes ? context.allocate(plans.bytes) : nullptr;
-  launch_grams<C>({x}, shape, plans, workspace, out, shape.samples, stream);
+  launch_grams<C>({x}, shape, plans, workspace, out, shape.samples, true, stream);
   const Partials partials = partials_of({x}, plans, workspace)[0];
   if (partials.data) launch_sum_gram<C>(partials, shape, out, stream);
 }
@@ -91,7 +91,7 @@ void distill_sample(const std::vector<Features>& stages, Shape shape, const Spec
   RowsArguments<C> arguments = rows_arguments<C>(partials_of(compared, plans, partials), shape, spec);
   arguments.saved = saved ? saved : arrays.saved.in(workspace);
   if (shape.samples) {
-    launch_grams(compared, shape, plans, partials, arguments.saved, arguments.pitch, stream);
+    launch_grams(compared, shape, plans, partials, arguments.saved, arguments.pitch, !spec.center, stream);
   }
   arguments.inverse_norms = arrays.inverse_norms.in(workspace);
   arguments.values = arrays.values.in(workspace);

@@ -190,7 +190,7 @@ def test_mixed_types(regime, case):
 
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
-def test_every_kernel(dtype, small_row_blocks):
+def test_every_kernel(dtype, small_row_blocks, emulated):
     """Run all launches of a training step, small enough for the slowest mode."""
     for n, d in ((3, 2), (17, 50), (35, 70)):
         stages = [accuracy.features(n, width, dtype, width) for width in (d, d + 3, d)]
@@ -198,14 +198,18 @@ def test_every_kernel(dtype, small_row_blocks):
             assert all(result.isfinite().all() for result in interstage(stages, loss=loss))
         with force_regime("streamed"):
             assert all(result.isfinite().all() for result in interstage(stages, loss="kl"))
+    near = accuracy.features(600, 3, dtype, 5)
+    teacher = torch.cat([near[300:301], near[1:]])  # so near that float64 products decide, in several splits
+    emulated.library.emulator_multiprocessors(7)
     with force_regime("feature"):
-        assert all(result.isfinite().all() for result in interstage(stages, loss="mse"))
+        for of_case in (stages, [near, teacher]):
+            assert all(result.isfinite().all() for result in interstage(of_case, loss="mse"))
     assert icsd.cross_sample_similarity(torch.randn(2, 35, 70).to(dtype), backend="emulated").isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("regime", "dtype", "most"),
-    [("sample", torch.float32, 4), ("feature", torch.float32, 8), ("feature", torch.float64, 5)],
+    [("sample", torch.float32, 4), ("feature", torch.float32, 5), ("feature", torch.float64, 5)],
 )
 def test_few_launches_for_all_stages(regime, dtype, most, emulated):
     stages = [torch.randn(16, d, dtype=dtype) for d in (64, 256, 1024 if regime == "sample" else 10, 100)]
@@ -213,6 +217,44 @@ def test_few_launches_for_all_stages(regime, dtype, most, emulated):
     with force_regime(regime):
         interstage(stages, loss="mse")
     assert emulated.kernels.launches() - before[0] == emulated.library.emulator_launches() - before[1] <= most
+
+
+@pytest.mark.parametrize(
+    ("regime", "loss", "center"),
+    [("sample", "kl", False), ("sample", "kl", True), ("streamed", "kl", False), ("feature", "mse", False)],
+)
+def test_all_launches_but_the_first_are_early(regime, loss, center, emulated, small_row_blocks):
+    """The emulator fails where a thread of an early launch does not wait for the one before."""
+    second = torch.bfloat16 if regime != "feature" and not center else torch.float32  # a launch for each type
+    stages = [torch.randn(70, 9).to(dtype).requires_grad_() for dtype in (torch.float32, second, torch.float32)]
+    library = emulated.library
+    begin = library.emulator_launches()
+    with force_regime(regime):
+        value = icsd.interstage_distillation_loss(stages, loss, center=center, detach_teacher=False, backend="emulated")
+    middle = library.emulator_launches()
+    torch.autograd.grad(value, stages)
+    end = library.emulator_launches()
+    assert middle >= begin + 3
+    late = [number for number in range(begin, end) if not library.emulator_launch_early(number)]
+    assert late == ([begin, middle] if regime == "streamed" else [begin])
+
+
+@pytest.mark.parametrize("gap", [0, 2])
+def test_a_matrix_that_does_not_fit_in_shared_memory_makes_two_bfloat16_terms(gap, emulated):
+    matrix, x = torch.randn(150, 290 + gap), accuracy.features(290 + gap, 140, torch.bfloat16, 3)
+    out = emulated.kernels.combine(matrix, x)
+    expected = (matrix.double() @ x.double()).bfloat16()
+    assert (out == expected).double().mean() > 0.95  # one term would leave hardly half of them
+
+
+def test_bfloat16_gradients_beside_a_float64_stage(emulated):
+    """The matrix is float64 and does not fit in shared memory."""
+    stages = accuracy.features(290, 20, torch.bfloat16, 3), accuracy.features(290, 9, torch.float64, 4)
+    results = regimes.loss_and_gradients("kl", stages, "sample", backend="emulated", weights=[290])
+    expected = regimes.loss_and_gradients(
+        "kl", [s.double() for s in stages], "sample", backend="reference", weights=[290]
+    )
+    regimes.assert_close(results, expected, 2 * regimes.EPS[torch.bfloat16])
 
 
 def test_unsuitable_arguments_are_refused(emulated):

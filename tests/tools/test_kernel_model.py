@@ -43,8 +43,8 @@ def test_counts_in_feature_space():
     # Two tiles of 64 features a side: three, four and three tiles of the matrices, of one split; 20 chunks of samples,
     # for each four steps of four warps.
     assert passes["matrices"].matrix == 10 * 20 * 16 * 24
-    # Ten blocks of 64 samples: two tiles of features and two terms of four chunks each.
-    assert passes["gradient"].matrix == 10 * 2 * 2 * 4 * 16 * 24
+    # Ten blocks of 64 samples: one tile of 128 features and two terms of four chunks each, which eight warps multiply.
+    assert passes["gradient"].matrix == 10 * 2 * 4 * 32 * 24
     assert passes["gradient"].idle == 0
     assert feature_space(640, 100, 4, multiprocessors=7)["gradient"].idle == pytest.approx(4 / 14)
     assert passes["norms"].bytes == 2 * 640 * 100 * 4

@@ -33,9 +33,9 @@ template <class C>
 void launch_center_rows(const RowsArguments<C>& arguments, std::int64_t stages, C* means, cudaStream_t stream) {
   const std::int64_t rows = stages * arguments.groups * arguments.samples;
   if (!rows) return;
-  launch(compute_row_means<C>, blocks(divide_up(rows, kBackwardThreads / 32)), kBackwardThreads, 0, stream, arguments,
-         rows, means);
-  launch(center_rows<C>, blocks(rows), kBackwardThreads, 0, stream, arguments, means);
+  launch_early(compute_row_means<C>, blocks(divide_up(rows, kBackwardThreads / 32)), kBackwardThreads, 0, stream,
+               arguments, rows, means);
+  launch_early(center_rows<C>, blocks(rows), kBackwardThreads, 0, stream, arguments, means);
 }
 
 template void launch_center_rows<float>(const RowsArguments<float>&, std::int64_t, float*, cudaStream_t);

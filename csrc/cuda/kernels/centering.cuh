@@ -4,6 +4,7 @@
 
 #include "cuda/kernels/rows.cuh"
 #include "cuda/runtime/element.cuh"
+#include "cuda/runtime/launch.cuh"
 
 namespace icsd::cuda {
 
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kCenterThreads) center_features(CenterArgument
 // Writes the means of the rows of M = diag(r) A, which is symmetric, for all rows of some stages. Each warp takes one.
 template <class C>
 __global__ void __launch_bounds__(kBackwardThreads) compute_row_means(RowsArguments<C> a, std::int64_t rows, C* means) {
+  wait_for_previous();
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kBackwardThreads / 32) + threadIdx.x / 32;
   if (item >= rows) return;
   const C* const row = a.saved + item * a.pitch;
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(kBackwardThreads) compute_row_means(RowsArgume
 // too, because the product with the features would multiply what is left by the mean sample. Each block takes one row.
 template <class C>
 __global__ void __launch_bounds__(kBackwardThreads) center_rows(RowsArguments<C> a, const C* means) {
+  wait_for_previous();
   __shared__ C sums[kBackwardThreads / 32];
   const int n = a.samples, i = static_cast<int>(blockIdx.x % n);
   C* const row = a.saved + static_cast<std::int64_t>(blockIdx.x) * a.pitch;

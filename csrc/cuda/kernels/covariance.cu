@@ -22,7 +22,23 @@ CovarianceArguments<T> covariance_arguments(const std::vector<Features>& stages,
   arguments.inverse_norms = arrays.inverse_norms;
   arguments.eps = eps;
   arguments.partials = arrays.partials;
+  arguments.tickets = arrays.tickets;
   return arguments;
+}
+
+template <class C>
+CovarianceFinish<C> covariance_finish(Shape shape, const std::vector<double>& weights, const CovarianceArrays& arrays,
+                                      C* loss) {
+  CovarianceFinish<C> finish{};
+  finish.students = static_cast<int>(weights.size());
+  const double pairs = std::max(1.0, static_cast<double>(shape.samples) * shape.samples);
+  for (int k = 0; k < finish.students; ++k) finish.weights[k] = weights[k] / pairs;
+  finish.squares = arrays.squares;
+  finish.tile_squares = arrays.tile_squares;
+  finish.covariances = arrays.covariances;
+  finish.tickets = arrays.tickets;
+  finish.loss = loss;
+  return finish;
 }
 
 template <class T>
@@ -32,33 +48,53 @@ void launch_inverse_norms(const CovarianceArguments<T>& arguments, std::int64_t 
   launch(compute_inverse_norms<T>, blocks(grid), kRowThreads, 0, stream, arguments, static_cast<int>(stages));
 }
 
-template <class C>
-void launch_sum(const CovarianceSums<C>& sums, std::int64_t groups, cudaStream_t stream) {
-  const std::int64_t grid = groups * sums.matrices.count * kSquareSplits;
-  launch_early(sum_covariances<C>, blocks(grid), kRowThreads, 0, stream, sums);
-}
-
-// Computes the covariances from products of type C, and `squares` from them. If the arguments have squares, only groups
-// that cancel are computed.
-template <class T, class C>
-void launch_products(const CovarianceArguments<T>& arguments, double* squares, double* covariances,
-                     cudaStream_t stream) {
+// Launches the products of a stage's type, one block for each tile and split.
+template <class T>
+void launch_products(const CovarianceArguments<T>& arguments, cudaStream_t stream) {
   const std::int64_t grid = arguments.groups * arguments.splits * arguments.matrices.tiles;
+  if (!grid) return;
   const auto run = [&](auto kernel, auto tile) {
     using Tile = decltype(tile);
     constexpr std::size_t shared = CovarianceTiles<T, Tile>::kBytes;
     allow_shared(kernel, shared);
     launch_early(kernel, blocks(grid), Tile::kThreads, shared, stream, arguments);
   };
-  bool tensor_cores = false;
-  if constexpr (std::is_same_v<C, float>) {
-    tensor_cores = has_tensor_cores();
-    if (grid && tensor_cores) run(covariance_tensor<T>, CovarianceTensorShape{});
+  if constexpr (!std::is_same_v<T, double>) {
+    if (has_tensor_cores()) return run(covariance_tensor<T>, CovarianceTensorShape{});
   }
-  if (grid && !tensor_cores) run(covariance_fma<T, C>, FmaTile<C, false>{});
-  launch_sum<C>({arguments.matrices, static_cast<const C*>(arguments.partials), arguments.splits, arguments.squares,
-                 squares, covariances},
-                arguments.groups, stream);
+  run(covariance_fma<T>, FmaTile<Compute<T>, false>{});
+}
+
+// Launches `finish_covariances`: a block for each group and, if products were not float64 already, for each tile and
+// split.
+template <class T>
+void launch_finish(const CovarianceArguments<T>& arguments, const CovarianceFinish<Compute<T>>& finish,
+                   cudaStream_t stream) {
+  std::int64_t grid = arguments.groups;
+  std::size_t shared = 0;
+  if constexpr (!std::is_same_v<T, double>) {
+    grid += arguments.groups * arguments.splits * arguments.matrices.tiles;
+    shared = CovarianceTiles<T, FmaTile<double, false>>::kBytes;
+  }
+  allow_shared(finish_covariances<T>, shared);
+  launch_early(finish_covariances<T>, blocks(grid), kRowThreads, shared, stream, arguments, finish);
+}
+
+// Returns how many splits of the samples take the least time. All blocks of a multiprocessor's turn take as long as
+// their chunks, and the sum of a partial tile about as long as kSumCost-th of a chunk.
+std::int64_t covariance_splits(std::int64_t tiles, std::int64_t samples) {
+  constexpr std::int64_t kSumCost = 64;
+  const std::int64_t processors = multiprocessors(), chunks = divide_up(samples, kSplitStep);
+  const std::int64_t most = std::min(divide_up(2 * processors, tiles), divide_up(samples, kShortSum));
+  std::int64_t best = 1, least = 0;
+  for (std::int64_t splits = 1; splits <= most; ++splits) {
+    const std::int64_t turns = divide_up(tiles * splits, processors);
+    const std::int64_t cost = kSumCost * turns * divide_up(chunks, splits) + tiles * splits;
+    if (splits > 1 && cost >= least) continue;
+    least = cost;
+    best = splits;
+  }
+  return best;
 }
 
 }  // namespace
@@ -82,47 +118,35 @@ CovarianceMatrices covariance_matrices(const std::vector<Features>& stages) {
 }
 
 CovariancePlan plan_covariances(const std::vector<Features>& stages, Shape shape) {
-  CovariancePlan plan{covariance_matrices(stages), 0, 0};
-  // There are as many blocks as fill the device twice, but none of fewer samples than a short sum has. Splits are whole
-  // chunks.
+  CovariancePlan plan{covariance_matrices(stages), 0, 1};
   const std::int64_t tiles = std::max<std::int64_t>(1, shape.groups * plan.matrices.tiles);
-  const std::int64_t wanted = std::min(divide_up(2 * multiprocessors(), tiles), divide_up(shape.samples, kShortSum));
-  const std::int64_t samples = divide_up(shape.samples, std::max<std::int64_t>(1, wanted));
-  plan.split_samples = divide_up(samples, kSplitStep) * kSplitStep;
-  if (plan.split_samples) plan.splits = divide_up(shape.samples, plan.split_samples);
+  plan.split_samples = divide_up(divide_up(shape.samples, covariance_splits(tiles, shape.samples)), kSplitStep);
+  plan.split_samples = std::max<std::int64_t>(1, plan.split_samples) * kSplitStep;  // whole chunks
+  plan.splits = std::max<std::int64_t>(1, divide_up(shape.samples, plan.split_samples));
   return plan;
 }
 
-void launch_covariances(const std::vector<Features>& stages, Shape shape, double eps, const CovariancePlan& plan,
-                        const CovarianceArrays& arrays, cudaStream_t stream) {
+template <class C>
+void launch_covariances(const std::vector<Features>& stages, Shape shape, const Spec& spec, const CovariancePlan& plan,
+                        const CovarianceArrays& arrays, C* loss, cudaStream_t stream) {
   with_element(stages.back().dtype, [&](auto element) {
     using T = decltype(element);
-    auto arguments = covariance_arguments<T>(stages, shape, eps, plan, arrays);
-    launch_inverse_norms(arguments, static_cast<std::int64_t>(stages.size()), stream);
-    launch_products<T, Compute<T>>(arguments, arrays.squares, arrays.covariances, stream);
-    if constexpr (!std::is_same_v<T, double>) {
-      arguments.squares = arrays.squares;
-      launch_products<T, double>(arguments, arrays.close_squares, arrays.covariances, stream);
+    if constexpr (std::is_same_v<Compute<T>, C>) {
+      const auto arguments = covariance_arguments<T>(stages, shape, spec.eps, plan, arrays);
+      launch_inverse_norms(arguments, static_cast<std::int64_t>(stages.size()), stream);
+      launch_products(arguments, stream);
+      const CovarianceSums<C> sums{plan.matrices, static_cast<const C*>(arrays.partials), arguments.splits,
+                                   arrays.squares, arrays.covariances};
+      const std::int64_t grid = shape.groups * plan.matrices.count * kSquareSplits;
+      launch_early(sum_covariances<C>, blocks(grid), kRowThreads, 0, stream, sums);
+      launch_finish(arguments, covariance_finish(shape, spec.weights, arrays, loss), stream);
     }
   });
 }
 
-template <class C>
-void launch_feature_loss(const std::vector<double>& weights, Shape shape, const CovarianceArrays& arrays, C* loss,
-                         cudaStream_t stream) {
-  FeatureLossArguments<C> arguments{};
-  arguments.students = static_cast<int>(weights.size());
-  const double pairs = std::max(1.0, static_cast<double>(shape.samples) * shape.samples);
-  for (int k = 0; k < arguments.students; ++k) arguments.weights[k] = weights[k] / pairs;
-  arguments.squares = arrays.squares;
-  arguments.close = arrays.close_squares;
-  arguments.loss = loss;
-  launch_early(feature_loss<C>, blocks(shape.groups), 32, 0, stream, arguments);
-}
-
-template void launch_feature_loss<float>(const std::vector<double>&, Shape, const CovarianceArrays&, float*,
-                                         cudaStream_t);
-template void launch_feature_loss<double>(const std::vector<double>&, Shape, const CovarianceArrays&, double*,
-                                          cudaStream_t);
+template void launch_covariances<float>(const std::vector<Features>&, Shape, const Spec&, const CovariancePlan&,
+                                        const CovarianceArrays&, float*, cudaStream_t);
+template void launch_covariances<double>(const std::vector<Features>&, Shape, const Spec&, const CovariancePlan&,
+                                         const CovarianceArrays&, double*, cudaStream_t);
 
 }  // namespace icsd::cuda

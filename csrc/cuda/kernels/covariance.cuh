@@ -1,8 +1,8 @@
 // The loss `mse` in feature space (core/covariance.h): `compute_inverse_norms` of all samples, `covariance_tensor` or
 // `covariance_fma` with one block for each split of the samples and each tile of the matrices, `sum_covariances` over
-// the splits, and `feature_loss`. Where the terms of the loss cancel, matrices and sums are computed again from
-// products in float64. Only the device knows where, so these kernels are always launched and return at once if nothing
-// cancels.
+// the splits, and `finish_covariances`, which writes the loss. Where the terms of the loss cancel, it computes matrices
+// and loss again from products in float64. Only the device knows where, so there are always blocks for that; they
+// return at once if nothing cancels.
 #pragma once
 
 #include <type_traits>
@@ -18,7 +18,7 @@
 
 namespace icsd::cuda {
 
-constexpr int kSplitStep = 32;  // samples of a split are a multiple of it
+constexpr int kSplitStep = 64;  // samples of a split are a multiple of it
 constexpr int kShortSum = 256;  // samples whose products are summed in the operands' type; longer sums are float64
 constexpr int kTilePitch =
     kTileColumns + 8;             // from row to row, so that loads of a tile or its transpose meet all banks
@@ -39,29 +39,43 @@ void describe_stages(const std::vector<Features>& stages, FeatureStage<T>* to) {
   }
 }
 
-// Returns the sum of squares of a matrix's elements, from the sums of its splits, to every lane of the warp.
-inline __device__ double sum_squares(const double* splits) {
+// Returns the sum of `count` numbers to every lane of the warp.
+inline __device__ double warp_sum(const double* numbers, int count) {
   double sum = 0;
-#pragma unroll
-  for (int split = 0; split < kSquareSplits; split += 32) sum += splits[split + threadIdx.x % 32];
+  for (int k = threadIdx.x % 32; k < count; k += 32) sum += numbers[k];
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
   return sum;
 }
 
-// `squares` are those of a group, (matrices, splits). All lanes of the warp must call this.
-inline __device__ Remainder remainder_of_student(const double* squares, int student, int students) {
-  const double* const own = squares + 2 * student * kSquareSplits;
-  return remainder_of(sum_squares(own), sum_squares(own + kSquareSplits),
-                      sum_squares(squares + 2 * students * kSquareSplits));
+// square_of(m) is the sum of the squares of a matrix's elements. All lanes of the warp must call this.
+template <class SquareOf>
+__device__ Remainder remainder_of_student(const SquareOf& square_of, int student, int students) {
+  return remainder_of(square_of(2 * student), square_of(2 * student + 1), square_of(2 * students));
+}
+
+// Returns square_of for what `sum_covariances` writes, (matrices, splits) of a group.
+inline __device__ auto summed_squares(const double* squares) {
+  return [squares](int m) { return warp_sum(squares + m * kSquareSplits, kSquareSplits); };
 }
 
 // Returns true if some student is so close to the teacher that float32 products are not accurate enough.
 inline __device__ bool cancels(const double* squares, int students) {
   for (int student = 0; student < students; ++student) {
-    if (remainder_of_student(squares, student, students).fraction < kLeastRemainder) return true;
+    if (remainder_of_student(summed_squares(squares), student, students).fraction < kLeastRemainder) return true;
   }
   return false;
+}
+
+// Returns the matrices of a group, in the memory of float64 numbers for all elements: all matrices in float64, or in
+// float32 all matrices and then their transposes.
+template <class C>
+__device__ C* matrices_of(double* covariances, const CovarianceMatrices& matrices, std::int64_t group) {
+  return reinterpret_cast<C*>(covariances + group * matrices.elements);
+}
+template <class C>
+__device__ const C* matrices_of(const double* covariances, const CovarianceMatrices& matrices, std::int64_t group) {
+  return reinterpret_cast<const C*>(covariances + group * matrices.elements);
 }
 
 template <class T>
@@ -72,17 +86,44 @@ struct CovarianceArguments {
   std::int64_t groups;
   double* inverse_norms;  // (stages, groups, samples)
   double eps;
-  void* partials;         // (groups, splits, elements), of the operands' type
-  const double* squares;  // (groups, matrices, splits) to compute only groups that cancel, or null
+  void* partials;     // (groups, splits, elements), of the products' type
+  unsigned* tickets;  // see CovarianceFinish; or null
 
   __device__ double* norms(int stage, std::int64_t group) const {
     return inverse_norms + (stage * groups + group) * samples;
   }
 };
 
+// A tile of the matrices of a group, and a split of the samples.
+template <class T>
+struct CovarianceItem {
+  int number, split;  // of the group's tiles, of the samples
+  std::int64_t group;
+  CovarianceMatrix matrix;
+  bool symmetric;
+  int row, column;  // in tiles
+
+  __device__ CovarianceItem(const CovarianceArguments<T>& a, std::int64_t item) {
+    number = static_cast<int>(item % a.matrices.tiles);
+    split = static_cast<int>(item / a.matrices.tiles % a.splits);
+    group = item / a.matrices.tiles / a.splits;
+    int m = a.matrices.count - 1;
+    while (number < a.matrices.of[m].first_tile) --m;
+    matrix = a.matrices.of[m];
+    symmetric = matrix.left == matrix.right;
+    const int columns = (matrix.columns + kTileColumns - 1) / kTileColumns;
+    row = 0;
+    column = number - matrix.first_tile;
+    for (; column > (symmetric ? row : columns - 1); ++row) column -= symmetric ? row + 1 : columns;
+  }
+
+  __device__ bool diagonal() const { return symmetric && row == column; }
+};
+
 // Each warp takes one sample of a stage.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) compute_inverse_norms(CovarianceArguments<T> a, int stages) {
+  admit_next();
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (item >= stages * a.groups * a.samples) return;
   const int stage = static_cast<int>(item / (a.groups * a.samples)), i = static_cast<int>(item % a.samples);
@@ -107,26 +148,37 @@ struct CovarianceTiles {
   static constexpr std::size_t kBytes = kNorms + 4 * Shape::kDepth * sizeof(C);
 };
 
+// Adds the totals of the second half of a block's warps to those of the first half.
+template <int kElements>
+__device__ void add_halves(double* shared, double (&totals)[kElements], int half_threads) {
+  const int place = static_cast<int>(threadIdx.x) % half_threads;
+  const bool second = threadIdx.x >= half_threads;
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    if (second) shared[e * half_threads + place] = totals[e];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    if (!second) totals[e] += shared[e * half_threads + place];
+  }
+  __syncthreads();
+}
+
 // Computes one tile for one split of the samples. The right operand is divided by the norms of both samples, so that
 // the left one needs no normalization.
 template <class T, class Tile, class Shape>
-__device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigned char* shared) {
+__device__ void compute_covariance_tile(const CovarianceArguments<T>& a, const CovarianceItem<T>& item,
+                                        unsigned char* shared) {
   using Tiles = CovarianceTiles<T, Shape>;
   using C = typename Tiles::C;
   constexpr int kColumns = kTileColumns, kDepth = Shape::kDepth, kChunk = Tiles::kChunk;
-  static_assert(Shape::kRows == kColumns && kShortSum % kDepth == 0 && kSplitStep % kDepth == 0);
-  const int number = static_cast<int>(blockIdx.x % a.matrices.tiles);
-  const std::int64_t partial = blockIdx.x / a.matrices.tiles, group = partial / a.splits;
-  if (a.squares && !cancels(a.squares + group * a.matrices.count * kSquareSplits, a.matrices.students())) return;
-
-  int m = a.matrices.count - 1;
-  while (number < a.matrices.of[m].first_tile) --m;
-  const CovarianceMatrix matrix = a.matrices.of[m];
-  const bool symmetric = matrix.left == matrix.right;
-  const int columns = (matrix.columns + kColumns - 1) / kColumns;
-  int row = 0, column = number - matrix.first_tile;
-  for (; column > (symmetric ? row : columns - 1); ++row) column -= symmetric ? row + 1 : columns;
-  const bool diagonal = symmetric && row == column;
+  constexpr int kShortSteps = kShortSum * Shape::kSplits / kDepth;
+  static_assert(Shape::kRows == kColumns && Shape::kColumns == kColumns && kSplitStep % kDepth == 0);
+  const CovarianceMatrix& matrix = item.matrix;
+  const std::int64_t group = item.group;
+  const int row = item.row, column = item.column;
+  const bool diagonal = item.diagonal();
   const FeatureStage<T>&left = a.stages[matrix.left], &right = a.stages[matrix.right];
   const T* const left_x = left.x + group * left.group_stride + row * kColumns;
   const T* const right_x = right.x + group * right.group_stride + column * kColumns;
@@ -136,8 +188,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
   C* const right_operand = reinterpret_cast<C*>(shared + Tiles::kChunks);
   C* const left_copy = right_operand + kChunk;
   C* const norms = reinterpret_cast<C*>(shared + Tiles::kNorms);  // of the right samples, then of the left ones
-  const int begin = static_cast<int>(partial % a.splits) * a.split_samples,
-            end = min(begin + a.split_samples, a.samples);
+  const int begin = item.split * a.split_samples, end = min(begin + a.split_samples, a.samples);
   const int steps = (end - begin + kDepth - 1) / kDepth;
   const auto load = [&](int step) {
     const int first = begin + step * kDepth, count = min(kDepth, end - first);
@@ -179,14 +230,16 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
     } else {
       tile.multiply(left_copy, kTilePitch, right_operand, kTilePitch);
     }
-    if ((step + 1) % (kShortSum / kDepth) == 0 || step + 1 == steps) tile.drain(totals);
+    if ((step + 1) % kShortSteps == 0 || step + 1 == steps) tile.drain(totals);
   }
   __syncthreads();  // shared memory is free
 
+  constexpr int kWriters = Shape::kThreads / Shape::kSplits;
+  if constexpr (Shape::kSplits == 2) add_halves(reinterpret_cast<double*>(shared), totals, kWriters);
   C* const result = reinterpret_cast<C*>(shared);
-  Tile::store(result, kTilePitch, totals);
+  if (threadIdx.x < kWriters) Tile::store(result, kTilePitch, totals);
   __syncthreads();
-  C* const out = static_cast<C*>(a.partials) + partial * a.matrices.elements + matrix.offset;
+  C* const out = static_cast<C*>(a.partials) + (group * a.splits + item.split) * a.matrices.elements + matrix.offset;
   for (int e = threadIdx.x; e < kColumns * kColumns; e += Shape::kThreads) {
     const int p = row * kColumns + e / kColumns, q = column * kColumns + e % kColumns;
     if (p < matrix.rows && q < matrix.columns) {
@@ -195,14 +248,28 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, unsigne
   }
 }
 
-template <class T, class C>
-__global__ void __launch_bounds__(FmaTile<C, false>::kThreads, 1) covariance_fma(CovarianceArguments<T> a) {
-  ICSD_DYNAMIC_SHARED(unsigned char, shared);
-  wait_for_previous();
-  compute_covariance_tile<T, AnyTile<C, false>, FmaTile<C, false>>(a, shared);
+// Computes the block's tile, and clears its ticket.
+template <class T, class Tile, class Shape>
+__device__ void covariance_of_block(const CovarianceArguments<T>& a, unsigned char* shared) {
+  admit_next();
+  const CovarianceItem<T> item(a, blockIdx.x);
+  if (a.tickets && item.split == 0 && threadIdx.x == 0) {
+    unsigned* const tickets = a.tickets + item.group * (a.matrices.tiles + 1);
+    tickets[item.number] = 0;
+    if (item.number == 0) tickets[a.matrices.tiles] = 0;
+  }
+  compute_covariance_tile<T, Tile, Shape>(a, item, shared);
 }
 
-using CovarianceTensorShape = TensorShape<kTileColumns>;
+template <class T>
+__global__ void __launch_bounds__(FmaTile<Compute<T>, false>::kThreads, 1) covariance_fma(CovarianceArguments<T> a) {
+  using C = Compute<T>;
+  ICSD_DYNAMIC_SHARED(unsigned char, shared);
+  wait_for_previous();
+  covariance_of_block<T, AnyTile<C, false>, FmaTile<C, false>>(a, shared);
+}
+
+using CovarianceTensorShape = TensorShape<kTileColumns, 2>;
 
 // Runs from sm_80 on.
 template <class T>
@@ -210,9 +277,19 @@ __global__ void __launch_bounds__(CovarianceTensorShape::kThreads, 1) covariance
 #if __CUDA_ARCH__ >= 800
   ICSD_DYNAMIC_SHARED(unsigned char, shared);
   wait_for_previous();
-  compute_covariance_tile<T, TensorTile<kTileColumns, false, std::is_same_v<T, float>>, CovarianceTensorShape>(a,
-                                                                                                               shared);
+  using Tile = TensorTile<CovarianceTensorShape, false, std::is_same_v<T, float>>;
+  covariance_of_block<T, Tile, CovarianceTensorShape>(a, shared);
 #endif
+}
+
+// Returns the sum of `x` over the threads of the block to the first of them. The order of the sum is fixed.
+inline __device__ double sum_of_block(double x, double (&sums)[kRowThreads]) {
+  sums[threadIdx.x] = x;
+  __syncthreads();
+  if (threadIdx.x >= 32) return 0;
+  for (int other = threadIdx.x + 32; other < kRowThreads; other += 32) x += sums[other];
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_down_sync(0xffffffffu, x, lanes);
+  return x;
 }
 
 template <class C>
@@ -220,9 +297,8 @@ struct CovarianceSums {
   CovarianceMatrices matrices;
   const C* partials;  // (groups, splits, elements)
   int splits;
-  const double* close;  // squares to sum only groups that cancel, or null
   double* squares;      // (groups, matrices, splits)
-  double* out;          // (groups, elements), or null
+  double* covariances;  // of all groups, see matrices_of
 };
 
 // Sums the partial matrices and the squares of the result. Up to 8 threads add the splits of one element.
@@ -230,10 +306,10 @@ template <class C>
 __global__ void __launch_bounds__(kRowThreads) sum_covariances(CovarianceSums<C> a) {
   __shared__ double sums[kRowThreads];
   wait_for_previous();
+  admit_next();
   const int square_split = static_cast<int>(blockIdx.x % kSquareSplits);
   const int m = static_cast<int>(blockIdx.x / kSquareSplits % a.matrices.count);
   const std::int64_t group = blockIdx.x / kSquareSplits / a.matrices.count;
-  if (a.close && !cancels(a.close + group * a.matrices.count * kSquareSplits, a.matrices.students())) return;
   const CovarianceMatrix matrix = a.matrices.of[m];
   const bool symmetric = matrix.left == matrix.right;
   int threads = 1;  // that add the splits of one element
@@ -243,12 +319,13 @@ __global__ void __launch_bounds__(kRowThreads) sum_covariances(CovarianceSums<C>
   const std::int64_t length = (all + kSquareSplits - 1) / kSquareSplits;
   const std::int64_t end = min(all, (square_split + 1) * length);
   const std::int64_t first = group * a.splits * a.matrices.elements + matrix.offset;
+  C* const out = matrices_of<C>(a.covariances, a.matrices, group) + matrix.offset;
   double square = 0;
   for (std::int64_t base = square_split * length; base < end; base += width) {
     const std::int64_t element = base + threadIdx.x % width;
+    const std::int64_t p = element / matrix.columns, q = element % matrix.columns;
     double sum = 0;
     if (element < end) {
-      const std::int64_t p = element / matrix.columns, q = element % matrix.columns;
       const bool mirrored = symmetric && q / kTileColumns > p / kTileColumns;
       const C* const from = a.partials + first + (mirrored ? q * matrix.columns + p : element);
 #pragma unroll 4
@@ -258,39 +335,107 @@ __global__ void __launch_bounds__(kRowThreads) sum_covariances(CovarianceSums<C>
     __syncthreads();
     if (number == 0 && element < end) {
       for (int other = 1; other < threads; ++other) sum += sums[other * width + threadIdx.x];
-      if (a.out) a.out[group * a.matrices.elements + matrix.offset + element] = sum;
+      out[element] = static_cast<C>(sum);
+      if constexpr (std::is_same_v<C, float>) out[a.matrices.elements + q * matrix.rows + p] = static_cast<C>(sum);
       square += sum * sum;
     }
     __syncthreads();
   }
-  sums[threadIdx.x] = square;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  for (int other = threadIdx.x + 32; other < kRowThreads; other += 32) square += sums[other];
-  for (int lanes = 16; lanes > 0; lanes /= 2) square += __shfl_down_sync(0xffffffffu, square, lanes);
+  square = sum_of_block(square, sums);
   if (threadIdx.x == 0) a.squares[blockIdx.x] = square;
 }
 
 template <class C>
-struct FeatureLossArguments {
+struct CovarianceFinish {
   double weights[kMaxStages];  // divided by N²
   int students;
   const double* squares;  // (groups, matrices, splits)
-  const double* close;    // the more accurate squares of groups that cancel, or null
+  double* tile_squares;   // (groups, tiles), of groups that cancel
+  double* covariances;    // of all groups, see matrices_of
+  unsigned* tickets;      // (groups, tiles + 1): blocks that have finished a tile; tiles that are finished
   C* loss;                // (groups)
 };
 
-// A warp computes the loss of a group.
-template <class C>
-__global__ void __launch_bounds__(32) feature_loss(FeatureLossArguments<C> a) {
-  wait_for_previous();
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * (2 * a.students + 1) * kSquareSplits;
-  const double* const squares = (a.close && cancels(a.squares + begin, a.students) ? a.close : a.squares) + begin;
+// A warp writes the loss of a group. square_of(m) is the sum of the squares of a matrix's elements.
+template <class C, class SquareOf>
+__device__ void write_loss(const CovarianceFinish<C>& a, std::int64_t group, const SquareOf& square_of) {
   double sum = 0;
   for (int student = 0; student < a.students; ++student) {
-    sum += a.weights[student] * remainder_of_student(squares, student, a.students).squares;
+    sum += a.weights[student] * remainder_of_student(square_of, student, a.students).squares;
   }
-  if (threadIdx.x == 0) a.loss[blockIdx.x] = static_cast<C>(sum);
+  if (threadIdx.x % 32 == 0) a.loss[group] = static_cast<C>(sum);
+}
+
+// Returns true in the block that comes last of `count`, which sees what all of them wrote. The number of a block among
+// them decides nothing else.
+inline __device__ bool comes_last(unsigned* ticket, unsigned count, bool* last) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *last = atomicAdd(ticket, 1u) == count - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return *last;
+}
+
+// Sums the float64 partial matrices of a tile in the order of the splits, and the squares of the result.
+template <class T, class C>
+__device__ void sum_tile(const CovarianceArguments<T>& a, const CovarianceFinish<C>& finish,
+                         const CovarianceItem<T>& item, double (&sums)[kRowThreads]) {
+  const CovarianceMatrix& matrix = item.matrix;
+  const std::int64_t first = item.group * a.splits * a.matrices.elements + matrix.offset;
+  const double* const partials = static_cast<const double*>(a.partials) + first;
+  double* const out = matrices_of<double>(finish.covariances, a.matrices, item.group) + matrix.offset;
+  const bool mirrored = item.symmetric && item.row != item.column;
+  double square = 0;
+  for (int e = threadIdx.x; e < kTileColumns * kTileColumns; e += kRowThreads) {
+    const int p = item.row * kTileColumns + e / kTileColumns, q = item.column * kTileColumns + e % kTileColumns;
+    if (p >= matrix.rows || q >= matrix.columns) continue;
+    const std::int64_t element = static_cast<std::int64_t>(p) * matrix.columns + q;
+    double sum = 0;
+#pragma unroll 4
+    for (int split = 0; split < a.splits; ++split) sum += partials[split * a.matrices.elements + element];
+    out[element] = sum;
+    if (mirrored) out[static_cast<std::int64_t>(q) * matrix.columns + p] = sum;
+    square += (mirrored ? 2 : 1) * sum * sum;
+  }
+  square = sum_of_block(square, sums);
+  if (threadIdx.x == 0) finish.tile_squares[item.group * a.matrices.tiles + item.number] = square;
+}
+
+// The first blocks write the loss of each group, unless its terms cancel. Then the others compute float64 products, one
+// split of a tile each. The last block of a tile sums its splits, the last of a group's tiles writes the loss.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads, 1)
+    finish_covariances(CovarianceArguments<T> a, CovarianceFinish<Compute<T>> finish) {
+  wait_for_previous();
+  const auto squares_of = [&](std::int64_t group) { return finish.squares + group * a.matrices.count * kSquareSplits; };
+  constexpr bool kExact = std::is_same_v<T, double>;  // products are float64 already
+  if (blockIdx.x < a.groups) {
+    const double* const squares = squares_of(blockIdx.x);
+    if (threadIdx.x >= 32 || (!kExact && cancels(squares, finish.students))) return;
+    return write_loss(finish, blockIdx.x, summed_squares(squares));
+  }
+  if constexpr (!kExact) {
+    using Shape = FmaTile<double, false>;
+    static_assert(Shape::kThreads == kRowThreads);
+    ICSD_DYNAMIC_SHARED(unsigned char, shared);
+    __shared__ double sums[kRowThreads];
+    __shared__ bool last;
+    const CovarianceItem<T> item(a, blockIdx.x - a.groups);
+    if (!cancels(squares_of(item.group), finish.students)) return;
+    compute_covariance_tile<T, AnyTile<double, false>, Shape>(a, item, shared);
+    unsigned* const tickets = finish.tickets + item.group * (a.matrices.tiles + 1);
+    if (!comes_last(tickets + item.number, a.splits, &last)) return;
+    sum_tile(a, finish, item, sums);
+    if (!comes_last(tickets + a.matrices.tiles, a.matrices.tiles, &last) || threadIdx.x >= 32) return;
+    write_loss(finish, item.group, [&](int m) {
+      const int tile = a.matrices.of[m].first_tile;
+      const int end = m + 1 < a.matrices.count ? a.matrices.of[m + 1].first_tile : a.matrices.tiles;
+      return warp_sum(finish.tile_squares + item.group * a.matrices.tiles + tile, end - tile);
+    });
+  }
 }
 
 }  // namespace icsd::cuda

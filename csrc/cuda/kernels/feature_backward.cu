@@ -14,25 +14,19 @@ std::int64_t largest_dim(const std::vector<Features>& stages) {
   return dim;
 }
 
-// The blocks of a launch with tiles of the given shape, and the workspace of each.
-template <class T, class Tile>
+constexpr std::int64_t kRows = FmaTile<double, true>::kRows;  // samples of a tile
+
+// The tiles of samples of `targets` stages, and the blocks that take them in turns.
 struct FeatureBackwardPlan {
   std::int64_t items, blocks;
-  std::size_t workspace;
 
-  FeatureBackwardPlan(const std::vector<Features>& stages, Shape shape, std::int64_t targets)
-      : items(targets * shape.groups * divide_up(shape.samples, Tile::kRows)),
-        blocks(std::min<std::int64_t>(items, 2 * multiprocessors())),
-        workspace(FeatureBackwardTiles<T, Tile>::workspace(largest_dim(stages))) {}
+  FeatureBackwardPlan(Shape shape, std::int64_t targets)
+      : items(targets * shape.groups * divide_up(shape.samples, kRows)),
+        blocks(std::min<std::int64_t>(items, 2 * multiprocessors())) {}
 };
 
-// Calls call(kernel, tile) with the kernel for features of type T and products of type C.
-template <class T, class C, class Call>
-void with_kernel(const Call& call) {
-  if constexpr (std::is_same_v<C, float>) {
-    if (has_tensor_cores()) return call(feature_backward_tensor<T>, FeatureBackwardTensorShape{});
-  }
-  call(feature_backward_fma<T, C>, FmaTile<C, true>{});
+std::size_t workspace_of_block(const std::vector<Features>& stages) {
+  return (kRows * largest_dim(stages) * sizeof(double) + 255) / 256 * 256;  // dL/dX̂
 }
 
 template <class T>
@@ -59,17 +53,8 @@ FeatureBackwardArguments<T> backward_arguments(const std::vector<Features>& stag
 }  // namespace
 
 std::size_t feature_backward_bytes(const std::vector<Features>& stages, Shape shape) {
-  std::size_t most = 0;
-  with_element(stages.back().dtype, [&](auto element) {
-    using T = decltype(element);
-    const auto add = [&](auto, auto tile) {
-      const FeatureBackwardPlan<T, decltype(tile)> plan(stages, shape, static_cast<std::int64_t>(stages.size()));
-      most = std::max(most, plan.blocks * plan.workspace);
-    };
-    with_kernel<T, Compute<T>>(add);
-    with_kernel<T, double>(add);
-  });
-  return most;
+  const FeatureBackwardPlan plan(shape, static_cast<std::int64_t>(stages.size()));
+  return plan.blocks * workspace_of_block(stages);
 }
 
 template <class C>
@@ -80,25 +65,24 @@ void launch_feature_backward(const C* grad, const FeatureSaved<const double>& sa
     using T = decltype(element);
     if constexpr (std::is_same_v<Compute<T>, C>) {
       auto arguments = backward_arguments<T>(stages, outs, shape, spec);
+      const FeatureBackwardPlan plan(shape, arguments.target_count);
+      if (!plan.blocks) return;
+      arguments.items = plan.items;
       arguments.covariances = saved.covariances;
+      arguments.squares = saved.squares;
       arguments.inverse_norms = saved.inverse_norms;
       arguments.group_scale = grad;
       arguments.workspace = static_cast<unsigned char*>(workspace);
-      const auto run = [&](auto kernel, auto tile) {
-        using Tile = decltype(tile);
-        const FeatureBackwardPlan<T, Tile> plan(stages, shape, arguments.target_count);
-        if (!plan.blocks) return;
-        arguments.items = plan.items;
-        arguments.workspace_bytes = static_cast<std::int64_t>(plan.workspace);
-        constexpr std::size_t shared = FeatureBackwardTiles<T, Tile>::kBytes;
+      arguments.workspace_bytes = static_cast<std::int64_t>(workspace_of_block(stages));
+      const auto run = [&](auto kernel, auto shape_of_tile) {
+        constexpr std::size_t shared = kFeatureBackwardShared<T, decltype(shape_of_tile)>;
         allow_shared(kernel, shared);
-        launch_early(kernel, blocks(plan.blocks), Tile::kThreads, shared, stream, arguments);
+        launch_early(kernel, blocks(plan.blocks), shape_of_tile.kThreads, shared, stream, arguments);
       };
-      if constexpr (!std::is_same_v<C, double>) {
-        arguments.squares = saved.squares;
-        with_kernel<T, C>(run);
+      if constexpr (!std::is_same_v<T, double>) {
+        if (has_tensor_cores()) return run(feature_backward_tensor<T>, FeatureBackwardTensorShape{});
       }
-      with_kernel<T, double>(run);
+      run(feature_backward_fma<T>, FmaTile<C, true>{});
     }
   });
 }

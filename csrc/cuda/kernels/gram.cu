@@ -79,21 +79,24 @@ std::int64_t resident_blocks(DType dtype, const GramPlan& plan) {
 
 // Launches the stages of one type.
 template <class T>
-void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, unsigned grid, cudaStream_t stream) {
+void launch_stages(GramArguments<T>& arguments, Shape shape, const GramPlan& plan, unsigned grid, bool early,
+                   cudaStream_t stream) {
   const GramLaunch<T> of = gram_launch<T>(plan);
   arguments.samples = static_cast<int>(shape.samples);
   arguments.tile = plan.tile;
   arguments.tiles = plan.tiles;
   arguments.buffers = of.buffers;
   allow_shared(of.kernel, of.shared);
+  if (early) return launch_early(of.kernel, grid, of.threads, of.shared, stream, arguments);
   launch(of.kernel, grid, of.threads, of.shared, stream, arguments);
 }
 
 // Makes one launch for each type among the stages. `prepare(arguments, plan)` sets the layout of the matrices and
-// returns the number of tiles of each; `matrix_of(k)` is where the matrices of stage k go.
+// returns the number of tiles of each; `matrix_of(k)` is where the matrices of stage k go. All launches but the first
+// of a call are early.
 template <class Prepare, class Matrix>
 void launch_types(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, const Prepare& prepare,
-                  const Matrix& matrix_of, cudaStream_t stream) {
+                  const Matrix& matrix_of, bool first, cudaStream_t stream) {
   for (int code = 0; code < kDTypes; ++code) {
     with_element(static_cast<DType>(code), [&](auto element) {
       using T = decltype(element);
@@ -117,7 +120,8 @@ void launch_types(const std::vector<Features>& stages, Shape shape, const GramPl
         grid += shape.groups * plan->splits * prepare(arguments, *plan);
       }
       if (!plan) return;
-      launch_stages(arguments, shape, *plan, blocks(grid), stream);
+      launch_stages(arguments, shape, *plan, blocks(grid), !first, stream);
+      first = false;
     });
   }
 }
@@ -153,7 +157,7 @@ GramPlans plan_grams(const std::vector<Features>& stages, Shape shape, bool is_d
 
 template <class C>
 void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, void* workspace,
-                  C* matrices, std::int64_t pitch, cudaStream_t stream) {
+                  C* matrices, std::int64_t pitch, bool first, cudaStream_t stream) {
   const auto prepare = [&](auto& arguments, const GramPlan& plan) {
     arguments.pitch = static_cast<int>(pitch);
     return static_cast<std::int64_t>(plan.tiles) * (plan.tiles + 1) / 2;
@@ -163,13 +167,13 @@ void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPl
     if (plans.stages[k].whole) return matrices + static_cast<std::int64_t>(k) * size;
     return static_cast<char*>(workspace) + plans.stages[k].offset;
   };
-  launch_types(stages, shape, plans, prepare, matrix_of, stream);
+  launch_types(stages, shape, plans, prepare, matrix_of, first, stream);
 }
 
 template void launch_grams<float>(const std::vector<Features>&, Shape, const GramPlans&, void*, float*, std::int64_t,
-                                  cudaStream_t);
+                                  bool, cudaStream_t);
 template void launch_grams<double>(const std::vector<Features>&, Shape, const GramPlans&, void*, double*, std::int64_t,
-                                   cudaStream_t);
+                                   bool, cudaStream_t);
 
 template <class C>
 void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, const RowBlock& block, C* out,
@@ -187,7 +191,7 @@ void launch_gram_row_block(const std::vector<Features>& stages, Shape shape, con
   };
   const std::int64_t size = shape.groups * block.rows * block.pitch;
   const auto matrix_of = [&](std::size_t k) -> void* { return out + static_cast<std::int64_t>(k) * size; };
-  launch_types(stages, shape, plans, prepare, matrix_of, stream);
+  launch_types(stages, shape, plans, prepare, matrix_of, false, stream);
 }
 
 template void launch_gram_row_block<float>(const std::vector<Features>&, Shape, const RowBlock&, float*, cudaStream_t);

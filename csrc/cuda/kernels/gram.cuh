@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1) gram_fma(GramArguments<T> a) {
   const GramItem<T> item(a);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   C sums[kMicro][kMicro] = {};
+  wait_for_previous();
   item.inputs.for_each_line(ring, a.buffers, item.features, [&](const T* rows) {
     const T* const columns = item.diagonal ? rows : rows + a.tile * kPitch<T>;
     C line[kMicro][kMicro] = {};
@@ -180,6 +181,7 @@ __global__ void __launch_bounds__(kMaxTensorThreads<kTiles, kSplits>, 1) gram_te
 
   TileSums<T, kTiles, kTiles, Order::along_k, Order::along_k, kSplit, kSplit, kSplit != Split::none> product;
   int line = 0;
+  wait_for_previous();
   item.inputs.for_each_line(ring, a.buffers, item.features, [&](const T* tile) {
     if (!active) return;
     const T* const rows = tile + row * kWarpTile * kPitch<T> + split * kStep;

@@ -33,9 +33,10 @@ struct GramPlans {
 // The matrices are wanted in float64 or float32.
 GramPlans plan_grams(const std::vector<Features>& stages, Shape shape, bool is_double);
 // Launches the partial matrices, in `workspace`, and the whole ones, in `matrices`: (stages, groups, samples, pitch).
+// If `first`, this is the first launch of the call, which is not early.
 template <class C>
 void launch_grams(const std::vector<Features>& stages, Shape shape, const GramPlans& plans, void* workspace,
-                  C* matrices, std::int64_t pitch, cudaStream_t stream);
+                  C* matrices, std::int64_t pitch, bool first, cudaStream_t stream);
 
 std::vector<Partials> partials_of(const std::vector<Features>& stages, const GramPlans& plans, const void* workspace);
 
@@ -117,26 +118,24 @@ struct FeatureSaved {
         inverse_norms(squares + shape.groups * matrices.count * kSquareSplits) {}
 };
 
-// The division of the covariances into splits of the samples.
+// The division of the covariances into splits of the samples, at least one.
 struct CovariancePlan {
   CovarianceMatrices matrices;
-  std::int64_t split_samples, splits;  // 0 splits if there are no samples
+  std::int64_t split_samples, splits;
 };
 CovariancePlan plan_covariances(const std::vector<Features>& stages, Shape shape);
 
-// Arrays of the forward pass, see CovarianceArguments.
+// Arrays of the forward pass, see CovarianceArguments and CovarianceFinish.
 struct CovarianceArrays {
   double *inverse_norms, *covariances;
   void* partials;
-  double* squares;
-  double* close_squares;  // of groups that need float64; or null
+  double *squares, *tile_squares;
+  unsigned* tickets;
 };
-// Computes norms, covariances and their squares. Stages are of one type.
-void launch_covariances(const std::vector<Features>& stages, Shape shape, double eps, const CovariancePlan& plan,
-                        const CovarianceArrays& arrays, cudaStream_t stream);
+// Computes norms, covariances, their squares and the loss. Stages are of one type.
 template <class C>
-void launch_feature_loss(const std::vector<double>& weights, Shape shape, const CovarianceArrays& arrays, C* loss,
-                         cudaStream_t stream);
+void launch_covariances(const std::vector<Features>& stages, Shape shape, const Spec& spec, const CovariancePlan& plan,
+                        const CovarianceArrays& arrays, C* loss, cudaStream_t stream);
 
 // Bytes that `launch_feature_backward` needs as `workspace`.
 std::size_t feature_backward_bytes(const std::vector<Features>& stages, Shape shape);

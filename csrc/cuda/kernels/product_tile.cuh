@@ -1,6 +1,6 @@
-// Tiles of kRows x 64 elements of a product of operands in shared memory, computed by fused multiply-adds or by tensor
-// cores, in float64 too, behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its transpose,
-// `right` (kDepth, 64).
+// Tiles of kRows x kColumns elements of a product of operands in shared memory, computed by fused multiply-adds or by
+// tensor cores, in float64 too, behind the same interface. Operands come in chunks: `left` (kRows, kDepth) or its
+// transpose, `right` (kDepth, kColumns).
 #pragma once
 
 #include "cuda/kernels/tensor_cores.cuh"
@@ -13,7 +13,8 @@ constexpr int kTileColumns = 64;
 template <class C_, bool kLeftByRows>
 struct FmaTile {
   using C = C_;
-  static constexpr int kThreads = 256, kRows = 64, kDepth = 16, kElements = 16;
+  static constexpr int kThreads = 256, kRows = 64, kColumns = kTileColumns, kDepth = 16, kElements = 16;
+  static constexpr int kSplits = 1;
   C sums[4][4] = {};
 
   __device__ void multiply(const C* left, int left_pitch, const C* right, int right_pitch) {
@@ -64,10 +65,12 @@ struct FmaTile {
   }
 };
 
-template <int kRows_>
+// `kSplits` groups of warps compute the same tile, each from its part of a chunk.
+template <int kColumns_, int kSplits_>
 struct TensorShape {
   using C = float;
-  static constexpr int kRows = kRows_, kThreads = kRows * kTileColumns / 32, kDepth = 32, kElements = 32;
+  static constexpr int kRows = 64, kColumns = kColumns_, kElements = 32, kSplits = kSplits_, kDepth = kSplits * 32;
+  static constexpr int kSplitThreads = kRows * kColumns / kElements, kThreads = kSplits * kSplitThreads;
 };
 
 #if __CUDA_ARCH__ >= 800
@@ -121,25 +124,27 @@ struct DoubleTile {
   }
 };
 
-// Each warp computes 32 x 32 elements. 16-bit elements need no split: tf32 represents them exactly.
-template <int kRows, bool kLeftByRows, bool kSplitLeft>
-struct TensorTile : TensorShape<kRows> {
-  using Shape = TensorShape<kRows>;
-  using Shape::kDepth, Shape::kElements;
+// Each warp computes 32 x 32 elements from its part of a chunk. 16-bit elements need no split into two numbers: tf32
+// represents them exactly.
+template <class Shape, bool kLeftByRows, bool kSplitLeft>
+struct TensorTile {
+  static constexpr int kElements = Shape::kElements, kPart = Shape::kDepth / Shape::kSplits;
   static constexpr Order kLeftOrder = kLeftByRows ? Order::along_k : Order::across_k;
   static constexpr Split kSplitOfLeft = kSplitLeft ? Split::in_registers : Split::none;
   using Product = TileSums<float, 2, 2, kLeftOrder, Order::across_k, kSplitOfLeft, Split::in_registers, true>;
   static_assert(Product::kElements == kElements);
   Product product;
 
-  static __device__ int row() { return threadIdx.x / 64 * 32; }
-  static __device__ int column() { return threadIdx.x / 32 % 2 * 32; }
+  static __device__ int row() { return threadIdx.x % Shape::kSplitThreads / Shape::kColumns * 32; }
+  static __device__ int column() { return threadIdx.x % Shape::kColumns / 32 * 32; }
 
   __device__ void multiply(const float* left, int left_pitch, const float* right, int right_pitch) {
+    const int first = threadIdx.x / Shape::kSplitThreads * kPart;
+    left += (kLeftByRows ? row() * left_pitch : row()) + first * (kLeftByRows ? 1 : left_pitch);
+    right += first * right_pitch + column();
 #pragma unroll(kLeftByRows ? 2 : 1)
-    for (int k = 0; k < kDepth; k += Operand<float>::kStep) {
-      product.multiply(left + (kLeftByRows ? row() * left_pitch + k : k * left_pitch + row()), left_pitch,
-                       right + k * right_pitch + column(), right_pitch);
+    for (int k = 0; k < kPart; k += Operand<float>::kStep) {
+      product.multiply(left + k * (kLeftByRows ? 1 : left_pitch), left_pitch, right + k * right_pitch, right_pitch);
     }
     product.flush();
   }

@@ -27,8 +27,12 @@ void launch_norms(const StreamedArguments<C>& arguments, const std::vector<Featu
     with_element(x.dtype, [&](auto element) {
       using T = decltype(element);
       if constexpr (sizeof(Compute<T>) <= sizeof(C)) {
-        launch(compute_norms<T, C>, blocks(grid), kNormThreads, 0, stream, arguments, static_cast<const T*>(x.data),
-               x.dim, x.group_stride, x.sample_stride, static_cast<int>(k), similarities, known);
+        const auto run = [&](auto... options) {
+          launch_kernel(k > 0 && waits_for_previous(compute_norms<T, C>), compute_norms<T, C>, blocks(grid),
+                        kNormThreads, 0, stream, arguments, options...);
+        };
+        run(static_cast<const T*>(x.data), x.dim, x.group_stride, x.sample_stride, static_cast<int>(k), similarities,
+            known);
       }
     });
   }
@@ -39,8 +43,8 @@ void launch_row_block_forward(const StreamedArguments<C>& arguments, LossKind ki
                               const LossArguments<C>& loss_arguments, cudaStream_t stream) {
   with_loss(kind, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
-    launch(row_block_forward<C, D>, blocks_of_rows(arguments), kBackwardThreads, 0, stream, arguments,
-           D(loss_arguments));
+    launch_early(row_block_forward<C, D>, blocks_of_rows(arguments), kBackwardThreads, 0, stream, arguments,
+                 D(loss_arguments));
   });
 }
 
@@ -49,14 +53,14 @@ void launch_row_block_backward(const StreamedArguments<C>& arguments, LossKind k
                                const LossArguments<C>& loss_arguments, cudaStream_t stream) {
   with_loss(kind, [&](auto tag) {
     using D = typename decltype(tag)::template Of<C>;
-    launch(row_block_backward<C, D>, blocks_of_rows(arguments), kBackwardThreads, 0, stream, arguments,
-           D(loss_arguments));
+    launch_early(row_block_backward<C, D>, blocks_of_rows(arguments), kBackwardThreads, 0, stream, arguments,
+                 D(loss_arguments));
   });
 }
 
 template <class C>
 void launch_sum_losses(const StreamedArguments<C>& arguments, cudaStream_t stream) {
-  launch(sum_losses<C>, blocks(arguments.groups), kBackwardThreads, 0, stream, arguments);
+  launch_early(sum_losses<C>, blocks(arguments.groups), kBackwardThreads, 0, stream, arguments);
 }
 
 #define ICSD_INSTANTIATE(C)                                                                                  \

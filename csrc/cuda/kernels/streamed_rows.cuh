@@ -17,6 +17,8 @@ template <class T, class C>
 __global__ void __launch_bounds__(kNormThreads)
     compute_norms(StreamedArguments<C> a, const T* x, std::int64_t dim, std::int64_t group_stride,
                   std::int64_t sample_stride, int stage, bool similarities, bool known) {
+  wait_for_previous();
+  admit_next();
   const int lane = threadIdx.x % 32;
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kNormThreads / 32) + threadIdx.x / 32;
   if (item >= a.groups * a.samples) return;
@@ -37,6 +39,8 @@ __global__ void __launch_bounds__(kBackwardThreads) row_block_forward(StreamedAr
   constexpr int kWarps = kBackwardThreads / 32;
   __shared__ __align__(16) unsigned char memory[kWarps * sizeof(Row)];
   Row* const rows_of_warps = reinterpret_cast<Row*>(memory);
+  wait_for_previous();
+  admit_next();
   const int rows = min(a.rows, a.samples - a.first), i = a.first + static_cast<int>(blockIdx.x % rows);
   const std::int64_t group = blockIdx.x / rows;
   for (int student = 0; student < a.students; ++student) {
@@ -64,6 +68,7 @@ __global__ void __launch_bounds__(kBackwardThreads) row_block_forward(StreamedAr
 template <class C>
 __global__ void __launch_bounds__(kBackwardThreads) sum_losses(StreamedArguments<C> a) {
   __shared__ double sums[kBackwardThreads / 32];
+  wait_for_previous();
   sum_loss(a, blockIdx.x, sums);
 }
 
@@ -71,6 +76,8 @@ __global__ void __launch_bounds__(kBackwardThreads) sum_losses(StreamedArguments
 template <class C, class D>
 __global__ void __launch_bounds__(kBackwardThreads, 1) row_block_backward(StreamedArguments<C> a, D loss) {
   __shared__ C sums[kBackwardThreads / 32];
+  wait_for_previous();
+  admit_next();
   const int rows = min(a.rows, a.samples - a.first), i = a.first + static_cast<int>(blockIdx.x % rows);
   const std::int64_t group = blockIdx.x / rows;
   const RowGradients<C, D> gradients{loss, a.samples, i, a.eps, sums};

@@ -29,6 +29,7 @@ struct Launched {
   const void* kernel;
   unsigned threads;    // of a block
   std::size_t shared;  // dynamic, of a block
+  bool early;          // before the previous kernel has finished
 };
 
 constexpr int kMaxThreads = 1024;
@@ -149,15 +150,9 @@ cudaError_t start(const void* kernel, const std::function<void()>& body, const c
                                              " bytes of dynamic shared memory beside " + std::to_string(fixed) +
                                              " static ones, but at most " + std::to_string(most));
   }
-  device().launches.push_back({kernel, static_cast<unsigned>(threads), config.dynamicSmemBytes});
-  Launch launch{kernel,
-                body,
-                grid,
-                block,
-                config.dynamicSmemBytes,
-                device().seed,
-                device().concurrent_blocks,
-                config.numAttrs != 0};
+  const bool early = config.numAttrs != 0;
+  device().launches.push_back({kernel, static_cast<unsigned>(threads), config.dynamicSmemBytes, early});
+  Launch launch{kernel, body, grid, block, config.dynamicSmemBytes, device().seed, device().concurrent_blocks, early};
   if (!device().dry) run(launch);
   if (emulator_launch_ended) emulator_launch_ended();
   return launch.failed ? refuse(cudaErrorLaunchFailure, launch.failure) : cudaSuccess;
@@ -205,13 +200,14 @@ void emulator_require_stream(void* stream) { device().stream = static_cast<cudaS
 std::uint64_t emulator_attributes_set() { return device().attributes_set; }
 std::uint64_t emulator_launches() { return device().launches.size(); }
 // These describe a launch, counted from 0: where its kernel stands in which library, threads and dynamic shared memory
-// of a block.
+// of a block, and whether it was launched before the previous kernel had finished.
 const char* emulator_launch_library(std::uint64_t launch) { return where(launch).dli_fname; }
 std::uint64_t emulator_launch_offset(std::uint64_t launch) {
   return static_cast<const char*>(device().launches[launch].kernel) - static_cast<const char*>(where(launch).dli_fbase);
 }
 unsigned emulator_launch_threads(std::uint64_t launch) { return device().launches[launch].threads; }
 std::uint64_t emulator_launch_shared(std::uint64_t launch) { return device().launches[launch].shared; }
+int emulator_launch_early(std::uint64_t launch) { return device().launches[launch].early; }
 // Describes the last launch that failed.
 const char* emulator_failure() { return device().failure.c_str(); }
 }
