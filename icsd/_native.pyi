@@ -39,6 +39,8 @@ class cpu:
     """The operator on the CPU."""
 
     @staticmethod
+    def reads(tensors: Sequence[Tensor]) -> bool: ...
+    @staticmethod
     def gram(x: Tensor) -> Tensor: ...
     @staticmethod
     def combine(matrix: Tensor, x: Tensor) -> Tensor: ...
@@ -58,6 +60,8 @@ class cpu:
 class cuda:
     """The operator on CUDA devices, on the current stream. It is missing from a build without nvcc."""
 
+    @staticmethod
+    def reads(tensors: Sequence[Tensor]) -> bool: ...
     @staticmethod
     def gram(x: Tensor) -> Tensor: ...
     @staticmethod

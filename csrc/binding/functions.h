@@ -1,4 +1,5 @@
-// The four functions of a backend, `gram`, `combine`, `distill` and `distill_backward`, as Python calls them.
+// The functions of a backend, `gram`, `combine`, `distill` and `distill_backward`, as Python calls them, and `reads`,
+// which tells whether they can read tensors.
 //
 // A backend is made anew for each call, from its tensors, which it checks. Then it makes new tensors and runs the
 // kernels.
@@ -131,6 +132,7 @@ pybind11::list distill_backward(const Tensor& grad, const Tensor& saved, const s
 template <class Backend>
 void define_functions(pybind11::module_& module) {
   using pybind11::arg;
+  module.def("reads", &reads, arg("tensors"));
   module.def("gram", &gram<Backend>, arg("x"));
   module.def("combine", &combine<Backend>, arg("matrix"), arg("x"));
   module.def("distill", &distill<Backend>, arg("inputs"), arg("spec"), arg("save"));

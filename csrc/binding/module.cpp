@@ -12,7 +12,7 @@ PYBIND11_MODULE(_native, m) {
   using namespace icsd;
   m.doc() = "The fused kernels, as functions of tensors. Use icsd.ops, which checks arguments and differentiates.";
   // It is raised, with the one of icsd/ops/cpu.py, when what a function takes or returns changes.
-  m.attr("INTERFACE") = 6;
+  m.attr("INTERFACE") = 7;
   m.attr("build") = py::dict(py::arg("compiler") = ICSD_COMPILER, py::arg("cpu") = ICSD_CPU_ISAS,
                              py::arg("cuda") = ICSD_CUDA_ARCHITECTURES);
   py::dict losses;

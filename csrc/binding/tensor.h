@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -37,6 +38,38 @@ inline const dlpack::DLPackExchangeAPI* exchange_api_of(pybind11::handle object)
   const auto* header = static_cast<const dlpack::DLPackExchangeAPIHeader*>(pointer);
   while (header && header->version.major != dlpack::kMajorVersion) header = header->prev_api;
   return reinterpret_cast<const dlpack::DLPackExchangeAPI*>(header);
+}
+
+// Returns whether an object is a plain tensor whose elements are what its memory holds. Subclasses can have them
+// elsewhere; batched tensors and zero tensors have no memory; a lazy negation stands for the negative of its memory.
+inline bool is_readable(PyObject* object) {
+  static PyObject* const is_negated = PyUnicode_InternFromString("is_neg");
+  static const pybind11::handle torch = pybind11::module_::import("torch").release();
+  static const pybind11::handle tensor = torch.attr("Tensor").cast<pybind11::object>().release();
+  static const pybind11::handle parameter = torch.attr("nn").attr("Parameter").cast<pybind11::object>().release();
+  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (type != tensor.ptr() && type != parameter.ptr()) return false;
+  const dlpack::DLPackExchangeAPI* const api = exchange_api_of(object);
+  dlpack::DLTensor memory{};
+  if (!api || !api->dltensor_from_py_object_no_sync || api->dltensor_from_py_object_no_sync(object, &memory)) {
+    PyErr_Clear();
+    return false;
+  }
+  bool is_empty = false;
+  for (int dim = 0; dim < memory.ndim; ++dim) is_empty |= memory.shape[dim] == 0;
+  if (!memory.data && !is_empty) return false;
+  PyObject* arguments[] = {nullptr, object};  // the first is a place for the callee
+  const auto negated = pybind11::reinterpret_steal<pybind11::object>(
+      PyObject_VectorcallMethod(is_negated, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  if (!negated) throw pybind11::error_already_set();
+  return negated.ptr() == Py_False;
+}
+
+inline bool reads(const pybind11::sequence& tensors) {
+  const auto items = pybind11::reinterpret_steal<pybind11::object>(PySequence_Fast(tensors.ptr(), "a sequence"));
+  if (!items) throw pybind11::error_already_set();
+  PyObject** const first = PySequence_Fast_ITEMS(items.ptr());
+  return std::all_of(first, first + PySequence_Fast_GET_SIZE(items.ptr()), is_readable);
 }
 
 inline dlpack::DLDataType dlpack_type_of(DType dtype) {

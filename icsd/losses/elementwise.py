@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from icsd.losses.base import Loss, SimilarityLoss, require_choice, require_positive
 from icsd.losses.gram import similarity_from_gram
 
-_CLAMPS = ("none", "both", "teacher")
+_CLAMPS = {"none": 0.0, "both": 1.0, "teacher": 2.0}  # and their parameters of kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +36,19 @@ class MSE(SimilarityLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self.name, _CLAMPS, clamp=self.clamp)
+        require_choice(self.name, tuple(_CLAMPS), clamp=self.clamp)
 
     @property
     def in_feature_space(self) -> bool:
         return self.clamp == "none"
 
     def kernel_parameters(self) -> tuple[float, ...]:
-        return float(_CLAMPS.index(self.clamp)), float(self.include_diagonal)
+        return _CLAMPS[self.clamp], float(self.include_diagonal)
 
     @classmethod
     def from_kernel_parameters(cls, parameters: Sequence[float]) -> MSE:
         clamp, include_diagonal = parameters
-        return cls(_CLAMPS[int(clamp)], include_diagonal=bool(include_diagonal))
+        return cls([*_CLAMPS][int(clamp)], include_diagonal=bool(include_diagonal))
 
     def terms(self, rows: int, columns: int) -> int:
         return rows * columns

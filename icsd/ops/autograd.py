@@ -97,7 +97,8 @@ class Distill(torch.autograd.Function):
     def forward(ctx, call: tuple[object, Spec, Loss], *stages: Tensor) -> Tensor:
         ctx.call = backend, spec, _ = call
         value, saved = backend.launcher.distill(stages, spec, True)
-        ctx.save_for_backward(saved, *(stages if spec.reads_teacher else stages[:-1]))
+        reads_teacher = spec.teacher_gradient or spec.regime != "sample"  # as in spec, without a call
+        ctx.save_for_backward(saved, *(stages if reads_teacher else stages[:-1]))
         return value
 
     @staticmethod
@@ -105,16 +106,22 @@ class Distill(torch.autograd.Function):
         backend, spec, _ = ctx.call
         saved, *stages = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad[1 : len(stages) + 1]]
-        if is_batched(grad):  # many gradients at once, which are linear in `grad`
+        creates_graph = torch.is_grad_enabled()
+        if (
+            not creates_graph
+            and not torch.compiler.is_dynamo_compiling()
+            and backend.launcher.reads((grad, saved, *stages))
+        ):
+            grads = backend.launcher.distill_backward(grad, saved, stages, wanted, spec)
+        elif is_batched(grad):  # many gradients at once, which are linear in `grad`
             ones = torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
             launcher = launcher_for(backend, saved, *stages)
             units = launcher.distill_backward(ones, saved, stages, wanted, spec)
             grads = [None if unit is None else unit * grad[..., None, None] for unit in units]
-        elif torch.is_grad_enabled():
+        elif creates_graph:
             grads = _differentiable_backward(ctx.call, grad, saved, stages, wanted)
         else:
-            launcher = launcher_for(backend, grad, saved, *stages)
-            grads = launcher.distill_backward(grad, saved, stages, wanted, spec)
+            grads = Dispatcher(backend.key).distill_backward(grad, saved, stages, wanted, spec)
         return None, *grads, None  # for a teacher that was not saved; PyTorch drops one None too many
 
 

@@ -83,7 +83,7 @@ class FusedBackend(registry.Backend):
         save = torch.is_grad_enabled() and True in [stage.requires_grad for stage in stages]
         teacher_gradient = save and stages[-1].requires_grad
         spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime, center)
-        if not is_ordinary(*stages):
+        if torch.compiler.is_dynamo_compiling() or not self.launcher.reads(stages):
             return torch.ops.icsd.distill(stages, save, *spec, self.key)[0]
         if not save:
             return self.launcher.distill(stages, spec, False)[0]

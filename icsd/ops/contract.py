@@ -1,6 +1,6 @@
 """The contract between the operator and the kernels of a backend: functions on tensors, without derivatives.
 
-Every fused backend has the four of `Launcher`; those for similarities to banks are extras.
+Every fused backend has those of `Launcher`; those for similarities to banks are extras.
 """
 
 from __future__ import annotations
@@ -50,8 +50,14 @@ class Launcher(Protocol):
     """The passes over the data that a backend has kernels for.
 
     Inputs are `(*B, N, D_k)`, one for each student and the last one for the teacher. They are float32, float64,
-    bfloat16 or float16 with any strides, on one device that the backend takes, and their elements lie in their memory.
+    bfloat16 or float16 with any strides, on one device that the backend takes, and the launcher `reads` them.
     """
+
+    def reads(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether the elements of the tensors lie in their memory, where these functions read them.
+
+        They do not in subclasses, in tensors of `torch.func.vmap` and in lazy negations.
+        """
 
     def gram(self, x: Tensor) -> Tensor:
         """Return K = X Xᵀ, `(*B, N, N)` in compute dtype."""

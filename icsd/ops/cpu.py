@@ -11,7 +11,7 @@ from torch import Tensor  # before the native module, so that both share torch's
 from icsd.ops.backend import FusedBackend
 from icsd.ops.contract import Spec, sample_dense
 
-INTERFACE = 6  # of csrc/binding/module.cpp
+INTERFACE = 7  # of csrc/binding/module.cpp
 
 try:
     import icsd._native as _native  # so that an error names it
@@ -24,7 +24,7 @@ except (ImportError, AttributeError) as error:  # not built, or built from other
 
 
 class NativeLauncher:
-    """The four functions of `icsd._native.cpu` or `icsd._native.cuda`, with tensors and specs as they take them.
+    """The functions of `icsd._native.cpu` or `icsd._native.cuda`, with tensors and specs as they take them.
 
     Args:
         module: The native functions.
@@ -34,6 +34,7 @@ class NativeLauncher:
     def __init__(self, module: ModuleType, spec: type) -> None:
         self.module = module
         self.spec = lru_cache(maxsize=256)(spec)
+        self.reads = module.reads
 
     def gram(self, x: Tensor) -> Tensor:
         return self.module.gram(sample_dense(x))
@@ -64,6 +65,7 @@ class CPUBackend(FusedBackend):
     def __init__(self) -> None:
         self.regimes = native_regimes()
         if _native is not None:
+            self.ready = True
             self.launcher = NativeLauncher(_native.cpu, _native.Spec)
             self.bank_passes = _native.cpu
 

@@ -41,7 +41,6 @@ class CUDABackend(FusedBackend):
 
     def __init__(self) -> None:
         self.regimes = native_regimes()
-        self.ready = False  # set when all is found: then nothing is asked again
         if hasattr(cpu._native, "cuda"):
             self.launcher = CUDALauncher(cpu._native.cuda, cpu._native.Spec)
 
@@ -60,8 +59,6 @@ class CUDABackend(FusedBackend):
 
     def unavailable(self) -> str | None:
         """Return which of build, torch and device is missing, if one is."""
-        if self.ready:
-            return None
         if cpu._native is None:
             return cpu.CPUBackend().unavailable()
         if not hasattr(cpu._native, "cuda"):

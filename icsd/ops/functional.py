@@ -51,7 +51,7 @@ def cross_sample_similarity(
     """
     if process_group is not None:
         return _similarity_over_ranks(x, other, center, eps, backend, process_group)
-    _check_features("x", x)
+    _check_features(("x",), (x,))
     _check_options("none", eps)
     if other is None:
         chosen = registry.select(backend, [x])
@@ -216,7 +216,7 @@ def _distill(
 
 def _prepare(names, tensors: list[Tensor], weights, reduction, detach_teacher, eps, backend) -> registry.Backend:
     """Check all arguments, detach the teacher and return the backend."""
-    _check_stages(names, tensors)
+    _check_features(names, tensors)
     for weight in weights:
         if not -math.inf < weight < math.inf:
             raise ValueError(f"weights must be finite, got {weight}")
@@ -259,7 +259,7 @@ def _similarity_over_ranks(x, other, center, eps, backend, process_group) -> Ten
             raise ValueError(
                 "process_group must be None with other: each rank compares its samples with others as one process does"
             )
-        _check_features("x", x)
+        _check_features(("x",), (x,))
         _check_options("none", eps)
         return registry.select(backend, [x]), x
 
@@ -284,10 +284,10 @@ def _prepare_banks(
         if tensor is None:
             raise ValueError(f"{name} must be given too: both student and teacher are compared with banks, or neither")
     student, teacher, student_bank, teacher_bank = tensors.values()
-    _check_stages(("student", "teacher"), [student, teacher])
+    _check_features(("student", "teacher"), [student, teacher])
     _check_bank("student_bank", student_bank, "student", student)
     _check_bank("teacher_bank", teacher_bank, "teacher", teacher)
-    _check_stages(("student_bank", "teacher_bank"), [student_bank, teacher_bank])
+    _check_features(("student_bank", "teacher_bank"), [student_bank, teacher_bank])
     if student_bank.shape[-2] == 0:
         raise ValueError(
             f"student_bank and teacher_bank are empty, got {tuple(student_bank.shape)} and "
@@ -315,20 +315,33 @@ def _reduce(values: Tensor, loss: Loss, shape: Sequence[int], reduction: Reducti
     return values
 
 
-def _check_stages(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+def _check_features(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """Raise an error unless these are features of the same samples on one device."""
-    *_, teacher = tensors
-    _check_features(names[-1], teacher)
+    for name, x in zip(names, tensors, strict=True):
+        if type(x) is not Tensor and not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}: convert it, e.g. .float()"
+            )
+        if x.is_nested:
+            raise TypeError(
+                f"{name} must have samples of one length, got a nested tensor: pad it, e.g. .to_padded_tensor(0)"
+            )
+        if x.ndim < 2:
+            raise ValueError(
+                f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?"
+            )
+    *students, teacher = tensors
     shape, device = teacher.shape[:-1], teacher.device
-    for name, tensor in zip(names, tensors[:-1], strict=False):
-        _check_features(name, tensor)
-        if tensor.shape[:-1] != shape:
+    for name, x in zip(names, students, strict=False):
+        if x.shape[:-1] != shape:
             raise ValueError(
                 f"{name} and {names[-1]} must agree in all but the last dimension, got "
-                f"{tuple(tensor.shape)} and {tuple(teacher.shape)}: {_remedy({name: tensor, names[-1]: teacher})}"
+                f"{tuple(x.shape)} and {tuple(teacher.shape)}: {_remedy({name: x, names[-1]: teacher})}"
             )
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device} and {names[-1]} on {device}: move them to one device")
+        if x.device != device:
+            raise ValueError(f"{name} is on {x.device} and {names[-1]} on {device}: move them to one device")
 
 
 def _remedy(tensors: dict[str, Tensor]) -> str:
@@ -347,7 +360,7 @@ def _remedy(tensors: dict[str, Tensor]) -> str:
 
 def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
     """Raise an error unless the bank and `x` differ only in the number of samples."""
-    _check_features(bank_name, bank)
+    _check_features((bank_name,), (bank,))
     if bank.shape[:-2] != x.shape[:-2] or bank.shape[-1] != x.shape[-1]:
         raise ValueError(
             f"{bank_name} and {name} must agree in all but the last dimension but one, got "
@@ -355,23 +368,6 @@ def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
         )
     if bank.device != x.device:
         raise ValueError(f"{bank_name} is on {bank.device} and {name} on {x.device}: move them to one device")
-
-
-def _check_features(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}: convert it, e.g. .float()"
-        )
-    if x.is_nested:
-        raise TypeError(
-            f"{name} must have samples of one length, got a nested tensor: pad it, e.g. .to_padded_tensor(0)"
-        )
-    if x.ndim < 2:
-        raise ValueError(
-            f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?"
-        )
 
 
 def _check_options(reduction: str, eps: float) -> None:

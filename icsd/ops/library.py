@@ -51,6 +51,11 @@ def is_batched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def reads(tensors: Sequence[Tensor]) -> bool:
+    """Return what `Launcher.reads` does, for launchers without native code."""
+    return is_ordinary(*tensors) and not any(map(is_batched, tensors))
+
+
 def is_traced(tensor: Tensor) -> bool:
     """Return whether this is a tensor of a graph that `torch.compile` makes of the kernels themselves."""
     return type(tensor) is FunctionalTensor
@@ -66,6 +71,9 @@ class Dispatcher:
     def __init__(self, key: str) -> None:
         self.key = key
         self.launcher = self
+
+    def reads(self, _: Sequence[Tensor]) -> bool:
+        return False  # nothing is read here, and what autograd does is being traced
 
     def gram(self, x: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():

@@ -27,6 +27,7 @@ class Backend(ABC):
     Attributes:
         name: The name by which it is asked for.
         description: A few words about its code.
+        ready: True once it is known to be available and stays so: then it is not asked again.
         bank_passes: The passes over similarities to banks that it has kernels for, see `icsd.ops.row_sums`, or None.
         has_bank_kernels: True if it computes losses to banks itself. Others leave it to PyTorch's products.
         bank_kernels: The kernels that do so.
@@ -34,6 +35,7 @@ class Backend(ABC):
 
     name: str
     description: str
+    ready: bool = False
     bank_passes: BankPasses | None = None
     has_bank_kernels: bool = False
     bank_kernels: BankKernels
@@ -172,9 +174,9 @@ def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
         ValueError: The name is unknown.
         RuntimeError: The backend does not take the inputs. The message lists all backends and why they do not.
     """
-    name = name_of(requested)
+    name = requested or _choice.name
     for backend in _backends.values() if name is None else (get(name),):
-        if backend.unavailable() is None and backend.unsupported(tensors) is None:
+        if (backend.ready or backend.unavailable() is None) and backend.unsupported(tensors) is None:
             return backend
     lines = [f"  {backend.name}: {_refusal(backend, tensors) or 'applies'}" for backend in _backends.values()]
     raise RuntimeError("\n".join([f"backend {name!r} does not apply here; the candidates are", *lines]))

@@ -18,6 +18,7 @@ class OffloadingLauncher:
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
+        self.reads = launcher.reads
 
     def gram(self, x: Tensor) -> Tensor:
         return self.launcher.gram(_to_gpu(x)).cpu()

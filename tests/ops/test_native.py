@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import icsd
 from icsd import _native
+from icsd.ops import library
 
 X = torch.ones(4, 6)
 
@@ -41,6 +42,38 @@ def backward(grad=None, saved=None, inputs=(X,), wanted=(True,), **changes):
     grad = torch.ones(()) if grad is None else grad
     saved = torch.ones(2, 4, 5) if saved is None else saved
     return _native.cpu.distill_backward(grad, saved, list(inputs), list(wanted), spec(**changes))
+
+
+class Named(torch.Tensor):
+    """A subclass."""
+
+
+class Watched(torch.autograd.Function):
+    """The identity, whose backward pass notes whether its gradient is read."""
+
+    @staticmethod
+    def forward(ctx, x, reads, notes):
+        ctx.note = lambda grad: notes.append(reads([grad]))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.note(grad)
+        return grad, None, None
+
+
+@pytest.mark.parametrize("reads", [_native.cpu.reads, library.reads], ids=["native", "Python"])
+def test_tensors_are_read_whose_memory_has_their_elements(reads):
+    assert reads([X, X.mT, X[:0], X.bfloat16(), torch.ones(()), torch.nn.Parameter(X), X.clone().requires_grad_()])
+    assert reads(())
+    lazy = torch._neg_view(X), torch.complex(X, X).conj().imag, torch._efficientzerotensor((4, 6))
+    for x in (*lazy, X.as_subclass(Named), torch._efficientzerotensor(())):
+        assert not reads((X, x))
+    notes = []
+    torch.func.vmap(lambda row: notes.append(reads([row])) or row)(X)
+    x = X.clone().requires_grad_()
+    torch.autograd.grad(Watched.apply(x, reads, notes), x, torch.ones(2, 4, 6), is_grads_batched=True)
+    assert notes == [False, False]
 
 
 @pytest.mark.parametrize(

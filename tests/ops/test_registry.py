@@ -67,9 +67,10 @@ def test_meta_tensors_fall_back_but_a_name_is_a_promise():
 
 
 def test_missing_native_module_says_why(monkeypatch):
-    from icsd.ops import cpu
+    from icsd.ops import cpu, registry
 
     monkeypatch.setattr(cpu, "_native", None)
+    monkeypatch.setattr(registry.get("cpu"), "ready", False)
     monkeypatch.setattr(cpu, "_import_error", "No module named 'icsd._native'", raising=False)
     assert chosen() == "composite"
     status = next(status for status in icsd.backends() if status.name == "cpu")

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from icsd.losses.gram import compute_dtype
 from icsd.ops.contract import Spec, saved_dtype, saved_shape
+from icsd.ops.library import reads
 from icsd.ops.triton import feature, kernels, sample, streamed
 from icsd.ops.triton.runtime import as_groups
+
+__all__ = ["combine", "distill", "distill_backward", "gram", "reads"]
 
 REGIMES = {"sample": sample, "feature": feature, "streamed": streamed}
 
