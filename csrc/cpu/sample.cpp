@@ -29,6 +29,7 @@ void distill_groups(const std::vector<Features>& stages, const std::vector<Matri
     grams.finish(member);
     loss_rows.normalize(member);  // needs only the diagonal, of rows that this thread finished
     member.barrier();
+    loss_rows.choose(member);
     loss_rows.forward(member);
     member.barrier();
     const Range groups = split_of(shape.groups, member.thread, member.threads);

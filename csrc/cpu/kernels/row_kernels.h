@@ -44,7 +44,7 @@ using RoundKernel = void (*)(const C* r, std::int64_t count, C* g);
 
 template <class C>
 struct AllRowKernels {
-  RowKernels<C> of[kLosses];
+  RowKernels<C> of[kLosses], shifted_kl;
   ProjectKernel<C> project;
   RoundKernel<C> round;  // null for doubles
 };

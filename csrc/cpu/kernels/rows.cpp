@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/shifted_kl.h"
 #include "cpu/runtime/simd.h"
 
 namespace icsd::cpu::ICSD_ISA {
@@ -122,7 +123,7 @@ constexpr RowKernels<C> kernels_of = {forward<C, D>, backward<C, D, false>, back
 #define ICSD_LOSS(name, Loss) kernels_of<C, Loss>,
 template <class C>
 constexpr AllRowKernels<C> all_of(RoundKernel<C> round) {
-  return {{ICSD_LOSSES(ICSD_LOSS)}, project<C>, round};
+  return {{ICSD_LOSSES(ICSD_LOSS)}, kernels_of<C, ShiftedKl>, project<C>, round};
 }
 #undef ICSD_LOSS
 

@@ -12,6 +12,7 @@
 #include "cpu/kernels/gram.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/norms.h"
+#include "cpu/kernels/shifted_kl.h"
 #include "cpu/runtime/threads.h"
 
 namespace icsd::cpu {
@@ -29,7 +30,7 @@ class LossRows {
         spec_(spec),
         students_(static_cast<int64_t>(grams.size()) - 1),
         loss_(arguments()),
-        kernels_(kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
+        kernels_(shape.groups, &kernels().template rows<C>().of[static_cast<int>(spec.loss)]),
         inverse_norms_(grams.size() * shape.groups * shape.samples),
         rows_(students_ * shape.groups * shape.samples),
         statistics_(D<C>::kStatistics * rows_.size()),
@@ -43,6 +44,16 @@ class LossRows {
     }
   }
 
+  // Chooses the kernels of each group, where there is a choice.
+  void choose(Member member) {
+    if (!ShiftedKl<C>::takes(spec_) || shape_.samples == 1) return;  // the loss of one sample is 0, without rounding
+    const Range groups = split_of(shape_.groups, member.thread, member.threads);
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      if (has_norms(group)) kernels_[group] = &kernels().template rows<C>().shifted_kl;
+    }
+    member.barrier();
+  }
+
   void forward(Member member) {
     const int64_t n = shape_.samples;
     const Range range = split_of(static_cast<int64_t>(rows_.size()), member.thread, member.threads);
@@ -51,10 +62,10 @@ class LossRows {
       const SimilarityRow<C> s = similarity_row(student, group, i), t = similarity_row(students_, group, i);
       Row row;
       if (loss_.diagonal) {
-        kernels_.forward(arguments(), s, t, 0, n, &row);
+        kernels_[group]->forward(arguments(), s, t, 0, n, &row);
       } else {
-        kernels_.forward(arguments(), s, t, 0, i, &row);
-        kernels_.forward(arguments(), s, t, i + 1, n, &row);
+        kernels_[group]->forward(arguments(), s, t, 0, i, &row);
+        kernels_[group]->forward(arguments(), s, t, i + 1, n, &row);
       }
       rows_[item] = row;
       C numbers[kMaxStatistics];
@@ -88,8 +99,9 @@ class LossRows {
         C own[kMaxStatistics];
         for (int k = 0; k < D<C>::kStatistics; ++k) own[k] = others.data[k * others.stride + i];
         std::fill(for_student.begin(), for_student.end(), C(0));
-        kernels_.student(arguments(), s, t, 0, n, own, others, weight, for_student.data());
-        if (spec_.teacher_gradient) kernels_.teacher(arguments(), s, t, 0, n, own, others, weight, for_teacher.data());
+        const RowKernels<C>& kernels = *kernels_[group];
+        kernels.student(arguments(), s, t, 0, n, own, others, weight, for_student.data());
+        if (spec_.teacher_gradient) kernels.teacher(arguments(), s, t, 0, n, own, others, weight, for_teacher.data());
         write_row(student, group, i, for_student);
       }
       if (spec_.teacher_gradient) {
@@ -118,6 +130,16 @@ class LossRows {
   }
 
  private:
+  // Tells whether every sample of a group is as similar to itself as can be: not 0, not NaN, and no shorter than eps.
+  bool has_norms(int64_t group) const {
+    const C most = 1 / static_cast<C>(spec_.eps);
+    for (int64_t stage = 0; stage <= students_; ++stage) {
+      const C* const r = inverse_norms_.data() + index(stage, group, 0);
+      if (!std::all_of(r, r + shape_.samples, [&](C inverse) { return inverse > 0 && inverse < most; })) return false;
+    }
+    return true;
+  }
+
   using Row = typename D<C>::template Row<C>;
 
   struct Location {
@@ -175,7 +197,7 @@ class LossRows {
   const Spec& spec_;
   int64_t students_;
   D<C> loss_;
-  const RowKernels<C>& kernels_;
+  std::vector<const RowKernels<C>*> kernels_;  // of each group
   std::vector<C> inverse_norms_;
   std::vector<Row> rows_;
   std::vector<C> statistics_;  // one array for each number, over all rows

@@ -284,6 +284,44 @@ inline void transpose_lanes(V (&rows)[kCount]) {
   }
 }
 
+// Returns the larger or the smaller of a number and each lane, which is NaN where the lane is.
+#if defined(__AVX512F__)
+inline FloatVector at_least(float least, FloatVector v) {
+  return reinterpret_cast<FloatVector>(_mm512_max_ps(_mm512_set1_ps(least), reinterpret_cast<__m512>(v)));
+}
+inline FloatVector at_most(float most, FloatVector v) {
+  return reinterpret_cast<FloatVector>(_mm512_min_ps(_mm512_set1_ps(most), reinterpret_cast<__m512>(v)));
+}
+inline DoubleVector at_least(double least, DoubleVector v) {
+  return reinterpret_cast<DoubleVector>(_mm512_max_pd(_mm512_set1_pd(least), reinterpret_cast<__m512d>(v)));
+}
+inline DoubleVector at_most(double most, DoubleVector v) {
+  return reinterpret_cast<DoubleVector>(_mm512_min_pd(_mm512_set1_pd(most), reinterpret_cast<__m512d>(v)));
+}
+#elif defined(__AVX2__)
+inline FloatVector at_least(float least, FloatVector v) {
+  return reinterpret_cast<FloatVector>(_mm256_max_ps(_mm256_set1_ps(least), reinterpret_cast<__m256>(v)));
+}
+inline FloatVector at_most(float most, FloatVector v) {
+  return reinterpret_cast<FloatVector>(_mm256_min_ps(_mm256_set1_ps(most), reinterpret_cast<__m256>(v)));
+}
+inline DoubleVector at_least(double least, DoubleVector v) {
+  return reinterpret_cast<DoubleVector>(_mm256_max_pd(_mm256_set1_pd(least), reinterpret_cast<__m256d>(v)));
+}
+inline DoubleVector at_most(double most, DoubleVector v) {
+  return reinterpret_cast<DoubleVector>(_mm256_min_pd(_mm256_set1_pd(most), reinterpret_cast<__m256d>(v)));
+}
+#else
+template <class C, class V>
+inline V at_least(C least, V v) {
+  return v < least ? V{} + least : v;
+}
+template <class C, class V>
+inline V at_most(C most, V v) {
+  return v > most ? V{} + most : v;
+}
+#endif
+
 // Returns 1 / k!.
 constexpr double inverse_factorial(int k) { return k > 0 ? inverse_factorial(k - 1) / k : 1; }
 
@@ -295,9 +333,7 @@ inline V exponential(V x, double least, double ln2_high, double ln2_low) {
   using C = std::remove_reference_t<decltype(x[0])>;
   constexpr C kShift = C(1.5) * C(std::uint64_t{1} << kMantissa);
   constexpr std::uint64_t kBias = (std::uint64_t{1} << (8 * sizeof(C) - kMantissa - 2)) - 1;
-  const C low = C(least), high = C(-least);
-  x = x < low ? V{} + low : x;
-  x = x > high ? V{} + high : x;
+  x = at_most(C(-least), at_least(C(least), x));
   const V shifted = x * C(1.4426950408889634) + kShift;
   const V n = shifted - kShift;
   const V r = (x - n * C(ln2_high)) - n * C(ln2_low);
