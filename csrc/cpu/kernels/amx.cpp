@@ -126,7 +126,7 @@ bool pack(const float* matrix, int64_t row_stride, int64_t samples, void* packed
 }
 
 void combine_tiles(const void* packed, const float* rest, const double* scale, const bfloat16* x, int64_t stride,
-                   int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride) {
+                   int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride, const Ahead&) {
   constexpr int64_t kLanes = kTile, kWidth = kLanes * kVectors, kPitch = kVectors * 64;
   const TileRegisters registers;
   const int64_t terms = tiles_of(samples, kTerms), outputs = tiles_of(samples, kTile);

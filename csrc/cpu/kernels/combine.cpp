@@ -308,21 +308,33 @@ NarrowTile narrow_tile_of(int64_t outputs) {
 }
 
 void combine_narrow(const void* data, const float* rest, const double* scale, const bfloat16* x, int64_t stride,
-                    int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride) {
+                    int64_t samples, int64_t dim, bfloat16* out, int64_t out_stride, const Ahead& then) {
   constexpr int64_t kWidth = kLanes<float> * kColumns;
-  const int64_t pairs = (samples + 1) / 2;
+  const int64_t pairs = (samples + 1) / 2, blocks = blocks_of(samples);
+  const int64_t width = panel_width(2 * samples, sizeof(bfloat16), kWidth, kWidth, 512);
   const auto* packed = static_cast<const std::uint32_t*>(data);
   auto* const rows = reinterpret_cast<Bfloat16Vector*>(panel<bfloat16>(0, 2 * pairs * kWidth));
-  for (int64_t k = 0; k < dim; k += kWidth) {
-    const int64_t count = std::min(kWidth, dim - k);
-    Prefetch ahead(x + k + kWidth, stride * sizeof(bfloat16), k + kWidth < dim ? samples : 0,
-                   std::min(kWidth, dim - k - kWidth) * sizeof(bfloat16), blocks_of(samples) * pairs);
-    interleave_pairs(x + k, stride, samples, count, kColumns, rows);
-    for (int64_t block = 0; block < blocks_of(samples); ++block) {
-      const int64_t begin = block_start(block, samples), height = block_start(block + 1, samples) - begin;
-      const auto tile = count < kWidth ? narrow_tile_of<Store::partial>(height) : narrow_tile_of<Store::whole>(height);
-      tile(packed + begin * pairs, rest + begin, scale + begin, rows, samples, x + begin * stride + k, stride, ahead,
-           out + begin * out_stride + k, out_stride, count);
+  for (int64_t k = 0; k < dim; k += width) {
+    const int64_t take = std::min(width, dim - k), next = std::min(width, dim - k - take);
+    const int64_t tiles = (take + kWidth - 1) / kWidth * blocks, steps = tiles * pairs;
+    const bool last = next == 0;
+    Prefetch ahead[] = {{x + k + take, static_cast<int64_t>(stride * sizeof(bfloat16)), samples,
+                         static_cast<int64_t>(next * sizeof(bfloat16)), steps},
+                        {then.parts[0], steps / Ahead::kParts},
+                        {then.parts[1], steps / Ahead::kParts},
+                        {then.parts[2], steps / Ahead::kParts}};
+    int64_t done = 0;
+    for (int64_t begin = k; begin < k + take; begin += kWidth) {
+      const int64_t count = std::min(kWidth, k + take - begin);
+      interleave_pairs(x + begin, stride, samples, count, kColumns, rows);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block_start(block, samples), height = block_start(block + 1, samples) - first;
+        const auto tile =
+            count < kWidth ? narrow_tile_of<Store::partial>(height) : narrow_tile_of<Store::whole>(height);
+        const int64_t part = last ? 1 + std::min<int64_t>(done++ * Ahead::kParts / tiles, Ahead::kParts - 1) : 0;
+        tile(packed + first * pairs, rest + first, scale + first, rows, samples, x + first * stride + begin, stride,
+             ahead[part], out + first * out_stride + begin, out_stride, count);
+      }
     }
   }
 }

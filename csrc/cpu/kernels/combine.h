@@ -75,7 +75,7 @@ class GroupProduct {
     if (narrow_) {
       kernels().narrow->combine(packed_, rest_.data(), scale_.data(), static_cast<const bfloat16*>(x),
                                 p.x.sample_stride, samples_, end - begin, static_cast<bfloat16*>(out),
-                                p.out.sample_stride);
+                                p.out.sample_stride, ahead);
       return;
     }
     kernels().combine[static_cast<int>(p.x.dtype)](packed_, scale_.data(), x, p.x.sample_stride, samples_, end - begin,

@@ -59,7 +59,7 @@ struct NarrowKernels {
   bool (*pack)(const float* matrix, std::int64_t row_stride, std::int64_t samples, void* packed, float* rest);
   void (*combine)(const void* packed, const float* rest, const double* scale, const bfloat16* x,
                   std::int64_t sample_stride, std::int64_t samples, std::int64_t dim, bfloat16* out,
-                  std::int64_t out_stride);
+                  std::int64_t out_stride, const Ahead& ahead);
 };
 
 struct Kernels {
