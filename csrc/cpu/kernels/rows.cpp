@@ -26,28 +26,48 @@ C similarity_at(SimilarityRow<C> row, int64_t j) {
   return row.gram[j] * (row.own * row.inverse_norms[j]);
 }
 
+// Adds the lanes' parts of a row to it.
+template <class C, class Loss, class Lanes, class Row>
+void merge_lanes(const Loss& loss, const Lanes& lanes, Row& row) {
+  constexpr int kFields = sizeof(Row) / sizeof(C);
+  C fields[kFields][kLanes<C>];
+  std::memcpy(fields, &lanes, sizeof lanes);
+  for (int lane = 0; lane < kLanes<C>; ++lane) {
+    Row one;
+    C* to = reinterpret_cast<C*>(&one);
+    for (int field = 0; field < kFields; ++field) to[field] = fields[field][lane];
+    loss.merge(row, one);
+  }
+}
+
+// The exponentials of all lanes become relative to the same largest ones by few vector operations, and can be added.
+template <class C>
+void merge_lanes(const Kl<C>& loss, typename Kl<C>::template Row<Vector<C>> lanes,
+                 typename Kl<C>::template Row<C>& row) {
+  typename Kl<C>::template Row<C> one;
+  for (int lane = 0; lane < kLanes<C>; ++lane) {
+    one.max_s = std::max(one.max_s, lanes.max_s[lane]);
+    one.max_t = std::max(one.max_t, lanes.max_t[lane]);
+  }
+  loss.raise(lanes, Vector<C>{} + one.max_s, Vector<C>{} + one.max_t);
+  one.sum_s = sum(lanes.sum_s);
+  one.sum_t = sum(lanes.sum_t);
+  one.weighted = sum(lanes.weighted);
+  loss.merge(row, one);
+}
+
 template <class C, template <class> class D>
 void forward(LossArguments<C> arguments, SimilarityRow<C> s, SimilarityRow<C> t, int64_t begin, int64_t end,
              void* result) {
   using V = Vector<C>;
   using Row = typename D<C>::template Row<C>;
   using Lanes = typename D<C>::template Row<V>;
-  constexpr int kFields = sizeof(Row) / sizeof(C);
   const D<C> loss(arguments);
   Lanes lanes;
   int64_t j = begin;
   for (; j + kLanes<C> <= end; j += kLanes<C>) loss.update(lanes, similarity(s, j), similarity(t, j));
   Row row = *static_cast<Row*>(result);
-  if (j > begin) {
-    C fields[kFields][kLanes<C>];
-    std::memcpy(fields, &lanes, sizeof lanes);
-    for (int lane = 0; lane < kLanes<C>; ++lane) {
-      Row one;
-      C* to = reinterpret_cast<C*>(&one);
-      for (int field = 0; field < kFields; ++field) to[field] = fields[field][lane];
-      loss.merge(row, one);
-    }
-  }
+  if (j > begin) merge_lanes<C>(loss, lanes, row);
   for (; j < end; ++j) loss.update(row, similarity_at(s, j), similarity_at(t, j));
   *static_cast<Row*>(result) = row;
 }
