@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "binding/functions.h"
+#include "cuda/banks.h"
 #include "cuda/operator.h"
 
 namespace py = pybind11;
@@ -112,6 +113,14 @@ class CUDA {
   }
 
   template <class C>
+  void distill_to_banks(const Inputs& queries, const Inputs& banks, const Spec& spec, C* loss,
+                        const std::vector<Features>& gradients) const {
+    if (banks.shape.samples > kMost) refuse("more samples than 32 bits count");
+    cuda::distill_to_banks<C>({queries.features, queries.shape.samples}, {banks.features, banks.shape.samples},
+                              queries.shape.groups, spec, loss, gradients, context_);
+  }
+
+  template <class C>
   void distill(const Inputs& inputs, const Spec& spec, C* loss, void* saved) const {
     const auto& [features, shape] = inputs;
     switch (spec.regime) {
@@ -168,10 +177,48 @@ NewTensor CUDA::new_tensor(DType dtype, const std::vector<int64_t>& sizes) const
   return result;
 }
 
+// Checks the features of student and teacher and those of their banks.
+void check_banks(const Inputs& queries, const Inputs& banks, const Spec& spec) {
+  if (queries.shape.groups != banks.shape.groups) refuse("inputs must have as many groups as their banks");
+  if (!queries.shape.samples || !banks.shape.samples) refuse("inputs and banks must have samples");
+  for (std::size_t k = 0; k < 2; ++k) {
+    if (queries.features[k].dim != banks.features[k].dim) refuse("inputs and their banks must have as many features");
+    for (const Inputs* side : {&queries, &banks}) {
+      if (side->features[k].dtype != queries.features[0].dtype) refuse("inputs and banks must be of one type");
+    }
+  }
+  if (spec.loss != LossKind::mse && spec.loss != LossKind::kl && spec.loss != LossKind::smooth_l1) {
+    refuse(std::string("banks take mse, kl and smooth_l1, got ") + name_of(spec.loss));
+  }
+  if (spec.parameters.back() == 0) refuse("similarities to banks have no diagonal to leave out");
+}
+
+py::tuple distill_to_banks(const std::vector<Tensor>& tensors, const std::vector<bool>& wanted, const Spec& spec) {
+  if (tensors.size() != 4 || wanted.size() != 4) refuse("inputs and wanted must be for student, teacher and two banks");
+  check_devices(tensors, CUDA::device_of(tensors[0]), "input");
+  const Inputs queries = inputs_of({tensors[0], tensors[1]}), banks = inputs_of({tensors[2], tensors[3]});
+  check_banks(queries, banks, spec);
+  CUDA backend(tensors[0], queries);
+  py::list list;
+  std::vector<Features> gradients =
+      new_gradients(backend, {tensors[0], tensors[1]}, queries, {wanted[0], wanted[1]}, list);
+  for (const Features& of_bank :
+       new_gradients(backend, {tensors[2], tensors[3]}, banks, {wanted[2], wanted[3]}, list)) {
+    gradients.push_back(of_bank);
+  }
+  return with_compute_type(queries.is_double(), [&](auto c) {
+    using C = decltype(c);
+    const NewTensor loss = backend.new_tensor(kDType<C>, sizes_like(tensors[0], {}));
+    backend.distill_to_banks(queries, banks, spec, static_cast<C*>(loss.data), gradients);
+    return py::make_tuple(loss.object, list);
+  });
+}
+
 }  // namespace
 
 void define_cuda(py::module_ module) {
   define_functions<CUDA>(module);
+  module.def("distill_to_banks", &distill_to_banks, py::arg("inputs"), py::arg("wanted"), py::arg("spec"));
   module.def("launches", &cuda::launches);
   module.def("devices", [] {
     const cuda::Devices devices = cuda::devices();
@@ -180,6 +227,7 @@ void define_cuda(py::module_ module) {
 #ifdef ICSD_EMULATOR
   module.def("set_stream", [](std::uintptr_t stream) { emulated_stream = reinterpret_cast<void*>(stream); });
   module.def("set_row_block_bytes", [](int64_t bytes) { cuda::row_block_bytes = bytes; });
+  module.def("set_partial_gradient_bytes", [](int64_t bytes) { cuda::partial_gradient_bytes = bytes; });
 #endif
 }
 

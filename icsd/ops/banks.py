@@ -53,7 +53,8 @@ def backend_for(requested: str | None, features: Sequence[Tensor]) -> registry.B
     chosen = registry.select(requested, features)
     if registry.name_of(requested) is not None or features[0].device.type == "cpu":
         return chosen
-    return next((backend for backend in registry.applicable(features) if backend.has_bank_kernels), chosen)
+    with_kernels = [backend for backend in registry.applicable(features) if backend.has_bank_kernels]
+    return min(with_kernels, key=lambda backend: backend.bank_order, default=chosen)
 
 
 def distill(

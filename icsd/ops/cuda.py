@@ -9,10 +9,11 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from icsd.losses import SimilarityLoss
 from icsd.losses.gram import compute_dtype
 from icsd.ops import cpu
 from icsd.ops.backend import FusedBackend
-from icsd.ops.contract import Spec, saved_shape
+from icsd.ops.contract import Spec, sample_dense, saved_shape
 from icsd.ops.cpu import NativeLauncher, native_regimes
 
 SQUARE_SPLITS = 64  # of csrc/cuda/operator.h
@@ -31,6 +32,34 @@ class CUDALauncher(NativeLauncher):
         return [None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
 
 
+class CUDABankKernels:
+    """The CUDA functions for similarities to banks. They take features of one dtype: others are converted.
+
+    Args:
+        launcher: The other functions.
+    """
+
+    def __init__(self, launcher: CUDALauncher) -> None:
+        self.launcher = launcher
+
+    def takes(self, features: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
+        """Return True: there are kernels for all sizes."""
+        return True
+
+    def distill(
+        self, features: Sequence[Tensor], wanted: Sequence[bool], loss: SimilarityLoss, eps: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss `(*B)` and its gradients with respect to the features that are wanted."""
+        inputs = features
+        if len({x.dtype for x in features}) > 1:
+            dtype = compute_dtype(*features)
+            inputs = [x.to(dtype) for x in features]
+        inputs = [x if x.is_contiguous() else sample_dense(x) for x in inputs]
+        spec = self.launcher.spec(loss.name, loss.kernel_parameters(), (1.0,), eps, False, "streamed")
+        value, grads = self.launcher.module.distill_to_banks(inputs, wanted, spec)
+        return value, [grad.to(x.dtype) for x, grad in zip(features, grads, strict=True) if grad is not None]
+
+
 class CUDABackend(FusedBackend):
     """CUDA C++ on the current stream of the tensors' device, with memory of PyTorch's allocator."""
 
@@ -38,11 +67,17 @@ class CUDABackend(FusedBackend):
     description = "fused CUDA kernels"
     device_type = "cuda"
     centers = True
+    has_bank_kernels = True
+    bank_order = 1
 
     def __init__(self) -> None:
         self.regimes = native_regimes()
         if hasattr(cpu._native, "cuda"):
             self.launcher = CUDALauncher(cpu._native.cuda, cpu._native.Spec)
+
+    @cached_property
+    def bank_kernels(self) -> CUDABankKernels:
+        return CUDABankKernels(self.launcher)
 
     def saved_shape(self, inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
         """Return the shape of what is saved: rows are padded, feature space saves more; see csrc/cuda/operator.h."""

@@ -31,6 +31,7 @@ class Backend(ABC):
         bank_passes: The passes over similarities to banks that it has kernels for, see `icsd.ops.row_sums`, or None.
         has_bank_kernels: True if it computes losses to banks itself. Others leave it to PyTorch's products.
         bank_kernels: The kernels that do so.
+        bank_order: Its place among the backends that do so: on a GPU, the lowest is the default.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Backend(ABC):
     bank_passes: BankPasses | None = None
     has_bank_kernels: bool = False
     bank_kernels: BankKernels
+    bank_order: int = 0
 
     @abstractmethod
     def unavailable(self) -> str | None:

@@ -18,6 +18,7 @@ from icsd.ops.backend import FusedBackend
 from icsd.ops.cuda import CUDABackend, CUDALauncher
 
 ROW_BLOCK_BYTES = 64 << 20  # of csrc/cuda/operator.h
+PARTIAL_GRADIENT_BYTES = 64 << 20  # of csrc/cuda/banks.h
 STREAM = 0x1C5D00  # the handle of the current stream
 
 

@@ -80,6 +80,9 @@ STEPS = {
     "gram_tensor<half, 2, 1>": (8, 18),
     "combine_tensor<float>": (24, 100),
     "combine_tensor<bfloat16>": (16, 25),
+    "bank_tensor<float>": (24, 91),
+    "bank_tensor<bfloat16>": (8, 19),
+    "bank_tensor<half>": (8, 19),
 }
 
 

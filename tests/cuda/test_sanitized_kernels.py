@@ -11,7 +11,10 @@ from harness import COMPILER, ROOT, SANITIZER_OPTIONS, build_native, run
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator is written for x86-64")
 
-KERNELS, ACCURACY = (Path(__file__).with_name(name) for name in ("test_kernels.py", "test_emulated_accuracy.py"))
+KERNELS, ACCURACY, BANKS = (
+    Path(__file__).with_name(name)
+    for name in ("test_kernels.py", "test_emulated_accuracy.py", "test_emulated_banks.py")
+)
 
 
 def sanitizer(mode: str) -> str:
@@ -31,10 +34,10 @@ def sanitizer(mode: str) -> str:
         (
             "address",
             "sequential",
-            "every_kernel or layouts and not bfloat16 or degenerate",
-            [KERNELS, f"{ACCURACY}::test_degenerate_shapes"],
+            "every_kernel or layouts and not bfloat16 or degenerate or gaps",
+            [KERNELS, f"{ACCURACY}::test_degenerate_shapes", BANKS],
         ),
-        ("thread", "sequential,concurrent", "every_kernel", [KERNELS]),
+        ("thread", "sequential,concurrent", "every_kernel", [KERNELS, BANKS]),
     ],
     ids=["stray accesses", "races"],
 )

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from icsd.losses import SimilarityLoss
 from icsd.ops.backend import FusedBackend
-from icsd.ops.contract import Launcher, Spec
+from icsd.ops.contract import BankKernels, Launcher, Spec
 
 
 class OffloadingLauncher:
@@ -38,10 +39,25 @@ class OffloadingLauncher:
         return [None if grad is None else grad.cpu() for grad in grads]
 
 
+class OffloadingBanks:
+    """Kernels for banks behind such copies."""
+
+    def __init__(self, kernels: BankKernels) -> None:
+        self.kernels = kernels
+        self.takes = kernels.takes
+
+    def distill(
+        self, features: Sequence[Tensor], wanted: Sequence[bool], loss: SimilarityLoss, eps: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        value, grads = self.kernels.distill([_to_gpu(x) for x in features], wanted, loss, eps)
+        return value.cpu(), [grad.cpu() for grad in grads]
+
+
 class Offloading(FusedBackend):
     """A backend of CPU tensors by the launcher of a GPU's backend."""
 
     device_type = "cpu"
+    has_bank_kernels = True
 
     name = "offloaded"
 
@@ -49,6 +65,7 @@ class Offloading(FusedBackend):
         self.description = f"{backend.description}, behind copies"
         self.regimes = backend.regimes
         self.launcher = OffloadingLauncher(backend.launcher)
+        self.bank_kernels = OffloadingBanks(backend.bank_kernels)
         self.unavailable = backend.unavailable
         self.saved_shape = backend.saved_shape
 

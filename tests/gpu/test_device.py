@@ -45,6 +45,26 @@ def test_every_kernel(dtype, regime):
                 assert (a - b).norm() <= tolerance * b.norm() + 1e-6, (n, loss)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_kernel_of_banks(dtype):
+    """Small, for compute-sanitizer: all losses with kernels, all gradients, some of two splits."""
+
+    def loss_and_gradients_to_banks(features, loss, backend):
+        leaves = [x.detach().requires_grad_() for x in features]
+        banks = {"student_bank": leaves[2], "teacher_bank": leaves[3]}
+        value = icsd.similarity_distillation_loss(*leaves[:2], loss, **banks, detach_teacher=False, backend=backend)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    for n, m in ((3, 140), (70, 1100)):
+        queries, banks = (stages_of(34, 50, n=count, dtype=dtype) for count in (n, m))
+        for loss in ("mse", "kl", "smooth_l1"):
+            ours = loss_and_gradients_to_banks([*queries, *banks], loss, "cuda")
+            truth = loss_and_gradients_to_banks([x.double() for x in (*queries, *banks)], loss, "reference")
+            for a, b in zip(ours, truth, strict=True):
+                tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}.get(dtype, 0.05)
+                assert (a - b).norm() <= tolerance * b.norm() + 1e-6, (n, loss)
+
+
 def test_four_launches_for_all_stages():
     stages = stages_of(64, 256, 1024, 100)
     before = _native.cuda.launches()

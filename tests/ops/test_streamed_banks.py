@@ -39,8 +39,10 @@ def test_same_as_whole_matrices(loss, groups):
 
 
 class BackendForBanks(ReferenceBackend):
-    name = "for banks"
     has_bank_kernels = True
+
+    def __init__(self, name="for banks", bank_order=0):
+        self.name, self.bank_order = name, bank_order
 
 
 def test_a_backend_with_kernels_for_banks_is_preferred_on_a_gpu():
@@ -52,6 +54,14 @@ def test_a_backend_with_kernels_for_banks_is_preferred_on_a_gpu():
         assert banks.backend_for(None, on_cpu).name != "for banks"
         with registry.use_backend("reference"):
             assert banks.backend_for(None, on_gpu).name == "reference"
+
+
+def test_of_backends_with_kernels_for_banks_the_lowest_is_preferred():
+    on_gpu = [torch.empty(2, 3, device="meta")] * 4
+    with registry.temporarily(BackendForBanks("third", 3)), registry.temporarily(BackendForBanks("second", 2)):
+        assert banks.backend_for(None, on_gpu).name == "second"
+        assert banks.backend_for("third", on_gpu).name == "third"
+    assert registry.get("triton").bank_order < registry.get("cuda").bank_order
 
 
 class Largest(TorchDispatchMode):
