@@ -1,6 +1,6 @@
 """The Triton kernels, each in one file with its launcher. Importing this package imports triton."""
 
-from icsd.ops.triton.kernels.banks import bank_gradients_kernel, bank_summaries_kernel
+from icsd.ops.triton.kernels.banks import bank_gradients_kernel, bank_summaries_kernel, merge_splits_kernel
 from icsd.ops.triton.kernels.combine import combine_kernel
 from icsd.ops.triton.kernels.covariance import covariance_kernel, sum_covariances_kernel
 from icsd.ops.triton.kernels.gram import gram_kernel, sum_grams_kernel
@@ -8,7 +8,7 @@ from icsd.ops.triton.kernels.norms import inverse_norms_kernel, normalize_backwa
 from icsd.ops.triton.kernels.rows import rows_backward_kernel, rows_forward_kernel
 from icsd.ops.triton.kernels.streamed import (
     finish_row_block_kernel,
-    merge_splits_kernel,
+    merge_triangle_kernel,
     streamed_backward_kernel,
     streamed_forward_kernel,
 )
@@ -22,6 +22,7 @@ __all__ = [
     "gram_kernel",
     "inverse_norms_kernel",
     "merge_splits_kernel",
+    "merge_triangle_kernel",
     "normalize_backward_kernel",
     "rows_backward_kernel",
     "rows_forward_kernel",

@@ -23,12 +23,13 @@ from icsd.ops.triton.kernels.losses import (
     gradients_to_banks,
     load_statistics,
     loss_parameters,
+    merge_rows,
+    store_rows,
     store_summary,
     update_rows,
 )
 from icsd.ops.triton.kernels.norms import similarity
 from icsd.ops.triton.kernels.products import multiply_add, real, sum_dtype
-from icsd.ops.triton.kernels.streamed import merge_splits_kernel
 from icsd.ops.triton.kernels.tuning import tuned, tuning_class
 
 COLUMNS = 32  # of a tile of S and T
@@ -196,6 +197,43 @@ def bank_gradients_kernel(
     tl.store(partials, gradient, mask=(i[:, None] < samples) & (d[None, :] < dim))
     if summaries is not None:
         store_summary(rows, i, summaries + split * 5 * samples, samples)
+
+
+@triton.jit(do_not_specialize=["weight", "first", "second"])
+def merge_splits_kernel(
+    summaries,
+    values,
+    statistics,
+    weight,
+    first,
+    second,
+    samples,
+    splits,
+    values_group_stride,
+    statistics_group_stride,
+    LOSS: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Write what every row adds to the loss, and its statistics, from the summaries of all splits, in their order.
+
+    The grid is `(groups * ceil(samples / ROWS),)`.
+    """
+    blocks = tl.cdiv(samples, ROWS)
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    groups = tl.num_programs(0) // blocks
+    i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    dtype: tl.constexpr = values.dtype.element_ty
+    first, second = real(first, dtype), real(second, dtype)
+    rows = empty_rows(ROWS, dtype)
+    summaries += group * 5 * samples
+    for _ in range(splits):
+        rows = merge_rows(rows, load_statistics(summaries, i, samples, dtype), first, second, LOSS)
+        summaries += groups.to(tl.int64) * 5 * samples
+    if statistics is not None:
+        statistics += group * statistics_group_stride
+    values += group * values_group_stride
+    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS, DIAGONAL)
 
 
 def _splits(own: Operands, other: Operands, rows: int, columns: int) -> tuple[int, int]:

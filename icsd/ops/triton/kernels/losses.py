@@ -44,22 +44,29 @@ def empty_rows(ROWS: tl.constexpr, dtype: tl.constexpr):
 @triton.jit
 def update_rows(rows, s, t, mask, first, second, LOSS: tl.constexpr):
     """Return the summary with more columns of the rows; `first` and `second` are the parameters of the loss."""
-    max_s, sum_s, max_t, sum_t, total = rows
+    return merge_rows(rows, summarize(s, t, mask, first, second, LOSS), first, second, LOSS)
+
+
+@triton.jit
+def summarize(s, t, mask, first, second, LOSS: tl.constexpr, AXIS: tl.constexpr = 1):
+    """Return the summary of the rows of a tile or, with `AXIS` 0, of its columns."""
+    max_s, sum_s, max_t, sum_t, total = empty_rows(s.shape[1 - AXIS], s.dtype)
     if LOSS == "mse":
         x, _, _ = _clamped_difference(s, t, first)
-        return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, x * x, 0.0), axis=1)
-    if LOSS == "smooth_l1":
+        total = tl.sum(tl.where(mask, x * x, 0.0), axis=AXIS)
+    elif LOSS == "smooth_l1":
         x = tl.abs(s - t) - second
         x = tl.where(x < 0, 0.0, tl.where(x < first, x * x * (0.5 / _divisor(first)), x - 0.5 * first))
-        return max_s, sum_s, max_t, sum_t, total + tl.sum(tl.where(mask, x, 0.0), axis=1)
-    raised_s = tl.maximum(max_s, tl.max(tl.where(mask, s, -2.0), axis=1))
-    raised_t = tl.maximum(max_t, tl.max(tl.where(mask, t, -2.0), axis=1))
-    sum_s, sum_t, total = _relative_to(rows, raised_s, raised_t, first, second)
-    below_s, below_t = (s - raised_s[:, None]) / first, (t - raised_t[:, None]) / second
-    e = tl.where(mask, tl.exp(below_t), 0.0)
-    sum_s += tl.sum(tl.where(mask, tl.exp(below_s), 0.0), axis=1)
-    total += tl.sum(tl.where(mask, e * (below_t - below_s), 0.0), axis=1)
-    return raised_s, sum_s, raised_t, sum_t + tl.sum(e, axis=1), total
+        total = tl.sum(tl.where(mask, x, 0.0), axis=AXIS)
+    else:
+        max_s, max_t = tl.max(tl.where(mask, s, -2.0), axis=AXIS), tl.max(tl.where(mask, t, -2.0), axis=AXIS)
+        below_s = (s - tl.expand_dims(max_s, AXIS)) / first
+        below_t = (t - tl.expand_dims(max_t, AXIS)) / second
+        e = tl.where(mask, tl.exp(below_t), 0.0)
+        sum_s = tl.sum(tl.where(mask, tl.exp(below_s), 0.0), axis=AXIS)
+        sum_t = tl.sum(e, axis=AXIS)
+        total = tl.sum(tl.where(mask, e * (below_t - below_s), 0.0), axis=AXIS)
+    return max_s, sum_s, max_t, sum_t, total
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from icsd.ops.triton.kernels.losses import (
     merge_rows,
     store_rows,
     store_summary,
+    summarize,
     update_rows,
 )
 from icsd.ops.triton.kernels.norms import is_clamped, similarity
@@ -29,6 +30,7 @@ from icsd.ops.triton.kernels.products import products, real
 from icsd.ops.triton.kernels.tuning import tuned, tuning_class
 
 FEWEST_TILES = 16  # in a split: fewer would be too little work beside what a program writes and another one merges
+SUMMARY_BYTES = 1 << 26  # of the columns of tiles, which are kept until they are merged
 
 
 def _tile(samples: int, dtype: torch.dtype) -> int:
@@ -38,7 +40,8 @@ def _tile(samples: int, dtype: torch.dtype) -> int:
 
 def _needs(arguments, block: int) -> tuple[int, int]:
     tile, element = arguments["TILE"], arguments["student"].x.element_size()
-    return 2 * tile * block * element, 4 * tile * tile * max(4, element) + 5 * tile * block * element
+    columns = arguments.get("COLUMNS", tile)  # of the forward pass
+    return (tile + columns) * block * element, 4 * tile * columns * max(4, element) + 5 * tile * block * element
 
 
 @triton.jit
@@ -54,94 +57,109 @@ def _similarities(features, group, i, j, samples, dtype, BLOCK: tl.constexpr, PR
 
 
 @tuned(("TILE",), _needs)
-@triton.jit(do_not_specialize=["weight", "first", "second"])
+@triton.jit(do_not_specialize=["first", "second", "begin", "blocks"])
 def streamed_forward_kernel(
     student,
     teacher,
+    own,
+    mirrored,
+    first,
+    second,
+    samples,
+    begin,
+    blocks,
+    split_samples,
+    LOSS: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TUNED_FOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Summarize tiles of the lower triangle of S and T, from `Features`, by their rows and by their columns.
+
+    A program goes through the tiles of one row block in one split of the columns. The summaries of its rows go to
+    `own`, `(splits, groups, 5, samples)`; those of the columns of each tile beside the diagonal, which are rows of the
+    mirror image, to `mirrored`, `(blocks, groups, 5, samples)`. The row blocks are the `blocks` from `begin` on, the
+    longest one first. The grid is `(groups * blocks, splits)`.
+    """
+    groups = tl.num_programs(0) // blocks
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    block = blocks - 1 - tl.program_id(0) % blocks
+    row_start = (begin + block) * TILE
+    split = tl.program_id(1)
+    if split * split_samples > row_start:
+        return
+    i = row_start + tl.arange(0, TILE)
+    dtype: tl.constexpr = own.dtype.element_ty
+    first, second = real(first, dtype), real(second, dtype)
+    mirrored += (block.to(tl.int64) * groups + group) * 5 * samples
+    rows = empty_rows(TILE, dtype)
+    for start in range(split * split_samples, tl.minimum((split + 1) * split_samples, row_start + TILE), COLUMNS):
+        j = start + tl.arange(0, COLUMNS)
+        s = _similarities(student, group, i, j, samples, dtype, BLOCK, PRECISION)
+        t = _similarities(teacher, group, i, j, samples, dtype, BLOCK, PRECISION)
+        mask = in_loss(i, j, samples, DIAGONAL)
+        rows = update_rows(rows, s, t, mask, first, second, LOSS)
+        if start < row_start:
+            store_summary(summarize(s, t, mask, first, second, LOSS, 0), j, mirrored, samples)
+    store_summary(rows, i, own + (split.to(tl.int64) * groups + group) * 5 * samples, samples)
+
+
+@triton.jit(do_not_specialize=["weight", "first", "second", "begin", "end"])
+def merge_triangle_kernel(
+    own,
+    mirrored,
+    merged,
     values,
     statistics,
-    summaries,
     weight,
     first,
     second,
     samples,
+    begin,
+    end,
     split_samples,
     values_group_stride,
     statistics_group_stride,
     LOSS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TUNED_FOR: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Write what every row adds to the loss, `(groups, samples)`, and its statistics, from `Features`.
+    """Merge what `streamed_forward_kernel` found of every row, in a fixed order, for the row blocks `begin` to `end`.
 
-    Or, where `summaries` `(splits, groups, 5, samples)` is given, write the summary of every row over the columns of
-    one split. The grid is `(groups * ceil(samples / TILE), splits)`.
+    What row blocks before `begin` had so far is in `merged`, `(groups, 5, samples)`. If `end` is the last one, what
+    every row adds to the loss, `(groups, samples)`, and its statistics are written; else `merged` is.
+    The grid is `(groups * end,)`.
     """
-    blocks = tl.cdiv(samples, TILE)
-    group = (tl.program_id(0) // blocks).to(tl.int64)
-    i = tl.program_id(0) % blocks * TILE + tl.arange(0, TILE)
+    groups = tl.num_programs(0) // end
+    group = (tl.program_id(0) // end).to(tl.int64)
+    block = tl.program_id(0) % end
+    i = block * TILE + tl.arange(0, TILE)
     dtype: tl.constexpr = values.dtype.element_ty
     first, second = real(first, dtype), real(second, dtype)
+    step = groups.to(tl.int64) * 5 * samples
     rows = empty_rows(TILE, dtype)
-    begin = 0
-    end = samples
-    if summaries is not None:
-        begin = tl.program_id(1) * split_samples
-        end = tl.minimum(begin + split_samples, samples)
-    for start in range(begin, end, TILE):
-        j = start + tl.arange(0, TILE)
-        s = _similarities(student, group, i, j, samples, dtype, BLOCK, PRECISION)
-        t = _similarities(teacher, group, i, j, samples, dtype, BLOCK, PRECISION)
-        rows = update_rows(rows, s, t, in_loss(i, j, samples, DIAGONAL), first, second, LOSS)
-    if summaries is not None:
-        groups = tl.num_programs(0) // blocks
-        summaries += (tl.program_id(1).to(tl.int64) * groups + group) * 5 * samples
-        store_summary(rows, i, summaries, samples)
+    if block < begin:
+        rows = load_statistics(merged + group * 5 * samples, i, samples, dtype)
+    else:
+        own += group * 5 * samples
+        for _ in range(block * TILE // split_samples + 1):
+            rows = merge_rows(rows, load_statistics(own, i, samples, dtype), first, second, LOSS)
+            own += step
+    below = tl.maximum(block + 1, begin)
+    mirrored += (below - begin) * step + group * 5 * samples
+    for _ in range(below, end):
+        rows = merge_rows(rows, load_statistics(mirrored, i, samples, dtype), first, second, LOSS)
+        mirrored += step
+    if end * TILE < samples:
+        store_summary(rows, i, merged + group * 5 * samples, samples)
     else:
         if statistics is not None:
             statistics += group * statistics_group_stride
         values += group * values_group_stride
         store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS, DIAGONAL)
-
-
-@triton.jit(do_not_specialize=["weight", "first", "second"])
-def merge_splits_kernel(
-    summaries,
-    values,
-    statistics,
-    weight,
-    first,
-    second,
-    samples,
-    splits,
-    values_group_stride,
-    statistics_group_stride,
-    LOSS: tl.constexpr,
-    DIAGONAL: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Write what every row adds to the loss, and its statistics, from the summaries of all splits, in their order.
-
-    The grid is `(groups * ceil(samples / ROWS),)`.
-    """
-    blocks = tl.cdiv(samples, ROWS)
-    group = (tl.program_id(0) // blocks).to(tl.int64)
-    groups = tl.num_programs(0) // blocks
-    i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
-    dtype: tl.constexpr = values.dtype.element_ty
-    first, second = real(first, dtype), real(second, dtype)
-    rows = empty_rows(ROWS, dtype)
-    summaries += group * 5 * samples
-    for _ in range(splits):
-        rows = merge_rows(rows, load_statistics(summaries, i, samples, dtype), first, second, LOSS)
-        summaries += groups.to(tl.int64) * 5 * samples
-    if statistics is not None:
-        statistics += group * statistics_group_stride
-    values += group * values_group_stride
-    store_rows(rows, i, values, statistics, real(weight, dtype), samples, LOSS, DIAGONAL)
 
 
 def streamed_forward(
@@ -152,34 +170,55 @@ def streamed_forward(
         return
     groups, samples, _ = student.x.shape
     tile = _tile(samples, values.dtype)
-    row_blocks, column_tiles = groups * triton.cdiv(samples, tile), triton.cdiv(samples, tile)
-    splits = max(1, min(2 * runtime.processors(values.device) // row_blocks, column_tiles // FEWEST_TILES))
-    split_samples = triton.cdiv(column_tiles, splits) * tile
-    splits = triton.cdiv(samples, split_samples)
-    summaries = values.new_empty((splits, groups, 5, samples)) if splits > 1 else None
-    parameters = runtime.bits(weight), *loss_parameters(spec), samples
+    columns = max(16, tile // 2)  # with as many as rows, the summaries of both sides would spill
+    blocks = triton.cdiv(samples, tile)
+    splits = max(1, min(2 * runtime.processors(values.device) // (groups * blocks), blocks // FEWEST_TILES))
+    split_samples = triton.cdiv(blocks, splits) * tile
+    merged = values.new_empty((groups, 5, samples))
+    most = min(blocks, max(1, SUMMARY_BYTES // (merged.numel() * merged.itemsize)))
+    own, mirrored = (merged.new_empty((number, *merged.shape)) for number in (splits, most))
+    parameters, constants = loss_parameters(spec), loss_constants(spec)
     strides = values.stride(0), 0 if statistics is None else statistics.stride(0)
-    runtime.launch(
-        streamed_forward_kernel,
-        values,
-        (row_blocks, splits),
-        student,
-        teacher,
-        values,
-        statistics,
-        summaries,
-        *parameters,
-        split_samples,
-        *strides,
-        **loss_constants(spec),
-        TILE=tile,
-        PRECISION=runtime.precision(student.x),
-        TUNED_FOR=tuning_class(student.x, teacher.x),
-    )
-    if summaries is not None:
-        grid = (groups * triton.cdiv(samples, 128),)
-        arguments = summaries, values, statistics, *parameters, splits, *strides
-        runtime.launch(merge_splits_kernel, values, grid, *arguments, **loss_constants(spec), ROWS=128)
+    for begin in range(0, blocks, most):
+        end = min(begin + most, blocks)
+        runtime.launch(
+            streamed_forward_kernel,
+            values,
+            (groups * (end - begin), splits),
+            student,
+            teacher,
+            own,
+            mirrored,
+            *parameters,
+            samples,
+            begin,
+            end - begin,
+            split_samples,
+            **constants,
+            TILE=tile,
+            COLUMNS=columns,
+            PRECISION=runtime.precision(student.x),
+            TUNED_FOR=tuning_class(student.x, teacher.x),
+        )
+        runtime.launch(
+            merge_triangle_kernel,
+            values,
+            (groups * end,),
+            own,
+            mirrored,
+            merged,
+            values,
+            statistics,
+            runtime.bits(weight),
+            *parameters,
+            samples,
+            begin,
+            end,
+            split_samples,
+            *strides,
+            **constants,
+            TILE=tile,
+        )
 
 
 @tuned(("ADD", "TILE"), _needs)
@@ -210,14 +249,18 @@ def streamed_backward_kernel(
     """Write the rows of A from `begin` on, of the student or the `TEACHER`, except for the projections on the diagonal.
 
     The grid is `(groups * ceil(rows / TILE) * ceil(samples / TILE),)`. `row_block` is `(groups, rows, samples + 1)`,
-    written or added to; `projections` is `(groups, ceil(samples / TILE), rows)`, each tile's part of them.
+    written or added to; `projections` is `(groups, ceil(samples / TILE), rows)`, each tile's part of them. `begin` is a
+    multiple of `TILE`. A tile whose mirror image is among these rows, too, is computed once, below the diagonal.
     """
     columns = tl.cdiv(samples, TILE)
     blocks = tl.cdiv(rows, TILE) * columns
     group = (tl.program_id(0) // blocks).to(tl.int64)
-    inside = tl.program_id(0) % blocks // columns * TILE + tl.arange(0, TILE)
+    first_tile = begin // TILE
+    row = first_tile + tl.program_id(0) % blocks // columns
     column = tl.program_id(0) % columns
-    i = begin + inside
+    if (column > row) & (column < first_tile + tl.cdiv(rows, TILE)):
+        return
+    i = row * TILE + tl.arange(0, TILE)
     j = column * TILE + tl.arange(0, TILE)
     dtype: tl.constexpr = row_block.dtype.element_ty
     first, second, weight, eps = real(first, dtype), real(second, dtype), real(weight, dtype), real(eps, dtype)
@@ -239,15 +282,26 @@ def streamed_backward_kernel(
     g = tl.where(in_loss(i, j, samples, DIAGONAL), g * weight, 0.0)
     diagonal = i[:, None] == j[None, :]
     a = tl.where(diagonal & ~is_clamped(r_i, eps)[:, None], 0.0, g * r_j[None, :])
-    mask = (inside[:, None] < rows) & (j[None, :] < samples)
-    row_block += (group * rows + inside[:, None]) * (samples + 1) + j[None, :]
-    projections += (group * columns + column) * rows + inside
-    projection = tl.sum(tl.where(diagonal, 0.0, g * similarity), axis=1)
+    projection = tl.where(diagonal, 0.0, g * similarity)
+    row_block += group * rows * (samples + 1)
+    projections += group * columns * rows
+    inside = i - begin
+    at = row_block + inside[:, None].to(tl.int64) * (samples + 1) + j[None, :]
+    _put(at, a, (inside[:, None] < rows) & (j[None, :] < samples), ADD)
+    _put(projections + column.to(tl.int64) * rows + inside, tl.sum(projection, axis=1), inside < rows, ADD)
+    if (column >= first_tile) & (column < row):
+        inside = j - begin
+        at = row_block + inside[None, :].to(tl.int64) * (samples + 1) + i[:, None]
+        _put(at, g * r_i[:, None], i[:, None] < samples, ADD)
+        _put(projections + row.to(tl.int64) * rows + inside, tl.sum(projection, axis=0), inside < rows, ADD)
+
+
+@triton.jit
+def _put(pointers, values, mask, ADD: tl.constexpr):
+    """Write values, or add them to what is there."""
     if ADD:
-        a += tl.load(row_block, mask=mask, other=0.0)
-        projection += tl.load(projections, mask=inside < rows, other=0.0)
-    tl.store(row_block, a, mask=mask)
-    tl.store(projections, projection, mask=inside < rows)
+        values += tl.load(pointers, mask=mask, other=0.0)
+    tl.store(pointers, values, mask=mask)
 
 
 def streamed_backward(
