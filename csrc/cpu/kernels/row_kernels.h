@@ -38,15 +38,15 @@ struct RowKernels {
 template <class C>
 using ProjectKernel = C (*)(SimilarityRow<C> s, const C* g, std::int64_t begin, std::int64_t end, C* a);
 
-// Rounds numbers to bfloat16 or, with `r`, rounds g_j so that g_j r_j are such numbers.
+// Rounds numbers to bfloat16.
 template <class C>
-using RoundKernel = void (*)(const C* r, std::int64_t count, C* g);
+using RoundKernel = void (*)(std::int64_t count, C* a);
 
 template <class C>
 struct AllRowKernels {
   RowKernels<C> of[kLosses], shifted_kl;
-  ProjectKernel<C> project;
-  RoundKernel<C> round;  // null for doubles
+  ProjectKernel<C> project, project_narrow;  // with exact a_j, and with those that are rounded to bfloat16
+  RoundKernel<C> round;                      // this and project_narrow are null for doubles
 };
 
 }  // namespace icsd::cpu

@@ -118,23 +118,41 @@ C project(SimilarityRow<C> s, const C* g, int64_t begin, int64_t end, C* a) {
   return sum(lanes);
 }
 
-void round(const float* r, int64_t count, float* g) {
-  constexpr int64_t kStep = kLanes<float>;
-  for (int64_t j = 0; j < count; j += kStep) {
-    const int64_t some = std::min(kStep, count - j);
-    const bool whole = some == kStep;
-    const FloatVector value = whole ? load(g + j) : load_partial<float>(g + j, some);
-    FloatVector factor = FloatVector{} + 1;
-    if (r) factor = whole ? load(r + j) : load_partial<float>(r + j, some);
-    bfloat16 narrow[kStep];
-    store(narrow, value * factor);
-    const FloatVector rounded = factor == 0 ? value : load(narrow) / factor;
-    if (whole) {
-      store(g + j, rounded);
-    } else {
-      store_partial(g + j, rounded, some);
-    }
+// Calls work(j, count) for whole vectors and for what is left.
+template <class Work>
+void for_vectors(int64_t begin, int64_t end, const Work& work) {
+  for (int64_t j = begin; j < end; j += kLanes<float>) work(j, std::min<int64_t>(kLanes<float>, end - j));
+}
+
+FloatVector load_up_to(const float* p, int64_t count) {
+  return count == kLanes<float> ? load(p) : load_partial<float>(p, count);
+}
+
+// Stores bfloat16 numbers next to `values` and returns them.
+FloatVector store_rounded(float* to, FloatVector values, int64_t count) {
+  bfloat16 narrow[kLanes<float>];
+  store(narrow, values);
+  const FloatVector rounded = load(narrow);
+  if (count == kLanes<float>) {
+    store(to, rounded);
+  } else {
+    store_partial(to, rounded, count);
   }
+  return rounded;
+}
+
+// g_j S_j = own a_j K_j, in which g_j is as it would be if a_j had not been rounded but g_j so that a_j needs none.
+float project_narrow(SimilarityRow<float> s, const float* g, int64_t begin, int64_t end, float* a) {
+  FloatVector lanes{};
+  for_vectors(begin, end, [&](int64_t j, int64_t count) {
+    const FloatVector k = load_up_to(s.gram + j, count);  // in the place of a_j
+    lanes += k * store_rounded(a + j, load_up_to(g + j, count) * load_up_to(s.inverse_norms + j, count), count);
+  });
+  return s.own * sum(lanes);
+}
+
+void round(int64_t count, float* a) {
+  for_vectors(0, count, [&](int64_t j, int64_t some) { store_rounded(a + j, load_up_to(a + j, some), some); });
 }
 
 template <class C, template <class> class D>
@@ -142,14 +160,14 @@ constexpr RowKernels<C> kernels_of = {forward<C, D>, backward<C, D, false>, back
 
 #define ICSD_LOSS(name, Loss) kernels_of<C, Loss>,
 template <class C>
-constexpr AllRowKernels<C> all_of(RoundKernel<C> round) {
-  return {{ICSD_LOSSES(ICSD_LOSS)}, kernels_of<C, ShiftedKl>, project<C>, round};
+constexpr AllRowKernels<C> all_of(ProjectKernel<C> project_narrow, RoundKernel<C> round) {
+  return {{ICSD_LOSSES(ICSD_LOSS)}, kernels_of<C, ShiftedKl>, project<C>, project_narrow, round};
 }
 #undef ICSD_LOSS
 
 }  // namespace
 
-extern const AllRowKernels<float> rows_float = all_of<float>(round);
-extern const AllRowKernels<double> rows_double = all_of<double>(nullptr);
+extern const AllRowKernels<float> rows_float = all_of<float>(project_narrow, round);
+extern const AllRowKernels<double> rows_double = all_of<double>(nullptr, nullptr);
 
 }  // namespace icsd::cpu::ICSD_ISA

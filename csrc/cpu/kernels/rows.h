@@ -123,7 +123,7 @@ class LossRows {
       C* a = grams_[stage].row(group, i);
       const C shift = means[i] - std::accumulate(means, means + n, C(0)) / n;
       for (int64_t j = 0; j < n; ++j) a[j] = (a[j] - means[j]) - shift;
-      if (is_narrow(stage)) kernels().template rows<C>().round(nullptr, n, a);
+      if (is_narrow(stage)) kernels().template rows<C>().round(n, a);
       a[i] = 0;
       a[i] = -std::accumulate(a, a + n, C(0));
     }
@@ -178,10 +178,8 @@ class LossRows {
     const bool projected = loss_.similarities && !is_clamped(own, spec_.eps);
     const bool narrow = projected && is_narrow(stage) && !spec_.center;
     const auto& rows = kernels().template rows<C>();
-    if (narrow) rows.round(s.inverse_norms, n, g.data());
-    const C on_diagonal = g[i] * (own * (s.own * s.own));
-    const C projection = rows.project(s, g.data(), 0, n, a);
-    if (narrow) rows.round(nullptr, n, a);
+    const C projection = (narrow ? rows.project_narrow : rows.project)(s, g.data(), 0, n, a);
+    const C on_diagonal = narrow ? s.own * (a[i] * own) : g[i] * (own * (s.own * s.own));
     if (projected) a[i] = -(projection - on_diagonal) * s.own;
     a[n] = s.own;
     if (spec_.center) {
