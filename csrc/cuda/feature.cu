@@ -14,7 +14,7 @@ struct FeatureWorkspace {
 
   FeatureWorkspace(const CovariancePlan& plan, const std::vector<Features>& stages, Shape shape, bool save) {
     partials = layout.add<double>(plan.splits * shape.groups * plan.matrices.elements);
-    tile_squares = layout.add<double>(shape.groups * plan.matrices.tiles);
+    tile_squares = layout.add<double>(shape.groups * plan.matrices.tiles * 2);
     tickets = layout.add<unsigned>(shape.groups * (plan.matrices.tiles + 1));
     saved = layout.add<double>(save ? 0 : shape.groups * feature_elements(stages, shape.samples));
   }

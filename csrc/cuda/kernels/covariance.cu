@@ -43,7 +43,7 @@ CovarianceFinish<C> covariance_finish(Shape shape, const std::vector<double>& we
 
 template <class T>
 void launch_inverse_norms(const CovarianceArguments<T>& arguments, std::int64_t stages, cudaStream_t stream) {
-  const std::int64_t grid = divide_up(stages * arguments.groups * arguments.samples, kRowThreads / 32);
+  const std::int64_t grid = divide_up(stages * arguments.groups * arguments.samples, kNormSamples);
   if (!grid) return;
   launch(compute_inverse_norms<T>, blocks(grid), kRowThreads, 0, stream, arguments, static_cast<int>(stages));
 }
@@ -80,8 +80,8 @@ void launch_finish(const CovarianceArguments<T>& arguments, const CovarianceFini
   launch_early(finish_covariances<T>, blocks(grid), kRowThreads, shared, stream, arguments, finish);
 }
 
-// Returns how many splits of the samples take the least time. All blocks of a multiprocessor's turn take as long as
-// their chunks, and the sum of a partial tile about as long as kSumCost-th of a chunk.
+// Returns how many splits of the samples take the least time. The multiprocessors take blocks in turns, each as long as
+// a split has chunks. To add a partial tile to the others takes about 1/kSumCost of the time of a chunk.
 std::int64_t covariance_splits(std::int64_t tiles, std::int64_t samples) {
   constexpr std::int64_t kSumCost = 64;
   const std::int64_t processors = multiprocessors(), chunks = divide_up(samples, kSplitStep);

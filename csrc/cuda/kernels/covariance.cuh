@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/covariance.h"
+#include "cuda/kernels/compensated.cuh"
 #include "cuda/kernels/matrices.cuh"
 #include "cuda/kernels/norms.cuh"
 #include "cuda/kernels/product_tile.cuh"
@@ -19,7 +20,7 @@
 namespace icsd::cuda {
 
 constexpr int kSplitStep = 64;  // samples of a split are a multiple of it
-constexpr int kShortSum = 256;  // samples whose products are summed in the operands' type; longer sums are float64
+constexpr int kShortSum = 256;  // samples whose products are summed in the operands' type; see LongSum for more
 constexpr int kTilePitch =
     kTileColumns + 8;             // from row to row, so that loads of a tile or its transpose meet all banks
 constexpr int kRowThreads = 256;  // of kernels without tiles
@@ -46,6 +47,16 @@ inline __device__ double warp_sum(const double* numbers, int count) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
   return sum;
+}
+
+using icsd::remainder_of;
+
+// Computes what remains of sums whose errors are known, without the rounding of these large sums.
+inline __device__ Remainder remainder_of(const CompensatedSum<double>& s, const CompensatedSum<double>& both,
+                                         const CompensatedSum<double>& t) {
+  const double errors = (s.low - both.low) + (t.low - both.low);
+  const double left = ((s.high - both.high) + (t.high - both.high)) + errors;
+  return {left < 0 ? 0 : left, left / (s.high + t.high)};
 }
 
 // square_of(m) is the sum of the squares of a matrix's elements. All lanes of the warp must call this.
@@ -120,18 +131,26 @@ struct CovarianceItem {
   __device__ bool diagonal() const { return symmetric && row == column; }
 };
 
-// Each warp takes one sample of a stage.
+// A block takes some samples: each warp two of them, then each lane of a warp one of all, since float64 roots are slow.
+constexpr int kNormSamples = 16;
+
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) compute_inverse_norms(CovarianceArguments<T> a, int stages) {
+  __shared__ double squares[kNormSamples];
   admit_next();
-  const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
-  if (item >= stages * a.groups * a.samples) return;
-  const int stage = static_cast<int>(item / (a.groups * a.samples)), i = static_cast<int>(item % a.samples);
-  const std::int64_t group = item / a.samples % a.groups;
-  const FeatureStage<T>& of = a.stages[stage];
-  const double square = squared_norm(of.x + group * of.group_stride + i * of.sample_stride, of.dim);
+  const std::int64_t all = stages * a.groups * a.samples, first = static_cast<std::int64_t>(blockIdx.x) * kNormSamples;
+  for (int number = threadIdx.x / 32; number < kNormSamples && first + number < all; number += kRowThreads / 32) {
+    const std::int64_t item = first + number, group = item / a.samples % a.groups;
+    const FeatureStage<T>& of = a.stages[item / (a.groups * a.samples)];
+    const double square = squared_norm(of.x + group * of.group_stride + item % a.samples * of.sample_stride, of.dim);
+    if (threadIdx.x % 32 == 0) squares[number] = square;
+  }
+  __syncthreads();
   constexpr double largest = std::numeric_limits<Compute<T>>::max();
-  if (threadIdx.x % 32 == 0) a.norms(stage, group)[i] = inverse_norm(square, a.eps, largest);
+  const int number = threadIdx.x;
+  if (number < kNormSamples && first + number < all) {
+    a.inverse_norms[first + number] = inverse_norm(squares[number], a.eps, largest);
+  }
 }
 
 // The layout of a block's shared memory: two chunks of both stages' samples, then the operands made from one of them.
@@ -149,8 +168,8 @@ struct CovarianceTiles {
 };
 
 // Adds the totals of the second half of a block's warps to those of the first half.
-template <int kElements>
-__device__ void add_halves(double* shared, double (&totals)[kElements], int half_threads) {
+template <class Sum, int kElements>
+__device__ void add_halves(Sum* shared, Sum (&totals)[kElements], int half_threads) {
   const int place = static_cast<int>(threadIdx.x) % half_threads;
   const bool second = threadIdx.x >= half_threads;
 #pragma unroll
@@ -208,7 +227,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, const C
   };
 
   Tile tile;
-  double totals[Shape::kElements] = {};
+  LongSum<C> totals[Shape::kElements] = {};
   if (steps > 0) load(0);
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
@@ -235,7 +254,7 @@ __device__ void compute_covariance_tile(const CovarianceArguments<T>& a, const C
   __syncthreads();  // shared memory is free
 
   constexpr int kWriters = Shape::kThreads / Shape::kSplits;
-  if constexpr (Shape::kSplits == 2) add_halves(reinterpret_cast<double*>(shared), totals, kWriters);
+  if constexpr (Shape::kSplits == 2) add_halves(reinterpret_cast<LongSum<C>*>(shared), totals, kWriters);
   C* const result = reinterpret_cast<C*>(shared);
   if (threadIdx.x < kWriters) Tile::store(result, kTilePitch, totals);
   __syncthreads();
@@ -350,7 +369,7 @@ struct CovarianceFinish {
   double weights[kMaxStages];  // divided by N²
   int students;
   const double* squares;  // (groups, matrices, splits)
-  double* tile_squares;   // (groups, tiles), of groups that cancel
+  double* tile_squares;   // (groups, tiles, 2), compensated sums of groups that cancel
   double* covariances;    // of all groups, see matrices_of
   unsigned* tickets;      // (groups, tiles + 1): blocks that have finished a tile; tiles that are finished
   C* loss;                // (groups)
@@ -382,13 +401,13 @@ inline __device__ bool comes_last(unsigned* ticket, unsigned count, bool* last) 
 // Sums the float64 partial matrices of a tile in the order of the splits, and the squares of the result.
 template <class T, class C>
 __device__ void sum_tile(const CovarianceArguments<T>& a, const CovarianceFinish<C>& finish,
-                         const CovarianceItem<T>& item, double (&sums)[kRowThreads]) {
+                         const CovarianceItem<T>& item, double (&sums)[2][kRowThreads / 32]) {
   const CovarianceMatrix& matrix = item.matrix;
   const std::int64_t first = item.group * a.splits * a.matrices.elements + matrix.offset;
   const double* const partials = static_cast<const double*>(a.partials) + first;
   double* const out = matrices_of<double>(finish.covariances, a.matrices, item.group) + matrix.offset;
   const bool mirrored = item.symmetric && item.row != item.column;
-  double square = 0;
+  CompensatedSum<double> square;
   for (int e = threadIdx.x; e < kTileColumns * kTileColumns; e += kRowThreads) {
     const int p = item.row * kTileColumns + e / kTileColumns, q = item.column * kTileColumns + e % kTileColumns;
     if (p >= matrix.rows || q >= matrix.columns) continue;
@@ -398,10 +417,19 @@ __device__ void sum_tile(const CovarianceArguments<T>& a, const CovarianceFinish
     for (int split = 0; split < a.splits; ++split) sum += partials[split * a.matrices.elements + element];
     out[element] = sum;
     if (mirrored) out[static_cast<std::int64_t>(q) * matrix.columns + p] = sum;
-    square += (mirrored ? 2 : 1) * sum * sum;
+    square += __dmul_rn(mirrored ? 2 * sum : sum, sum);
   }
-  square = sum_of_block(square, sums);
-  if (threadIdx.x == 0) finish.tile_squares[item.group * a.matrices.tiles + item.number] = square;
+  square = square.of_warp();
+  if (threadIdx.x % 32 == 0) {
+    sums[0][threadIdx.x / 32] = square.high;
+    sums[1][threadIdx.x / 32] = square.low;
+  }
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int warp = 1; warp < kRowThreads / 32; ++warp) square += CompensatedSum<double>{sums[0][warp], sums[1][warp]};
+  double* const to = finish.tile_squares + 2 * (item.group * a.matrices.tiles + item.number);
+  to[0] = square.high;
+  to[1] = square.low;
 }
 
 // The first blocks write the loss of each group, unless its terms cancel. Then the others compute float64 products, one
@@ -421,7 +449,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     using Shape = FmaTile<double, false>;
     static_assert(Shape::kThreads == kRowThreads);
     ICSD_DYNAMIC_SHARED(unsigned char, shared);
-    __shared__ double sums[kRowThreads];
+    __shared__ double sums[2][kRowThreads / 32];
     __shared__ bool last;
     const CovarianceItem<T> item(a, blockIdx.x - a.groups);
     if (!cancels(squares_of(item.group), finish.students)) return;
@@ -430,10 +458,14 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     if (!comes_last(tickets + item.number, a.splits, &last)) return;
     sum_tile(a, finish, item, sums);
     if (!comes_last(tickets + a.matrices.tiles, a.matrices.tiles, &last) || threadIdx.x >= 32) return;
+    const double* const squares = finish.tile_squares + 2 * item.group * a.matrices.tiles;
     write_loss(finish, item.group, [&](int m) {
-      const int tile = a.matrices.of[m].first_tile;
       const int end = m + 1 < a.matrices.count ? a.matrices.of[m + 1].first_tile : a.matrices.tiles;
-      return warp_sum(finish.tile_squares + item.group * a.matrices.tiles + tile, end - tile);
+      CompensatedSum<double> sum;
+      for (int tile = a.matrices.of[m].first_tile + threadIdx.x; tile < end; tile += 32) {
+        sum += CompensatedSum<double>{squares[2 * tile], squares[2 * tile + 1]};
+      }
+      return sum.of_warp();
     });
   }
 }

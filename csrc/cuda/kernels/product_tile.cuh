@@ -3,11 +3,24 @@
 // transpose, `right` (kDepth, kColumns).
 #pragma once
 
+#include "cuda/kernels/compensated.cuh"
 #include "cuda/kernels/tensor_cores.cuh"
 
 namespace icsd::cuda {
 
 constexpr int kTileColumns = 64;
+
+// True for devices that multiply float64 matrices at full rate: sm_80, sm_90 and sm_100. Compilers for some of the
+// others make hundreds of instructions of each product.
+#if __CUDA_ARCH__ >= 800
+constexpr bool kFastDouble = __CUDA_ARCH__ % 100 == 0 && __CUDA_ARCH__ <= 1000;
+#else
+constexpr bool kFastDouble = false;
+#endif
+
+// Long sums of products of type C, which are stored in that type at last.
+template <class C>
+using LongSum = std::conditional_t<std::is_same_v<C, double> || kFastDouble, double, CompensatedSum<float>>;
 
 // Each thread computes 4 x 4 elements, 16 apart. The sum of a chunk is made separately and then added.
 template <class C_, bool kLeftByRows>
@@ -164,10 +177,6 @@ struct TensorTile {
     });
   }
 };
-
-// True for devices that multiply float64 matrices at full rate: sm_80, sm_90 and sm_100. Compilers for some of the
-// others make hundreds of instructions of each product.
-constexpr bool kFastDouble = __CUDA_ARCH__ % 100 == 0 && __CUDA_ARCH__ <= 1000;
 
 // The tile of products of type C in kernels for any type and device.
 template <class C, bool kLeftByRows>
