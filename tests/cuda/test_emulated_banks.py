@@ -85,6 +85,15 @@ def test_as_accurate_as_pytorch(dtype, loss, backend):
     check_accuracy(irregular(67, m, dtype), loss, backend)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_derivatives_are_not_rounded(dtype, backend):
+    """Those of a row have the sum 0, so a feature that is large in all of the bank cancels. Rounding errors do not."""
+    tensors = [normal(n, 40, seed=k) for k, n in enumerate((9, 9, 200, 200))]
+    tensors[0][:, 0] = 0
+    tensors[2][:, 0] = 1024
+    check_accuracy([x.to(dtype) for x in tensors], KL(), backend, STUDENT)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_gradients_of_multiples_of_8_features(dtype, backend):
     """Those of one split are made where the result goes, unless they are rounded there."""
@@ -158,14 +167,14 @@ def test_few_launches(loss, wanted, launches, emulated, schedule):
     assert emulated.kernels.launches() - before == launches
 
 
-def test_norms_of_a_bank_that_both_have_are_made_once(emulated, schedule):
-    """The bank may have fewer samples or other strides for the teacher: then they are others."""
-    x = torch.randn(20, 8)
+def test_samples_in_the_same_memory_are_told_apart(emulated, schedule):
+    """Norms are made once for samples that student and teacher share: at the same address, with the same strides."""
+    x = torch.randn(40, 8)
     spec = native.Spec("mse", [0.0, 1.0], [1.0], 1e-8, False, "streamed")
-    for teacher, bank in ((x[:5], x), (x[1:6], x), (x[:5], x[:, :4].repeat(1, 2))):
-        value, _ = emulated.kernels.distill_to_banks([x[:5], teacher, x, bank], [False] * 4, spec)
-        similarities = [torch.cosine_similarity(a[:, None], b, dim=-1) for a, b in ((x[:5], x), (teacher, bank))]
-        torch.testing.assert_close(value, (similarities[0] - similarities[1]).square().mean(), rtol=1e-4, atol=1e-7)
+    for inputs in ((x[:5], x[:5], x, x), (x[:5], x[:10:2], x[:20], x[::2]), (x[:5], x[1:6], x, x.flip(0))):
+        value, _ = emulated.kernels.distill_to_banks(inputs, [False] * 4, spec)
+        s, t = (torch.cosine_similarity(a[:, None], b, dim=-1) for a, b in (inputs[::2], inputs[1::2]))
+        torch.testing.assert_close(value, (s - t).square().mean(), rtol=1e-4, atol=1e-7)
 
 
 def test_unsuitable_arguments_are_refused(emulated):
