@@ -30,6 +30,18 @@ class Table(ctypes.Structure):
     ]
 
 
+class Prototype(ctypes.Structure):
+    """The first fields of DLTensor, as the allocator gets it."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint32),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+    ]
+
+
 class Managed(ctypes.Structure):
     """The first fields of DLManagedTensorVersioned."""
 
@@ -64,10 +76,14 @@ def tensor_type(table):
 
 
 class Counted:
-    """PyTorch's exchange table, which counts the calls that matter; `fails` makes its allocator fail."""
+    """PyTorch's exchange table, which counts the calls that matter; `fails` makes its allocator fail.
+
+    `bytes` are those of all workspaces.
+    """
 
     def __init__(self):
         self.calls = Counter()
+        self.bytes = 0
         self.fails = False
         self.table = Table.from_buffer_copy(pytorch_table())
         allocate = ALLOCATE(self.table.managed_tensor_allocator)
@@ -77,6 +93,7 @@ class Counted:
         def count_allocate(prototype, out, context, set_error):
             nonlocal delete
             self.calls["allocate"] += 1
+            self.bytes += Prototype.from_address(prototype).shape[0]
             if self.fails:
                 SET_ERROR(set_error)(context, b"MemoryError", b"no memory is left")
                 return -1
@@ -121,6 +138,18 @@ def test_one_stream_and_at_most_one_workspace_for_each_call(regime, counted, cud
     workspaces = 0 if regime == "sample" else 1
     assert counted.calls == Counter(stream=1, allocate=workspaces, delete=workspaces)
     assert all(result.isfinite().all() for result in (loss, saved, *grads))
+
+
+@pytest.mark.parametrize("loss", [("mse", [0.0, 1.0]), ("kl", [0.1, 0.1, 1.0])], ids=str)
+def test_banks_take_one_workspace_that_holds_no_matrix(loss, counted, cuda):
+    n, m = 64, 2048
+    inputs = [torch.randn(count, 3).as_subclass(counted.type) for count in (n, n, m, m)]
+    spec = native.Spec(*loss, [1.0], 1e-8, False, "streamed")
+    value, grads = cuda.distill_to_banks(inputs, [True, False, True, False], spec)
+    assert counted.calls == {"stream": 1, "allocate": 1, "delete": 1}
+    assert counted.bytes <= n * m * 4 / 4
+    assert all(result.isfinite().all() for result in (value, *grads[::2]))
+    assert grads[1] is grads[3] is None
 
 
 def test_a_failed_allocation_is_an_error(counted, cuda):
