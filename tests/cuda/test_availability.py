@@ -23,7 +23,7 @@ def test_devices_need_a_driver_that_is_new_enough(emulated):
 @pytest.fixture
 def old_driver(monkeypatch):
     """Return the backend of a machine whose driver fits torch's CUDA runtime, but not the module's."""
-    functions = SimpleNamespace(devices=lambda: (0, OLD))
+    functions = SimpleNamespace(devices=lambda: (0, OLD), reads=cpu._native.cpu.reads)
     native = SimpleNamespace(build={"cuda": "80 90"}, cuda=functions, Spec=cpu._native.Spec, LOSSES=cpu._native.LOSSES)
     monkeypatch.setattr(cpu, "_native", native)
     monkeypatch.setattr(torch.version, "cuda", "12.4")
@@ -46,7 +46,7 @@ def test_another_backend_runs_with_an_old_driver(old_driver):
 @pytest.fixture
 def device(monkeypatch):
     """Return the backend of a machine with a GPU of sm_87, by a build for sm_90 alone, that takes meta tensors."""
-    functions = SimpleNamespace(devices=lambda: (1, ""))
+    functions = SimpleNamespace(devices=lambda: (1, ""), reads=cpu._native.cpu.reads)
     native = SimpleNamespace(build={"cuda": "90"}, cuda=functions, Spec=cpu._native.Spec, LOSSES=cpu._native.LOSSES)
     monkeypatch.setattr(cpu, "_native", native)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
