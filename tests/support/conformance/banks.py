@@ -11,6 +11,14 @@ from icsd.losses import KL, MSE, SmoothL1, distill_to_banks
 from icsd.losses.gram import similarity_to
 
 LOSSES = [MSE(), MSE("teacher"), SmoothL1(0, 0.1), SmoothL1(0.3), KL(0.3, 0.2), KL(0.02, 0.01)]
+# The gradients that are wanted: of student, teacher and their banks.
+ALL, STUDENT, NONE = (True,) * 4, (True, False, False, False), (False,) * 4
+# Losses, groups, and the gradients that are wanted, for kernels that have passes of their own for each gradient.
+PASSES = (
+    [(loss, (), ALL) for loss in LOSSES]
+    + [(LOSSES[1], (), STUDENT), (LOSSES[5], (), STUDENT), (LOSSES[1], (), NONE), (LOSSES[4], (), NONE)]
+    + [(LOSSES[3], (2, 1), (False, True, False, True)), (LOSSES[4], (2, 1), (True, False, False, True))]
+)
 
 
 def features(*groups, n=5, m=11, dtype=torch.float64):
