@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 CUDA, TRITON = ROOT / "tests" / "cuda", ROOT / "tests" / "triton"
 MARKS = "<!-- python -m tools.kernel_table --write docs/kernels.md -->\n", "<!-- end -->\n"
 NVIDIA = [str(capability) for capability in MULTIPROCESSORS]
-FAST_DOUBLE = ("80", "90", "100")  # whose kernels have matrix instructions in float64
+FAST_DOUBLE = ("80", "86", "89", "90", "100")  # have matrix instructions in float64; 86 and 89 share the code of 80
 AMD = ["gfx90a", "gfx942", "gfx950", "gfx1100"]
 # The scripts that renew the files, and the value of TRITON_INTERPRET that each of them needs.
 SCRIPTS = {

@@ -40,7 +40,7 @@ inline const dlpack::DLPackExchangeAPI* exchange_api_of(pybind11::handle object)
   return reinterpret_cast<const dlpack::DLPackExchangeAPI*>(header);
 }
 
-// Returns whether an object is a plain tensor whose elements are what its memory holds. Subclasses can have them
+// Returns whether an object is a plain real tensor whose elements are what its memory holds. Subclasses can have them
 // elsewhere; batched tensors and zero tensors have no memory; a lazy negation stands for the negative of its memory.
 inline bool is_readable(PyObject* object) {
   static PyObject* const is_negated = PyUnicode_InternFromString("is_neg");

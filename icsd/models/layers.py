@@ -37,7 +37,10 @@ class UpsampleConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, channels, H, W)` to `(B, out_channels, 2H, 2W)`."""
-        if x.shape[0] * x.shape[2] * x.shape[3] < FEWEST_TRANSPOSED:
+        pixels = x.shape[2] * x.shape[3]
+        if not torch.compiler.is_exporting():  # an exported program takes any number of images
+            pixels *= x.shape[0]
+        if pixels < FEWEST_TRANSPOSED:
             return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
         rows = F.pad(self.weight, (0, 0, 0, 1)) + F.pad(self.weight, (0, 0, 1, 0))
         kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
@@ -117,13 +120,18 @@ class JointConv2d(PatchConv2d):
 
         Returns:
             `(P, out_channels, side, side)`.
+
+        Raises:
+            ValueError: P is less than B or more than 2 B.
         """
+        further = len(vectors) - len(maps)
+        if not 0 <= further <= len(maps):
+            raise ValueError(f"vectors must be {len(maps)} to {2 * len(maps)} for {len(maps)} maps, got {len(vectors)}")
         of_maps, of_vectors = self.weight.split(self.widths, dim=1)
         maps = self.convolve(maps, of_maps)
         rows = of_vectors.permute(2, 3, 0, 1).flatten(0, 2)  # (9 * out_channels, vector_dim)
-        products = F.linear(vectors, rows).unflatten(1, (9, -1))
+        products = F.linear(vectors.to(maps.dtype), rows).unflatten(1, (9, -1))
         vectors = (self.taps.to(products.dtype) @ products).unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2)
-        further = len(vectors) - len(maps)
         return vectors + (torch.cat((maps, maps[:further])) if further else maps)
 
 

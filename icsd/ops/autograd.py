@@ -113,10 +113,9 @@ class Distill(torch.autograd.Function):
             and backend.launcher.reads((grad, saved, *stages))
         ):
             grads = backend.launcher.distill_backward(grad, saved, stages, wanted, spec)
-        elif is_batched(grad):  # many gradients at once, which are linear in `grad`
+        elif is_batched(grad) or (not creates_graph and is_transformed([grad])):  # they are linear in `grad`
             ones = torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
-            launcher = launcher_for(backend, saved, *stages)
-            units = launcher.distill_backward(ones, saved, stages, wanted, spec)
+            units = Dispatcher(backend.key).distill_backward(ones, saved, stages, wanted, spec)
             grads = [None if unit is None else unit * grad[..., None, None] for unit in units]
         elif creates_graph:
             grads = _differentiable_backward(ctx.call, grad, saved, stages, wanted)

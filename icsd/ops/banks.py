@@ -9,8 +9,8 @@ forward pass leaves the gradients for a gradient 1 of the loss, so no similarity
   a second pass.
 
 The products are PyTorch's on every device: there is no symmetry that a kernel of our own could use. For `kl` on the
-CPU, native passes make everything else of a piece (`icsd.ops.row_sums`). A backend with `bank_kernels`, as Triton's,
-computes the loss and its gradients on its own.
+CPU, native passes make everything else of a piece (`icsd.ops.row_sums`). A backend with `bank_kernels`, as those of
+GPUs, computes the loss and its gradients on its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Call(NamedTuple):
 
 
 def backend_for(requested: str | None, features: Sequence[Tensor]) -> registry.Backend:
-    """Return the backend for these inputs: the one that is asked for, or on a GPU the first one with kernels for banks.
+    """Return the backend for these inputs: the one that is asked for, or on a GPU the preferred one with bank kernels.
 
     Raises:
         ValueError: The name is unknown.

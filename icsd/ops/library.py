@@ -53,7 +53,9 @@ def is_batched(tensor: Tensor) -> bool:
 
 def reads(tensors: Sequence[Tensor]) -> bool:
     """Return what `Launcher.reads` does, for launchers without native code."""
-    return is_ordinary(*tensors) and not any(map(is_batched, tensors))
+    return is_ordinary(*tensors) and not any(
+        is_batched(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
+    )
 
 
 def is_traced(tensor: Tensor) -> bool:

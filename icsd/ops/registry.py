@@ -185,4 +185,4 @@ def select(requested: str | None, tensors: Sequence[Tensor]) -> Backend:
 
 
 def _refusal(backend: Backend, tensors: Sequence[Tensor]) -> str | None:
-    return backend.unavailable() or backend.unsupported(tensors)
+    return (None if backend.ready else backend.unavailable()) or backend.unsupported(tensors)

@@ -71,6 +71,12 @@ def test_joint_convolution_is_that_of_concatenated_channels(side, out_channels, 
     check_same(lambda x: layer(maps, x), lambda x: concatenated(maps, x), vectors, layer.weight)
 
 
+@pytest.mark.parametrize("pairs", [1, 5])
+def test_joint_convolution_refuses_vectors_without_a_map(pairs):
+    with pytest.raises(ValueError, match=f"vectors must be 2 to 4 for 2 maps, got {pairs}"):
+        JointConv2d(3, 2, 6, 4)(torch.randn(2, 3, 4, 4), torch.randn(pairs, 2))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_convolution_of_the_whole_map_is_a_product(layout):
     torch.manual_seed(0)

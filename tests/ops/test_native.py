@@ -71,9 +71,11 @@ def test_tensors_are_read_whose_memory_has_their_elements(reads):
         assert not reads((X, x))
     notes = []
     torch.func.vmap(lambda row: notes.append(reads([row])) or row)(X)
+    torch.func.grad(lambda x: notes.append(reads([x])) or x.sum())(X)
+    torch.func.jvp(lambda x: notes.append(reads([x])) or x, (X,), (X,))
     x = X.clone().requires_grad_()
     torch.autograd.grad(Watched.apply(x, reads, notes), x, torch.ones(2, 4, 6), is_grads_batched=True)
-    assert notes == [False, False]
+    assert notes == [False] * 4
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,20 @@ def test_forward_over_reverse(fused_backend):
     torch.testing.assert_close(tangents_of(gradient, (student, tangent)).tangent, expected)
 
 
+@pytest.mark.parametrize("loss", ["mse", "kl", "pkt"])
+def test_tangents_of_upstream_gradients(loss, fused_backend):
+    student = STUDENT.clone().requires_grad_()
+    value = icsd.similarity_distillation_loss(student, TEACHER, loss, reduction="none", backend=fused_backend)
+
+    def gradient(upstream):
+        return torch.autograd.grad(value, student, upstream, retain_graph=True)[0]
+
+    upstream, tangent = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.3, 2.0, -1.0]).double()
+    got, got_tangent = jvp(gradient, (upstream,), (tangent,))
+    torch.testing.assert_close(got, gradient(upstream))
+    torch.testing.assert_close(got_tangent, gradient(tangent))
+
+
 def test_plain_tensors_within_a_dual_level_stay_fused(launches, fused_backend):
     with forward_ad.dual_level():
         loss_of("mse", fused_backend)(STUDENT[0], TEACHER[0])
