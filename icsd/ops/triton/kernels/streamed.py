@@ -40,8 +40,13 @@ def _tile(samples: int, dtype: torch.dtype) -> int:
 
 def _needs(arguments, block: int) -> tuple[int, int]:
     tile, element = arguments["TILE"], arguments["student"].x.element_size()
-    columns = arguments.get("COLUMNS", tile)  # of the forward pass
-    return (tile + columns) * block * element, 4 * tile * columns * max(4, element) + 5 * tile * block * element
+    number = max(4, element)
+    columns, summaries = tile, 0
+    if "COLUMNS" in arguments:  # the forward pass, with ten numbers of each row and column, which several threads hold
+        columns = arguments["COLUMNS"]
+        summaries = 40 * (tile + columns) * number
+    held = 4 * tile * columns * number + 5 * tile * block * element
+    return (tile + columns) * block * element, held + summaries
 
 
 @triton.jit
