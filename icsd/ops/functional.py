@@ -210,6 +210,8 @@ def _distill(
     if not tuning.idle:
         chosen = tuning.fastest(chosen, backend, tuning.Call(tensors, weights, loss, eps, center))
     value = chosen.distill(tensors, weights, loss, eps, center)
+    if reduction != "sum" and not value.ndim:  # of a single group
+        return value
     n = tensors[-1].shape[-2]
     return _reduce(value, loss, (n, n if loss.include_diagonal else n - 1), reduction)
 

@@ -49,7 +49,7 @@ def stages():
     return lambda: icsd.interstage_distillation_loss(tensors, "kl").backward()
 
 
-@pytest.mark.parametrize(("step", "python", "c"), [(pair, 17, 15), (stages, 18, 23)])
+@pytest.mark.parametrize(("step", "python", "c"), [(pair, 16, 15), (stages, 17, 23)])
 def test_calls_of_a_step(step, python, c, monkeypatch):
     monkeypatch.setattr(tuning, "idle", True)
     found = calls_of(step())
