@@ -59,7 +59,7 @@ def as_loss(loss: LossLike) -> Loss:
     Raises:
         ValueError: The name is unknown, or `loss` is the class of a loss instead of an object.
     """
-    if (type(loss) is str or isinstance(loss, str)) and loss in _DEFAULTS:
+    if (type(loss) is str or isinstance(loss, str)) and loss in _DEFAULTS:  # the first check takes no call
         return _DEFAULTS[loss]
     if isinstance(loss, Loss):
         return loss

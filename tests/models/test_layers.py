@@ -32,6 +32,14 @@ def test_upsampling_and_convolution_are_one(side):
     assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in plain.parameters())
 
 
+def test_upsampled_images_do_not_depend_on_the_number_of_them():
+    torch.manual_seed(0)
+    layer = UpsampleConv2d(64, 64).eval()
+    x = torch.randn(16, 64, 8, 8)
+    for images in (x, x[:1]):  # of which one is a transposed convolution in training
+        assert torch.equal(layer(images), F.conv2d(F.interpolate(images, scale_factor=2), layer.weight, padding=1))
+
+
 @pytest.mark.parametrize(("size", "stride"), [(4, 2), (3, 1)])
 @pytest.mark.parametrize("out_channels", [2, 200])
 def test_product_of_patches_is_a_convolution(size, stride, out_channels):

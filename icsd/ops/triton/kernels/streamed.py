@@ -132,11 +132,11 @@ def merge_triangle_kernel(
     DIAGONAL: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Merge what `streamed_forward_kernel` found of every row, in a fixed order, for the row blocks `begin` to `end`.
+    """Merge the summaries that `streamed_forward_kernel` made of row blocks from `begin` to `end`, in a fixed order.
 
-    What row blocks before `begin` had so far is in `merged`, `(groups, 5, samples)`. If `end` is the last one, what
-    every row adds to the loss, `(groups, samples)`, and its statistics are written; else `merged` is.
-    The grid is `(groups * end,)`.
+    Rows before `begin` go on from their summary in `merged`, `(groups, 5, samples)`. After the last row block, the
+    kernel writes the part of every row in the loss, `(groups, samples)`, and the statistics of the rows; before it, the
+    kernel writes `merged`. The grid is `(groups * end,)`.
     """
     groups = tl.num_programs(0) // end
     group = (tl.program_id(0) // end).to(tl.int64)
