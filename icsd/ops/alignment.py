@@ -18,7 +18,7 @@ from icsd.losses import CKA, distill_grams
 from icsd.losses.base import NOISE
 from icsd.losses.gram import compute_dtype
 from icsd.ops.autograd import Gram
-from icsd.ops.library import is_batched, launcher_for
+from icsd.ops.library import Dispatcher, is_batched, is_transformed, launcher_for
 
 _MATRIX = (-2, -1)
 
@@ -77,11 +77,12 @@ class Alignment(torch.autograd.Function):
             if not want:
                 found.append(None)
                 continue
-            matrix, launcher = next(matrices).to(compute_dtype(x)), launcher_for(ctx.call.backend, x)
-            if is_batched(grad):  # many gradients at once, which are linear in `grad`
-                found.append((launcher.combine(matrix, x) * scale).to(x.dtype))
+            matrix = next(matrices).to(compute_dtype(x))
+            if is_batched(grad) or is_transformed([grad]):  # the gradients are linear in `grad`
+                found.append((Dispatcher(ctx.call.backend.key).combine(matrix, x) * scale).to(x.dtype))
             else:
-                found.append(launcher.combine((matrix * scale).to(matrix.dtype), x))
+                matrix = (matrix * scale).to(matrix.dtype)
+                found.append(launcher_for(ctx.call.backend, x).combine(matrix, x))
         return None, *found
 
 

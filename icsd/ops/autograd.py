@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from icsd.losses import LOSSES, Loss, distill_grams
 from icsd.losses.gram import centered, compute_dtype, gram, no_autocast
@@ -111,6 +112,7 @@ class Distill(torch.autograd.Function):
             not creates_graph
             and not torch.compiler.is_dynamo_compiling()
             and backend.launcher.reads((grad, saved, *stages))
+            and forward_ad.unpack_dual(grad).tangent is None
         ):
             grads = backend.launcher.distill_backward(grad, saved, stages, wanted, spec)
         elif is_batched(grad) or (not creates_graph and is_transformed([grad])):  # they are linear in `grad`

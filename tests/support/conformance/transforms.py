@@ -169,6 +169,11 @@ def tangents_of(function, *inputs):
         return forward_ad.unpack_dual(function(*inputs))
 
 
+def dual_jvp(function, primals, tangents):
+    """`jvp` by `forward_ad`."""
+    return tangents_of(function, *zip(primals, tangents, strict=True))
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_dual_numbers_keep_their_tangents(loss, requires_grad, fused_backend):
@@ -210,8 +215,9 @@ def test_forward_over_reverse(fused_backend):
     torch.testing.assert_close(tangents_of(gradient, (student, tangent)).tangent, expected)
 
 
-@pytest.mark.parametrize("loss", ["mse", "kl", "pkt"])
-def test_tangents_of_upstream_gradients(loss, fused_backend):
+@pytest.mark.parametrize("mode", [jvp, dual_jvp])
+@pytest.mark.parametrize("loss", ["mse", "kl", "pkt", "cka"])
+def test_tangents_of_upstream_gradients(loss, mode, fused_backend):
     student = STUDENT.clone().requires_grad_()
     value = icsd.similarity_distillation_loss(student, TEACHER, loss, reduction="none", backend=fused_backend)
 
@@ -219,7 +225,7 @@ def test_tangents_of_upstream_gradients(loss, fused_backend):
         return torch.autograd.grad(value, student, upstream, retain_graph=True)[0]
 
     upstream, tangent = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.3, 2.0, -1.0]).double()
-    got, got_tangent = jvp(gradient, (upstream,), (tangent,))
+    got, got_tangent = mode(gradient, (upstream,), (tangent,))
     torch.testing.assert_close(got, gradient(upstream))
     torch.testing.assert_close(got_tangent, gradient(tangent))
 
