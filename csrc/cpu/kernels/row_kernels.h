@@ -38,15 +38,10 @@ struct RowKernels {
 template <class C>
 using ProjectKernel = C (*)(SimilarityRow<C> s, const C* g, std::int64_t begin, std::int64_t end, C* a);
 
-// Rounds numbers to bfloat16.
-template <class C>
-using RoundKernel = void (*)(std::int64_t count, C* a);
-
 template <class C>
 struct AllRowKernels {
   RowKernels<C> of[kLosses], shifted_kl;
-  ProjectKernel<C> project, project_narrow;  // with exact a_j, and with those that are rounded to bfloat16
-  RoundKernel<C> round;                      // this and project_narrow are null for doubles
+  ProjectKernel<C> project, project_narrow;  // with exact a_j, and with those that are rounded to bfloat16, or null
 };
 
 }  // namespace icsd::cpu

@@ -151,23 +151,19 @@ float project_narrow(SimilarityRow<float> s, const float* g, int64_t begin, int6
   return s.own * sum(lanes);
 }
 
-void round(int64_t count, float* a) {
-  for_vectors(0, count, [&](int64_t j, int64_t some) { store_rounded(a + j, load_up_to(a + j, some), some); });
-}
-
 template <class C, template <class> class D>
 constexpr RowKernels<C> kernels_of = {forward<C, D>, backward<C, D, false>, backward<C, D, true>};
 
 #define ICSD_LOSS(name, Loss) kernels_of<C, Loss>,
 template <class C>
-constexpr AllRowKernels<C> all_of(ProjectKernel<C> project_narrow, RoundKernel<C> round) {
-  return {{ICSD_LOSSES(ICSD_LOSS)}, kernels_of<C, ShiftedKl>, project<C>, project_narrow, round};
+constexpr AllRowKernels<C> all_of(ProjectKernel<C> project_narrow) {
+  return {{ICSD_LOSSES(ICSD_LOSS)}, kernels_of<C, ShiftedKl>, project<C>, project_narrow};
 }
 #undef ICSD_LOSS
 
 }  // namespace
 
-extern const AllRowKernels<float> rows_float = all_of<float>(project_narrow, round);
-extern const AllRowKernels<double> rows_double = all_of<double>(nullptr, nullptr);
+extern const AllRowKernels<float> rows_float = all_of<float>(project_narrow);
+extern const AllRowKernels<double> rows_double = all_of<double>(nullptr);
 
 }  // namespace icsd::cpu::ICSD_ISA

@@ -123,7 +123,6 @@ class LossRows {
       C* a = grams_[stage].row(group, i);
       const C shift = means[i] - std::accumulate(means, means + n, C(0)) / n;
       for (int64_t j = 0; j < n; ++j) a[j] = (a[j] - means[j]) - shift;
-      if (is_narrow(stage)) kernels().template rows<C>().round(n, a);
       a[i] = 0;
       a[i] = -std::accumulate(a, a + n, C(0));
     }
@@ -159,8 +158,9 @@ class LossRows {
 
   // Tells whether A gets bfloat16 numbers off its diagonal, for NarrowKernels. Rounding g before it is projected leaves
   // each term g_j (x̂_j - S_ij x̂_i) of the gradient off by no more than its own rounding, however alike the samples are.
+  // H M H has no such terms left that could be rounded one by one, so it stays as it is.
   bool is_narrow(int64_t stage) const {
-    return kernels().narrow && sizeof(C) == sizeof(float) && inputs_[stage].dtype == DType::bfloat16;
+    return kernels().narrow && sizeof(C) == sizeof(float) && inputs_[stage].dtype == DType::bfloat16 && !spec_.center;
   }
 
   LossArguments<C> arguments() const {
@@ -176,7 +176,7 @@ class LossRows {
     if (!loss_.diagonal) g[i] = 0;
     const C own = a[i];
     const bool projected = loss_.similarities && !is_clamped(own, spec_.eps);
-    const bool narrow = projected && is_narrow(stage) && !spec_.center;
+    const bool narrow = projected && is_narrow(stage);
     const auto& rows = kernels().template rows<C>();
     const C projection = (narrow ? rows.project_narrow : rows.project)(s, g.data(), 0, n, a);
     const C on_diagonal = narrow ? s.own * (a[i] * own) : g[i] * (own * (s.own * s.own));

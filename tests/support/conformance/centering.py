@@ -83,6 +83,15 @@ def test_every_dtype(n, regime, dtype, backend):
     assert max(errors) < 2 * EPS[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_samples_in_a_plane(loss, dtype, backend):
+    # Many samples are nearly parallel, and their terms of a gradient cancel. So matrices may not be rounded to dtype.
+    stages = [(40 * normal(70, 2, seed=seed)).round().to(dtype) for seed in range(3)]
+    results = loss_and_gradients(stages, loss, "sample", center=True, backend=backend, weights=[1e4, 1e4])
+    assert max(relative_errors(results, expected_of(stages, loss, weights=[1e4, 1e4]))) < EPS[dtype]
+
+
 @pytest.mark.parametrize(("regime", "loss"), [("sample", "kl"), ("sample", "mse"), ("feature", "mse")])
 def test_means_that_dominate(regime, loss, backend):
     # The mean is 3,000 times as large as what differs, so cosines are 1 - 1e-7. Features are integers: float32 holds
