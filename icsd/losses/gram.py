@@ -74,7 +74,7 @@ def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
     with no_autocast(x):
         dtype = compute_dtype(x, other)
         x, other = x.to(dtype), other.to(dtype)
-        rows, columns = (inverse_of_norms(z.norm(dim=-1), eps) for z in (x, other))
+        rows, columns = (inverse_norms(z.square().sum(-1), eps) for z in (x, other))
         return (x @ other.mT) * (rows.unsqueeze(-1) * columns.unsqueeze(-2))
 
 

@@ -211,3 +211,14 @@ def test_each_side_is_centered_by_its_own_mean(backend):
     loss = loss_of(*sides, "kl", center=True, backend=backend)
     torch.testing.assert_close(loss, loss_of(*centered, "kl", backend=backend))
     assert not torch.isclose(loss, loss_of(*sides, "kl", backend=backend))
+
+
+@pytest.mark.parametrize("m", [6, 20_000], ids=["in memory", "streamed"])
+def test_zero_samples_have_second_derivatives(m):
+    tensors = [x.requires_grad_() for x in inputs(m=m)]
+    with torch.no_grad():
+        tensors[0][1] = 0
+    (gradient,) = torch.autograd.grad(loss_of(*tensors, KL(0.3, 0.2)), tensors[0], create_graph=True)
+    for second in torch.autograd.grad(gradient.square().sum(), tensors, materialize_grads=True):
+        assert second.isfinite().all()
+    assert (gradient[1] == 0).all()
