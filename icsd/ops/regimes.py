@@ -154,7 +154,9 @@ def without_diagonal(loss: Tensor, stages: Sequence[Tensor], weights: Sequence[f
 def self_similarities(x: Tensor, eps: float) -> Tensor:
     """Return the diagonal of S, `(*B, N)` in compute dtype: exactly 1 unless eps replaces the norm."""
     square = x.to(compute_dtype(x)).square().sum(-1)
-    return torch.where(square.sqrt() < eps, square / eps**2, 1)
+    is_clamped = square.sqrt() < eps
+    scaled = x.to(square.dtype).masked_fill(~is_clamped.unsqueeze(-1), 0) / eps  # the square of eps may be no number
+    return torch.where(is_clamped, scaled.square().sum(-1), 1)
 
 
 def normalized(x: Tensor, eps: float) -> Tensor:

@@ -140,3 +140,21 @@ def test_few_samples(regime, case, n, backend):
     assert value.isfinite()
     if n < 2:
         assert value.abs() < 1e-6
+
+
+@pytest.mark.parametrize("regime", ["sample", "feature"])
+def test_eps_whose_square_underflows(regime, backend):
+    student, teacher = torch.randn(12, 3).requires_grad_(), torch.randn(12, 4)
+    with torch.no_grad():
+        student[3] = 0
+    with force_regime(regime):
+        value = icsd.similarity_distillation_loss(
+            student, teacher, MSE(include_diagonal=False), eps=1e-30, backend=backend
+        )
+        (gradient,) = torch.autograd.grad(value, student)
+    wide = student.detach().double().requires_grad_()
+    expected = icsd.similarity_distillation_loss(
+        wide, teacher.double(), MSE(include_diagonal=False), eps=1e-30, backend="reference"
+    )
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, wide)[0], rtol=1e-4, atol=1e-7)
