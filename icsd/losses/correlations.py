@@ -71,7 +71,8 @@ class CKA(Loss):
     """1 - CKA, with the linear centered kernel alignment CKA = <HKH, HLH> / (|HKH| |HLH|) and H = I - 1/N.
 
     CKA is from Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. It is 1 for two
-    constant batches and 0 for a constant batch and another one.
+    constant batches and 0 for a constant batch and another one. A batch whose squared elements of K underflow is
+    constant, too (norms of samples below 1e-11 in float32), and one where they overflow has a loss NaN.
     """
 
     name: ClassVar[str] = "cka"
@@ -114,6 +115,6 @@ def _squared_distance(
 def _unit(x: Tensor, dims: tuple[int, ...], least_square: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return x / |x| and where it is defined. Where |x|² is at most `least_square`, it is 0 and has no gradient."""
     square = x.square().sum(dims, keepdim=True)
-    vanishes = square <= least_square  # False for NaN
+    vanishes = (square <= least_square) & ~square.isinf()  # False for NaN
     inverse = square.masked_fill(vanishes, 1).rsqrt().masked_fill(square.isinf(), torch.nan)
     return (x * inverse).masked_fill(vanishes, 0), ~vanishes
