@@ -75,7 +75,7 @@ class RKDAngle(Loss):
         n = student.shape[-1]
         matrices = (student, _inverse_distances(student), teacher, _inverse_distances(teacher))
         vertices = max(1, _ANGLES // max(1, student.numel()))
-        if vertices >= n:
+        if vertices >= n or torch._C._are_functorch_transforms_active():  # which do not take `checkpoint`
             loss = self._at_vertices(*matrices, 0, n)
         else:
             loss = torch.stack(

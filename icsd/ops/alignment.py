@@ -17,7 +17,7 @@ from torch import Tensor
 from icsd.losses import CKA, distill_grams
 from icsd.losses.base import NOISE
 from icsd.losses.gram import compute_dtype
-from icsd.ops.autograd import Gram
+from icsd.ops.autograd import Gram, multiples, widened
 from icsd.ops.library import Dispatcher, is_batched, is_transformed, launcher_for
 
 _MATRIX = (-2, -1)
@@ -67,23 +67,27 @@ class Alignment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        wanted = ctx.needs_input_grad[1:]
-        stages, matrices = ctx.saved_tensors[: len(wanted)], iter(ctx.saved_tensors[len(wanted) :])
-        scale = grad[..., None, None]
-        if torch.is_grad_enabled() and not is_batched(grad):
-            return None, *_differentiable_backward(ctx.call, grad, stages, wanted)
+        wanted, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
+        stages, matrices = saved[: len(wanted)], iter(saved[len(wanted) :])
+        creates_graph = torch.is_grad_enabled()
+        by_units = is_batched(grad) or (not creates_graph and is_transformed([grad]))
+        if creates_graph:
+            if not by_units:
+                return None, *_differentiable_backward(ctx.call, grad, stages, wanted)
+            units = _differentiable_backward(ctx.call, torch.ones_like(stages[0][..., 0, 0]), widened(stages), wanted)
+            return None, *multiples(units, grad, stages)
         found = []
         for x, want in zip(stages, wanted, strict=True):
             if not want:
                 found.append(None)
                 continue
             matrix = next(matrices).to(compute_dtype(x))
-            if is_batched(grad) or is_transformed([grad]):  # the gradients are linear in `grad`
-                found.append((Dispatcher(ctx.call.backend.key).combine(matrix, x) * scale).to(x.dtype))
+            if by_units:
+                found.append(Dispatcher(ctx.call.backend.key).combine(matrix, x.to(matrix.dtype)))
             else:
-                matrix = (matrix * scale).to(matrix.dtype)
+                matrix = (matrix * grad[..., None, None]).to(matrix.dtype)
                 found.append(launcher_for(ctx.call.backend, x).combine(matrix, x))
-        return None, *found
+        return None, *(multiples(found, grad, stages) if by_units else found)
 
 
 class _Unit(NamedTuple):
@@ -110,7 +114,7 @@ def _unit(gram: Tensor, centered: bool) -> _Unit:
         gram.sub_(means).sub_(means.mT - means.mean(-2, keepdim=True))
         norm = torch.linalg.vector_norm(gram, dim=_MATRIX, keepdim=True)
     vanishes = norm <= NOISE * torch.finfo(gram.dtype).eps * total  # False for NaN
-    inverse = norm.masked_fill(norm.square().isinf(), torch.nan).reciprocal().masked_fill(vanishes, 0)
+    inverse = norm.reciprocal().masked_fill(vanishes, 0).masked_fill(norm.square().isinf(), torch.nan)
     return _Unit(gram.mul_(inverse), inverse)
 
 

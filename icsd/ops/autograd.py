@@ -19,7 +19,15 @@ from torch.autograd import forward_ad
 from icsd.losses import LOSSES, Loss, distill_grams
 from icsd.losses.gram import centered, compute_dtype, gram, no_autocast
 from icsd.ops.contract import Spec
-from icsd.ops.library import Dispatcher, is_batched, is_transformed, launcher_for, register_autograd, spec_of
+from icsd.ops.library import (
+    Dispatcher,
+    is_batched,
+    is_legacy_batched,
+    is_transformed,
+    launcher_for,
+    register_autograd,
+    spec_of,
+)
 from icsd.ops.regimes import feature_space_mse
 
 
@@ -39,7 +47,10 @@ class Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return None, Combine.apply(ctx.backend, grad + grad.mT, x)
+        matrix = grad + grad.mT
+        if is_legacy_batched(grad):  # no function with derivatives of its own can be mapped over it
+            return None, _wide_product(matrix, x).to(x.dtype)
+        return None, Combine.apply(ctx.backend, matrix, x)
 
     @staticmethod
     def jvp(ctx, _, tangent: Tensor) -> Tensor:
@@ -115,10 +126,13 @@ class Distill(torch.autograd.Function):
             and forward_ad.unpack_dual(grad).tangent is None
         ):
             grads = backend.launcher.distill_backward(grad, saved, stages, wanted, spec)
-        elif is_batched(grad) or (not creates_graph and is_transformed([grad])):  # they are linear in `grad`
-            ones = torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
-            units = Dispatcher(backend.key).distill_backward(ones, saved, stages, wanted, spec)
-            grads = [None if unit is None else unit * grad[..., None, None] for unit in units]
+        elif is_batched(grad) or (not creates_graph and is_transformed([grad])):
+            wide, ones = widened(stages), torch.ones(stages[0].shape[:-2], dtype=grad.dtype, device=saved.device)
+            if creates_graph:
+                units = _differentiable_backward(ctx.call, ones, saved, wide, wanted)
+            else:
+                units = Dispatcher(backend.key).distill_backward(ones, saved, wide, wanted, spec)
+            grads = multiples(units, grad, stages)
         elif creates_graph:
             grads = _differentiable_backward(ctx.call, grad, saved, stages, wanted)
         else:
@@ -141,6 +155,19 @@ class DistillOperator(Distill):
     @staticmethod
     def backward(ctx, grad: Tensor | None, _):
         return (None,) * len(ctx.needs_input_grad) if grad is None else Distill.backward(ctx, grad)
+
+
+def widened(stages: Sequence[Tensor]) -> list[Tensor]:
+    """Return the stages in compute dtype, in which no gradient is rounded before it is multiplied."""
+    return [x.to(compute_dtype(x)) for x in stages]
+
+
+def multiples(units: Sequence[Tensor | None], grad: Tensor, stages: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients, which are linear in `grad`, from those for a gradient 1 of the loss."""
+    return [
+        None if unit is None else (unit * grad[..., None, None]).to(x.dtype)
+        for unit, x in zip(units, stages, strict=True)
+    ]
 
 
 def _differentiable_backward(

@@ -25,7 +25,8 @@ from torch import Tensor
 from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
 from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, similarity_to, unit_samples
 from icsd.ops import registry
-from icsd.ops.contract import BankKernels, BankPasses, is_same
+from icsd.ops.autograd import multiples, widened
+from icsd.ops.contract import BankKernels, BankPasses, is_same, unit_dtype
 from icsd.ops.library import is_batched, is_ordinary, is_transformed
 from icsd.ops.row_sums import Buffers, RowSums, add_product, row_sums
 
@@ -68,7 +69,7 @@ def distill(
 ) -> Tensor:
     """Return the mean loss of each group, `(*B)`, of `(*B, N, D)` and banks `(*B, M, D)`."""
     features = (student, teacher, student_bank, teacher_bank)
-    if isinstance(loss, (KL, MSE, SmoothL1)) and loss.include_diagonal and _is_ordinary(features):
+    if type(loss) in (KL, MSE, SmoothL1) and loss.include_diagonal and _is_ordinary(features):
         kernels = _kernels_for(backend, features)
         if kernels is not None or student_bank.shape[-2] > _columns(student):
             return _Streamed.apply(_Call(loss, eps, backend.bank_passes, kernels), *features)
@@ -120,19 +121,27 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        features, units = ctx.saved_tensors[:4], iter(ctx.saved_tensors[4:])
-        wanted = ctx.needs_input_grad[1:]
+        wanted, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
+        features, units = saved[:4], iter(saved[4:])
         if torch.is_grad_enabled() and not is_batched(grad):
-            features = [x.view_as(x) for x in features]  # one input each, though a tensor may be given twice
-            inputs = [x for x, want in zip(features, wanted, strict=True) if want]
-            units = iter(torch.autograd.grad(_in_memory(features, *ctx.call[:2]), inputs, grad, create_graph=True))
-            return None, *(next(units) if want else None for want in wanted)
-        scale = grad[..., None, None]
-        return None, *(_scaled(next(units), scale) if want else None for want in wanted)
+            return None, *_differentiable_backward(ctx.call, grad, features, wanted)
+        if torch.is_grad_enabled():
+            ones = torch.ones_like(features[0][..., 0, 0])
+            units = _differentiable_backward(ctx.call, ones, widened(features), wanted)
+        else:
+            units = [next(units) if want else None for want in wanted]
+        return None, *multiples(units, grad, features)
 
 
-def _scaled(unit: Tensor, scale: Tensor) -> Tensor:
-    return (unit * scale).to(unit.dtype)
+def _differentiable_backward(
+    call: _Call, grad: Tensor, features: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients as functions of `grad` and the features, for `create_graph=True`."""
+    features = [x.view_as(x) for x in features]  # one input each, though a tensor may be given twice
+    inputs = [x for x, want in zip(features, wanted, strict=True) if want]
+    value = _in_memory(features, call.loss, call.eps)
+    grads = iter(torch.autograd.grad(value, inputs, grad.to(value.dtype), create_graph=True))
+    return [next(grads) if want else None for want in wanted]
 
 
 class _Piece(NamedTuple):
@@ -167,7 +176,7 @@ class _Pass:
         self.units, self.inverses = zip(*(unit_samples(x.to(self.dtype), eps) for x in features[:2]), strict=True)
         self.sums = [torch.zeros_like(x) if want else None for x, want in zip(self.units, wanted[:2], strict=True)]
         self.bank_grads = [
-            torch.empty_like(x, memory_format=torch.contiguous_format) if want else None
+            torch.empty_like(x, dtype=unit_dtype(x), memory_format=torch.contiguous_format) if want else None
             for x, want in zip(features[2:], wanted[2:], strict=True)
         ]
         self.scale = 1 / loss.terms(features[0].shape[-2], features[2].shape[-2])
@@ -255,7 +264,7 @@ class _Pass:
     def gradients(self) -> list[Tensor]:
         """Return the gradients that are wanted, in the order of the features."""
         found = [
-            None if total is None else _projected(total, unit, inverse, self.eps).to(x.dtype)
+            None if total is None else _projected(total, unit, inverse, self.eps).to(unit_dtype(x))
             for total, unit, inverse, x in zip(self.sums, self.units, self.inverses, self.features, strict=False)
         ]
         return [grad for grad in (*found, *self.bank_grads) if grad is not None]

@@ -143,6 +143,14 @@ def saved_shape(inputs: Sequence[Tensor], spec: Spec) -> tuple[int, ...]:
     return (len(inputs), *groups, n, n + 1)
 
 
+def unit_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a gradient for a gradient 1 of the loss, which is multiplied later.
+
+    float16 would underflow before the factor of a gradient scaler comes.
+    """
+    return torch.float32 if x.dtype is torch.float16 else x.dtype
+
+
 def saved_dtype(inputs: Sequence[Tensor], spec: Spec) -> torch.dtype:
     """Return the dtype of what `Launcher.distill` saves. Sums over many samples are in float64."""
     return torch.float64 if spec.regime == "feature" else compute_dtype(*inputs)

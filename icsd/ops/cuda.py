@@ -13,7 +13,7 @@ from icsd.losses import SimilarityLoss
 from icsd.losses.gram import compute_dtype
 from icsd.ops import cpu
 from icsd.ops.backend import FusedBackend
-from icsd.ops.contract import Spec, sample_dense, saved_shape
+from icsd.ops.contract import Spec, sample_dense, saved_shape, unit_dtype
 from icsd.ops.cpu import NativeLauncher, native_regimes
 
 SQUARE_SPLITS = 64  # of csrc/cuda/operator.h
@@ -51,13 +51,15 @@ class CUDABankKernels:
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the loss `(*B)` and its gradients with respect to the features that are wanted."""
         inputs = features
-        if len({x.dtype for x in features}) > 1:
+        if len({x.dtype for x in features}) > 1 or (
+            True in wanted and features[0].dtype is not unit_dtype(features[0])
+        ):
             dtype = compute_dtype(*features)
             inputs = [x.to(dtype) for x in features]
         inputs = [x if x.is_contiguous() else sample_dense(x) for x in inputs]
         spec = self.launcher.spec(loss.name, loss.kernel_parameters(), (1.0,), eps, False, "streamed")
         value, grads = self.launcher.module.distill_to_banks(inputs, wanted, spec)
-        return value, [grad.to(x.dtype) for x, grad in zip(features, grads, strict=True) if grad is not None]
+        return value, [grad.to(unit_dtype(x)) for x, grad in zip(features, grads, strict=True) if grad is not None]
 
 
 class CUDABackend(FusedBackend):

@@ -48,7 +48,12 @@ def is_transformed(tensors: Sequence[Tensor]) -> bool:
 
 def is_batched(tensor: Tensor) -> bool:
     """Return whether this is a tensor of `torch.func.vmap`, or of `torch.autograd.grad(is_grads_batched=True)`."""
-    return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return torch._C._functorch.is_batchedtensor(tensor) or is_legacy_batched(tensor)
+
+
+def is_legacy_batched(tensor: Tensor) -> bool:
+    """Return whether this is a tensor of `torch.autograd.grad(is_grads_batched=True)`."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def reads(tensors: Sequence[Tensor]) -> bool:

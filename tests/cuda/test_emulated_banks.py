@@ -21,6 +21,7 @@ from conformance.banks import (  # noqa: F401
     test_large_exponents_in_float32,
     test_many_upstream_gradients_at_once,
     test_one_bank_of_all_groups_for_student_and_teacher,
+    test_scaled_float16_gradients_do_not_underflow,
     value_and_gradients,
 )
 from emulated import PARTIAL_GRADIENT_BYTES

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from inputs import normal
+from torch.utils.checkpoint import checkpoint
 
 import icsd
 from icsd.ops.regimes import cka_in_feature_space, force_regime
@@ -92,3 +93,21 @@ def test_feature_space_does_not_cancel(difference):
         loss = icsd.similarity_distillation_loss(*features, "cka", backend="cpu")
     exact = icsd.similarity_distillation_loss(*(z.double() for z in features), "cka", backend="reference")
     assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_overflow_is_not_a_constant_batch(backend):
+    student, teacher = 1e10 * normal(5, 3), normal(5, 4, seed=1)  # |x|² is finite in float32, and |K|² is not
+    assert icsd.similarity_distillation_loss(student, teacher, "cka", backend=backend).isnan()
+
+
+def test_checkpoint():
+    features = stages()
+    expected = value_and_gradients(features, (True, True, True), "cpu")
+
+    def value(*leaves):
+        return icsd.interstage_distillation_loss(leaves, "cka", backend="cpu", **OPTIONS)
+
+    again = checkpoint(value, *features, use_reentrant=False)
+    gradients = torch.autograd.grad((again * torch.tensor([[1, 2], [3, -1]])).sum(), features)
+    torch.testing.assert_close(gradients, expected[1:])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from icsd.losses import SimilarityLoss
 from icsd.losses.gram import compute_dtype
-from icsd.ops.contract import Spec, is_same
+from icsd.ops.contract import Spec, is_same, unit_dtype
 from icsd.ops.triton.kernels.banks import (
     LARGEST_DIM,
     Operands,
@@ -45,7 +45,9 @@ def distill(
     spec = Spec(loss.name, loss.kernel_parameters(), (1.0,), eps, any(wanted), "streamed")
     student, teacher, *of_banks = [as_groups(x) for x in features]
     queries, banks = _operands([student, teacher], dtype, eps), _operands(of_banks, dtype, eps)
-    grads = [x.new_empty(x.shape) if want else None for x, want in zip(features, wanted, strict=True)]
+    grads = [
+        x.new_empty(x.shape, dtype=unit_dtype(x)) if want else None for x, want in zip(features, wanted, strict=True)
+    ]
     outs = [None if grad is None else as_groups(grad) for grad in grads]
     at_once = outs[0] is not None and spec.loss != "kl"
     statistics = None

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from inputs import normal
+from torch.utils.checkpoint import checkpoint
 
 import icsd
 from icsd.losses import KL, MSE, SmoothL1, distill_to_banks
@@ -121,3 +122,41 @@ def test_many_upstream_gradients_at_once(backend):
     for i in range(2):
         (one,) = torch.autograd.grad(value[i], x, retain_graph=True)
         torch.testing.assert_close(both[i], one)
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_second_derivatives_of_many_upstream_gradients(loss, backend):
+    tensors = [x.requires_grad_() for x in features(3)]
+    upstream = normal(2, 3, seed=20, dtype=torch.float64)
+    seconds = []
+    for batched in (False, True):
+        value = loss_of(tensors, loss, reduction="none", backend=backend).square()
+        options = {"create_graph": True, "is_grads_batched": batched}
+        chosen = upstream if batched else upstream.sum(0)
+        (gradient,) = torch.autograd.grad(value, tensors[0], chosen, **options)
+        total = gradient.sum(0) if batched else gradient
+        seconds.append(torch.autograd.grad(total.square().sum(), tensors))
+    for got, want in zip(*seconds, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("loss", ["mse", "smooth_l1", "kl"])
+def test_scaled_float16_gradients_do_not_underflow(loss, backend):
+    tensors = [30 * normal(count, 40, seed=k) for k, count in enumerate((12, 12, 90, 90))]
+    tensors[1], tensors[3] = tensors[0] + 3 * tensors[1], tensors[2] + 3 * tensors[3]
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        leaves = [x.half().to(dtype).requires_grad_() for x in tensors]
+        value = loss_of(leaves, loss, backend=backend if dtype is torch.float16 else "reference")
+        found.append(torch.autograd.grad(2**16 * value, leaves))
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == torch.float16
+        assert (got.double() - want).norm() < 2**-10 * want.norm()
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_checkpoint(loss, backend):
+    tensors = [x.requires_grad_() for x in features()]
+    expected = torch.autograd.grad(loss_of(tensors, loss, backend=backend), tensors)
+    value = checkpoint(lambda *x: loss_of(x, loss, backend=backend), *tensors, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(value, tensors), expected)

@@ -108,6 +108,57 @@ def test_many_gradients_of_one_backward(fused_backend):
         torch.testing.assert_close(mapped[i], alone)
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["vmap", "is_grads_batched"])
+@pytest.mark.parametrize("loss", ["mse", "kl", "pkt", "cka"])
+def test_second_derivatives_of_many_gradients(loss, batched, fused_backend):
+    student = STUDENT.clone().requires_grad_()
+    value = icsd.similarity_distillation_loss(student, TEACHER, loss, reduction="none", backend=fused_backend)
+    upstream = features(2, 3, seed=2)
+
+    def gradient(upstream, **options):
+        return torch.autograd.grad(value.square(), student, upstream, create_graph=True, **options)[0]
+
+    gradients = gradient(upstream, is_grads_batched=True) if batched else vmap(gradient)(upstream)
+    expected = torch.stack([gradient(one) for one in upstream])
+    torch.testing.assert_close(gradients, expected)
+    weight = features(*expected.shape, seed=3)
+    (second,) = torch.autograd.grad(gradients, student, weight, retain_graph=True)
+    torch.testing.assert_close(second, torch.autograd.grad(expected, student, weight)[0])
+
+
+@pytest.mark.parametrize("loss", ["mse", "cka"])
+def test_vectorized_hessian(loss, fused_backend):
+    hessians = [
+        torch.autograd.functional.hessian(
+            lambda x, backend=backend: loss_of(loss, backend)(x, TEACHER[0]), STUDENT[0], vectorize=vectorize
+        )
+        for backend, vectorize in ((fused_backend, True), ("reference", False))
+    ]
+    torch.testing.assert_close(*hessians)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cka"])
+def test_many_float16_gradients_do_not_underflow(loss, fused_backend):
+    student, teacher = (torch.randn(2, 40, 64).half() for _ in range(2))
+    student.mul_(20).requires_grad_()
+    value = icsd.similarity_distillation_loss(student, teacher, loss, reduction="none", backend=fused_backend)
+    upstream = 2.0**16 * torch.eye(2)
+    (batched,) = torch.autograd.grad(value, student, upstream, is_grads_batched=True, retain_graph=True)
+    for gradient, one in zip(batched, upstream, strict=True):
+        (alone,) = torch.autograd.grad(value, student, one, retain_graph=True)
+        torch.testing.assert_close(gradient.float(), alone.float(), rtol=2**-9, atol=2**-9 * alone.abs().max().item())
+
+
+def test_gradient_of_angles_that_are_too_many_to_hold(fused_backend, monkeypatch):
+    monkeypatch.setattr("icsd.losses.relations._ANGLES", 30)
+    expected = grad(loss_of("rkd_angle", "reference"))
+    loss = loss_of("rkd_angle", fused_backend)
+    student = STUDENT[0].clone().requires_grad_()
+    (alone,) = torch.autograd.grad(loss(student, TEACHER[0]), student)
+    for got in (alone, grad(loss)(STUDENT[0], TEACHER[0])):
+        torch.testing.assert_close(got, expected(STUDENT[0], TEACHER[0]))
+
+
 @pytest.mark.parametrize("transform", [vmap, lambda f: vmap(grad(f))], ids=["vmap", "vmap of grad"])
 def test_compiled(transform, fused_backend):
     transformed = transform(loss_of("kl", fused_backend))
