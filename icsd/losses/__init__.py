@@ -22,6 +22,7 @@ from icsd.losses.gram import compute_dtype
 from icsd.losses.relations import RKDAngle, RKDDistance
 
 __all__ = [
+    "BUILT_IN",
     "CC",
     "CKA",
     "DIST",
@@ -46,6 +47,9 @@ __all__ = [
 LOSSES: dict[str, type[Loss]] = {
     cls.name: cls for cls in (MSE, KL, SmoothL1, SP, CC, PKT, CKA, DIST, RKDDistance, RKDAngle)
 }
+BUILT_IN = frozenset(LOSSES.values())
+"""The classes that kernels compute by name. A class derived from one of them may have other mathematics."""
+
 _DEFAULTS = {name: cls() for name, cls in LOSSES.items()}
 _PARAMETERS = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in LOSSES.items()}
 

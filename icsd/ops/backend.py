@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from icsd.losses import CKA, MSE, Loss, distill_grams
+from icsd.losses import BUILT_IN, CKA, MSE, Loss, distill_grams
 from icsd.losses.gram import centered
 from icsd.ops import registry
 from icsd.ops.alignment import Alignment, Call
@@ -62,10 +62,10 @@ class FusedBackend(registry.Backend):
     def distill(
         self, stages: Sequence[Tensor], weights: Sequence[float], loss: Loss, eps: float, center: bool = False
     ) -> Tensor:
-        is_alignment = loss.name == CKA.name
+        is_alignment = type(loss) is CKA
         if is_alignment and cka_in_feature_space(stages):
             return feature_space_cka(stages[:-1], stages[-1], weights)
-        parameters = loss.kernel_parameters()
+        parameters = loss.kernel_parameters() if type(loss) in BUILT_IN else None
         in_plain_pytorch = parameters is None or loss.name not in self.regimes or is_transformed(stages)
         regime = "sample" if in_plain_pytorch else choose_regime(self.regimes[loss.name], stages)
         if regime == "feature" and not loss.in_feature_space:
