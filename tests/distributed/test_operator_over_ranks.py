@@ -107,6 +107,13 @@ def test_ring_of_losses_by_rows(loss, size, ranks):
     check(ranks, size, features(7), loss=loss, schedule="ring", weights=[0.5, 2.0], detach_teacher=False)
 
 
+def test_ring_of_samples_shorter_than_eps(ranks):
+    stages = features(7)
+    stages[0][2] *= 0.01
+    stages[2][:3] *= 0.01
+    check(ranks, 2, stages, loss="sp", schedule="ring", weights=[0.5, 2.0], eps=0.9)
+
+
 @pytest.mark.parametrize(
     ("schedule", "loss"), [("moments", "mse"), ("moments", MSE(include_diagonal=False)), ("gather", "kl")], ids=str
 )

@@ -51,7 +51,7 @@ def distill(shares: Shares, call: Call) -> Tensor:
     """Return the loss of the samples of all ranks, `(*B)` and replicated."""
     if call.center:
         call = call._replace(tensors=[centered_over_ranks(shares, stage) for stage in call.tensors], center=False)
-    return _Distill.apply(_Ring(shares, call, row_loss(call.loss)), *call.tensors)
+    return _Distill.apply(_Ring(shares, call, row_loss(call.loss, call.eps)), *call.tensors)
 
 
 class _Distill(torch.autograd.Function):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icsd.losses import CC, DIST, KL, MSE, PKT, SP, Loss, SmoothL1
+from icsd.losses import BUILT_IN, CC, DIST, KL, MSE, PKT, SP, Loss, SmoothL1
 from icsd.losses.base import NOISE
 
 Terms = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
@@ -43,8 +43,15 @@ class RowLoss(NamedTuple):
     wide: bool = False
 
 
-def row_loss(loss: Loss) -> RowLoss | None:
-    """Return a loss by rows, or None if it is not a mean over rows that sums determine."""
+def row_loss(loss: Loss, eps: float) -> RowLoss | None:
+    """Return a loss by rows, or None if it is not a mean over rows that sums determine.
+
+    Args:
+        loss: The loss.
+        eps: The least norm of a sample.
+    """
+    if type(loss) not in BUILT_IN:
+        return None
     match loss:
         case MSE() | SmoothL1():
             return RowLoss(lambda s, t, _: [loss.of_elements(s, t)], _first_sum, 1)
@@ -60,7 +67,7 @@ def row_loss(loss: Loss) -> RowLoss | None:
         case PKT(mode="paper"):
             return RowLoss(_pkt_terms, _pkt_value, 3)
         case SP():
-            return RowLoss(lambda s, t, _: [s * s, t * t, s * t], _sp_value, 3, raw=True, wide=True)
+            return RowLoss(lambda s, t, _: [s * s, t * t, s * t], _sp_value(eps), 3, raw=True, wide=True)
         case DIST():
             return RowLoss(lambda s, t, _: [s, t, s * s, t * t, s * t], _dist_value, 5, wide=True)
     return None
@@ -103,10 +110,13 @@ def _pkt_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
     return weighted / q - q.log() + p.log()
 
 
-def _sp_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
-    """Return |k/|k| - l/|l||² of rows k and l: 1 if one of them is zero, 0 if both are."""
-    kk, ll, kl = sums
-    return _distance(kk, ll, kl, kk == 0, ll == 0, 1)
+def _sp_value(eps: float) -> Callable[[Sequence[Tensor], Tensor, int], Tensor]:
+    def value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
+        """Return |k/|k| - l/|l||² of rows k and l: 1 if one of them vanishes, 0 if both do."""
+        kk, ll, kl = sums
+        return _distance(kk, ll, kl, kk <= eps**4, ll <= eps**4, 1)
+
+    return value
 
 
 def _dist_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:

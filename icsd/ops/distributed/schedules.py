@@ -83,9 +83,9 @@ class Problem:
     def costs(self) -> dict[Schedule, Cost]:
         """Return the cost of every schedule that the loss has."""
         costs: dict[Schedule, Cost] = {"slices": self._slices(), "gather": self._gather()}
-        if isinstance(self.loss, MSE) and self.loss.in_feature_space:
+        if type(self.loss) is MSE and self.loss.in_feature_space:
             costs["moments"] = self._moments()
-        if row_loss(self.loss) is not None:
+        if row_loss(self.loss, 0.0) is not None:  # with any eps
             costs["ring"] = self._ring()
         return costs
 
@@ -150,7 +150,7 @@ class Problem:
         samples = sum(self.samples)
         others = samples - min(self.samples)
         work = self.groups * sample_flops(samples, self.dims) + self._elementwise
-        if isinstance(self.loss, MSE) and self.loss.in_feature_space:
+        if type(self.loss) is MSE and self.loss.in_feature_space:
             work = min(work, self.groups * feature_flops(samples, self.dims))
         batch = samples * (self._sample_bytes(False) + self._sample_bytes(True))
         return Cost(others * self._sample_bytes(False), work, batch + min(4 * self._matrices, KEPT_BYTES))
