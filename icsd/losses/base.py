@@ -21,7 +21,8 @@ NOISE = 8
 class Loss(ABC):
     """A loss: a frozen dataclass of its parameters with its definition in plain PyTorch.
 
-    A loss is a function of the Gram matrices of a student and a teacher and has one value for each group.
+    A loss is a function of the Gram matrices of a student and a teacher and has one value for each group. Kernels
+    compute the classes of this package; a class that is derived from one of them is computed by its own definition.
     """
 
     name: ClassVar[str]
@@ -30,6 +31,10 @@ class Loss(ABC):
     include_diagonal = True
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                object.__setattr__(self, field.name, as_number(f"{self.name}: {field.name}", value))
         if not isinstance(self.include_diagonal, bool):
             raise ValueError(f"{self.name}: include_diagonal must be True or False, got {self.include_diagonal!r}")
 
@@ -134,6 +139,22 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
     columns = torch.arange(n - 1, device=matrix.device).unsqueeze(0)
     columns = (columns + (columns >= rows)).expand(*matrix.shape[:-2], n, n - 1)
     return matrix.gather(-1, columns)
+
+
+def as_number(name: str, value: float | Tensor) -> float:
+    """Return a parameter as a number.
+
+    Raises:
+        TypeError: It is a tensor that requires a gradient, which no kernel computes, or one of several elements.
+    """
+    if isinstance(value, Tensor):
+        if value.requires_grad or value.numel() != 1:
+            raise TypeError(
+                f"{name} must be a number without a gradient, got a tensor {tuple(value.shape)} with requires_grad="
+                f"{value.requires_grad}: give a float, or a loss function of (S, T) that uses the tensor"
+            )
+        return value.item()
+    return value
 
 
 def require_positive(owner: str, **values: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
+from icsd.losses.base import as_number
 from icsd.losses.gram import centered, similarity_from_gram
 from icsd.ops import banks, distributed, registry, tuning
 from icsd.ops.distributed import ProcessGroupLike
@@ -176,9 +177,7 @@ def interstage_distillation_loss(
 def flatten_samples(maps: Tensor) -> Tensor:
     """Return a view `(N, D)` of feature maps `(N, ...)`, with the values of each sample in the order of memory.
 
-    Maps in the `channels_last` format need no copy. The similarities of the samples of one tensor do not depend on the
-    order of its features. Samples of two tensors that are compared with each other (`other`, a bank, an
-    `icsd.SampleQueue`) need features in the same order, so their maps must have the same memory format.
+    Similarities do not depend on the order of the features, so maps in the `channels_last` format need no copy.
     """
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 
@@ -201,6 +200,8 @@ def _arrange(
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
         )
+    else:
+        weights = [as_number(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
     return names, tensors, weights
 
 
@@ -377,5 +378,5 @@ def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
 def _check_options(reduction: str, eps: float) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if not 0 < eps < math.inf:
+    if type(eps) is Tensor or not 0 < eps < math.inf:
         raise ValueError(f"eps must be a positive finite number, got {eps!r}")

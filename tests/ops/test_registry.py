@@ -12,7 +12,7 @@ import icsd
 from icsd import cross_sample_similarity as similarity
 from icsd import interstage_distillation_loss as interstage
 from icsd import similarity_distillation_loss as pair
-from icsd.losses import KL, SmoothL1
+from icsd.losses import KL, MSE, SmoothL1
 from icsd.ops import cuda
 
 
@@ -123,6 +123,17 @@ def test_status():
         (ValueError, "at least two", lambda x: interstage([x])),
         (ValueError, "teacher must index one of the 2 stages, got 2", lambda x: interstage([x, x], teacher=2)),
         (ValueError, "one number for each of the 1 students, got 2", lambda x: interstage([x, x], weights=[1, 2])),
+        (
+            TypeError,
+            r"weights\[0\] must be a number without a gradient",
+            lambda x: interstage([x, x], weights=[torch.tensor(1.0, requires_grad=True)]),
+        ),
+        (
+            TypeError,
+            "kl: student_temperature must be a number without a gradient",
+            lambda x: pair(x, x, KL(torch.tensor(0.1, requires_grad=True))),
+        ),
+        (ValueError, "eps must be a positive finite number", lambda x: pair(x, x, eps=torch.tensor(1e-8))),
         (ValueError, "weights must be finite", lambda x: interstage([x, x], weights=[float("nan")])),
         (ValueError, r"stages\[0\] and stages\[1\] must agree", lambda x: interstage([x[:2], x])),
     ],
@@ -215,3 +226,39 @@ print(icsd.ops.registry.select(None, [torch.ones(2, 2)]).name)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "is not built from these sources" in run.stdout
     assert run.stdout.endswith("\ncomposite\n")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_numbers_in_tensors_are_read_in_each_call(backend):
+    x, y = torch.randn(5, 3), torch.randn(5, 4)
+    weight = torch.tensor(2.0)
+    values = []
+    for _ in range(2):
+        values.append(icsd.interstage_distillation_loss([x, y], KL(torch.tensor(0.2)), weights=[weight]))
+        weight += 1
+    expected = icsd.similarity_distillation_loss(x, y, KL(0.2), backend=backend)
+    torch.testing.assert_close(values, [2 * expected, 3 * expected])
+
+
+class Absolute(MSE):
+    def of_elements(self, similarity, target):
+        return (similarity - target).abs()
+
+    def forward(self, similarity, target):
+        return self.of_elements(similarity, target).mean((-2, -1))
+
+
+@pytest.mark.parametrize("bank", [None, 20_000])
+def test_a_derived_loss_has_its_own_mathematics(bank):
+    x = torch.randn(5, 3).requires_grad_()
+    y = torch.randn(5, 3)
+    banks = {} if bank is None else {f"{side}_bank": torch.randn(bank, 3) for side in ("student", "teacher")}
+    found = []
+    for backend in ("cpu", "reference"):
+        value = icsd.similarity_distillation_loss(x, y, Absolute(), backend=backend, **banks)
+        found.append((value, *torch.autograd.grad(value, x)))
+    torch.testing.assert_close(*found)
+    similarities = [
+        icsd.cross_sample_similarity(z, banks.get(f"{k}_bank")) for z, k in ((x, "student"), (y, "teacher"))
+    ]
+    torch.testing.assert_close(found[0][0], (similarities[0] - similarities[1]).abs().mean())
