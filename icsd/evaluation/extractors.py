@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -163,6 +164,8 @@ EXTRACTORS = {"inception": inception, "clip": clip, "dinov2": dinov2}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+WITHOUT_INFLUENCE = ("position_ids", "mask_token")  # tensors that not every file holds
+
 
 def vision_extractor(
     name: str, folder: Path, network: nn.Module, pooled: Callable, mean: tuple[float, ...], std: tuple[float, ...]
@@ -189,10 +192,43 @@ def pretrained(kind: str, folder: Path, device: torch.device) -> nn.Module:
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} holds no model.safetensors: give the folder of a model downloaded from its hub")
     try:
-        network = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        architecture = getattr(transformers, kind)
+        _check_type(folder, architecture.config_class.model_type)
+        network, tensors = architecture.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{folder} holds no {kind} of transformers: {first_line(error)}") from error
+    _check_tensors(folder, kind, tensors)
     return network.to(device).eval().requires_grad_(False)
+
+
+def _check_type(folder: Path, expected: str) -> None:
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if found != expected:
+        raise InputError(f"{folder} holds a model of the type {found}: give the folder of one of the type {expected}")
+
+
+def _check_tensors(folder: Path, kind: str, tensors: dict[str, Collection[str]]) -> None:
+    """Check that a network of transformers took all its weights from a file; it draws missing ones at random.
+
+    Args:
+        folder: The folder of the file.
+        kind: The class of the network.
+        tensors: The loading info of transformers.
+
+    Raises:
+        InputError: A tensor that has an influence is missing, or the network has no place for one.
+    """
+    for key, problem in {"missing_keys": "missing", "unexpected_keys": "unknown"}.items():
+        names = sorted(name for name in tensors[key] if not name.endswith(WITHOUT_INFLUENCE))
+        if names:
+            raise InputError(
+                f"{folder / 'model.safetensors'} does not fit {kind} of transformers, {len(names)} tensors are "
+                f"{problem}, such as {names[0]}: give the folder of a whole model as downloaded from its hub"
+            )
 
 
 def _resized(images: Tensor, size: int, mode: str) -> Tensor:

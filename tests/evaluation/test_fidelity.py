@@ -1,10 +1,12 @@
 """Metrics of torch-fidelity and networks of transformers, with random weights, against independent implementations."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from icsd.errors import InputError
@@ -168,14 +170,14 @@ def test_the_features_of_clip_are_those_of_its_image_encoder(clip_folder):
     torch.testing.assert_close(features, clip_encoder(clip_folder, CPU).images(images))
 
 
+TINY_DINOV2 = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+
+
 def test_the_features_of_dinov2_are_its_class_token(fidelity, tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-    )
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = transformers.Dinov2Model(config).eval()
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**TINY_DINOV2)).eval()
     model.save_pretrained(tmp_path)
     images = images_of(2, 28, 0)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (extractors.IMAGENET_MEAN, extractors.IMAGENET_STD))
@@ -193,3 +195,51 @@ def test_a_folder_with_another_model_is_one_line(clip_folder, tmp_path):
         with pytest.raises(InputError, match="holds no CLIPModel of transformers") as caught:
             load(tmp_path, CPU)
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        (
+            lambda name: f"visual.{name}",
+            r"does not fit CLIPModel .* \d+ tensors are missing, such as .*: give the folder",
+        ),
+        (
+            lambda name: name if name.startswith("vision_model.") else None,
+            r"\d+ tensors are missing, such as (logit_scale|text_)",
+        ),
+        (
+            lambda name: None if name == "visual_projection.weight" else name,
+            "1 tensors are missing, such as visual_projection.weight",
+        ),
+    ],
+)
+def test_a_file_without_all_tensors_of_the_network_is_refused(clip_folder, tmp_path, renamed, message):
+    tensors = {renamed(name): tensor for name, tensor in load_file(clip_folder / "model.safetensors").items()}
+    tensors.pop(None, None)
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    for load in (clip_encoder, extractors.clip):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, CPU)
+
+
+def test_tensors_in_excess_are_refused_unless_they_have_no_influence(clip_folder, tmp_path):
+    tensors = load_file(clip_folder / "model.safetensors")
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    positions = {"vision_model.embeddings.position_ids": torch.arange(17)}
+    save_file(tensors | positions, tmp_path / "model.safetensors", {"format": "pt"})
+    extractors.clip(tmp_path, CPU)
+    save_file(tensors | {"vision_model.register_tokens": torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"1 tensors are unknown, such as vision_model\.register_tokens"):
+        extractors.clip(tmp_path, CPU)
+
+
+def test_a_model_with_register_tokens_is_not_taken_for_dinov2(fidelity, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2WithRegistersConfig(**TINY_DINOV2)
+    transformers.Dinov2WithRegistersModel(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match="a model of the type dinov2_with_registers: give the folder of one of the typ"
+    ):
+        extractors.dinov2(tmp_path, CPU)
