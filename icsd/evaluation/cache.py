@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from icsd.outputs import replacing
 
 
 def kept(path: Path) -> dict[str, Tensor] | None:
@@ -23,11 +25,8 @@ def keep(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     A folder that cannot be written costs time in a later run, not this result.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    try:
+    with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     return tensors

@@ -2,9 +2,11 @@ import types
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from icsd.data import CaptionedImages
 from icsd.errors import InputError
+from icsd.evaluation import cache as cache_module
 from icsd.evaluation import extractors, report
 from icsd.evaluation.attributes import AttributeClassifier
 from icsd.evaluation.encoders import Encoder
@@ -115,6 +117,21 @@ def test_a_torn_file_of_features_is_made_again(test_set, tmp_path):
     file = next(tmp_path.glob("images-*"))
     file.write_bytes(file.read_bytes()[:-100])
     assert evaluate(*arguments) == whole
+
+
+def test_a_folder_that_cannot_be_written_costs_no_result(test_set, tmp_path, monkeypatch):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    arguments = (Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR)
+    expected = evaluate(*arguments, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "save_file", full)
+        assert evaluate(*arguments, tmp_path / "full") == expected
+    assert list((tmp_path / "full").iterdir()) == []
+    (tmp_path / "file").write_text("this is no folder")
+    assert evaluate(*arguments, tmp_path / "file") == expected
 
 
 def test_real_features_are_kept_by_content(test_set, tmp_path):
