@@ -80,7 +80,7 @@ class Evaluation:
         team: The ranks that share the batches of generated images; each has such an evaluation.
 
     Raises:
-        InputError: The real set is empty.
+        InputError: The real set has fewer than two images.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Evaluation:
         classifiers: dict[int, Classifier] | None = None,
         team: Team | None = None,
     ) -> None:
+        require_two_images(test_set)
         self.team = team or Team()
         self.plan, self.test_set, self.resolutions = plan, test_set, resolutions
         self.extractor, self.encoders, self.classifiers = extractor, encoders, classifiers or {}
@@ -133,7 +134,7 @@ class Evaluation:
             The result of each stage by resolution.
 
         Raises:
-            InputError: An image or a feature is not finite, or there are fewer than two images of a set.
+            InputError: An image or a feature is not finite.
         """
         found = generated_features(generate, self.plan, self.resolutions, self.probes, folder, self.team)
         return self.team.first(lambda: {resolution: self._stage(resolution, found) for resolution in self.resolutions})
@@ -216,6 +217,19 @@ class Evaluation:
             generated_images=self.plan.count,
             captions_sha256=hash_of(self.plan.captions),
             first_seed=self.plan.seed,
+        )
+
+
+def require_two_images(test_set: CaptionedImages) -> None:
+    """Check that generated images can be compared with a set, before the work that needs it.
+
+    Raises:
+        InputError: The set has fewer than two images.
+    """
+    if len(test_set) < 2:
+        raise InputError(
+            f"the {test_set.split} split of {test_set.name} has {len(test_set)} image, and an evaluation needs at "
+            "least 2: give more images or a larger data.test_fraction"
         )
 
 

@@ -215,17 +215,30 @@ class Loop:
                 recent, since = [], now
             for event in self.events:
                 if self._is_due(event.every) and (event.everyone or self.team.leads):
-                    with self.stopwatch.paused():
-                        event.action()
+                    self._act(event)
             interrupted = self.team.any(bool(interruption.signal))
             if self._is_due(self.config.checkpoint_every) or interrupted:
-                with self.stopwatch.paused():
-                    self.save(checkpoint.step_path(self.folder.path, self.step))
-                    if self.team.leads:
-                        checkpoint.prune(self.folder.path, self.checkpoints_kept)
+                self._save_step()
             if interrupted and self.step < stop:
                 message = f"stopped at step {self.step} of {stop}; continue with\n  {self.resume_command()}"
                 raise KeyboardInterrupt(message)
+
+    def _act(self, event: Event) -> None:
+        """Take the action of an event; if it fails, save a checkpoint, so that no step has to be taken again."""
+        try:
+            with self.stopwatch.paused():
+                event.action()
+        except Exception as error:
+            if not self.team.lost_contact(error):
+                self._save_step()
+            raise
+
+    def _save_step(self) -> None:
+        """Save a checkpoint of this step, and remove those that are no longer kept."""
+        with self.stopwatch.paused():
+            self.save(checkpoint.step_path(self.folder.path, self.step))
+            if self.team.leads:
+                checkpoint.prune(self.folder.path, self.checkpoints_kept)
 
     def _is_due(self, every: int | None) -> bool:
         """Return whether something that happens every so many steps happens after this one."""

@@ -34,6 +34,7 @@ from icsd.evaluation import (
     evaluate_attributes,
     format_scores,
 )
+from icsd.evaluation.evaluate import require_two_images
 from icsd.evaluation.extractors import lite0_files
 from icsd.models import build_text_encoder, restore_text_encoder
 from icsd.ops import cross_sample_similarity
@@ -222,6 +223,8 @@ def prepare(config: TrainConfig, resume: Path | None, team: Team) -> Session:
         lite0_files()
     resolution = config.generator.resolutions[-1]
     train_set, test_set = (open_dataset(config.data, split, resolution) for split in ("train", "test"))
+    if config.evaluate_every:
+        require_two_images(test_set)
     resume, notes = run_folder.check_start(resume)
     notes += [*train_set.notes, *_single_class(train_set)]
     seed_everything(config.seed)

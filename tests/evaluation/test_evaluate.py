@@ -214,8 +214,8 @@ def test_an_empty_and_a_tiny_real_set_are_refused(test_set):
     with pytest.raises(InputError, match="the test split is empty"):
         Plan([], 10, 0)
     test_set.images, test_set.captions = test_set.images[:1], test_set.captions[:1]
-    with pytest.raises(InputError, match="needs two images of each set, got 1 and 5"):
-        evaluate(Generator(test_set), plan_of(test_set, 5), test_set, RESOLUTIONS, EXTRACTOR, None)
+    with pytest.raises(InputError, match="the test split of made has 1 image, and an evaluation needs at least 2"):
+        Evaluation(plan_of(test_set, 5), test_set, RESOLUTIONS, EXTRACTOR)
 
 
 def test_a_figure_that_cannot_be_measured_is_left_out_with_its_reason(test_set):

@@ -325,6 +325,27 @@ def test_a_run_that_cannot_be_evaluated_does_not_begin(config, monkeypatch):
     assert not config.output.exists()
 
 
+def test_a_run_with_one_held_out_image_to_evaluate_does_not_begin(config, tmp_path, quick_evaluation):
+    write_folder([open_dataset(config.data, "test", 16)], tmp_path / "images")
+    config = replace(config, data=DataConfig("folder", tmp_path / "images"), evaluate_every=3)
+    with pytest.raises(InputError, match=r"has 1 image, and an evaluation needs at least 2: .* data\.test_fraction"):
+        train.train(config)
+    assert not config.output.exists()
+
+
+def test_an_evaluation_that_fails_loses_no_step(config, monkeypatch, quick_evaluation):
+    def failing(self):
+        raise InputError("the extractor gives features that are not finite")
+
+    monkeypatch.setattr(evaluation.TrainingEvaluation, "measure", failing)
+    with pytest.raises(InputError, match="features that are not finite"):
+        train.train(replace(config, evaluate_every=3))
+    (folder,) = config.output.iterdir()
+    assert checkpoint.latest(folder) == checkpoint.step_path(folder, 3)
+    monkeypatch.undo()
+    train.train(config, resume=folder)
+
+
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train.dry_run(config)
