@@ -101,7 +101,7 @@ def check_animation(path: Path) -> None:
     """Check that an animation can be written.
 
     Args:
-        path: `.gif`, or `.mp4`, which needs the extra "icsd[video]".
+        path: `.gif`, or `.mp4`, which needs the package of the extra `video`.
 
     Raises:
         InputError: The path has another suffix, or the package is missing.
@@ -110,7 +110,7 @@ def check_animation(path: Path) -> None:
     if suffix not in (".gif", ".mp4"):
         raise InputError(f"output is {path}: give a .gif or .mp4 file")
     if suffix == ".mp4" and find_spec("av") is None:
-        raise InputError('av is not installed; for MP4: pip install "icsd[video]"')
+        raise InputError('av is not installed; for MP4: pip install -e ".[video]" in the checkout')
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, fps: float) -> None:

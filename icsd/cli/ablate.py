@@ -34,7 +34,8 @@ LONGEST_WAIT = timedelta(days=14)  # of a rank whose runs are finished for the o
 PROGRAM = [sys.executable, "-c", "import sys; from icsd.cli.main import main; sys.exit(main())"]
 
 DESCRIPTION = """Train the arms of an ablation with several seeds each, evaluate every run, and report the difference of
-each arm from a reference, paired by seed, with its 95 % interval.
+each arm from a reference, paired by seed, with its 95 % interval. It needs pip install -e ".[evaluate]" in the
+checkout.
 
 The sweep is a YAML file:
 
@@ -42,7 +43,7 @@ The sweep is a YAML file:
   arms:                                             # what each arm changes: files, or keys written out
     none: [configs/ablations/none.yaml]
     both: []
-    strong: [{losses: {generator: {distillation: 100}}}]
+    more: [{losses: {generator: {distillation: 0.3}, discriminator: {distillation: 0.3}}}]   # a larger share
   reference: none
   seeds: [0, 1, 2, 3, 4]
   count: 1000                                       # images to generate from each model at the end

@@ -245,4 +245,4 @@ def _extra(name: str, packages: Sequence[str]) -> str:
     try:
         return ", ".join(f"{package} {version(package)}" for package in packages)
     except PackageNotFoundError as error:
-        return f'{error.name} is not installed; for it: pip install "icsd[{name}]"'
+        return f'{error.name} is not installed; for it: pip install -e ".[{name}]" in the checkout'

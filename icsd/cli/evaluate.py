@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from icsd.team import Team
 
 DESCRIPTION = """Measure the images that a trained model generates, stage by stage, against held-out real images.
+The command needs pip install -e ".[evaluate]" in the checkout.
 
 Without any downloaded file the command reports a kernel distance on features of EfficientNet-Lite0, R-precision by the
 encoder that guided the training, the diversity of images within and between captions, the error of pixels that are the
@@ -35,7 +36,7 @@ Examples:
       the newest checkpoint of a run, 1,000 images
 
   icsd evaluate runs/cub --count 30000 --extractor inception --weights weights-inception-2015-12-05-6726825d.pth
-      FID, KID, precision, recall and inception score; needs pip install "icsd[fidelity]"
+      FID, KID, precision, recall and inception score; needs pip install -e ".[fidelity]"
 
   icsd evaluate runs/cub --encoder runs/other-damsm --clip clip-vit-base-patch32
       R-precision by encoders that did not train the model, and CLIP score

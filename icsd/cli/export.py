@@ -19,7 +19,7 @@ Examples:
       for torch.export.load, from the newest model below runs/
 
   icsd export generator.onnx --checkpoint runs/emoji-busts
-      for ONNX runtimes; needs pip install "icsd[onnx]" """
+      for ONNX runtimes; needs pip install -e ".[onnx]" in the checkout"""
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:

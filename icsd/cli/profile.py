@@ -20,7 +20,7 @@ Examples:
   icsd profile --config configs/emoji.yaml
 
   icsd profile --config configs/birds.yaml --data.name procedural-birds --data.root null --batch-size 4
-      the networks of the field's scale, on drawn birds"""
+      the networks of AttnGAN's resolutions (64, 128 and 256 pixels), on drawn birds"""
 
 
 UNUSED = (

@@ -36,7 +36,7 @@ Examples:
       from one sentence to the other; `--interpolate noise` goes from one seed to the next
 
   icsd sample "a bald person" --interpolate noise --output bald.gif
-      an animation; .mp4 needs pip install "icsd[video]"
+      an animation; .mp4 needs pip install -e ".[video]" in the checkout
 
   icsd sample "a woman with dark skin, firefighter" --show attention
       heat maps of the attention that each pixel pays to each word, at every stage after the first
@@ -46,6 +46,9 @@ Examples:
 
   head -100 captions.txt | icsd sample --file - --output generated --count 30000
       a folder of 30,000 images, going round the sentences; the same command continues after Ctrl-C
+
+  icsd sample --file captions.txt --output generated --device auto
+      on a GPU, if there is one; the default is the CPU
 
   torchrun --standalone --nproc-per-node 8 --no-python icsd sample --file captions.txt --output generated --device cuda
       the same on eight GPUs, which share the images
@@ -70,11 +73,16 @@ _ANIMATIONS = (".gif", ".mp4")
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
     """Add the options."""
-    parser.usage = 'icsd sample "SENTENCE" ["SENTENCE" ...] [options]'
+    parser.usage = 'icsd sample ["SENTENCE" ...] [--file FILE] [options]'
     parser.description = DESCRIPTION
     add = parser.add_argument
     add("sentences", type=str, nargs="*", metavar="SENTENCE", help="description of an image")
-    add("--file", type=str | None, metavar="FILE", help="read more sentences from a file, one a line; - for stdin")
+    add(
+        "--file",
+        type=str | None,
+        metavar="FILE",
+        help="read sentences from a file, one a line; - for stdin; no SENTENCE is needed then",
+    )
     add(
         "--checkpoint",
         type=Path | None,
@@ -93,7 +101,7 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
         type=str,
         default="cpu",
         metavar="DEVICE",
-        help="device that generates: cpu, cuda, cuda:1, ... or auto",
+        help="device that generates: cpu, cuda, cuda:1, ... or auto, which takes a GPU where there is one",
     )
     add(
         "--seed",

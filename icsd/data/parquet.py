@@ -148,5 +148,7 @@ def _pyarrow_parquet(name: str) -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError(f'{name} needs the package {error.name!r}; pip install "icsd[parquet]"') from None
+        raise InputError(
+            f'{name} needs the package {error.name!r}: pip install -e ".[parquet]" in the checkout'
+        ) from None
     return pyarrow.parquet

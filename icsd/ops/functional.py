@@ -177,7 +177,9 @@ def interstage_distillation_loss(
 def flatten_samples(maps: Tensor) -> Tensor:
     """Return a view `(N, D)` of feature maps `(N, ...)`, with the values of each sample in the order of memory.
 
-    Similarities do not depend on the order of the features, so maps in the `channels_last` format need no copy.
+    Maps in the `channels_last` format need no copy. The similarities of the samples of one tensor do not depend on the
+    order of its features. Samples of two tensors that are compared with each other (`other`, a bank, an
+    `icsd.SampleQueue`) need features in the same order, so their maps must have the same memory format.
     """
     return maps.permute(0, *(dim for dim in maps.dim_order() if dim)).flatten(1)
 

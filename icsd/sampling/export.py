@@ -67,7 +67,7 @@ def check_export(path: Path) -> None:
         raise InputError(f"output is {path}: give a .pt2 or .onnx file")
     missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
     if path.suffix == ".onnx" and missing:
-        raise InputError(f'{missing[0]} is not installed; for ONNX: pip install "icsd[onnx]"')
+        raise InputError(f'{missing[0]} is not installed; for ONNX: pip install -e ".[onnx]" in the checkout')
     check_output(path)
 
 

@@ -151,7 +151,8 @@ class TrainConfig(RunConfig):
     several ranks differs from training on one in these statistics alone."""
 
     compile: bool = False
-    """Compile generator and discriminators with torch.compile, which takes a minute or more before the first step."""
+    """Compile generator and discriminators with torch.compile, which takes a minute or more before the first step. It
+    cannot be combined with r1, matching_penalty or sync_batch_norm."""
 
     channels_last: bool = True
     """Store feature maps channels-last, which most convolutions prefer."""
@@ -160,7 +161,8 @@ class TrainConfig(RunConfig):
     """Steps between two image grids."""
 
     evaluate_every: int | None = None
-    """Steps between two scores on held-out captions; the best model is kept as checkpoints/best.safetensors."""
+    """Steps between two scores on held-out captions; the best model is kept as checkpoints/best.safetensors.
+    The scores need pip install -e ".[evaluate]" in the checkout."""
 
     evaluate: bool = True
     """Score the model with an attribute classifier at the end, if the data set has attributes."""

@@ -191,7 +191,7 @@ def test_an_interpolation_becomes_a_video(icsd, run):
 
 def test_a_video_without_its_package_names_the_extra(fails, run, monkeypatch):
     monkeypatch.setattr("icsd.visualization.find_spec", lambda name: None)
-    assert 'pip install "icsd[video]"' in fails("sample", SENTENCE, "--interpolate", "noise", "--output", "walk.mp4")
+    assert 'pip install -e ".[video]"' in fails("sample", SENTENCE, "--interpolate", "noise", "--output", "walk.mp4")
 
 
 @pytest.mark.parametrize(

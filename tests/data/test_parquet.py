@@ -127,7 +127,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     write(photos(tmp_path) / "metadata.parquet", [{"file_name": "a.png", "text": "x"}])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(InputError, match=r'needs the package .*pip install "icsd\[parquet\]"'):
+    with pytest.raises(InputError, match=r'needs the package .*pip install -e "\.\[parquet\]"'):
         read_folder(Files([tmp_path]))
 
 

@@ -105,7 +105,7 @@ def test_sentence_features_are_standardized(monkeypatch):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     text.load_minilm.cache_clear()
-    with pytest.raises(InputError, match=r'pip install "icsd\[text\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[text\]"'):
         build_text_encoder(TextConfig(encoder="sentence"), CAPTIONS)
 
 

@@ -66,7 +66,7 @@ class TritonBackend(FusedBackend):
     def unavailable(self) -> str | None:
         """Return why the kernels cannot run here, or None if they can."""
         if not _installed:
-            return 'triton is not installed; run: pip install "icsd[triton]"'
+            return 'triton is not installed; run: pip install -e ".[triton]" in the checkout'
         if not _interpreted and not torch.cuda.is_available():
             return "no GPU with a driver is found; TRITON_INTERPRET=1 interprets the kernels on the CPU"
         return None
