@@ -1,7 +1,7 @@
 """Distances between the features of real and of generated images.
 
 The kernel distance is implemented here, since it needs no further library. The Fréchet distance, precision and recall,
-and the inception score come from torch-fidelity, which needs torchvision: `pip install "icsd[fidelity]"`.
+and the inception score come from torch-fidelity, which needs torchvision: `pip install -e ".[fidelity]"`.
 """
 
 from __future__ import annotations
@@ -152,6 +152,6 @@ def _torch_fidelity(module: str) -> ModuleType:
         return importlib.import_module(f"torch_fidelity.{module}")
     except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside another build of torch
         raise InputError(
-            f'torch-fidelity cannot be imported ({error}): run pip install "icsd[fidelity]" beside a torch that '
-            "torchvision supports"
+            f'torch-fidelity cannot be imported ({error}): run pip install -e ".[fidelity]" in the checkout, '
+            "beside a torch that torchvision supports"
         ) from error

