@@ -90,12 +90,12 @@ def late_training(metrics: Path) -> dict[str, float]:
     """Return the means of numbers of training over the last fifth of a run, by their keys in the metrics.
 
     They are the inconsistency of the features that distillation compares, and the share of distillation in the
-    gradient of each network.
+    gradient of each network. A line has no numbers that were not finite.
     """
-    lines = [line for line in _lines(metrics) if any(name.startswith("inconsistency/") for name in line)]
+    lines = [line for line in _lines(metrics) if any(map(_is_of_distillation, line))]
     late = [line for line in lines if line["step"] > (1 - LATE) * lines[-1]["step"]]
-    names = [name for name in (late[-1] if late else {}) if _is_of_distillation(name)]
-    return {name: statistics.mean(line[name] for line in late) for name in names}
+    names = dict.fromkeys(name for line in late for name in line if _is_of_distillation(name))
+    return {name: statistics.mean(line[name] for line in late if name in line) for name in names}
 
 
 def _is_of_distillation(name: str) -> bool:

@@ -70,5 +70,15 @@ def test_numbers_of_training_are_means_over_the_last_fifth_of_the_run(tmp_path):
     }
 
 
+def test_numbers_that_a_line_lacks_are_means_over_the_other_lines(tmp_path):
+    lines = [{"step": 90, "inconsistency/generator": 2.0, "share/generator/distillation": 0.1}]
+    lines += [{"step": 95, "share/generator/distillation": 0.3}, {"step": 100, "inconsistency/generator": 4.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert late_training(tmp_path / "metrics.jsonl") == {
+        "inconsistency/generator": 3.0,
+        "share/generator/distillation": pytest.approx(0.2),
+    }
+
+
 def test_a_run_without_numbers_of_training_has_no_means(tmp_path):
     assert late_training(tmp_path / "metrics.jsonl") == {}
