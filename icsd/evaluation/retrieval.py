@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ROW_BLOCK = 256
+
 
 def r_precision(
     images: Tensor,
@@ -21,35 +23,42 @@ def r_precision(
     class_ids: Sequence[int] | None = None,
     *,
     captions: Sequence[str] | None = None,
+    own: Sequence[int] | None = None,
     candidates: int = 100,
     seed: int = 0,
 ) -> float:
     """Return the share of images whose own caption is the most similar of the candidates.
 
     Args:
-        images: Features `(P, E)`.
-        sentences: Features of their captions, `(P, E)`, row by row.
-        class_ids: Class of each, if wrong captions should be of other classes as far as there are enough.
+        images: Features `(Q, E)`.
+        sentences: Features of captions, `(P, E)`.
+        class_ids: Class of each caption, if wrong captions should be of other classes as far as there are enough.
         captions: The captions, if equal ones should not be wrong captions for each other.
+        own: The number of each image's caption; by default image k has caption k.
         candidates: Captions for each image, its own included; fewer where the set holds fewer.
         seed: Seed of the choice of wrong captions.
 
     Returns:
-        From 0 to 1; 1 / `candidates` at chance. Images without a wrong caption do not count; NaN if none has one.
+        From 0 to 1; 1 / `candidates` at chance; NaN without images, or if all captions are equal.
     """
-    cosines = (F.normalize(images, dim=1) @ F.normalize(sentences, dim=1).T).cpu()
-    count = len(cosines)
-    if not count:
-        return math.nan
+    count = len(sentences)
     classes = torch.arange(count) if class_ids is None else torch.as_tensor(class_ids)
-    same_class = classes[:, None] == classes
     first: dict[str, int] = {}
     names = range(count) if captions is None else [first.setdefault(caption, len(first)) for caption in captions]
-    same_caption = torch.tensor(names)[:, None] == torch.tensor(names)
-    # A random order of the captions: those of other classes first, then those of the same, the right ones last.
-    keys = torch.rand(count, count, generator=torch.Generator().manual_seed(seed))
-    keys = keys + 1.0 * same_class + 2.0 * same_caption
-    chosen = keys.argsort(1)[:, : candidates - 1]
-    best = cosines.masked_fill(same_caption, -torch.inf).gather(1, chosen).amax(1)
-    counted = best > -torch.inf
-    return (cosines.diagonal() > best)[counted].double().mean().item()
+    names = torch.as_tensor(names)
+    if not len(images) or (names == names[0]).all():
+        return math.nan
+    generator = torch.Generator().manual_seed(seed)
+    sentences = F.normalize(sentences, dim=1)
+    found = []
+    numbers = torch.arange(count) if own is None else torch.as_tensor(own)
+    for rows, right in zip(images.split(ROW_BLOCK), numbers.split(ROW_BLOCK), strict=True):
+        cosines = (F.normalize(rows, dim=1) @ sentences.T).cpu()
+        is_right = names[right, None] == names
+        # A random order of the captions: those of other classes first, then those of the same, the right ones last.
+        keys = torch.rand(len(rows), count, generator=generator)
+        keys = keys + 1.0 * (classes[right, None] == classes) + 2.0 * is_right
+        chosen = keys.topk(min(candidates - 1, count), largest=False).indices
+        best = cosines.masked_fill(is_right, -torch.inf).gather(1, chosen).amax(1)
+        found.append(cosines.gather(1, right[:, None])[:, 0] > best)
+    return torch.cat(found).double().mean().item()

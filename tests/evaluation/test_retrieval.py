@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from icsd.evaluation.retrieval import r_precision
@@ -24,6 +25,23 @@ def test_mismatched_captions_are_of_other_classes():
     assert r_precision(sentences, sentences, classes, candidates=51) == 1
     assert r_precision(sentences, sentences, candidates=51) < 0.1
     assert r_precision(sentences, sentences, classes, candidates=52) == 0  # one of its own class has to be taken
+
+
+def test_an_image_may_have_any_of_the_captions():
+    sentences = torch.eye(5)
+    assert r_precision(sentences[[4, 1, 1]], sentences, own=[4, 1, 1]) == 1
+    assert r_precision(sentences[[4, 1, 1]], sentences, own=[4, 1, 0]) == pytest.approx(2 / 3)
+    assert r_precision(sentences[[4]], sentences, [0, 0, 1, 1, 1], own=[4], candidates=3) == 1
+
+
+def test_only_blocks_of_the_similarities_are_in_memory(monkeypatch):
+    rows = []
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: rows.append(size[0]) or rand(*size, **options))
+    features = torch.randn(600, 8)
+    assert r_precision(features, features) == 1
+    assert max(rows) <= 256
+    assert sum(rows) == 600
 
 
 def test_few_images():
