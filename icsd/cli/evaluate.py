@@ -102,27 +102,52 @@ def _run(options: Namespace, team: Team) -> int:
     if options.output is not None:
         check_output(options.output)
     others = None if options.compare is None else report.read(options.compare)
-    sampler = Sampler.load(options.run, options.device)
+    path = team.first(lambda: checkpoint.find(options.run, checkpoint.MODEL))
+    digest, step = sha256_of(path), checkpoint.load(path, ["step"])["step"]
+    sampler = Sampler.load(path, options.device)
     evaluation = team.led(lambda: _evaluation(options, sampler, team))
-    key = hash_of([sha256_of(sampler.path), evaluation.identifier])[:12]
-    step = checkpoint.load(sampler.path, ["step"])["step"]
-    folder = sampler.path.parent.parent / "evaluation"
-    protocols = list(evaluation.protocols.values())
-    output = options.output or folder / f"step-{step:08d}-{protocols[-1].identifier}.json"
-    results = team.first(lambda: report.read(output) if report.key_of(output) == key else None)
-    if results is None:
-        results = _measured(sampler, evaluation, folder / f"features-{key}")
-        if team.leads:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(output) as temporary:
-                temporary.write_text(report.to_json(str(sampler.path), step, results, key), encoding="utf-8")
-            shutil.rmtree(folder / f"features-{key}", ignore_errors=True)
+    team.each(lambda: _check_same(path, digest))
+    key = hash_of([digest, evaluation.identifier])[:12]
+    protocol = list(evaluation.protocols.values())[-1].identifier
+    output = options.output or path.parent.parent / "evaluation" / f"step-{step:08d}-{protocol}.json"
+    features = output.parent / f"features-{key}"
+    earlier = team.first(lambda: report.read(output) if report.key_of(output) == key else None)
+    if earlier is None:
+        team.first(lambda: _make_folder(output))
+    results = earlier or _measured(sampler, evaluation, features)
     print(report.table(results))
+    if earlier is None and team.leads:
+        with replacing(output) as temporary:
+            temporary.write_text(report.to_json(str(path), step, results, key), encoding="utf-8")
+        shutil.rmtree(features, ignore_errors=True)
     print(f"\nresults      {output}")
     if others is not None:
         print(f"\ndifferences: this evaluation minus {options.compare}")
         print(report.comparison(results, others))
     return 0
+
+
+def _check_same(path: Path, digest: str) -> None:
+    """Check that a checkpoint is still the file that was hashed before anything was read from it."""
+    from icsd.evaluation.extractors import sha256_of
+
+    if sha256_of(path) != digest:
+        raise InputError(
+            f"{path} was replaced while it was read, as training does: evaluate a copy of it, or wait for its run"
+        )
+
+
+def _make_folder(output: Path) -> None:
+    """Make the folder of a file, and check that it can be written to, before the work that makes its contents."""
+    from icsd.outputs import check_output
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {output.parent} cannot be made ({error.strerror}): give --output FILE in another folder"
+        ) from error
+    check_output(output)
 
 
 def _evaluation(options: Namespace, sampler: Sampler, team: Team) -> Evaluation:
@@ -191,6 +216,10 @@ def _extractor(options: Namespace, device) -> Extractor:
     from icsd.evaluation import extractors
 
     if options.extractor == "lite0":
+        if options.weights is not None:
+            raise InputError(
+                f"--weights is {options.weights}, but --extractor lite0 takes none: name another extractor"
+            )
         return extractors.lite0(device)
     if options.weights is None:
         raise InputError(f"--extractor {options.extractor} needs --weights: give the file or folder of its weights")

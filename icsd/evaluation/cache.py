@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from icsd.outputs import replacing
 
@@ -25,8 +26,16 @@ def keep(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     A folder that cannot be written costs time in a later run, not this result.
     """
-    with contextlib.suppress(OSError, SafetensorError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    except (OSError, SafetensorError):
+        _note(path.parent)
     return tensors
+
+
+@functools.cache
+def _note(folder: Path) -> None:
+    """Print once that a folder does not keep what is made."""
+    tqdm.write(f"note         {folder} cannot be written to or is full: a later run makes again what it does not keep")
