@@ -24,28 +24,23 @@ class Estimate:
 
     Attributes:
         value: The estimate.
-        error: The standard error over subsets of the images, or None where it is not estimated.
+        error: The standard error, or None where it is not estimated.
     """
 
     value: float
     error: float | None = None
 
 
-def kernel_distance(
-    real: Tensor, generated: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> Estimate:
+def kernel_distance(real: Tensor, generated: Tensor) -> Estimate:
     """Return the unbiased squared maximum mean discrepancy with the kernel (<x, y> / D + 1)³.
 
     Binkowski et al., "Demystifying MMD GANs", ICLR 2018. With features of Inception-v3 it is the kernel inception
-    distance (KID). The value uses all images; the error is the standard deviation over random subsets, divided by
-    the square root of the number of disjoint subsets that the smaller set holds. Values slightly below 0 are possible.
+    distance (KID). Values slightly below 0 are possible. The error is the standard deviation over fresh draws of both
+    sets, to first order: the estimate is the sum of two means, and each image moves it by twice its own term.
 
     Args:
         real: Features `(P, D)` of real images, P >= 2.
         generated: Features `(Q, D)` of generated images, Q >= 2.
-        subsets: Number of random subsets for the error.
-        subset_size: Images of each subset; at most half of the smaller set.
-        seed: Seed of the subsets.
 
     Returns:
         The distance and its standard error.
@@ -53,40 +48,32 @@ def kernel_distance(
     Raises:
         InputError: A set holds fewer than two images.
     """
-    real, generated = real.double(), generated.double()
-    fewest = min(len(real), len(generated))
-    if fewest < 2:
-        raise InputError(f"a kernel distance needs two images of each set, got {len(real)} and {len(generated)}")
-    size = max(2, min(subset_size, fewest // 2))
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.stack(
-        [
-            _unbiased_discrepancy(*(_subset(features, size, generator) for features in (real, generated)))
-            for _ in range(subsets)
-        ]
-    )
-    error = values.std().item() / (fewest / size) ** 0.5
-    return Estimate(_unbiased_discrepancy(real, generated).item(), error)
+    x, y = real.double(), generated.double()
+    if min(len(x), len(y)) < 2:
+        raise InputError(f"a kernel distance needs two images of each set, got {len(x)} and {len(y)}")
+    across_x, across_y = _kernel_sums(x, y)
+    terms = [_mean_kernel_of_others(x) - across_x / len(y), _mean_kernel_of_others(y) - across_y / len(x)]
+    error = 2 * sum(each.var() / len(each) for each in terms).sqrt()
+    return Estimate(sum(each.mean() for each in terms).item(), error.item())
 
 
-def _subset(features: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    return features[torch.randperm(len(features), generator=generator)[:size]]
+def _mean_kernel_of_others(x: Tensor) -> Tensor:
+    """Return the mean kernel of each row with the other rows."""
+    own = (x.square().sum(1) / x.shape[1] + 1) ** 3
+    return (_kernel_sums(x, x)[0] - own) / (len(x) - 1)
 
 
-def _unbiased_discrepancy(x: Tensor, y: Tensor) -> Tensor:
-    """Return the unbiased estimate of the squared discrepancy of two sets of at least two samples."""
-    within = [(_kernel_sum(each, each) - _kernel(each, each).sum()) / (len(each) * (len(each) - 1)) for each in (x, y)]
-    return sum(within) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the kernel over `y` for each row of `x`, and over `x` for each row of `y`.
 
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """Return the kernel of each row of `x` with the same row of `y`."""
-    return ((x * y).sum(1) / x.shape[1] + 1) ** 3
-
-
-def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-    """Return the sum of the kernel over all pairs, by blocks of rows: 30,000 x 30,000 values need too much memory."""
-    return torch.stack([((rows @ y.T / x.shape[1] + 1) ** 3).sum() for rows in x.split(ROW_BLOCK)]).sum()
+    They are summed by blocks of rows: 30,000 x 30,000 values need too much memory.
+    """
+    over_y, over_x = [], torch.zeros_like(y[:, 0])
+    for rows in x.split(ROW_BLOCK):
+        kernel = (rows @ y.T / x.shape[1] + 1) ** 3
+        over_y.append(kernel.sum(1))
+        over_x += kernel.sum(0)
+    return torch.cat(over_y), over_x
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> Estimate:
@@ -131,11 +118,11 @@ def precision_and_recall(real: Tensor, generated: Tensor, neighborhood: int = 3)
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
-    """Return the inception score (Salimans et al., NeurIPS 2016) and its standard deviation over the splits.
+    """Return the inception score (Salimans et al., NeurIPS 2016), a mean over splits, and its standard error.
 
     Args:
         logits: Class logits `(Q, C)` of generated images, Q >= `splits`.
-        splits: Number of equal splits.
+        splits: Number of equal splits, at least 2.
 
     Raises:
         InputError: There are fewer images than splits, or torch-fidelity is missing.
@@ -144,7 +131,16 @@ def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
         raise InputError(f"an inception score over {splits} splits needs as many images, got {len(logits)}")
     metric = _torch_fidelity("metric_isc")
     values = metric.isc_features_to_metric(logits, splits)
-    return Estimate(values[metric.KEY_METRIC_ISC_MEAN], values[metric.KEY_METRIC_ISC_STD])
+    return Estimate(values[metric.KEY_METRIC_ISC_MEAN], values[metric.KEY_METRIC_ISC_STD] / (splits - 1) ** 0.5)
+
+
+def is_fidelity_available() -> bool:
+    """Return whether torch-fidelity can be imported, without which most distances are left out."""
+    try:
+        _torch_fidelity("metric_fid")
+    except InputError:
+        return False
+    return True
 
 
 def _torch_fidelity(module: str) -> ModuleType:

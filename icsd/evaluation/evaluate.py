@@ -21,19 +21,20 @@ from icsd.evaluation.distances import (
     Estimate,
     frechet_distance,
     inception_score,
+    is_fidelity_available,
     kernel_distance,
     precision_and_recall,
 )
 from icsd.evaluation.encoders import CLIP, Encoder
-from icsd.evaluation.extractors import FEATURES, LOGITS, Extractor
+from icsd.evaluation.extractors import FEATURES, LITE0, LOGITS, Extractor
 from icsd.evaluation.features import BATCH, Generate, Plan, Probe, generated_features
 from icsd.evaluation.protocol import Protocol, hash_of
-from icsd.evaluation.real import RealImages, thumbnails_of
+from icsd.evaluation.real import RealImages, read_attributes, thumbnails_of
 from icsd.evaluation.retrieval import r_precision
 from icsd.ops import similarity_distillation_loss
 from icsd.team import Team
 
-VERSION = 2  # of the probes; files of features of another version are not read
+VERSION = 3  # of the figures and probes; results and files of features of another version are not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +108,20 @@ class Evaluation:
         }
         self.protocols = {resolution: self._protocol(resolution) for resolution in resolutions}
         self.probes: dict[str, Probe] = {
-            "extractor": lambda images, _: extractor(images),
-            "pixels": lambda images, _: {"thumbnail": thumbnails_of(images)},
-            "constant": lambda images, _: self.real[images.shape[-1]].constant_errors(images),
+            "extractor": extractor,
+            "pixels": lambda images: {"thumbnail": thumbnails_of(images)},
+            "constant": lambda images: self.real[images.shape[-1]].constant_errors(images),
         }
-        self.probes |= {encoder.label: _encoder_probe(encoder, plan.captions) for encoder in encoders}
+        self.probes |= {encoder.label: _encoder_probe(encoder) for encoder in encoders}
         self.probes |= {f"attributes-{size}": _attribute_probe(network, size) for size, network in readers.items()}
 
     @property
     def identifier(self) -> str:
-        """A hash of everything that a figure depends on besides the model."""
+        """A hash of everything that the figures depend on besides the model, and which of them can be measured."""
         networks = [encoder.identity for encoder in self.encoders]
         networks += [classifier.identity for classifier in self.classifiers.values()]
-        return hash_of([VERSION, [each.identifier for each in self.protocols.values()], networks])
+        fidelity = self.extractor.name != LITE0 and is_fidelity_available()
+        return hash_of([VERSION, [each.identifier for each in self.protocols.values()], networks, fidelity])
 
     @torch.no_grad()
     def measure(self, generate: Generate, folder: Path | None = None) -> dict[int, StageResult]:
@@ -137,23 +139,34 @@ class Evaluation:
             InputError: An image or a feature is not finite.
         """
         found = generated_features(generate, self.plan, self.resolutions, self.probes, folder, self.team)
-        return self.team.first(lambda: {resolution: self._stage(resolution, found) for resolution in self.resolutions})
+        return self.team.first(lambda: self._stages(found))
 
-    def _stage(self, resolution: int, found: dict[int, dict[str, Tensor]]) -> StageResult:
+    def _stages(self, found: dict[int, dict[str, Tensor]]) -> dict[int, StageResult]:
+        sentences = {encoder.label: self._sentences(encoder) for encoder in self.encoders}
+        return {resolution: self._stage(resolution, found, sentences) for resolution in self.resolutions}
+
+    def _sentences(self, encoder: Encoder) -> Tensor:
+        """Return what an encoder finds in every caption."""
+        captions = self.plan.captions
+        parts = (captions[start : start + BATCH] for start in range(0, len(captions), BATCH))
+        return torch.cat([encoder.sentences(part).float().cpu() for part in parts])
+
+    def _stage(self, resolution: int, found: dict[int, dict[str, Tensor]], sentences: dict[str, Tensor]) -> StageResult:
         features, real = found[resolution], self.real[resolution]
         result = StageResult(self.protocols[resolution], *distances(real.features, features, self.extractor.name))
         self._add_pixels(result, features, real)
         self._add_inconsistency(result, features, found)
         for encoder in self.encoders:
-            self._add_retrieval(result, features, encoder)
+            self._add_retrieval(result, features[f"{encoder.label}/images"], sentences[encoder.label], encoder)
         if resolution in self.classifiers:
             self._add_accuracies(result, features, resolution)
         return result
 
     def _add_pixels(self, result: StageResult, features: dict[str, Tensor], real: RealImages) -> None:
         """Add diversity, beside that of real images, and the error of constant pixels."""
-        result.figures.update(_diversity(features["pixels/thumbnail"], len(self.plan.captions)))
-        result.figures.update(real.diversity)
+        figures, left_out = _diversity(features["pixels/thumbnail"], len(self.plan.captions))
+        result.figures.update(figures | real.diversity)
+        result.left_out.update(left_out)
         if "diversity_within_caption_real" not in real.diversity:
             result.left_out["diversity_within_caption_real"] = "no two real images share a caption"
         errors = features.get("constant/error")
@@ -175,23 +188,26 @@ class Evaluation:
         pair = (self.real[stage].features[FEATURES] for stage in (result.protocol.resolution, self.refined))
         result.figures["inconsistency_real"] = _inconsistency(*pair)
 
-    def _add_retrieval(self, result: StageResult, features: dict[str, Tensor], encoder: Encoder) -> None:
-        images, sentences = (features[f"{encoder.label}/{kind}"] for kind in ("images", "sentences"))
-        name = f"r_precision_{encoder.label}"
-        share = _retrieval(images, sentences, self.plan, self.test_set)
-        if share is None:
+    def _add_retrieval(self, result: StageResult, images: Tensor, sentences: Tensor, encoder: Encoder) -> None:
+        """Add R-precision, for which each image has all captions to choose from, and the CLIP score."""
+        name, own, captions = f"r_precision_{encoder.label}", self._own_captions(), self.plan.captions
+        share = r_precision(images, sentences, self.test_set.class_ids, captions=captions, own=own)
+        if math.isnan(share):
             result.left_out[name] = "no two captions differ"
         else:
-            result.figures[name] = share
+            result.figures[name] = Estimate(share, (share * (1 - share) / len(images)) ** 0.5)
         result.measured_by[name] = encoder.identity
         if encoder.label == CLIP:
-            result.figures["clip_score"] = _mean(100 * F.cosine_similarity(images, sentences).clamp(min=0))
+            result.figures["clip_score"] = _mean(100 * F.cosine_similarity(images, sentences[own]).clamp(min=0))
             result.measured_by["clip_score"] = encoder.identity
+
+    def _own_captions(self) -> Tensor:
+        """Return the number of the caption of each image."""
+        return torch.tensor([self.plan.caption_of(image) for image in range(self.plan.count)])
 
     def _add_accuracies(self, result: StageResult, features: dict[str, Tensor], resolution: int) -> None:
         """Add the accuracy of every attribute, its ceiling in real images, and its floor if captions were shuffled."""
-        captions = torch.tensor([self.plan.caption_of(image) for image in range(self.plan.count)])
-        ceilings = self.real[resolution].attributes
+        captions, ceilings = self._own_captions(), self.real[resolution].attributes
         for attribute, truth in self.test_set.attributes.items():
             read, asked = features[f"attributes-{resolution}/{attribute}"], truth[captions]
             values = len(self.test_set.attribute_names[attribute])
@@ -240,7 +256,7 @@ def distances(
     x, y = real[FEATURES], generated[f"extractor/{FEATURES}"]
     figures, left_out = {"kernel_distance": kernel_distance(x, y)}, {}
     wanted: dict[str, Callable[[], Estimate | dict[str, Estimate]]] = {}
-    if extractor != "lite0":  # its features have no published figures to compare with
+    if extractor != LITE0:  # its features have no published figures to compare with
         wanted = {
             "frechet_distance": lambda: frechet_distance(x, y),
             "precision and recall": lambda: precision_and_recall(x, y),
@@ -257,32 +273,35 @@ def distances(
     return figures, left_out
 
 
-def _encoder_probe(encoder: Encoder, captions: list[str]) -> Probe:
-    def probe(images: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:
-        sentences = encoder.sentences([captions[number] for number in numbers])
-        return {"images": encoder.images(images).float().cpu(), "sentences": sentences.float().cpu()}
-
-    return probe
+def _encoder_probe(encoder: Encoder) -> Probe:
+    return lambda images: {"images": encoder.images(images).float().cpu()}
 
 
 def _attribute_probe(network: AttributeClassifier, resolution: int) -> Probe:
-    def probe(images: Tensor, _: Sequence[int]) -> dict[str, Tensor]:
-        return network.read(images.float().div(127.5).sub(1)) if images.shape[-1] == resolution else {}
+    def probe(images: Tensor) -> dict[str, Tensor]:
+        return read_attributes(network, images) if images.shape[-1] == resolution else {}
 
     return probe
 
 
-def _diversity(thumbnails: Tensor, captions: int) -> dict[str, Estimate]:
+def _diversity(thumbnails: Tensor, captions: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Return the mean absolute difference (range 2) of two images of one caption, and of two captions."""
-    thumbnails, found = thumbnails.float(), {}
-    shifts = {
-        "diversity_within_caption": captions,
-        "diversity_between_captions": 1 if captions > 1 else len(thumbnails),
-    }
-    for name, shift in shifts.items():
-        if len(thumbnails) > shift:
-            found[name] = _mean((thumbnails[shift:] - thumbnails[:-shift]).abs().mean(1))
-    return found
+    thumbnails, figures, left_out = thumbnails.float(), {}, {}
+    if len(thumbnails) > captions:
+        figures["diversity_within_caption"] = _mean_difference(thumbnails, captions)
+    else:
+        left_out["diversity_within_caption"] = (
+            f"no caption has two images: give a --count of more than {captions:,}, the number of captions"
+        )
+    if captions > 1:
+        figures["diversity_between_captions"] = _mean_difference(thumbnails, 1)
+    else:
+        left_out["diversity_between_captions"] = "there is one caption"
+    return figures, left_out
+
+
+def _mean_difference(thumbnails: Tensor, shift: int) -> Estimate:
+    return _mean((thumbnails[shift:] - thumbnails[:-shift]).abs().mean(1))
 
 
 def _inconsistency(coarse: Tensor, refined: Tensor) -> Estimate:
@@ -290,25 +309,6 @@ def _inconsistency(coarse: Tensor, refined: Tensor) -> Estimate:
     pairs = zip(coarse.split(BATCH), refined.split(BATCH), strict=True)
     values = [similarity_distillation_loss(a, b) for a, b in pairs if len(a) == BATCH or len(coarse) < BATCH]
     return _mean(torch.stack(values))
-
-
-def _retrieval(images: Tensor, sentences: Tensor, plan: Plan, test_set: CaptionedImages) -> Estimate | None:
-    """Return the share of images whose own caption is the most similar among 100, or None without a wrong caption.
-
-    Images are ranked in rounds over the captions, so that hardly a caption occurs twice among the candidates.
-    """
-    period, shares, counted = len(plan.captions), [], 0
-    for start in range(0, len(images), period):
-        rows = slice(start, start + period)
-        count = len(images[rows])
-        share = r_precision(images[rows], sentences[rows], test_set.class_ids[:count], captions=plan.captions[:count])
-        if not math.isnan(share):  # there is a wrong caption
-            shares.append(share * count)
-            counted += count
-    if not counted:
-        return None
-    share = sum(shares) / counted
-    return Estimate(share, (share * (1 - share) / counted) ** 0.5)
 
 
 def _mean(values: Tensor) -> Estimate:

@@ -26,6 +26,8 @@ INCEPTION_SHA256 = "6726825d"  # the first digits, which the name of the publish
 # The maps of more images would be returned to the system after each layer, which takes longer than the layer.
 LITE0_BATCH = 16
 
+LITE0 = "lite0"
+
 FEATURES = "features"
 LOGITS = "logits"
 
@@ -80,7 +82,7 @@ def lite0(device: torch.device) -> Extractor:
         maps = torch.cat([network.extract_features(part) for part in parts])
         return {FEATURES: F.adaptive_avg_pool2d(maps, 1).flatten(1)}
 
-    return Extractor("lite0", sha256_of(path), "bilinear, antialiased, to 128", features)
+    return Extractor(LITE0, sha256_of(path), "bilinear, antialiased, to 128", features)
 
 
 def lite0_files() -> tuple[type[nn.Module], Path]:

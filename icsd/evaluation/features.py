@@ -16,8 +16,8 @@ from icsd.team import Team
 
 BATCH = 64
 
-Probe = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
-"""Maps uint8 images `(B, 3, r, r)` and the numbers of their captions to features by name, one row for each image."""
+Probe = Callable[[Tensor], dict[str, Tensor]]
+"""Maps uint8 images `(B, 3, r, r)` to features by name, one row for each image."""
 
 Generate = Callable[[list[str], list[int]], list[Tensor]]
 """Maps B captions and B seeds to one batch `(B, 3, r, r)` in [-1, 1] for every stage, coarse to fine."""
@@ -91,21 +91,18 @@ def generated_features(
     batches = team.collect(team.each(lambda: [features_of(images) for images in own]))
     if batches is None:
         return None
-    return {
-        resolution: {
-            name.removeprefix(f"{resolution}/"): torch.cat([batch[name] for batch in batches])
-            for name in batches[0]
-            if name.startswith(f"{resolution}/")
-        }
-        for resolution in resolutions
-    }
+    found = {resolution: {} for resolution in resolutions}
+    for name, rows in joined(batches).items():
+        resolution, _, feature = name.partition("/")
+        found[int(resolution)][feature] = rows
+    return found
 
 
 def _probe_batch(
     generate: Generate, plan: Plan, images: range, resolutions: Sequence[int], probes: dict[str, Probe]
 ) -> dict[str, Tensor]:
-    captions = [plan.caption_of(image) for image in images]
-    stages = generate([plan.captions[caption] for caption in captions], [plan.seed + image for image in images])
+    captions = [plan.captions[plan.caption_of(image)] for image in images]
+    stages = generate(captions, [plan.seed + image for image in images])
     found = {}
     for resolution, stage in zip(resolutions, stages, strict=True):
         if not stage.isfinite().all():
@@ -119,12 +116,11 @@ def _probe_batch(
             )
         pixels = to_uint8(stage)
         for name, probe in probes.items():
-            layers = probe(pixels, captions)
-            found |= {f"{resolution}/{name}/{layer}": rows.contiguous() for layer, rows in layers.items()}
+            found |= {f"{resolution}/{name}/{layer}": rows.contiguous() for layer, rows in probe(pixels).items()}
     return found
 
 
-def real_features(images: Tensor, probe: Callable[[Tensor], dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+def real_features(images: Tensor, probe: Probe, path: Path) -> dict[str, Tensor]:
     """Return what an extractor finds in real images, from the file `path` if it is complete.
 
     Args:
@@ -134,9 +130,14 @@ def real_features(images: Tensor, probe: Callable[[Tensor], dict[str, Tensor]], 
     """
     features = kept(path)
     if features is None:
-        found = [probe(batch) for batch in progress(images.split(BATCH), "real images", "batch")]
-        features = keep(path, {name: torch.cat([batch[name] for batch in found]) for name in found[0]})
+        batches = progress(images.split(BATCH), "real images", "batch")
+        features = keep(path, joined([probe(batch) for batch in batches]))
     return features
+
+
+def joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the rows of batches by name, all in one tensor for each name."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def to_uint8(images: Tensor) -> Tensor:

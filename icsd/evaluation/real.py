@@ -15,7 +15,7 @@ from icsd.data import CaptionedImages
 from icsd.evaluation.attributes import AttributeClassifier
 from icsd.evaluation.distances import Estimate
 from icsd.evaluation.extractors import Extractor
-from icsd.evaluation.features import real_features, to_uint8
+from icsd.evaluation.features import BATCH, joined, real_features, to_uint8
 from icsd.outputs import cache_folder
 
 THUMBNAIL = 16  # pixels of the side at which the diversity of images is measured
@@ -49,16 +49,18 @@ class RealImages:
     ) -> RealImages:
         """Measure the images of a split."""
         images = real_images(dataset, resolution)
-        digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+        batches = images.split(BATCH)  # as floats, all images at once would take four times their memory
+        digest = hashlib.sha256(images.numpy()).hexdigest()
+        thumbnails = torch.cat([thumbnails_of(batch) for batch in batches])
         cache = cache_folder() / f"{digest[:24]}-{extractor.name}-{extractor.sha256[:12]}.safetensors"
         return cls(
             sha256=digest,
             count=len(images),
             features=real_features(images, extractor, cache),
-            constant=(images == images[0]).all(0),
+            constant=torch.stack([(batch == images[0]).all(0) for batch in batches]).all(0),
             first=images[0],
-            diversity=_diversity(thumbnails_of(images).float(), dataset.captions),
-            attributes={} if classifier is None else classifier.read(images.float().div(127.5).sub(1)),
+            diversity=_diversity(thumbnails.float(), dataset.captions),
+            attributes={} if classifier is None else joined([read_attributes(classifier, batch) for batch in batches]),
         )
 
     def constant_errors(self, images: Tensor) -> dict[str, Tensor]:
@@ -67,6 +69,11 @@ class RealImages:
             return {}
         errors = (images.float() - self.first.float()).abs()[:, self.constant]
         return {"error": errors.mean(1) / 127.5}
+
+
+def read_attributes(classifier: AttributeClassifier, images: Tensor) -> dict[str, Tensor]:
+    """Return what a classifier reads in uint8 images, by attribute."""
+    return classifier.read(images.float().div(127.5).sub(1))
 
 
 def real_images(dataset: CaptionedImages, resolution: int) -> Tensor:

@@ -1,12 +1,16 @@
 import json
 import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from icsd.evaluation import attributes, extractors
+from icsd.evaluation import attributes, distances, evaluate, extractors, report
 from icsd.evaluation.extractors import sha256_of
 from icsd.sampling import Sampler
+from icsd.training import checkpoint
 
 
 @pytest.fixture
@@ -54,6 +58,7 @@ def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
         (["--compare", "missing.json"], "missing.json cannot be read"),
         (["--output", "missing/results.json"], "there is no folder missing"),
         (["--extractor", "inception"], "--extractor inception needs --weights"),
+        (["--weights", "tiny.yaml"], "--weights is tiny.yaml, but --extractor lite0 takes none: name another"),
         (["--extractor", "dinov2", "--weights", "missing"], "missing holds no model.safetensors"),
         (["--encoder", RUN], "give a checkpoint or a run folder of `icsd pretrain`"),
     ],
@@ -92,6 +97,67 @@ def test_results_that_are_there_are_shown_again_and_only_for_the_same_question(i
     assert calls == [64, 6, 6]
     icsd(*options, "--seed", "1")
     assert calls == [64, 6, 6, 64, 6]
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_images_are_generated(icsd, quick, monkeypatch):
+    (quick / RUN / "evaluation").write_text("this is no folder")
+    options = ["evaluate", RUN, "--count", "10", "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "generate", lambda *given: pytest.fail("an image is generated"))
+        code, _, err = icsd(*options)
+    assert code == 2
+    assert "evaluation cannot be made (File exists): give --output FILE in another folder" in err
+    kept = []
+    generated_features = evaluate.generated_features
+    monkeypatch.setattr(
+        evaluate, "generated_features", lambda *given: kept.append(given[4].parent) or generated_features(*given)
+    )
+    (quick / "results").mkdir()
+    assert icsd(*options, "--output", "results/10.json")[0] == 0
+    assert kept == [Path("results")]
+    assert [path.name for path in (quick / "results").iterdir()] == ["10.json"]
+
+
+def test_the_table_is_printed_before_the_results_are_written(icsd, quick, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "to_json", full)
+    code, out, err = icsd("evaluate", RUN, "--count", "10", "--device", "cpu")
+    assert code == 2
+    assert "kernel_distance" in out
+    assert "No space left on device" in err
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_is_refused(icsd, quick, monkeypatch):
+    (path,) = (quick / RUN / "checkpoints").iterdir()
+    load = Sampler.load
+
+    def replaced(*given):
+        sampler = load(*given)
+        state = checkpoint.load(path)
+        checkpoint.save(path, state | {"step": 2})
+        return sampler
+
+    monkeypatch.setattr(Sampler, "load", replaced)
+    code, _, err = icsd("evaluate", str(path), "--count", "10", "--device", "cpu")
+    assert code == 2
+    assert "step-00000001.safetensors was replaced while it was read, as training does: evaluate a copy of it" in err
+
+
+def test_results_without_torch_fidelity_are_not_shown_again_with_it(icsd, quick, monkeypatch):
+    network = extractors.lite0("cpu")
+    clip = extractors.Extractor("clip", network.sha256, network.resize, network.function)
+    monkeypatch.setitem(extractors.EXTRACTORS, "clip", lambda folder, device: clip)
+    options = ["evaluate", RUN, "--count", "10", "--device", "cpu", "--extractor", "clip", "--weights", "clip"]
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert "left out: precision and recall (8 px, 16 px): torch-fidelity cannot be imported" in icsd(*options)[1]
+    values = {"precision": 0.25, "recall": 0.5}
+    metric = SimpleNamespace(
+        KEY_METRIC_PRECISION="precision", KEY_METRIC_RECALL="recall", prc_features_to_metric=lambda *_, **__: values
+    )
+    monkeypatch.setattr(distances, "_torch_fidelity", lambda module: metric)
+    assert "\nprecision " in icsd(*options)[1]
 
 
 def test_one_stage_can_be_measured_alone(icsd, quick):

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from icsd.data import CaptionedImages
 from icsd.errors import InputError
 from icsd.evaluation import cache as cache_module
-from icsd.evaluation import extractors, report
+from icsd.evaluation import extractors, real, report
 from icsd.evaluation.attributes import AttributeClassifier
 from icsd.evaluation.encoders import Encoder
 from icsd.evaluation.evaluate import Classifier, Evaluation
@@ -150,11 +150,11 @@ def test_real_features_are_kept_by_content(test_set, tmp_path):
 def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set, tmp_path):
     target = torch.eye(30)
     positions = {caption: k for k, caption in enumerate(plan_of(test_set).captions)}
-    real = real_images(test_set, 16).flatten(1).float()
+    exact = real_images(test_set, 16).flatten(1).float()
 
     def knowing(images):
         return (
-            target[torch.cdist(images.flatten(1).float(), real).argmin(1)]
+            target[torch.cdist(images.flatten(1).float(), exact).argmin(1)]
             if images.shape[-1] == 16
             else target[:1].expand(len(images), -1)
         )
@@ -173,6 +173,36 @@ def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set,
     )
     assert results[16].figures["r_precision_knowing"].value == 1
     assert results[16].figures["r_precision_blind"].value == 0
+
+
+def test_every_caption_is_a_candidate_however_few_images_there_are(test_set):
+    def tempted(images):
+        return torch.eye(30)[0].add(2 * torch.eye(30)[20]).expand(len(images), 30)
+
+    encoder = Encoder("tempted", "tempted 0", tempted, lambda captions: torch.eye(30)[[int(c[6:]) for c in captions]])
+    evaluation = Evaluation(plan_of(test_set, 2), test_set, [16], EXTRACTOR, encoders=[encoder])
+    results = evaluation.measure(lambda *given: Generator(test_set)(*given)[1:])
+    assert results[16].figures["r_precision_tempted"].value == 0
+
+
+def test_real_images_are_measured_in_batches(test_set, monkeypatch):
+    class Brightness(AttributeClassifier):
+        def read(self, images, batch_size=64):
+            sizes.append(len(images))
+            return {"light": (images.mean((1, 2, 3)) > 0).long()}
+
+    sizes, thumbnails_of = [], real.thumbnails_of
+    monkeypatch.setattr(real, "thumbnails_of", lambda images: sizes.append(len(images)) or thumbnails_of(images))
+    test_set.images = torch.cat([test_set.images] * 3)
+    test_set.images[70, :, 3, 5] = 9
+    test_set.images[:, :, 2, 2] = 7
+    test_set.captions, test_set.class_ids = [[f"image {k}"] for k in range(90)], [0] * 90
+    found = real.RealImages.of(test_set, 16, EXTRACTOR, Brightness({"light": 2}))
+    assert sizes == [64, 26, 64, 26]
+    assert len(found.attributes["light"]) == 90
+    assert found.constant[:, 2, 2].all()
+    assert found.constant.sum() == 3
+    assert found.diversity["diversity_between_captions_real"].value > 0.1
 
 
 def test_attributes_are_read_at_the_resolution_of_the_classifier(test_set, tmp_path):
@@ -225,6 +255,9 @@ def test_a_figure_that_cannot_be_measured_is_left_out_with_its_reason(test_set):
     assert "30 real images have a singular covariance of 64 features" in reason
     assert "use the kernel distance" in reason
     assert results[16].figures["kernel_distance"].value < 0.1
+    few = Evaluation(plan_of(test_set, 30), test_set, [8], wide).measure(lambda *given: Generator(test_set)(*given)[:1])
+    reason = few[8].left_out["diversity_within_caption"]
+    assert reason == "no caption has two images: give a --count of more than 30, the number of captions"
     assert results[16].left_out["diversity_within_caption_real"] == "no two real images share a caption"
     table = report.table(results)
     assert table.count("left out: frechet_distance (8 px, 16 px): 30 real images") == 1
