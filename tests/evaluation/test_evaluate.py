@@ -16,6 +16,7 @@ from icsd.evaluation.features import Plan
 from icsd.evaluation.real import real_images
 
 RESOLUTIONS = [8, 16]
+NOTE = "cannot be written to or is full: a later run makes again what it does not keep"
 
 
 def colors(images):
@@ -119,7 +120,7 @@ def test_a_torn_file_of_features_is_made_again(test_set, tmp_path):
     assert evaluate(*arguments) == whole
 
 
-def test_a_folder_that_cannot_be_written_costs_no_result(test_set, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_costs_no_result(test_set, tmp_path, monkeypatch, capsys):
     def full(tensors, path):
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -132,6 +133,8 @@ def test_a_folder_that_cannot_be_written_costs_no_result(test_set, tmp_path, mon
     assert list((tmp_path / "full").iterdir()) == []
     (tmp_path / "file").write_text("this is no folder")
     assert evaluate(*arguments, tmp_path / "file") == expected
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+    assert notes == [f"note         {tmp_path / name} {NOTE}" for name in ("full", "file")]
 
 
 def test_real_features_are_kept_by_content(test_set, tmp_path):
