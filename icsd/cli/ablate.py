@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = timedelta(days=14)  # of a rank whose runs are finished for the others
 
+WITHOUT_INFLUENCE = ("output", "name", "device", "workers", "loggers")  # on the figures of a run
+
 PROGRAM = [sys.executable, "-c", "import sys; from icsd.cli.main import main; sys.exit(main())"]
 
 DESCRIPTION = """Train the arms of an ablation with several seeds each, evaluate every run, and report the difference of
@@ -98,22 +100,68 @@ class Sweep:
     evaluate: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        named = isinstance(self.arms, dict) and _is_list([*self.arms], str)
+        self._check("arms", named, "a list for each name, with quotes around names such as on, off and 0.1")
         if self.reference not in self.arms:
             raise InputError(f"reference is {self.reference!r}: give one of the arms, {', '.join(self.arms)}")
-        for name, parts in {"base": self.base, **self.arms}.items():
-            if not isinstance(parts, list) or any(not isinstance(part, str | dict) for part in parts):
+        for name, parts in [("base", self.base), *self.arms.items()]:
+            if not _is_list(parts, str | dict):
                 raise InputError(f"{name} is {parts!r}: give a list of configuration files and of keys with values")
             missing = next((part for part in parts if isinstance(part, str) and not Path(part).is_file()), None)
             if missing is not None:
                 raise InputError(f"{name} names {missing}, which is not there: give paths of configuration files")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds is {self.seeds}: give different numbers, at least one")
+        different = _is_list(self.seeds, int) and len(set(self.seeds)) == len(self.seeds) > 0
+        self._check("seeds", different, "different whole numbers, at least one")
+        self._check("count", _is(self.count, int) and self.count > 1, "a whole number of images, at least 2")
+        steps = self.evaluate_every is None or (_is(self.evaluate_every, int) and self.evaluate_every > 0)
+        self._check("evaluate_every", steps, "a whole number of steps, at least 1")
+        self._check("targets", _is_mapping(self.targets, int | float), "a number for each figure")
+        self._check("endpoints", _is_list(self.endpoints, str), "a list of names of figures")
+        self._check("evaluate", _is_list(self.evaluate, str), "a list such as [--encoder, runs/damsm, --seed, '1']")
         if self.targets and not self.evaluate_every:
             raise InputError("targets needs evaluate_every: give the steps between two evaluations during training")
+
+    def _check(self, key: str, valid: bool, wanted: str) -> None:
+        if not valid:
+            raise InputError(f"{key} is {getattr(self, key)!r}: give {wanted}")
 
     def runs(self, output: Path) -> Iterator[Run]:
         """Yield every run, seed by seed."""
         return (Run(self, arm, seed, output / arm / f"seed-{seed}") for seed in self.seeds for arm in self.arms)
+
+    def configuration(self, arm: str) -> dict[str, Any]:
+        """Return every key of the configuration that base and arm give now, as JSON values.
+
+        Raises:
+            InputError: A file cannot be read, or a key or value cannot be used.
+        """
+        from icsd.cli.configuration import load_configuration
+        from icsd.training.config import TrainConfig
+        from icsd.training.run_folder import plain
+
+        parser = Parser(prog="icsd train")
+        parser.add_class_arguments(TrainConfig)
+        options = parser.get_defaults()
+        try:
+            for part in [*self.base, *self.arms[arm]]:
+                keys = load_configuration(Path(part)) if isinstance(part, str) else part
+                options = parser.parse_object(keys, options)
+            return plain(TrainConfig(**parser.instantiate(options)))
+        except InputError as error:
+            raise InputError(f"the arm {arm} cannot be trained: {error}") from error
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a type; a bool, which YAML makes of yes and no, is no number."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(_is(each, kind) for each in value)
+
+
+def _is_mapping(value: Any, kind: Any) -> bool:
+    return isinstance(value, dict) and _is_list([*value], str) and _is_list([*value.values()], kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +184,30 @@ class Run:
         return self.folder / "results.json"
 
     @property
-    def parts(self) -> list[dict[str, Any]]:
-        """The configurations that the run is made from, as they are now."""
-        given = [*self.sweep.base, *self.sweep.arms[self.arm]]
-        return [yaml.safe_load(Path(part).read_text("utf-8")) if isinstance(part, str) else part for part in given]
+    def keys(self) -> dict[str, Any]:
+        """The keys of the configuration that outrank those of base and arm."""
+        every = {"evaluate_every": self.sweep.evaluate_every} if self.sweep.evaluate_every else {}
+        return {"seed": self.seed, "evaluate": False, **every}
+
+    @property
+    def note(self) -> Path:
+        """The file with the options that the results were measured with."""
+        return self.folder.with_suffix(".json")
+
+    @property
+    def noted(self) -> dict[str, Any] | None:
+        """The content of the note, or None where there is none; earlier versions noted a list of other things.
+
+        Raises:
+            InputError: The note cannot be read.
+        """
+        try:
+            content = json.loads(self.note.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.note} cannot be read ({error}): remove it, and {self.results}") from error
+        return content if isinstance(content, dict) else None
 
     @property
     def is_trained(self) -> bool:
@@ -152,34 +220,53 @@ class Run:
 
     @property
     def is_evaluated(self) -> bool:
-        """True if there are results of as many images as the sweep asks for."""
+        """True if there are results of as many images and by the options that the sweep asks for."""
+        if self.noted not in (None, {"evaluate": self.sweep.evaluate}):
+            return False
         try:
             stages = json.loads(self.results.read_text(encoding="utf-8"))["stages"].values()
             return all(stage["protocol"]["generated_images"] == self.sweep.count for stage in stages)
         except (OSError, ValueError, KeyError, AttributeError):
             return False
 
-    def begin(self) -> None:
-        """Note the configurations, or check that they are still those of the run; clear what cannot be resumed.
+    def begin(self, configuration: dict[str, Any]) -> None:
+        """Check that the run is what the sweep would train now; clear what it cannot resume or has to measure again.
+
+        Args:
+            configuration: Every key that base and arm give.
 
         Raises:
-            InputError: The run was made with other configurations, or a process trains in its folder.
+            InputError: The run was made with another configuration, or a process trains in its folder.
         """
-        from icsd.training.run_folder import RunFolder
+        from icsd.training.run_folder import RunFolder, write_text
 
-        note = self.folder.with_suffix(".json")
         begun = (self.folder / "config.yaml").is_file() or any(self.folder.glob("checkpoints/step-*.safetensors"))
         if self.folder.exists() and not begun:
             with RunFolder(self.folder).locked():  # no process is about to write the first one
                 shutil.rmtree(self.folder)
-        parts = json.loads(json.dumps(self.parts))
-        if self.folder.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) != parts:
-            raise InputError(
-                f"{self.folder} was trained with other configurations than the sweep has now for {self.arm}: give "
-                "another --output, or remove that folder"
-            )
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(parts, indent=1), encoding="utf-8")
+        if self.folder.exists():
+            self._check_configuration(configuration | self.keys)
+        noted, options = self.noted, {"evaluate": self.sweep.evaluate}
+        if noted != options:
+            if noted is not None:
+                self.results.unlink(missing_ok=True)
+            self.note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.note, json.dumps(options) + "\n")
+
+    def _check_configuration(self, wanted: dict[str, Any]) -> None:
+        from icsd.cli.configuration import read_configuration
+        from icsd.training.checkpoint import check_config
+        from icsd.training.config import TrainConfig
+        from icsd.training.run_folder import RunFolder, plain
+
+        folder = RunFolder(self.folder)
+        folder.restore_config()
+        text = [] if wanted["damsm"]["checkpoint"] is None else ["text"]  # that of the pretrained encoder
+        try:
+            saved = read_configuration(folder.config_path)
+            check_config(self.folder, saved, wanted, [*WITHOUT_INFLUENCE, *text], plain(TrainConfig()))
+        except InputError as error:
+            raise InputError(f"{error}: give another --output, or remove {self.folder}") from error
 
     def commands(self) -> list[list[str]]:
         """Return the arguments of the commands that are still needed: training, new or resumed, and evaluation."""
@@ -199,9 +286,9 @@ class Run:
                 path = self.folder.parent / f"keys-{number}.yaml"
                 path.write_text(yaml.safe_dump(part), encoding="utf-8")
             configs += ["--config", str(path)]
-        every = ["--evaluate-every", str(self.sweep.evaluate_every)] if self.sweep.evaluate_every else []
+        keys = [[f"--{key.replace('_', '-')}", json.dumps(value)] for key, value in self.keys.items()]
         place = ["--output", str(self.folder.parent), "--name", self.folder.name]
-        return ["train", *configs, "--seed", str(self.seed), "--evaluate", "false", *every, *place]
+        return ["train", *configs, *itertools.chain(*keys), *place]
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
@@ -227,7 +314,7 @@ def run(options: Namespace) -> int:
         if options.report:
             team.first(lambda: report(sweep, runs, options.output))
             return 0
-        commands = team.first(lambda: _begin(runs, options.output, stack))
+        commands = team.first(lambda: _begin(sweep, runs, options.output, stack))
         if options.print_jobs:
             for lines in commands:
                 print(" && ".join(shlex.join(["icsd", *line]) for line in lines))
@@ -242,17 +329,18 @@ def run(options: Namespace) -> int:
     return 2 if failed else 0
 
 
-def _begin(runs: Sequence[Run], output: Path, stack: contextlib.ExitStack) -> list[list[list[str]]]:
+def _begin(sweep: Sweep, runs: Sequence[Run], output: Path, stack: contextlib.ExitStack) -> list[list[list[str]]]:
     """Lock the output folder, begin every run, and return the arguments of the commands that each run still needs."""
     from filelock import FileLock, Timeout
 
+    configurations = {arm: sweep.configuration(arm) for arm in sweep.arms}
     output.mkdir(parents=True, exist_ok=True)
     try:
         stack.enter_context(FileLock(output / ".lock", blocking=False))
     except Timeout as error:
         raise InputError(f"another `icsd ablate` works in {output}: wait for it, or add --report") from error
     for each in runs:
-        each.begin()
+        each.begin(configurations[each.arm])
     return [each.commands() for each in runs]
 
 

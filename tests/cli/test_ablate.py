@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from icsd.evaluation.protocol import Protocol
 PROTOCOL = Protocol("lite0", "a" * 64, "bilinear", 16, "made, test split", "b" * 64, 9, 20, "c" * 64, 0)
 # Stands for the program: training leaves a checkpoint, and the kernel distance depends on arm and seed.
 STUB = """
-import json, pathlib, sys
+import json, pathlib, sys, yaml
 arguments = sys.argv[1:]
 with open("calls.txt", "a") as file:
     file.write(json.dumps(arguments) + "\\n")
@@ -25,7 +26,15 @@ if "broken.yaml" in arguments:
 if arguments[0] == "train":
     folder = pathlib.Path(arguments[arguments.index("--output") + 1]) / arguments[arguments.index("--name") + 1]
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text("steps: 2")
+    given = dict(zip(arguments[1::2], arguments[2::2]))
+    keys = {"seed": int(given["--seed"]), "evaluate": False, "evaluate_every": int(given["--evaluate-every"])}
+    files = [path for option, path in zip(arguments, arguments[1:]) if option == "--config"]
+    config = {}
+    for path in files:
+        part = yaml.safe_load(pathlib.Path(path).read_text()) or {}
+        config |= yaml.safe_load(pathlib.Path(part.pop("base")).read_text()) if "base" in part else {}
+        config |= part
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | keys))
     (folder / "checkpoints" / "step-00000002.safetensors").touch()
     speed = {"none": 10, "both": 5}.get(folder.parent.name, 1)
     with open(folder / "metrics.jsonl", "w") as file:
@@ -53,7 +62,9 @@ def sweep(workplace, monkeypatch):
         for seed in range(3):
             (workplace / f"{arm}-seed-{seed}.json").write_text(report.to_json("made", 2, results_of(arm, seed), "key"))
     monkeypatch.setattr(ablate, "PROGRAM", [sys.executable, str(workplace / "stub.py")])
-    (workplace / "none.yaml").write_text("losses: {}")
+    with (workplace / "tiny.yaml").open("a") as file:
+        file.write("steps: 2\n")
+    (workplace / "none.yaml").write_text("losses: {generator: {distillation: 0}}")
     text = "base: [tiny.yaml]\narms: {none: [none.yaml], both: []}\nreference: none\nseeds: [0, 1, 2]\ncount: 20\n"
     text += "evaluate_every: 1\ntargets: {tone_accuracy: 0.75}\n"
     (workplace / "sweep.yaml").write_text(text)
@@ -117,7 +128,77 @@ def test_runs_of_other_configurations_or_counts_are_not_mixed(icsd, fails, sweep
     icsd("ablate", "sweep.yaml", "--output", "runs", "--jobs", "1")
     assert len([call for call in calls(sweep) if call[0] == "evaluate"]) == len(calls(sweep)) == 6
     (sweep / "none.yaml").write_text("losses: {generator: {distillation: 2}}")
-    assert "runs/none/seed-0 was trained with other configurations" in fails("ablate", "sweep.yaml", "--output", "runs")
+    message = fails("ablate", "sweep.yaml", "--output", "runs")
+    assert "runs/none/seed-0 was trained with another configuration; differing: " in message
+    assert "losses.generator.distillation (checkpoint: 0, now: 2.0)" in message
+    assert message.endswith("give another --output, or remove runs/none/seed-0")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("note", [None, '[{"base": "weights.yaml"}]'])
+def test_a_change_in_a_file_that_another_one_extends_is_noticed(icsd, fails, sweep, note):
+    (sweep / "none.yaml").rename(sweep / "weights.yaml")
+    (sweep / "none.yaml").write_text("base: weights.yaml")
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (sweep / "calls.txt").unlink()
+    if note is not None:  # of an earlier version
+        (sweep / "runs" / "none" / "seed-1.json").write_text(note)
+    code, out, err = icsd("ablate", "sweep.yaml", "--output", "runs")
+    assert code == 0, err
+    assert "6 of 6 finished" in out
+    assert not (sweep / "calls.txt").exists()
+    edit(sweep / "weights.yaml", "0", "0.5")
+    message = fails("ablate", "sweep.yaml", "--output", "runs")
+    assert "losses.generator.distillation (checkpoint: 0, now: 0.5)" in message
+
+
+def test_results_by_other_options_are_measured_again(icsd, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (sweep / "calls.txt").unlink()
+    edit(sweep / "sweep.yaml", "count: 20", "count: 20\nevaluate: [--seed, '1']")
+    _, _, err = icsd("ablate", "sweep.yaml", "--output", "runs", "--report")
+    assert "there is no finished run of the reference 'none'" in err
+    code, out, err = icsd("ablate", "sweep.yaml", "--output", "runs")
+    assert code == 0, err
+    assert "6 of 6 finished" in out
+    assert [call[:1] + call[4:6] for call in calls(sweep)] == [["evaluate", "--seed", "1"]] * 6
+
+
+def test_runs_with_other_evaluations_during_training_are_not_mixed(icsd, fails, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    edit(sweep / "sweep.yaml", "evaluate_every: 1", "evaluate_every: 2")
+    assert "evaluate_every (checkpoint: 1, now: 2)" in fails("ablate", "sweep.yaml", "--output", "runs")
+
+
+def test_notes_are_written_once_and_torn_ones_are_named(icsd, fails, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    note = sweep / "runs" / "both" / "seed-1.json"
+    before = note.stat()
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    assert (note.stat().st_ino, note.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    note.write_text("")
+    message = fails("ablate", "sweep.yaml", "--output", "runs")
+    assert message.startswith("runs/both/seed-1.json cannot be read (")
+    assert message.endswith("): remove it, and runs/both/seed-1/results.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [", "the arm none cannot be trained: configuration none.yaml is not YAML"),
+        ("stepz: 3", "the arm none cannot be trained: Option 'stepz' is not accepted"),
+        ("batch_size: 0", "the arm none cannot be trained: batch_size is 0: give at least 2"),
+    ],
+)
+def test_an_arm_that_cannot_be_trained_ends_the_sweep_before_it_begins(fails, sweep, text, message):
+    (sweep / "none.yaml").write_text(text)
+    assert message in fails("ablate", "sweep.yaml", "--output", "runs")
+    assert not (sweep / "runs").exists()
 
 
 def test_keys_of_an_arm_may_be_written_out(icsd, sweep):
@@ -162,15 +243,16 @@ def test_finished_runs_are_not_repeated_and_trained_ones_only_evaluated(icsd, sw
 
 
 def test_an_interrupted_run_is_resumed(icsd, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (sweep / "calls.txt").unlink()
     folder = sweep / "runs" / "none" / "seed-0"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("steps: 2")
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "step-00000001.safetensors").touch()
+    (folder / "results.json").unlink()
+    (folder / "checkpoints" / "step-00000002.safetensors").rename(folder / "checkpoints" / "step-00000001.safetensors")
+    shutil.rmtree(sweep / "runs" / "both")
     _, out, _ = icsd("ablate", "sweep.yaml", "--output", "runs", "--print-jobs")
     first, *others = out.splitlines()
     assert first.startswith("icsd train --resume runs/none/seed-0 && icsd evaluate runs/none/seed-0 --count 20")
-    assert all(line.startswith("icsd train --config tiny.yaml") for line in others)
+    assert all(line.startswith("icsd train --config tiny.yaml --seed ") for line in others if line)
     assert not (sweep / "calls.txt").exists()
 
 
@@ -191,13 +273,22 @@ def test_a_failed_run_is_named_and_the_others_are_reported(icsd, sweep):
     [
         ("base: []\narms: {a: []}\nreference: none", "reference is 'none': give one of the arms, a"),
         ("base: [missing.yaml]\narms: {a: []}\nreference: a", "base names missing.yaml, which is not there"),
-        ("base: []\narms: {a: []}\nreference: a\nseeds: [1, 1]", "seeds is [1, 1]: give different numbers"),
+        ("base: []\narms: {a: []}\nreference: a\nseeds: [1, 1]", "seeds is [1, 1]: give different whole numbers"),
         ("base: []\narms: {a: none.yaml}\nreference: a", "a is 'none.yaml': give a list of configuration files"),
         ("base: []\narms: {a: []}\nreference: a\ntargets: {x: 1}", "targets needs evaluate_every"),
+        ("base: []\narms: {on: []}\nreference: on", "arms is {True: []}: give a list for each name, with quotes"),
+        ("base: []\narms: {0.1: []}\nreference: 0.1", "arms is {0.1: []}: give a list for each name, with quotes"),
+        ("base: []\narms: [a]\nreference: a", "arms is ['a']: give a list for each name"),
+        ("base: []\narms: {a: []}\nreference: a\ntargets: {x: high}", "targets is {'x': 'high'}: give a number for"),
+        ("base: []\narms: {a: []}\nreference: a\ntargets: [x]", "targets is ['x']: give a number for each figure"),
+        ("base: []\narms: {a: []}\nreference: a\nevaluate: --encoder x", "evaluate is '--encoder x': give a list such"),
+        ("base: []\narms: {a: []}\nreference: a\ncount: many", "count is 'many': give a whole number of images"),
+        ("base: []\narms: {a: []}\nreference: a\nseeds: 3", "seeds is 3: give different whole numbers"),
         ("- a list", "sweep.yaml holds no sweep"),
         ("base: [", "sweep.yaml holds no sweep"),
     ],
 )
-def test_a_sweep_that_cannot_be_used_is_one_line(fails, workplace, text, message):
+def test_a_sweep_that_cannot_be_used_is_one_line(fails, workplace, monkeypatch, text, message):
+    monkeypatch.setattr(ablate, "_run_all", lambda *given: pytest.fail("a run begins"))
     (workplace / "sweep.yaml").write_text(text)
     assert message in fails("ablate", "sweep.yaml", "--output", "runs")
