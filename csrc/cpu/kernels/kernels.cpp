@@ -22,8 +22,10 @@ extern const BankKernels<double> banks_double;
 extern const NarrowKernels narrow_kernels;
 #endif
 
-extern const Kernels kernels = {
-    ICSD_STRING(ICSD_ISA), gram_kernels, combine_kernels, pack_float,       pack_double,  put_float,     put_double,
+// A constant expression: code that filled the table while the module is loaded would run on processors that do not have
+// its instructions.
+extern constexpr Kernels kernels = {
+    ICSD_STRING(ICSD_ISA), gram_kernels, combine_kernels, pack_float,       pack_double,  &put_float,    &put_double,
     &rows_float,           &rows_double, &products_float, &products_double, &banks_float, &banks_double,
 #if defined(__AVX512BF16__)
     &narrow_kernels,

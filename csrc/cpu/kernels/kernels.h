@@ -68,8 +68,8 @@ struct Kernels {
   const CombineKernel* combine;
   const PackKernel<float>* pack_float;
   const PackKernel<double>* pack_double;
-  PutKernel<float> put_float;
-  PutKernel<double> put_double;
+  const PutKernel<float>* put_float;
+  const PutKernel<double>* put_double;
   const AllRowKernels<float>* rows_float;
   const AllRowKernels<double>* rows_double;
   const ProductKernels<float>* products_float;
@@ -89,9 +89,9 @@ struct Kernels {
   template <class C>
   PutKernel<C> put() const {
     if constexpr (sizeof(C) == 8) {
-      return put_double;
+      return *put_double;
     } else {
-      return put_float;
+      return *put_float;
     }
   }
   template <class C>
