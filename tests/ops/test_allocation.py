@@ -57,6 +57,37 @@ def test_the_next_gradient_takes_the_memory_of_the_last():
     assert x.grad.data_ptr() == address
 
 
+def peak_above_now(work):
+    """Return the bytes of memory that `work` needs beyond what is in use."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+
+    def status(field):
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) << 10
+
+    before = status("VmRSS:")
+    work()
+    return status("VmHWM:") - before
+
+
+@pytest.mark.parametrize(("groups", "samples", "features"), [(15, 256, 64), (5, 500, 900)])
+def test_many_threads_share_a_limit_of_sums(groups, samples, features):
+    x = torch.randn(groups, samples, features)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(24)
+    try:
+        icsd.cross_sample_similarity(x[:1, :40], backend="cpu")  # starts the threads
+        empty_cache()
+        with torch.no_grad():
+            assert peak_above_now(lambda: _native.cpu.gram(x)) < (32 if features == 64 else 160) * MIB
+        unit = torch.nn.functional.normalize(x.double(), dim=-1)
+        torch.testing.assert_close(
+            icsd.cross_sample_similarity(x, backend="cpu").double(), unit @ unit.mT, rtol=0, atol=1e-6
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
 def take(mib):
     """A native result of so many MiB."""
     return _native.cpu.combine(torch.ones(mib, 1), torch.ones(1, MIB // 4))

@@ -28,7 +28,8 @@ struct Matrices {
 // and, after a barrier, `finish`. If `center`, they are those of the samples minus the mean of their group, which is
 // subtracted from a few features at a time: K itself would cancel where the mean dominates.
 //
-// With few samples, each thread takes a split of the features, and the sums are added in a fixed order.
+// With few samples, each thread takes a split of the features, and the sums are added in a fixed order. There are fewer
+// splits than threads where their sums would take too much memory.
 // With several groups, each thread takes tiles of the matrices, and nothing is left to add.
 // With many samples it does too, and the features of all samples are packed, some at a time, to be used for many tiles.
 template <class C>
@@ -43,11 +44,11 @@ class Grams {
         centers_(center),
         next_(next),
         matrices_(static_cast<int64_t>(stages.size()) * shape.groups),
-        split_dim_(threads > 1 && shape.samples <= kMaxSplit && shape.groups < 4 * threads),
-        tile_size_(split_dim_ ? shape.samples : std::min(shape.samples, kTileSize)),
         tiles_(blocks_of(shape.samples, kTileSize)),
+        splits_(splits()),
+        tile_size_(splits_ ? shape.samples : std::min(shape.samples, kTileSize)),
         blocks_(matrices_ * (tiles_ * (tiles_ + 1) / 2), threads),
-        sums_((split_dim_ ? matrices_ * threads : threads) * tile_size_ * tile_size_),
+        sums_((splits_ ? matrices_ * splits_ : threads) * tile_size_ * tile_size_),
         loops_(threads),
         panels_(lays_out() ? blocks_of(shape.samples, kBlock) * kBlock * kFeatures : 0),
         products_(lays_out() ? threads * 2 * kBlock * kBlock : 0),
@@ -59,12 +60,15 @@ class Grams {
       for (int64_t matrix = 0; matrix < matrices_; ++matrix) multiply(member, matrix);
       return;
     }
-    if (split_dim_) {
+    if (splits_) {
+      if (member.thread >= splits_) return;
       for (int64_t matrix = 0; matrix < matrices_; ++matrix) {
         const int64_t dim = stages_[matrix / shape_.groups].dim;
-        const Range lines = split_of(blocks_of(dim, kLine), member.thread, member.threads);
-        add_block(matrix, {0, tile_size_, 0, tile_size_}, {lines.begin * kLine, std::min(lines.end * kLine, dim)},
-                  partial(matrix, member.thread), member.thread, {});
+        const Range lines = split_of(blocks_of(dim, kLine), member.thread, splits_);
+        double* const sums = partial(matrix, member.thread);
+        std::fill_n(sums, tile_size_ * tile_size_, 0.0);
+        add_block(matrix, {0, tile_size_, 0, tile_size_}, {lines.begin * kLine, std::min(lines.end * kLine, dim)}, sums,
+                  member.thread, {});
       }
       return;
     }
@@ -82,25 +86,36 @@ class Grams {
   }
 
   void finish(Member member) {
-    if (!split_dim_) return;
+    if (!splits_) return;
     const int64_t n = shape_.samples;
     const Range rows = split_of(matrices_ * n, member.thread, member.threads);
     for (int64_t item = rows.begin; item < rows.end; ++item) {
       const int64_t matrix = item / n, i = item % n;
       for (int64_t j = 0; j <= i; ++j) {
         double sum = 0;
-        for (int owner = 0; owner < member.threads; ++owner) sum += partial(matrix, owner)[i * n + j];
+        for (int owner = 0; owner < splits_; ++owner) sum += partial(matrix, owner)[i * n + j];
         put(matrix, i, j, sum);
       }
     }
   }
 
  private:
-  static constexpr int64_t kMaxSplit = 512;   // samples up to which the features are split
-  static constexpr int64_t kTileSize = 128;   // rows and columns of a tile of the matrix
-  static constexpr int64_t kLine = 64;        // splits begin on whole cache lines of features
-  static constexpr int64_t kFeatures = 1024;  // packed at a time
+  static constexpr int64_t kMaxSplit = 512;      // samples up to which the features are split
+  static constexpr int64_t kMostSums = 1 << 24;  // of all splits: 128 MiB
+  static constexpr int64_t kTileSize = 128;      // rows and columns of a tile of the matrix
+  static constexpr int64_t kLine = 64;           // splits begin on whole cache lines of features
+  static constexpr int64_t kFeatures = 1024;     // packed at a time
   static constexpr DType kComputeType = sizeof(C) == sizeof(double) ? DType::float64 : DType::float32;
+
+  // Returns the number of splits of the features, or 0 if tiles of the matrices are shared among the threads.
+  int splits() const {
+    if (threads_ == 1 || shape_.samples > kMaxSplit || shape_.groups >= 4 * threads_) return 0;
+    int64_t fit = 1;  // no more than lines of features
+    for (const Features& x : stages_) fit = std::max(fit, blocks_of(x.dim, kLine));
+    fit = std::min(fit, kMostSums / std::max<int64_t>(matrices_ * shape_.samples * shape_.samples, 1));
+    if (fit < threads_ && matrices_ * tiles_ >= threads_) return 0;
+    return fit > 1 ? static_cast<int>(std::min<int64_t>(fit, threads_)) : 0;
+  }
 
   // Returns how many features are centered at a time: in the second cache, or as many as are packed.
   int64_t centered_dim() const {
@@ -201,7 +216,7 @@ class Grams {
   }
 
   double* partial(int64_t matrix, int thread) {
-    return sums_.data() + (matrix * threads_ + thread) * tile_size_ * tile_size_;
+    return sums_.data() + (matrix * splits_ + thread) * tile_size_ * tile_size_;
   }
 
   void add_block(int64_t matrix, GramBlock block, Range range, double* sums, int thread, const Ahead& ahead) {
@@ -232,10 +247,11 @@ class Grams {
   bool centers_;
   const void* next_;  // the features of the first stage that are read after these, or null
   int64_t matrices_;
-  bool split_dim_;
-  int64_t tile_size_, tiles_;
+  int64_t tiles_;
+  int splits_;
+  int64_t tile_size_;
   Queue blocks_;
-  std::vector<double> sums_;
+  Buffer<double> sums_;
   Loops loops_;
   Buffer<C> panels_, products_;
   int64_t centered_dim_;  // 0 if nothing is centered
