@@ -73,6 +73,7 @@ inline Batch batch_of(const Tensor& x, const char* name) {
   const int last = x.ndim - 1;
   if (last < 1) refuse(what + " must have the shape (*B, N, D)");
   int64_t groups = 1, group_stride = 0, next = 0;
+  bool first = true;
   for (int dim = last - 2; dim >= 0; --dim) groups = product(groups, x.shape[dim], 1);
   const Shape shape{groups, x.shape[last - 1]};
   const int64_t features = x.shape[last];
@@ -86,11 +87,12 @@ inline Batch batch_of(const Tensor& x, const char* name) {
   if (features > 1 && x.strides[last] != 1) refuse(what + " has samples whose features are not adjacent");
   for (int dim = last - 2; dim >= 0; --dim) {
     if (x.shape[dim] == 1) continue;
-    if (group_stride || next) {
-      if (x.strides[dim] != next) refuse(what + " has groups that are not one stride apart");
-    } else {
+    if (first) {
       group_stride = x.strides[dim];
+    } else if (x.strides[dim] != next) {
+      refuse(what + " has groups that are not one stride apart");
     }
+    first = false;
     next = x.strides[dim] * x.shape[dim];
   }
   return {{data, dtype, features, group_stride, x.strides[last - 1]}, shape};

@@ -109,6 +109,7 @@ class CUDA {
 
   template <class C>
   void combine(const C* matrix, int64_t outputs, const Features& x, const Features& out, Shape shape) const {
+    if (outputs > kMost) refuse("more outputs than 32 bits count");
     cuda::combine<C>(matrix, outputs, x, out, shape, context_);
   }
 

@@ -185,7 +185,10 @@ struct CombineTiles {
     if (!resident && kTerms == 2) return kTerms * matrix_term() + 2 * whole() * static_cast<int>(4 / sizeof(S));
     return (resident ? chunks : 2) * kTerms * matrix_term();
   }
-  std::size_t bytes() const { return (matrix() + 2 * kChunk * kPitch) * sizeof(S); }
+  std::size_t bytes() const {
+    const std::int64_t elements = resident ? std::int64_t{chunks} * kTerms * matrix_term() : matrix();  // more than int
+    return (elements + 2 * kChunk * kPitch) * sizeof(S);
+  }
 };
 
 #if __CUDA_ARCH__ >= 800
