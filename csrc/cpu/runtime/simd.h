@@ -2,6 +2,10 @@
 // they differ in their flags and in the sizes below.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+#error "icsd needs GCC 12 or later: install it, and set CXX, e.g. CXX=g++-12"
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
