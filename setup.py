@@ -6,6 +6,7 @@ them; ICSD_CUDA_ARCHITECTURES="80 90" or "all" chooses the GPUs. ICSD_CPU_ISAS="
 these instruction sets only.
 """
 
+import itertools
 import os
 import platform
 import re
@@ -25,7 +26,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-COMPILER = shlex.split(os.environ.get("CXX", "c++"))
+COMPILER = shlex.split(os.environ.get("CXX", "c++"))  # perhaps a ccache, the compiler and its options
+COMPILER_OPTIONS = list(itertools.dropwhile(lambda word: not word.startswith("-"), COMPILER))
+COMPILER_PROGRAM = COMPILER[-len(COMPILER_OPTIONS) - 1]
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 COMPILE_FLAGS = [
@@ -86,9 +89,17 @@ def installed_gpus() -> list[str]:
 @cache
 def cuda_architectures() -> list[str]:
     """Return the compute capabilities to build for."""
-    chosen = os.environ.get("ICSD_CUDA_ARCHITECTURES", "").replace(",", " ").split()
+    chosen = re.sub(
+        "[,;.]", lambda match: "" if match[0] == "." else " ", os.environ.get("ICSD_CUDA_ARCHITECTURES", "")
+    )
+    chosen = chosen.split()
     if chosen == ["all"]:
         return CUDA_ARCHITECTURES
+    if unknown := [arch for arch in chosen if not re.fullmatch(r"\d{2,3}", arch)]:
+        sys.exit(
+            f"icsd: ICSD_CUDA_ARCHITECTURES names {', '.join(unknown)}; give numbers, e.g. "
+            f"{' '.join(CUDA_ARCHITECTURES)}, or all"
+        )
     return chosen or installed_gpus() or CUDA_ARCHITECTURES
 
 
@@ -112,7 +123,7 @@ def generate_code(architectures: list[str]) -> list[str]:
 
 def for_host(flags: list[str]) -> str:
     """Return flags that nvcc hands to the host's compiler."""
-    return " ".join("-Xcompiler " + shlex.quote(flag.replace(",", "\\,")) for flag in flags)
+    return " ".join("-Xcompiler " + shlex.quote(flag.replace(",", "\\,")) for flag in flags).replace("$", "$$")
 
 
 class NinjaBuild(build_ext):
@@ -127,8 +138,10 @@ class NinjaBuild(build_ext):
         headers = [sysconfig.get_paths()["include"], *os.environ.get("CPATH", "").split(":")]
         if not any((Path(folder) / "Python.h").exists() for folder in headers if folder):
             sys.exit(f"icsd: {headers[0]}/Python.h is missing; install Python's headers (apt-get install python3-dev)")
-        if shutil.which(COMPILER[-1]) is None:
-            sys.exit(f"icsd: there is no C++ compiler {COMPILER[-1]}; install one (apt-get install g++), or set CXX")
+        if shutil.which(COMPILER_PROGRAM) is None:
+            sys.exit(
+                f"icsd: there is no C++ compiler {COMPILER_PROGRAM}; install one (apt-get install g++), or set CXX"
+            )
         nvcc = find_nvcc()
         if nvcc is not None:
             check_nvcc(nvcc)
@@ -143,7 +156,7 @@ class NinjaBuild(build_ext):
         if subprocess.run(command, check=False).returncode:
             sys.exit(
                 "icsd: the native module was not built; the command that failed and its errors are above. It takes a "
-                f"compiler of C++17 (CXX is {shlex.join(COMPILER)})"
+                f"compiler of C++17, of GCC 12 or later (CXX is {shlex.join(COMPILER)})"
                 + (f" and an nvcc that works with it ({nvcc}; ICSD_CUDA=0 builds for the CPU only)" if nvcc else "")
             )
         if nvcc is None:
@@ -172,18 +185,21 @@ def write_build(build: Writer, target: Path, nvcc: str | None) -> None:
     """
     sources = Path("../../csrc")
     flags = [*COMPILE_FLAGS, f"-I{sources}", *(["-DICSD_X86"] if X86 else [])]
-    flags += shlex.split(os.environ.get("CXXFLAGS", ""))
+    users_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+    flags += users_flags
     compiler = quoted(COMPILER)
     rule(build, "compile", f"{compiler} -MMD -MF $out.d {quoted(flags)} $flags -c $in -o $out")
     link_flags = ["-fopenmp", "-Wl,-s", *shlex.split(os.environ.get("LDFLAGS", ""))]
     if nvcc is None:
         link = f"{compiler} -shared $in {quoted(link_flags)} -o $out"
     else:
-        nvcc_on_host = quoted([nvcc, "-ccbin", COMPILER[-1]])  # without a ccache before it
+        nvcc_on_host = quoted([nvcc, "-ccbin", COMPILER_PROGRAM])  # without a ccache before it
         cuda_flags = quoted([*CUDA_FLAGS, *generate_code(cuda_architectures()), f"-I{sources}"])
-        host_flags = for_host(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
-        rule(build, "compile_cuda", f"{nvcc_on_host} -MMD -MF $out.d {cuda_flags} {host_flags} -c $in -o $out")
-        link = f"{nvcc_on_host} -shared -cudart static $in {for_host(link_flags)} -o $out"
+        host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *COMPILER_OPTIONS, *users_flags]
+        rule(
+            build, "compile_cuda", f"{nvcc_on_host} -MMD -MF $out.d {cuda_flags} {for_host(host_flags)} -c $in -o $out"
+        )
+        link = f"{nvcc_on_host} -shared -cudart static $in {for_host([*COMPILER_OPTIONS, *link_flags])} -o $out"
     build.rule("link", link, description="link $out")
     objects = []
 

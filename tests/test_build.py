@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 COMPILER = """#!/bin/sh
 for each; do [ "$before" = -o ] && touch "$each"; [ "$before" = -MF ] && echo "x:" > "$each"; before=$each; done
 printf '%s\\n' "$PWD" "$@" "" >> "$CALLS"
-exit ${STATUS:-0}
+[ "${STATUS:-0}" = 0 ] || exit $STATUS
 """
 
 
@@ -28,6 +28,9 @@ def build(folder, **environment):
     compiler = folder / "c++"
     compiler.write_text(COMPILER)
     compiler.chmod(0o755)
+    nvcc = folder / "nvcc"
+    nvcc.write_text(COMPILER + "echo release 12.8\n")
+    nvcc.chmod(0o755)
     calls = folder / "calls"
     variables = {"CXX": shlex.quote(str(compiler)), "CALLS": str(calls), "ICSD_CUDA": "0"} | environment
     run = subprocess.run(
@@ -61,6 +64,10 @@ def test_any_path_can_be_built_in(tmp_path, name):
         ({"STATUS": "1"}, "the native module was not built; the command that failed and its errors are above"),
         ({"ICSD_CUDA": "1", "CUDACXX": "/absent/nvcc"}, "/absent/nvcc (from CUDACXX or CUDA_HOME) is not a program"),
         ({"ICSD_CUDA": "1", "CUDACXX": "/bin/true"}, "`/bin/true --version` names no release"),
+        (
+            {"ICSD_CUDA": "1", "CUDACXX": "./nvcc", "ICSD_CUDA_ARCHITECTURES": "8.0;90a"},
+            "ICSD_CUDA_ARCHITECTURES names 90a; give numbers, e.g. 75 80",
+        ),
     ],
 )
 def test_causes_are_told_apart(tmp_path, environment, message):
@@ -77,3 +84,20 @@ def test_kernels_of_chosen_instruction_sets_alone(tmp_path):
         flag for call in calls for flag in call if flag.startswith(("-DICSD_ISA=", "-DICSD_HAS_", "-DICSD_CPU_ISAS="))
     }
     assert flags == {"-DICSD_ISA=portable", "-DICSD_HAS_PORTABLE", '-DICSD_CPU_ISAS="portable"'}
+
+
+def test_options_of_the_environment_reach_every_compiler(tmp_path):
+    folder = tmp_path / "icsd"
+    options = {"CXX": f"{folder}/c++ -m64 -pthread", "CXXFLAGS": "-DSEEN", "LDFLAGS": "-Wl,-rpath,$ORIGIN/lib"}
+    run, calls = build(folder, ICSD_CUDA="1", CUDACXX=f"{folder}/nvcc", ICSD_CUDA_ARCHITECTURES="8.0;9.0", **options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    compiled = [call for call in calls if "-c" in call]
+    by_nvcc = [call for call in compiled if "-ccbin" in call]
+    assert by_nvcc
+    for call in compiled:
+        assert {"-m64", "-pthread", "-DSEEN"} < set(call)
+    for call in by_nvcc:
+        assert call[call.index("-ccbin") + 1] == f"{folder}/c++"
+        assert call[call.index("-DSEEN") - 1] == "-Xcompiler"
+    (linked,) = (call for call in calls if "-shared" in call)
+    assert "-Wl\\,-rpath\\,$ORIGIN/lib" in linked
