@@ -41,6 +41,10 @@ class DistillClipLoss(nn.Module):
         cache_labels: It has no effect, since there are no labels to keep.
         rank: The rank of this process in the default process group.
         world_size: The number of ranks that the batch is spread over.
+        use_horovod: It must be False: ranks are those of `torch.distributed`.
+
+    Raises:
+        ValueError: `use_horovod` is True.
     """
 
     def __init__(
@@ -50,8 +54,11 @@ class DistillClipLoss(nn.Module):
         cache_labels: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        use_horovod: bool = False,
     ) -> None:
         super().__init__()
+        if use_horovod:
+            raise ValueError("use_horovod must be False, got True: start the processes by torchrun")
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
@@ -80,7 +87,7 @@ class DistillClipLoss(nn.Module):
             output_dict: True to return a dictionary with the keys `"contrastive_loss"` and `"distill_loss"`.
 
         Raises:
-            ValueError: The shapes do not fit, or a factor is not positive and finite.
+            ValueError: The shapes do not fit, or a factor is not one positive and finite number.
         """
         features = {
             "image_features": image_features,
@@ -96,14 +103,18 @@ class DistillClipLoss(nn.Module):
                     f"{tuple(x.shape)}"
                 )
         scale, teacher_scale = _number("logit_scale", logit_scale), _number("dist_logit_scale", dist_logit_scale)
+        if isinstance(logit_scale, Tensor):
+            logit_scale = logit_scale.reshape(())  # as losses, whatever number of dimensions the parameter has
         images, texts = self._sides(image_features), self._sides(text_features)
         taught = _scaled(images, texts, logit_scale, scale)
         teacher = self._sides(dist_image_features.detach()), self._sides(dist_text_features.detach())
-        matched = (images.rows * texts.rows).sum(-1).mean()
+        first = self.rank * count if self.local_loss and self.world_size > 1 else 0  # column that matches the first row
         contrastive, distill = [], []
         for rows, columns in ((0, 1), (1, 0)):
             student = taught[rows].rows, taught[columns].columns
-            mean = ((images, texts)[rows].rows.mean(0) * (images, texts)[columns].columns.mean(0)).sum()
+            own, others = (images, texts)[rows].rows, (images, texts)[columns].columns
+            mean = (own.mean(0) * others.mean(0)).sum()
+            matched = (own * others[first : first + len(own)]).sum(-1).mean()
             contrastive.append(_log_sum_exp(student, _HALF / scale, mean * logit_scale) - matched * logit_scale)
             targets = teacher[rows].rows, teacher[columns].columns
             distill.append(_cross_entropy(student, _HALF / scale, targets, 1 / teacher_scale))
@@ -147,6 +158,8 @@ class _Sides(NamedTuple):
 
 def _number(name: str, scale: Tensor | float) -> float:
     """Return the value of a factor of similarities."""
+    if isinstance(scale, Tensor) and scale.numel() != 1:
+        raise ValueError(f"{name} must be one number, got a tensor of the shape {tuple(scale.shape)}")
     value = float(scale.detach() if isinstance(scale, Tensor) else scale)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive finite number, got {value}")

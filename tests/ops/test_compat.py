@@ -202,6 +202,16 @@ def test_images_and_texts():
     torch.testing.assert_close([named["contrastive_loss"], named["distill_loss"]], list(losses))
 
 
+def test_losses_are_scalars_for_a_factor_in_a_vector():
+    features = [F.normalize(x.detach(), dim=-1) for x in (*related(5, 4), *related(5, 7))]
+    # `create_loss` of open_clip gives all of these.
+    criterion = open_clip.DistillClipLoss(False, False, cache_labels=True, rank=0, world_size=1, use_horovod=False)
+    scale = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    losses = criterion(*features[:2], scale, *features[2:], torch.ones(1))
+    torch.testing.assert_close(losses, criterion(*features[:2], 1.0, *features[2:], 1.0))
+    assert torch.autograd.grad(sum(losses), scale)[0].shape == (1,)
+
+
 MAPS, TOKENS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 20, 3)
 
 
@@ -241,6 +251,11 @@ MAPS, TOKENS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 20, 3)
             "dist_logit_scale must be a positive finite number, got inf",
             lambda: open_clip.DistillClipLoss()(*[TOKENS[0]] * 2, 1.0, *[TOKENS[0]] * 2, math.inf),
         ),
+        (
+            r"logit_scale must be one number, got a tensor of the shape \(2,\)",
+            lambda: open_clip.DistillClipLoss()(*[TOKENS[0]] * 2, torch.ones(2), *[TOKENS[0]] * 2, 1.0),
+        ),
+        ("use_horovod must be False, got True", lambda: open_clip.DistillClipLoss(use_horovod=True)),
         (r"feat_S must be maps", lambda: cirkd.CriterionMiniBatchCrossImagePair(1.0)(TOKENS, MAPS)),
     ],
 )
