@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile
 
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
-from icsd.training.checkpoint import Kind, find, is_unstarted
+from icsd.training.checkpoint import Kind, find, is_unstarted, run_folder_of
 from icsd.training.renamed import check_keys, leaves
 from icsd.training.run_folder import RunFolder
 
@@ -53,11 +53,12 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
         if path is not None:
             load_configuration(path)
     if resume and given.resume:
-        if given.resume.is_dir() and not is_unstarted(given.resume):
-            find(given.resume, resume)
-        if note := RunFolder(given.resume).restore_config():
+        folder = run_folder_of(given.resume)
+        if folder.is_dir() and not is_unstarted(folder):
+            find(folder, resume)
+        if note := RunFolder(folder).restore_config():
             print(f"note         {note}")
-        path = given.resume / "config.yaml"
+        path = folder / "config.yaml"
         if path.is_file():
             load_configuration(path)
         parser.default_config_files = [glob.escape(str(path))]

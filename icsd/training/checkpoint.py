@@ -241,6 +241,11 @@ def best_path(folder: Path | str) -> Path:
     return Path(folder) / "checkpoints" / "best.safetensors"
 
 
+def run_folder_of(place: Path) -> Path:
+    """Return the run folder that a user means by a path: itself, or the folder whose ``checkpoints`` it is."""
+    return place.parent if place.name == "checkpoints" and _steps(place.parent) else place
+
+
 def latest(folder: Path | str) -> Path:
     """Return the newest checkpoint of a run folder, or of the ``checkpoints`` folder in it.
 
@@ -250,7 +255,7 @@ def latest(folder: Path | str) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no run folder at {folder}: give the folder that `icsd train` made")
-    found = _steps(folder.parent if folder.name == "checkpoints" else folder)
+    found = _steps(run_folder_of(folder))
     if found:
         return found[-1]
     runs = sorted({path.parent.parent.name for path in folder.glob("*/checkpoints/step-*.safetensors")})

@@ -11,16 +11,22 @@ import yaml
 
 from icsd.errors import InputError
 from icsd.team import Team, joined
-from icsd.training import run_folder
+from icsd.training import checkpoint, run_folder
 from icsd.training.config import RunConfig
 
 
-def restarted(config: RunConfig) -> Path | None:
-    """Return the run folder to go on in after a restart by torchrun, None at the first start.
+def folder_to_resume(config: RunConfig, resume: Path | None) -> Path | None:
+    """Return the run folder to go on in: the given one, or that of a run that torchrun restarts; None starts a new run.
+
+    Args:
+        config: The configuration.
+        resume: The run folder that is to be resumed or its ``checkpoints``, or None.
 
     Raises:
         InputError: torchrun may restart the run, which has no name.
     """
+    if resume is not None:
+        return checkpoint.run_folder_of(resume)
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
         return None
     if config.name is None:

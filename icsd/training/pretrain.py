@@ -30,7 +30,7 @@ from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch, SampledDataset
 from icsd.training.captions import check_captions, describe_data, differences
 from icsd.training.config import PretrainConfig
-from icsd.training.launch import check_share, launched, restarted
+from icsd.training.launch import check_share, folder_to_resume, launched
 from icsd.training.loggers import require_wandb
 from icsd.training.loop import Command, Event, Loop
 from icsd.training.randomness import random_state, restore_random_state, seed_everything
@@ -155,7 +155,7 @@ def pretrain(config: PretrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data, weights or checkpoint cannot be used, or the loss is no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
-    resume = resume or restarted(config)
+    resume = folder_to_resume(config, resume)
     with launched(config, resume) as team, contextlib.ExitStack() as stack:
         if resume is not None:
             folder = RunFolder(resume)

@@ -45,7 +45,7 @@ from icsd.training.batches import Batch, SampledDataset
 from icsd.training.captions import check_captions, describe_data, differences
 from icsd.training.config import TrainConfig
 from icsd.training.evaluation import TrainingEvaluation, flat, score_of
-from icsd.training.launch import launched, restarted
+from icsd.training.launch import folder_to_resume, launched
 from icsd.training.loggers import require_wandb
 from icsd.training.loop import Command, Event, Loop
 from icsd.training.memory import peak_memory
@@ -85,7 +85,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         InputError: Configuration, data or checkpoint cannot be used, or the losses are no longer finite.
         KeyboardInterrupt: A signal ended the run; the message says how to resume.
     """
-    resume = resume or restarted(config)
+    resume = folder_to_resume(config, resume)
     with launched(config, resume) as team, contextlib.ExitStack() as stack:
         if resume is not None:
             folder = RunFolder(resume)
@@ -114,6 +114,7 @@ def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     Raises:
         InputError: Configuration, data or checkpoint cannot be used.
     """
+    resume = resume and checkpoint.run_folder_of(resume)
     with launched(config, resume) as team:
         _dry_run(prepare(config, resume, team))
 

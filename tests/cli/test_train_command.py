@@ -29,6 +29,14 @@ def test_a_configuration_trains_and_resumes_with_its_own_values(icsd, workplace)
     assert state["config"]["generator"]["width"] == 2
 
 
+def test_the_folder_of_checkpoints_resumes_its_run(icsd, workplace):
+    assert icsd("train", "--config", "tiny.yaml", "--steps", "1", "--generator.width", "2")[0] == 0
+    code, _, err = icsd("train", "--resume", str(RUN / "checkpoints"), "--steps", "2")
+    assert code == 0, err
+    names = sorted(path.name for path in (RUN / "checkpoints").iterdir())
+    assert names == ["step-00000001.safetensors", "step-00000002.safetensors"]
+
+
 def test_a_run_without_a_checkpoint_starts_again_with_its_own_values(icsd, workplace):
     assert icsd("train", "--config", "tiny.yaml", "--steps", "1", "--generator.width", "2")[0] == 0
     checkpoint.latest(RUN).unlink()

@@ -69,7 +69,7 @@ def test_the_loss_falls(config):
 def test_resuming_ends_in_the_same_weights(config):
     whole = checkpoint.load(checkpoint.latest(pretrain(config)))
     part = pretrain(replace(config, steps=3))
-    pretrain(config, resume=part)
+    assert pretrain(config, resume=part / "checkpoints") == part
     resumed = checkpoint.load(checkpoint.latest(part))
     assert all(torch.equal(resumed["damsm"][name], value) for name, value in whole["damsm"].items())
     with pytest.raises(InputError, match="is already trained for 6 steps"):
