@@ -6,11 +6,12 @@ after a signal with a checkpoint, and before a checkpoint of weights that are no
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -204,7 +205,7 @@ class Loop:
     def _take_steps(self, interruption: Any) -> None:
         """Take the steps until the last one or a signal."""
         stop, recent, since = self.config.steps, [], time.perf_counter()
-        for batches in self.batches(self.step, stop):
+        for batches in self._loaded(self.step, stop):
             recent.append(self.trainer.step(batches))
             self.progress.set_description(f"step {self.step}", refresh=False)
             images = sum(len(batch.captions) for batch in batches)
@@ -223,13 +224,35 @@ class Loop:
                 message = f"stopped at step {self.step} of {stop}; continue with\n  {self.resume_command()}"
                 raise KeyboardInterrupt(message)
 
+    def _loaded(self, start: int, stop: int) -> Iterator[Sequence[Batch]]:
+        """Yield the batches of each step from one step to another.
+
+        Raises:
+            InputError: An image cannot be read; the message says how to go on.
+        """
+        batches = iter(self.batches(start, stop))
+        while True:
+            try:
+                with self._keeping_steps():
+                    loaded = next(batches, None)
+            except InputError as error:
+                raise InputError(f"{error}: {self.last_good()}") from error
+            if loaded is None:
+                return
+            yield loaded
+
     def _act(self, event: Event) -> None:
-        """Take the action of an event; if it fails, save a checkpoint, so that no step has to be taken again."""
+        """Take the action of an event."""
+        with self._keeping_steps(), self.stopwatch.paused():
+            event.action()
+
+    @contextlib.contextmanager
+    def _keeping_steps(self) -> Iterator[None]:
+        """Save a checkpoint if something between two steps fails, so that no step has to be taken again."""
         try:
-            with self.stopwatch.paused():
-                event.action()
+            yield
         except Exception as error:
-            if not self.team.lost_contact(error):
+            if self.step and not self.team.lost_contact(error):
                 self._save_step()
             raise
 

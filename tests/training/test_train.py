@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from icsd.data import DataConfig, open_dataset, write_folder
+from icsd.data import DataConfig, images, open_dataset, write_folder
 from icsd.errors import InputError
 from icsd.evaluation import AttributeScore, attributes
 from icsd.evaluation.evaluate import Evaluation
@@ -511,6 +511,21 @@ def test_an_image_that_cannot_be_read_is_one_line(config, tmp_path, monkeypatch,
         train.train(replace(config, data=DataConfig("folder", tmp_path / "images"), workers=workers))
     assert "\n" not in str(raised.value)
     assert ".png" in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_can_no_longer_be_read_loses_no_step(config, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(images, "_MEMORY", 0)
+    write_folder([open_dataset(config.data, "train", 16)], tmp_path / "images")
+    paths = [*(tmp_path / "images").rglob("*.png")]
+    data = DataConfig("folder", tmp_path / "images")
+    config = replace(config, data=data, workers=workers, steps=60, sample_every=60)
+    after_step(monkeypatch, 2, lambda trainer: [path.write_bytes(path.read_bytes()[:60]) for path in paths])
+    with pytest.raises(InputError, match=r"\.png cannot be read .* is still good; continue from it with\n") as raised:
+        train.train(config)
+    step = final_state(config.output / "images")["step"]
+    assert step == 2 if workers == 0 else 2 <= step < 60
+    assert f"step-{step:08d}.safetensors is still good" in str(raised.value)
 
 
 @pytest.mark.parametrize("step", [1, 3])
