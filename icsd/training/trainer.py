@@ -554,7 +554,8 @@ class Trainer:
                 aligned = {key: torch.empty_like(weight).copy_(moments[key]) for key in ("exp_avg", "exp_avg_sq")}
                 moments.update(aligned)
         self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # that of a run in another precision is empty, and the losses are scaled anew
+            self.scaler.load_state_dict(state["scaler"])
         for side, block in self._blocks().items():
             block.load_queued([queued.to(self.device) for queued in state["queues"][side]])
         restore_random_state(state["random"], self.device)

@@ -202,6 +202,15 @@ def test_restored_trainer_takes_the_very_same_step(precision, channels_last):
         assert torch.equal(value, second.state_dict()["ema"][name]), name
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "bf16")])
+def test_a_restored_trainer_may_have_another_precision(before, after):
+    first, second = (trainer_of(config_of(precision=precision)) for precision in (before, after))
+    steps_of(first)
+    second.load_state_dict(first.state_dict())
+    (losses,) = steps_of(second)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def _contiguous(value):
     """Return the state as a checkpoint gives it back."""
     if isinstance(value, dict):
