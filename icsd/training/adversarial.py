@@ -30,7 +30,8 @@ class AdversarialConfig:
 
     wrong_captions: Literal["any", "similar"] = "any"
     """Wrong captions of real images: those of any image of another class (AttnGAN), or of the one in the batch whose
-    caption shares most words with the right caption. similar suits captions that fit one image alone."""
+    caption has the largest share of common words with the right one, among all words of both (Jaccard's index).
+    similar suits captions that fit one image alone."""
 
     penalty_every: int = 1
     """Steps between two penalties on the discriminators' gradients, whose weights are multiplied by this number (lazy

@@ -58,6 +58,8 @@ class Batch:
             tokens: Tokens of the captions.
             similar: Choose wrong captions that are similar to the right ones; see `mismatched_captions`.
         """
+        rows = zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)
+        words = [set(row[:length]) for row, length in rows] if similar else None
         first: dict[str, int] = {}
         caption_ids = [first.setdefault(caption, len(first)) for caption in captions]
         return cls(
@@ -67,9 +69,7 @@ class Batch:
             lengths=tokens.lengths,
             class_ids=torch.tensor(class_ids),
             caption_ids=torch.tensor(caption_ids),
-            mismatched=mismatched_captions(
-                class_ids, caption_ids, [set(row) for row in tokens.ids.tolist()] if similar else None
-            ),
+            mismatched=mismatched_captions(class_ids, caption_ids, words),
         )
 
     def of_all_ranks(self, team: Team, similar: bool) -> Batch:
@@ -116,8 +116,8 @@ def mismatched_captions(
     Args:
         class_ids: Classes of B images.
         caption_ids: B numbers, equal for equal captions.
-        words: The words of B captions. Of the wrong captions, the one that shares most of its words with the right one
-            is chosen then, and the first of several.
+        words: The words of B captions, at least one each. Of the wrong captions, the one with the largest share of
+            common words among all words of both captions is chosen then, and the first of several.
 
     Returns:
         Indices, `(B,)` int64; an image's own index where the batch holds no wrong caption for it.

@@ -6,7 +6,7 @@ import torch
 from icsd.data import DataConfig, open_dataset
 from icsd.data.captions import Vocabulary
 from icsd.models.tokens import WordTokenizer
-from icsd.training.batches import SampledDataset, batch_indices, mismatched_captions
+from icsd.training.batches import Batch, SampledDataset, batch_indices, mismatched_captions
 
 LONG = ["one two three four five six seven eight", "a b c d e f g h i j", "the quick brown fox jumps over it", "red"]
 
@@ -111,3 +111,10 @@ def test_similar_wrong_captions_share_most_words_and_differ_in_class_and_caption
     assert chosen[2] in (1, 4)
     assert words[chosen[4]] == {1, 2, 3, 4}
     assert mismatched_captions([0, 0], [0, 1], words[:2]).tolist() == [0, 1]
+
+
+def test_padding_is_no_word_that_similar_captions_share():
+    captions = ["red bird", "red", "red bird flying"]
+    tokens = WordTokenizer(Vocabulary.build(captions), 4)(captions)
+    batch = Batch.of(torch.zeros(3, 3, 4, 4), captions, [0, 1, 2], tokens, similar=True)
+    assert batch.mismatched[0] == 2
