@@ -354,12 +354,11 @@ class Run:
         print(f"try next     icsd sample {sentence} --checkpoint {folder}")
 
     def _best_score(self) -> float | None:
-        """Return the score of the best checkpoint; none if its step is to be taken again."""
+        """Return the score of the best checkpoint, whether or not its step is to be taken again; none for a new run."""
         best = checkpoint.best_path(self.folder.path)
-        if not best.exists():
+        if not best.exists() or self.trainer.step_count == 0:
             return None
-        state = checkpoint.load(best, ["step", "score"])
-        return state["score"] if state["step"] <= self.trainer.step_count else None
+        return checkpoint.load(best, ["score"])["score"]
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:

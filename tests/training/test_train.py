@@ -257,6 +257,15 @@ def test_the_best_model_is_kept_beside_the_newest(config, monkeypatch, quick_eva
     assert [line["score"] for line in lines_of(folder) if "score" in line] == list(scores.values())
 
 
+def test_a_better_model_past_the_checkpoint_stays_the_best(config, monkeypatch, quick_evaluation):
+    scores = iter([0.25, 0.75, 0.5, 0.6])
+    monkeypatch.setattr(train, "score_of", lambda results: next(scores))
+    folder = train.train(replace(config, steps=2, evaluate_every=1, checkpoint_every=1))
+    checkpoint.latest(folder).unlink()
+    train.train(replace(config, steps=3, evaluate_every=1), resume=folder)
+    assert checkpoint.load(checkpoint.best_path(folder), ["step", "score"]) == {"step": 2, "score": 0.75}
+
+
 def test_evaluation_changes_nothing_in_training(config, quick_evaluation):
     config = replace(config, discriminator=DiscriminatorConfig(width=4, normalization="spectral"))
     plain, evaluated = (final_state(train.train(replace(config, evaluate_every=every))) for every in (None, 2))
