@@ -60,6 +60,9 @@ from icsd.visualization import caption_grid
 CHECKPOINTS_KEPT = 3
 IMAGES_PER_GRID = 12
 
+LISTED_BY_FOLDER = ("folder", "coco")
+"""The sources of data that read, or refuse, every image below ``data.root``."""
+
 FREE_ON_RESUME = (
     *("steps", "output", "name", "data.root", "damsm.checkpoint", "device", "threads", "channels_last", "compile"),
     *("workers", "loggers", "log_every", "sample_every", "checkpoint_every", "evaluate_every", "evaluate"),
@@ -87,6 +90,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     """
     resume = folder_to_resume(config, resume)
     with launched(config, resume) as team, contextlib.ExitStack() as stack:
+        _check_place(config, resume)
         if resume is not None:
             folder = RunFolder(resume)
             team.first(lambda: stack.enter_context(folder.locked()))
@@ -116,6 +120,7 @@ def dry_run(config: TrainConfig, resume: Path | None = None) -> None:
     """
     resume = resume and checkpoint.run_folder_of(resume)
     with launched(config, resume) as team:
+        _check_place(config, resume)
         _dry_run(prepare(config, resume, team))
 
 
@@ -239,6 +244,22 @@ def prepare(config: TrainConfig, resume: Path | None, team: Team) -> Session:
         trainer = Trainer(config, build_text_encoder(config.text, captions, train_set.vocabulary), team=team)
     notes += check_captions(trainer.model.text_encoder.tokenizer, train_set, test_set)
     return Session(trainer, train_set, test_set, _backend(trainer.device), notes)
+
+
+def _check_place(config: TrainConfig, resume: Path | None) -> None:
+    """Refuse a run folder among the images of a data set, since those of the run would be read as data."""
+    root, place = config.data.root, resume or config.output
+    if root is None or config.data.name not in LISTED_BY_FOLDER or not place.resolve().is_relative_to(root.resolve()):
+        return
+    if resume is None:
+        raise InputError(
+            f"output is {place}, which lies in data.root, {root}, so that the images of the run would be read as data: "
+            "give an output outside of it"
+        )
+    raise InputError(
+        f"the run folder {place} lies in data.root, {root}, so that the images of the run are read as data: move the "
+        "run folder out of it, and resume it there"
+    )
 
 
 def _single_class(train_set: CaptionedImages) -> list[str]:

@@ -435,6 +435,19 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, monkeypatch):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
 
 
+def test_a_run_folder_among_the_images_is_refused(config, tmp_path):
+    root = tmp_path / "images"
+    write_folder([open_dataset(config.data, "train", 16)], root)
+    inside = replace(config, data=DataConfig("folder", root), output=root / "runs")
+    with pytest.raises(InputError, match=r"output is .*runs, which lies in data\.root, .*: give an output outside"):
+        train.train(inside)
+    assert not inside.output.exists()
+    folder = train.train(replace(inside, output=config.output, steps=1))
+    folder = folder.rename(root / "run")
+    with pytest.raises(InputError, match=r"run folder .*run lies in data\.root, .*: move the run folder out of it"):
+        train.train(inside, resume=folder)
+
+
 def test_bad_data_leaves_no_run_folder(config, tmp_path):
     with pytest.raises(InputError, match=r"data\.root"):
         train.train(replace(config, data=DataConfig(name="folder", root=tmp_path / "absent")))
