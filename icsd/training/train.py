@@ -12,6 +12,7 @@ A run folder such as ``runs/emoji-busts`` holds
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import shlex
 import time
@@ -235,8 +236,8 @@ def prepare(config: TrainConfig, resume: Path | None, team: Team) -> Session:
     notes += [*train_set.notes, *_single_class(train_set)]
     seed_everything(config.seed)
     if resume is not None:
-        trainer, saved_data = _restored(config, resume, train_set.vocabulary, team)
-        notes += differences(saved_data, describe_data(train_set))
+        trainer, changes = _restored(config, resume, train_set, team)
+        notes += changes
     elif config.damsm.checkpoint is not None:
         trainer = _guided(config, train_set.vocabulary, team)
     else:
@@ -278,10 +279,8 @@ def _guided(config: TrainConfig, vocabulary: Vocabulary | None, team: Team) -> T
     return Trainer(config, damsm.text_encoder, damsm, team)
 
 
-def _restored(
-    config: TrainConfig, folder: Path, vocabulary: Vocabulary | None, team: Team
-) -> tuple[Trainer, dict[str, Any] | None]:
-    """Return the trainer that wrote the newest checkpoint of a run folder, and what the checkpoint says of its data."""
+def _restored(config: TrainConfig, folder: Path, train_set: CaptionedImages, team: Team) -> tuple[Trainer, list[str]]:
+    """Return the trainer that wrote the newest checkpoint of a run folder, and notes about what has changed since."""
     path = checkpoint.find(folder, checkpoint.MODEL)
     state = checkpoint.load(path)
     with checkpoint.restoring(path):
@@ -291,12 +290,44 @@ def _restored(
             raise InputError(
                 f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"
             )
+        notes = differences(state.get("data"), describe_data(train_set))
         if config.damsm.checkpoint is not None:
-            trainer = _guided(config, vocabulary, team)
+            trainer = _guided(config, train_set.vocabulary, team)
+            notes += _check_image_encoder(path, state, trainer)
         else:
             trainer = Trainer(config, restore_text_encoder(config.text, state["text"]), team=team)
         trainer.load_state_dict(state)
-    return trainer, state.get("data")
+    return trainer, notes
+
+
+def _check_image_encoder(path: Path, state: dict[str, Any], trainer: Trainer) -> list[str]:
+    """Check that the image encoder that guides a run is the one of its checkpoint.
+
+    Returns:
+        A note if the checkpoint does not tell.
+
+    Raises:
+        InputError: It is another one.
+    """
+    if "image_encoder" not in state:
+        return [f"{path} does not tell which image encoder guided it; that of damsm.checkpoint does from now on"]
+    if state["image_encoder"] != _image_encoder_digest(trainer):
+        raise InputError(
+            f"damsm.checkpoint is {trainer.config.damsm.checkpoint}, whose image encoder is not the one that guided "
+            f"the run up to step {state['step']}: give the checkpoint of the encoders that the run began with"
+        )
+    return []
+
+
+def _image_encoder_digest(trainer: Trainer) -> str | None:
+    """Return the SHA-256 of the weights of the image encoder that guides a run, None without one."""
+    if trainer.damsm is None:
+        return None
+    digest = hashlib.sha256()
+    for name, weights in trainer.damsm.image_encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weights.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _backend(device: torch.device) -> str:
@@ -344,7 +375,11 @@ class Run:
                 ),
             ),
             CHECKPOINTS_KEPT,
-            extra_state={"attribution": self.train_set.attribution, "data": describe_data(self.train_set)},
+            extra_state={
+                "attribution": self.train_set.attribution,
+                "data": describe_data(self.train_set),
+                "image_encoder": _image_encoder_digest(session.trainer),
+            },
             measured=session.trainer.measurements,
             summarize=_summary,
             on_line=lambda line: self._warn(self.monitor.line(line)),

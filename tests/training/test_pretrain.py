@@ -168,6 +168,24 @@ def test_training_is_guided_and_resumed(config, tmp_path):
         train.train(replace(guided, damsm=GuidanceConfig(tmp_path / "missing")))
 
 
+def test_a_run_is_not_resumed_with_another_image_encoder(config, tmp_path, capsys):
+    encoders = pretrain(replace(config, steps=1))
+    first = checkpoint.latest(encoders)
+    guided = guided_by(encoders, config, tmp_path / "runs", steps=1, batch_size=4)
+    folder = train.train(replace(guided))
+    pretrain(replace(config, steps=2), resume=encoders)
+    again = replace(guided, steps=2, text=config.text)
+    with pytest.raises(InputError, match=r"whose image encoder is not the one that guided the run up to step 1: give"):
+        train.train(again, folder)
+    train.train(replace(again, damsm=GuidanceConfig(first)), folder)
+    capsys.readouterr()
+    state = checkpoint.load(checkpoint.latest(folder))
+    del state["image_encoder"]
+    checkpoint.save(checkpoint.latest(folder), state)
+    train.train(replace(again, steps=3), folder)
+    assert "does not tell which image encoder guided it" in capsys.readouterr().out
+
+
 def release(folder, words):
     """Write encoders in the layout of AttnGAN's release, with small made-up weights, and the words of the text."""
     torch.manual_seed(1)
