@@ -340,12 +340,9 @@ class Trainer:
     def _generator_losses(self, generated: Generated, batch: MicroBatch) -> dict[str, Tensor]:
         """Return the weighted losses of the generator by name."""
         weights, text, (output, averaged) = self.config.losses.generator, batch.text, generated
-        shown = augment(
-            [*output.images, *([] if averaged is None else averaged.images)],
-            self.config.adversarial.augment,
-            self.team,
-        )
-        fake = self._features(shown[: len(self.resolutions)])
+        teaching = self._teaching_images(averaged, batch.real)
+        shown = augment([*output.images, *teaching], self.config.adversarial.augment, self.team)
+        fake, seen = self._features(shown[: len(self.resolutions)]), shown[len(self.resolutions) :]
         losses = {}
         if weights.adversarial:
             real = self._features_of_real(batch.real)
@@ -365,28 +362,32 @@ class Trainer:
             losses["condition_kl"] = weights.condition_kl * kl_to_standard_normal(output.mu, output.logvar)
         sources = {"rgb": output.images, "hidden": output.hidden, "discriminator": fake}
         stages = sources[self.config.distillation.generator.source]
-        teacher = self._teacher(averaged, shown[len(self.resolutions) :], batch.real)
+        teacher = self._teacher(averaged, teaching, seen)
         with part("distillation"):
             losses |= self._distill("generator", self.generator_distillation, stages, teacher)
         return losses
 
+    def _teaching_images(self, averaged: GeneratorOutput | None, real: list[Tensor]) -> list[Tensor]:
+        """Return the images of every stage that teach the generator, none if its own stage does."""
+        if self.generator_distillation is None or self.config.distillation.generator.teacher == "stage":
+            return []
+        return real if averaged is None else averaged.images
+
     @torch.no_grad()
-    def _teacher(self, averaged: GeneratorOutput | None, shown: list[Tensor], real: list[Tensor]) -> Tensor | None:
+    def _teacher(self, averaged: GeneratorOutput | None, teaching: list[Tensor], seen: list[Tensor]) -> Tensor | None:
         """Return the features that teach the generator; None for those of its own stage.
 
         Args:
             averaged: Output of the moving average, if it teaches.
-            shown: Its images as the discriminators see them.
-            real: Real images.
+            teaching: The images that teach.
+            seen: The same as the discriminators see them.
         """
-        kind, block = self.config.distillation.generator, self.generator_distillation
-        if block is None or kind.teacher == "stage":
+        if not teaching:
             return None
-        if kind.source == "hidden":
-            return averaged.hidden[block.teacher]
-        images = real if kind.teacher == "real" else shown if kind.source == "discriminator" else averaged.images
-        images = images[block.teacher]
-        return images if kind.source == "rgb" else self.discriminators[block.teacher].features(images)
+        source, stage = self.config.distillation.generator.source, self.generator_distillation.teacher
+        if source == "hidden":
+            return averaged.hidden[stage]
+        return teaching[stage] if source == "rgb" else self.discriminators[stage].features(seen[stage])
 
     def _distill(
         self,

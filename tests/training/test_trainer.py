@@ -441,6 +441,21 @@ def test_inconsistency_is_measured_without_distillation():
     assert not any("distillation" in name for name in measured)
 
 
+def test_real_images_teach_as_the_discriminators_see_them(monkeypatch):
+    monkeypatch.setattr("icsd.training.trainer.augment", lambda stages, kinds, team: [each + 0.5 for each in stages])
+    distillation = DistillationConfig(GeneratorDistillationConfig(source="discriminator", teacher="real"))
+    trainer = trainer_of(config_of(distillation=distillation))
+    batch, compared = batch_of(trainer), []
+
+    def compare(block, inputs):
+        compared.append((inputs[1], trainer.discriminators[-1].features(batch.images + 0.5)))
+
+    trainer.generator_distillation.register_forward_pre_hook(compare)
+    trainer.step([batch])
+    ((taught, seen),) = compared
+    torch.testing.assert_close(taught, seen)
+
+
 @pytest.mark.parametrize("source", ["rgb", "hidden", "discriminator"])
 @pytest.mark.parametrize("teacher", ["average", "real"])
 @pytest.mark.parametrize("direction", ["refined-to-coarse", "coarse-to-refined"])
