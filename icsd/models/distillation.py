@@ -129,10 +129,12 @@ class InterstageDistillation(nn.Module):
         Returns:
             A scalar.
         """
-        features = [flatten_samples(stage) for stage in stages]
+        stages = list(stages)
         if teacher is not None:
-            features[self.teacher] = flatten_samples(teacher)
-        return self._loss_to_queue(features) if self.queue else self.loss(features)
+            stages[self.teacher] = teacher
+        if self.queue:  # its samples may come from maps of another memory format
+            return self._loss_to_queue([stage.flatten(1) for stage in stages])
+        return self.loss([flatten_samples(stage) for stage in stages])
 
     def _loss_to_queue(self, features: list[Tensor]) -> Tensor:
         """Compare the samples with each other and with those of the queue, to which they are added."""

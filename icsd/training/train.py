@@ -291,6 +291,10 @@ def _restored(config: TrainConfig, folder: Path, train_set: CaptionedImages, tea
                 f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"
             )
         notes = differences(state.get("data"), describe_data(train_set))
+        if any(state.get("queues", {}).values()):  # of an earlier version
+            notes.append(
+                f"{path} holds the features of earlier samples in another order: distillation.*.queue starts empty"
+            )
         if config.damsm.checkpoint is not None:
             trainer = _guided(config, train_set.vocabulary, team)
             notes += _check_image_encoder(path, state, trainer)

@@ -533,7 +533,7 @@ class Trainer:
             "generator_optimizer": self.generator_optimizer.state_dict()["state"],
             "discriminator_optimizer": self.discriminator_optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
-            "queues": {side: block.queued() for side, block in self._blocks().items()},
+            "queued_samples": {side: block.queued() for side, block in self._blocks().items()},
             "random": random_state(self.device),
         }
 
@@ -557,6 +557,6 @@ class Trainer:
         self.schedules = self._schedules(self.step_count - 1)  # of this configuration, whose rates may be new
         if state["scaler"]:  # that of a run in another precision is empty, and the losses are scaled anew
             self.scaler.load_state_dict(state["scaler"])
-        for side, block in self._blocks().items():
-            block.load_queued([queued.to(self.device) for queued in state["queues"][side]])
+        for side, samples in state.get("queued_samples", {}).items():
+            self._blocks()[side].load_queued([stage.to(self.device) for stage in samples])
         restore_random_state(state["random"], self.device)

@@ -115,7 +115,7 @@ def test_ranks_reach_the_weights_of_one_process(case, size, ranks):
     state, measurements, losses = trained(None, CASES[case], STEPS)
     results = ranks.run(size, trained, CASES[case], STEPS)
     for other, measured, taken in results:
-        for part in ("model", "ema", "discriminators", "matching", "queues", "generator_optimizer"):
+        for part in ("model", "ema", "discriminators", "matching", "queued_samples", "generator_optimizer"):
             torch.testing.assert_close(other[part], state[part], rtol=1e-6, atol=1e-8)
         assert torch.equal(other["random"]["torch"], state["random"]["torch"])
         assert measured == pytest.approx(measurements, rel=1e-6)
@@ -123,7 +123,7 @@ def test_ranks_reach_the_weights_of_one_process(case, size, ranks):
             assert mine == pytest.approx(truth, rel=1e-6)
     first, *others = (result[0] for result in results)
     for other in others:
-        for part in ("model", "ema", "discriminators", "matching", "queues", "generator_optimizer"):
+        for part in ("model", "ema", "discriminators", "matching", "queued_samples", "generator_optimizer"):
             torch.testing.assert_close(other[part], first[part], rtol=0, atol=0)
 
 

@@ -52,6 +52,13 @@ def test_memory_format_does_not_matter():
     torch.testing.assert_close(block(stages()), block(stages(torch.channels_last)))
 
 
+def test_a_queue_takes_maps_of_any_memory_format():
+    same, changing = (InterstageDistillation(SideDistillationConfig(queue=8)) for _ in range(2))
+    for block, memory_format in ((same, torch.contiguous_format), (changing, torch.channels_last)):
+        block(stages(memory_format))
+    torch.testing.assert_close(same(stages()), changing(stages()))
+
+
 def test_similarity_matrices_are_cosines():
     maps = stages()
     for matrix, stage in zip(similarity_matrices(maps), maps, strict=True):

@@ -496,7 +496,7 @@ def test_queues_and_average_resume_exactly(accumulate):
     for _ in range(3):
         first.step([batch_of(first)] * accumulate)
     state = copy.deepcopy(first.state_dict())
-    assert [len(queued) for queued in state["queues"]["generator"]] == [20, 20]
+    assert [len(queued) for queued in state["queued_samples"]["generator"]] == [20, 20]
     expected = [first.step([batch_of(first)] * accumulate) for _ in range(2)]
     second = Trainer(config, restore_text_encoder(config.text, state["text"]))
     second.load_state_dict(state)
