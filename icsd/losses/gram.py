@@ -39,6 +39,13 @@ def centered(x: Tensor) -> Tensor:
     return x - x.mean(-2, keepdim=True)
 
 
+def savable(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors as autograd can save them: copies of those that were made under `torch.inference_mode`."""
+    if torch.compiler.is_compiling():  # which cannot ask for it
+        return [*tensors]
+    return [x.clone() if x.is_inference() else x for x in tensors]
+
+
 def no_autocast(x: Tensor) -> AbstractContextManager:
     """Return a context in which `torch.autocast` does not change the dtype of products."""
     device = x.device.type
@@ -74,6 +81,8 @@ def similarity_to(x: Tensor, other: Tensor, eps: float) -> Tensor:
     with no_autocast(x):
         dtype = compute_dtype(x, other)
         x, other = x.to(dtype), other.to(dtype)
+        if torch.is_grad_enabled():
+            x, other = savable(x, other)
         rows, columns = (inverse_norms(z.square().sum(-1), eps) for z in (x, other))
         return (x @ other.mT) * (rows.unsqueeze(-1) * columns.unsqueeze(-2))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from icsd.losses import CKA, distill_grams
 from icsd.losses.base import NOISE
-from icsd.losses.gram import compute_dtype
-from icsd.ops.autograd import Gram, multiples, widened
+from icsd.losses.gram import compute_dtype, savable
+from icsd.ops.autograd import Gram, multiples, wanted_gradients, widened
 from icsd.ops.library import Dispatcher, is_batched, is_transformed, launcher_for
 
 _MATRIX = (-2, -1)
@@ -32,6 +32,7 @@ class Call(NamedTuple):
         loss: The loss.
         eps: The least norm of a sample.
         centered: True if the samples have no mean, so that neither have the Gram matrices.
+        wanted: True for each stage that gets a gradient.
     """
 
     backend: object
@@ -39,6 +40,14 @@ class Call(NamedTuple):
     loss: CKA
     eps: float
     centered: bool
+    wanted: Sequence[bool]
+
+
+def distill(
+    backend, stages: Sequence[Tensor], weights: Sequence[float], loss: CKA, eps: float, centered: bool
+) -> Tensor:
+    """Return the loss of stages, the last of which is the teacher, `(*B)`; for the other arguments see `Call`."""
+    return Alignment.apply(Call(backend, weights, loss, eps, centered, wanted_gradients(stages)), *stages)
 
 
 class Alignment(torch.autograd.Function):
@@ -47,7 +56,7 @@ class Alignment(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: Call, *stages: Tensor) -> Tensor:
         ctx.call = call
-        *wanted, teacher_wanted = ctx.needs_input_grad[1:]
+        *wanted, teacher_wanted = call.wanted
         launcher, dtype = launcher_for(call.backend, *stages), compute_dtype(*stages)
         *students, teacher = (_unit(launcher.gram(stage).to(dtype), call.centered) for stage in stages)
         value, grads = 0, []
@@ -62,12 +71,13 @@ class Alignment(torch.autograd.Function):
             if want:
                 grad = difference.addcmul_(student.matrix, loss, value=-1)
                 grads.append(grad.mul_(student.gradient_factor(weight, alone)))
-        ctx.save_for_backward(*stages, *grads, *([] if of_teacher is None else [of_teacher]))
+        if any(call.wanted):
+            ctx.save_for_backward(*savable(*stages), *grads, *([] if of_teacher is None else [of_teacher]))
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        wanted, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
+        wanted, saved = ctx.call.wanted, ctx.saved_tensors
         stages, matrices = saved[: len(wanted)], iter(saved[len(wanted) :])
         creates_graph = torch.is_grad_enabled()
         by_units = is_batched(grad) or (not creates_graph and is_transformed([grad]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from icsd.losses import LOSSES, Loss, distill_grams
-from icsd.losses.gram import centered, compute_dtype, gram, no_autocast
+from icsd.losses.gram import centered, compute_dtype, gram, no_autocast, savable
 from icsd.ops.contract import Spec
 from icsd.ops.library import (
     Dispatcher,
@@ -110,7 +110,10 @@ class Distill(torch.autograd.Function):
         ctx.call = backend, spec, _ = call
         value, saved = backend.launcher.distill(stages, spec, True)
         reads_teacher = spec.teacher_gradient or spec.regime != "sample"  # as in spec, without a call
-        ctx.save_for_backward(saved, *(stages if reads_teacher else stages[:-1]))
+        kept = stages if reads_teacher else stages[:-1]
+        if reads_teacher or False in ctx.needs_input_grad[1:-1]:  # constants, which may come from inference mode
+            kept = savable(*kept)
+        ctx.save_for_backward(saved, *kept)
         return value
 
     @staticmethod
@@ -149,12 +152,17 @@ class DistillOperator(Distill):
         value, saved = backend.launcher.distill(stages, spec, True)
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(saved, *(stages if spec.reads_teacher else stages[:-1]))
+        ctx.save_for_backward(saved, *savable(*(stages if spec.reads_teacher else stages[:-1])))
         return value, saved
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, _):
         return (None,) * len(ctx.needs_input_grad) if grad is None else Distill.backward(ctx, grad)
+
+
+def wanted_gradients(tensors: Sequence[Tensor]) -> list[bool]:
+    """Return which tensors get a gradient. Within a function, `needs_input_grad` does not know of `torch.no_grad`."""
+    return [torch.is_grad_enabled() and x.requires_grad for x in tensors]
 
 
 def widened(stages: Sequence[Tensor]) -> list[Tensor]:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from icsd.losses import BUILT_IN, CKA, MSE, Loss, distill_grams
 from icsd.losses.gram import centered
-from icsd.ops import registry
-from icsd.ops.alignment import Alignment, Call
+from icsd.ops import alignment, registry
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec, saved_shape
 from icsd.ops.library import is_ordinary, is_transformed
@@ -74,7 +73,7 @@ class FusedBackend(registry.Backend):
         if centers_before:
             stages, center = [centered(stage) for stage in stages], False
         if is_alignment and is_ordinary(*stages) and not is_transformed(stages):
-            return Alignment.apply(Call(self, weights, loss, eps, centers_before), *stages)
+            return alignment.distill(self, stages, weights, loss, eps, centers_before)
         if in_plain_pytorch:
             return distill_grams([self.gram(stage) for stage in stages], weights, loss, eps)
         if regime == "feature" and not loss.include_diagonal:

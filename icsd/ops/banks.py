@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from icsd.losses import KL, MSE, SimilarityLoss, SmoothL1, distill_to_banks
-from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, similarity_to, unit_samples
+from icsd.losses.gram import compute_dtype, inverse_of_norms, no_autocast, savable, similarity_to, unit_samples
 from icsd.ops import registry
-from icsd.ops.autograd import multiples, widened
+from icsd.ops.autograd import multiples, wanted_gradients, widened
 from icsd.ops.contract import BankKernels, BankPasses, is_same, unit_dtype
 from icsd.ops.library import is_batched, is_ordinary, is_transformed
 from icsd.ops.row_sums import Buffers, RowSums, add_product, row_sums
@@ -36,10 +36,14 @@ _PIECE_ELSEWHERE = 2**24
 
 
 class _Call(NamedTuple):
-    """The arguments of a loss, and the parts of the backend that compute it, where it has them."""
+    """The arguments of a loss, and the parts of the backend that compute it, where it has them.
+
+    `wanted` is True for each of the features that gets a gradient.
+    """
 
     loss: SimilarityLoss
     eps: float
+    wanted: Sequence[bool]
     passes: BankPasses | None
     kernels: BankKernels | None
 
@@ -70,9 +74,10 @@ def distill(
     """Return the mean loss of each group, `(*B)`, of `(*B, N, D)` and banks `(*B, M, D)`."""
     features = (student, teacher, student_bank, teacher_bank)
     if type(loss) in (KL, MSE, SmoothL1) and loss.include_diagonal and _is_ordinary(features):
-        kernels = _kernels_for(backend, features)
+        wanted = wanted_gradients(features)
+        kernels = _kernels_for(backend, features, wanted)
         if kernels is not None or student_bank.shape[-2] > _columns(student):
-            return _Streamed.apply(_Call(loss, eps, backend.bank_passes, kernels), *features)
+            return _Streamed.apply(_Call(loss, eps, wanted, backend.bank_passes, kernels), *features)
     return _in_memory(features, loss, eps)
 
 
@@ -81,11 +86,10 @@ def _is_ordinary(features: Sequence[Tensor]) -> bool:
     return features[0].numel() > 0 and is_ordinary(*features) and not is_transformed(features)
 
 
-def _kernels_for(backend: registry.Backend, features: Sequence[Tensor]) -> BankKernels | None:
+def _kernels_for(backend: registry.Backend, features: Sequence[Tensor], wanted: Sequence[bool]) -> BankKernels | None:
     """Return the kernels of the backend if they take these features."""
     if not backend.has_bank_kernels:
         return None
-    wanted = [torch.is_grad_enabled() and x.requires_grad for x in features]
     return backend.bank_kernels if backend.bank_kernels.takes(features, wanted) else None
 
 
@@ -107,8 +111,7 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call: _Call, *features: Tensor) -> Tensor:
-        ctx.call = loss, eps, passes, kernels = call
-        wanted = ctx.needs_input_grad[1:]
+        ctx.call = loss, eps, wanted, passes, kernels = call
         with torch.no_grad(), no_autocast(features[0]):
             if kernels is not None:
                 value, grads = kernels.distill(features, wanted, loss, eps)
@@ -116,12 +119,13 @@ class _Streamed(torch.autograd.Function):
                 pass_over = _Pass(features, wanted, loss, eps)
                 value = pass_over.kl(passes) if isinstance(loss, KL) else pass_over.of_elements()
                 grads = pass_over.gradients()
-        ctx.save_for_backward(*features, *grads)
+        if any(wanted):
+            ctx.save_for_backward(*savable(*features), *grads)
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        wanted, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
+        wanted, saved = ctx.call.wanted, ctx.saved_tensors
         features, units = saved[:4], iter(saved[4:])
         if torch.is_grad_enabled() and not is_batched(grad):
             return None, *_differentiable_backward(ctx.call, grad, features, wanted)

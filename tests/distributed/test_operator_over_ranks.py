@@ -167,6 +167,28 @@ def test_mixed_half_precision(schedule, ranks):
     check(ranks, 3, stages, tolerance=1e-2, schedule=schedule)
 
 
+def with_constants_of_inference_mode(group, stages, schedule):
+    """Return the loss in inference mode, and the gradient of the first stage beside others that were made there."""
+    with torch.inference_mode():
+        made = own(group, stages)
+        with force_schedule(schedule):
+            value = icsd.interstage_distillation_loss(made, process_group=group)
+    first = own(group, stages)[0].requires_grad_()
+    with force_schedule(schedule):
+        loss = icsd.interstage_distillation_loss([first, *made[1:]], process_group=group)
+    return value.clone(), torch.autograd.grad(loss, first)[0] / dist.get_world_size(group)
+
+
+@pytest.mark.parametrize("schedule", ["slices", "ring", "moments", "gather"])
+def test_inference_mode(schedule, ranks):
+    stages = features(7)
+    loss, (gradient, *_) = loss_and_gradients([stage.clone() for stage in stages])
+    parts = ranks.run(2, with_constants_of_inference_mode, stages, schedule)
+    for value, _ in parts:
+        torch.testing.assert_close(value, loss)
+    torch.testing.assert_close(torch.cat([part for _, part in parts]), gradient)
+
+
 def second_derivatives(stages, group=None, schedule=None, **options):
     """Return the gradients of the squared norm of the gradients, which is a sum over ranks."""
     size = dist.get_world_size(group) if group else 1

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from conformance.banks import *  # noqa: F403
-from conformance.banks import LOSSES, features, from_whole_matrices, value_and_gradients
+from conformance.banks import LOSSES, features, from_whole_matrices, loss_of, value_and_gradients
 from inputs import normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -83,6 +83,17 @@ def test_no_matrix_of_the_whole_bank_is_made(loss, monkeypatch):
     with Largest() as largest:
         value_and_gradients(tensors, (True, False, False, False), loss)
     assert largest.elements <= max(20 * 64, 1000 * 8)  # a piece of the matrix, or a bank
+
+
+@pytest.mark.usefixtures("few_columns")
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_nothing_is_differentiated_without_gradients(loss, monkeypatch):
+    leaves = [x.requires_grad_() for x in features()]
+    added = []
+    monkeypatch.setattr(banks._Pass, "add", lambda _, piece, grads: added.extend(x for x in grads if x is not None))
+    with torch.no_grad():
+        loss_of(leaves, loss)
+    assert not added
 
 
 def test_no_matrix_of_images_and_texts_is_made(monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from icsd.losses import CustomLoss, Loss
+from icsd.ops.autograd import wanted_gradients
 from icsd.ops.distributed import banks, gather, moments, ring, slices
 from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, leave
@@ -102,7 +103,7 @@ def _distill(shares: Shares, call: Call) -> Tensor:
         [stage.shape[-1] for stage in stages],
         groups,
         [stage.element_size() for stage in stages],
-        [torch.is_grad_enabled() and stage.requires_grad for stage in stages],
+        wanted_gradients(stages),
     )
     return _SCHEDULES[choose_schedule(problem)](shares, call)
 

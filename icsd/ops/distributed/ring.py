@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast
+from icsd.losses.gram import compute_dtype, inverse_norms, no_autocast, savable
+from icsd.ops.autograd import wanted_gradients
 from icsd.ops.distributed import slices
 from icsd.ops.distributed.call import Call
 from icsd.ops.distributed.collectives import Shares, centered_over_ranks
@@ -35,11 +36,13 @@ class _Ring(NamedTuple):
         shares: The shares of the ranks in the batch.
         call: The call, with centered features if it asks for them.
         rows: Its loss by rows.
+        wanted: True for each stage that gets a gradient.
     """
 
     shares: Shares
     call: Call
     rows: RowLoss
+    wanted: Sequence[bool]
 
     @property
     def columns(self) -> int:
@@ -51,7 +54,8 @@ def distill(shares: Shares, call: Call) -> Tensor:
     """Return the loss of the samples of all ranks, `(*B)` and replicated."""
     if call.center:
         call = call._replace(tensors=[centered_over_ranks(shares, stage) for stage in call.tensors], center=False)
-    return _Distill.apply(_Ring(shares, call, row_loss(call.loss, call.eps)), *call.tensors)
+    ring = _Ring(shares, call, row_loss(call.loss, call.eps), wanted_gradients(call.tensors))
+    return _Distill.apply(ring, *call.tensors)
 
 
 class _Distill(torch.autograd.Function):
@@ -60,11 +64,13 @@ class _Distill(torch.autograd.Function):
     @staticmethod
     def forward(ctx, ring: _Ring, *stages: Tensor) -> Tensor:
         sums, references = _row_sums(ring, stages)
-        with torch.enable_grad():
-            value = _value_of_rows(ring, sums.requires_grad_(), references)
-            (derivatives,) = torch.autograd.grad(value.sum(), sums)
-        ctx.ring = ring
-        ctx.save_for_backward(references, derivatives, *stages)
+        trains = any(ring.wanted)
+        with torch.set_grad_enabled(trains):
+            value = _value_of_rows(ring, sums.requires_grad_(trains), references)
+            derivatives = torch.autograd.grad(value.sum(), sums) if trains else ()
+        if trains:
+            ctx.ring = ring
+            ctx.save_for_backward(references, *derivatives, *savable(*stages))
         total = value.detach().clone()
         dist.all_reduce(total, group=ring.shares.ranks.group)
         return total.to(compute_dtype(*stages))
@@ -72,22 +78,19 @@ class _Distill(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         references, derivatives, *stages = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(ctx.ring, stages, wanted, grad)
+            return None, *_differentiable_gradients(ctx.ring, stages, grad)
         derivatives = derivatives * grad.double()[..., None, None]
-        return None, *_gradients(ctx.ring, stages, references, derivatives, wanted)
+        return None, *_gradients(ctx.ring, stages, references, derivatives)
 
 
-def _differentiable_gradients(
-    ring: _Ring, stages: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
+def _differentiable_gradients(ring: _Ring, stages: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
     """Return the gradients as functions of `grad` and the stages. They take the N x N matrices."""
     stages = [stage.view_as(stage) for stage in stages]
     value = slices.distill(ring.shares, ring.call._replace(tensors=stages))
-    inputs = [stage for stage, want in zip(stages, wanted, strict=True) if want]
+    inputs = [stage for stage, want in zip(stages, ring.wanted, strict=True) if want]
     grads = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
-    return [next(grads) if want else None for want in wanted]
+    return [next(grads) if want else None for want in ring.wanted]
 
 
 def _row_sums(ring: _Ring, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -138,19 +141,18 @@ def _value_of_rows(ring: _Ring, sums: Tensor, references: Tensor) -> Tensor:
     return torch.stack(values).sum(0) / ring.call.loss.terms(ring.shares.total, ring.columns)
 
 
-def _gradients(
-    ring: _Ring, stages: Sequence[Tensor], references: Tensor, derivatives: Tensor, wanted: Sequence[bool]
-) -> list[Tensor | None]:
+def _gradients(ring: _Ring, stages: Sequence[Tensor], references: Tensor, derivatives: Tensor) -> list[Tensor | None]:
     """Return the gradients of the samples of this rank, from the derivatives with respect to the sums of all rows."""
-    own = _comparable(ring, stages)
+    own, wanted = _comparable(ring, stages), ring.wanted
     grads = [torch.zeros_like(x) if want else None for x, want in zip(own, wanted, strict=True)]
+    students = [k for k in range(len(stages) - 1) if wanted[k] or wanted[-1]]
     for source, visitors in visits(ring.shares, [*stages, references, derivatives]):
         *visitors, their_references, their_derivatives = visitors
         others = _comparable(ring, visitors)
         for part in _tiles(own[-1], others[-1]):
             diagonal = _diagonal(ring, part, others[-1], source)
             target = _products(ring, own[-1], others[-1], part, diagonal)
-            for k in range(len(stages) - 1):
+            for k in students:
                 similarity = _products(ring, own[k], others[k], part, diagonal)
                 place = (k, ..., part, slice(None))
                 by_row = derivatives[place], references[place]

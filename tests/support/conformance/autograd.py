@@ -125,6 +125,24 @@ def test_autocast_keeps_wide_accumulation(backend):
     torch.testing.assert_close(similarity, icsd.cross_sample_similarity(x.double()).float(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("loss", "regime"),
+    [("mse", "sample"), ("mse", "feature"), ("kl", "streamed"), ("cka", "sample"), ("cka", "feature")],
+)
+def test_constants_made_in_inference_mode(loss, regime, backend):
+    student, *constants = stages_of(5, 3, 4, n=7)
+    gradients = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            stages = [student, *(x.detach().clone() for x in constants)]
+        with force_regime(regime):
+            value = icsd.interstage_distillation_loss(stages, loss, backend=backend)
+        gradients.append(torch.autograd.grad(value, student)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    with torch.inference_mode(), force_regime(regime):
+        torch.testing.assert_close(icsd.interstage_distillation_loss(stages, loss, backend=backend), value.detach())
+
+
 @pytest.mark.parametrize("regime", ["sample", "feature", "streamed"])
 def test_results_are_where_the_features_are(backend, regime):
     (x, y) = stages_of(5, 4, n=7, dtype=torch.float32)

@@ -154,6 +154,21 @@ def test_scaled_float16_gradients_do_not_underflow(loss, backend):
         assert (got.double() - want).norm() < 2**-10 * want.norm()
 
 
+@pytest.mark.parametrize("loss", ["mse", "kl", "dist"])
+def test_constants_made_in_inference_mode(loss, backend):
+    student, *constants = features()
+    student.requires_grad_()
+    gradients = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            tensors = [student, *(x.clone() for x in constants)]
+        value = loss_of(tensors, loss, backend=backend)
+        gradients.append(torch.autograd.grad(value, student)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(loss_of(tensors, loss, backend=backend), value.detach())
+
+
 @pytest.mark.parametrize("loss", ["mse", "kl"])
 def test_checkpoint(loss, backend):
     tensors = [x.requires_grad_() for x in features()]
