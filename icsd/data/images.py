@@ -64,7 +64,8 @@ def open_image(file: BinaryIO, limits: Limits) -> Image.Image:
     """Read the header of an image file.
 
     Raises:
-        InputError: The image has too many pixels; the message lacks the name of the file.
+        InputError: The image has too many pixels, or pixels of an unknown scale; the message lacks the name of the
+            file.
         Exception: The file is broken or not an image.
     """
     with _opening:  # Pillow's own limit is a global variable, and its message names no option
@@ -78,6 +79,8 @@ def open_image(file: BinaryIO, limits: Limits) -> Image.Image:
             f"has {image.width} x {image.height} pixels, more than max_pixels={limits.max_pixels} allows; "
             "raise max_pixels if the image is right"
         )
+    if image.mode == "F":
+        raise InputError("has floating-point pixels, whose scale is not known; convert it to 8 or 16 bits a pixel")
     return image
 
 
@@ -100,10 +103,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow image to RGB.
 
     Its EXIF orientation is applied, its color profile is converted to sRGB, and transparent parts become white.
+
+    Raises:
+        InputError: The image has pixels of more than 16 bits; the message lacks the name of the file.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits instead of scaling them
-        image = image.point(lambda value: value * (1 / 256), "L")
+    if image.mode.startswith("I"):
+        image = _to_gray(image)
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         gray = image.mode == "LA"
@@ -114,6 +120,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     else:
         image = _to_srgb(image, profile)
     return image.convert("RGB")
+
+
+def _to_gray(image: Image.Image) -> Image.Image:
+    """Convert an image of integers to 8 bits. Pillow would clip larger ones instead of scaling them."""
+    values = np.asarray(image)
+    least, most = values.min(), values.max()
+    if least < 0 or most > 0xFFFF:
+        raise InputError(
+            f"has pixels from {least} to {most}, whose scale is not known; convert it to 8 or 16 bits a pixel"
+        )
+    sixteen_bits = image.mode != "I" or most > 0xFF
+    gray = Image.fromarray((values >> 8 if sixteen_bits else values).astype(np.uint8))
+    gray.info = image.info
+    return gray
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 import icsd.data.images
 from icsd.data import DataConfig, open_dataset
 from icsd.data.files import Files
-from icsd.data.images import image_to_tensor, limit_aspect, open_images
+from icsd.data.images import image_to_tensor, limit_aspect, open_image, open_images
 from icsd.data.limits import Limits
 from icsd.errors import InputError
 
@@ -32,6 +32,41 @@ def test_every_mode_becomes_rgb(mode, color):
 def test_sixteen_bits_are_scaled_not_clipped():
     image = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     assert image_to_tensor(image, 4).unique().tolist() == [0x80]
+
+
+def open_gray(kind, value):
+    """Open a 4 x 4 gray image of one value, in a file of its kind: a PGM or a TIFF that Pillow has a mode for."""
+    pixels = np.full((4, 4), value, kind)
+    if kind == ">u2":
+        return open_image(io.BytesIO(b"P5 4 4 65535\n" + pixels.tobytes()), Limits())
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF")
+    return open_image(file, Limits())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"), [(">u2", 0x8000, 0x80), ("i4", 0x8000, 0x80), ("i4", 0xFFFF, 0xFF), ("i4", 200, 200)]
+)
+def test_integers_are_scaled_not_clipped(kind, value, expected):
+    assert image_to_tensor(open_gray(kind, value), 4).unique().tolist() == [expected]
+
+
+def test_the_order_of_bytes_does_not_matter():
+    image = Image.frombytes("I;16B", (4, 4), b"\x80\x01" * 16)
+    assert image_to_tensor(image, 4).unique().tolist() == [0x80]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("i4", 70000, "has pixels from 70000 to 70000"),
+        ("i4", -1, "from -1 to -1"),
+        ("f4", 0.5, "floating-point pixels"),
+    ],
+)
+def test_pixels_of_an_unknown_scale_are_refused(kind, value, message):
+    with pytest.raises(InputError, match=f"{message}, whose scale is not known; convert it to 8 or 16 bits"):
+        image_to_tensor(open_gray(kind, value), 4)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "PA", "P"])
