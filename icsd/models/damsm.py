@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icsd.errors import InputError
+from icsd.losses.gram import compute_dtype, no_autocast
 from icsd.models.image_encoder import ImageEncoder, ImageFeatures
-from icsd.models.matching import others_alike
+from icsd.models.matching import cosines, others_alike
 from icsd.models.text import TextEncoder, TextFeatures
 
 
@@ -99,10 +100,14 @@ def damsm_losses(
         gather: Joins the matches `(n, B)` of the images of all ranks to `(B, B)`, if this rank has n of them.
 
     Returns:
-        The word and the sentence half; 2 log B each at chance.
+        The word and the sentence half; 2 log B each at chance. They are computed in float32 at least, under autocast
+        too.
     """
-    whole = F.normalize(images.whole, dim=1) @ F.normalize(text.sentence, dim=1).T
-    matches = [word_matches(images, text, config), whole]
+    dtype = compute_dtype(images.whole, text.sentence)
+    images = ImageFeatures(*(each.to(dtype) for each in images))
+    text = text._replace(words=text.words.to(dtype))
+    with no_autocast(images.whole):
+        matches = [word_matches(images, text, config), cosines(images.whole, text.sentence)]
     if gather is not None:
         matches = [gather(scores) for scores in matches]
     ignored = torch.zeros_like(matches[1], dtype=torch.bool)

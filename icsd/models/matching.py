@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icsd.losses.gram import compute_dtype, no_autocast
+
 
 class MatchingHead(nn.Module):
     """Discriminator features -> a vector beside the sentences.
@@ -40,11 +42,19 @@ def matching_loss(
     Returns:
         The mean cross-entropy of both directions, a scalar; log B at chance.
     """
-    scores = sharpness * F.normalize(images.float(), dim=1) @ F.normalize(sentences, dim=1).T
+    scores = sharpness * cosines(images, sentences)
     own = torch.arange(len(scores), device=scores.device)
     if caption_ids is not None:
         scores = scores.masked_fill(others_alike(caption_ids), -torch.inf)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+
+
+def cosines(images: Tensor, sentences: Tensor) -> Tensor:
+    """Return the cosines of `(I, E)` and `(C, E)`, `(I, C)`, in float32 at least, under autocast too."""
+    with no_autocast(images):
+        dtype = compute_dtype(images, sentences)
+        images, sentences = (F.normalize(each.to(dtype), dim=1) for each in (images, sentences))
+        return images @ sentences.T
 
 
 def others_alike(ids: Tensor) -> Tensor:

@@ -82,6 +82,16 @@ def test_padding_changes_nothing(features):
         torch.testing.assert_close(a, b)
 
 
+def test_autocast_does_not_lower_the_precision(features):
+    images, text = features
+    images = ImageFeatures(*(each.float() for each in images))
+    text = TextFeatures(text.words.float(), text.sentence.float(), text.mask)
+    expected = damsm_losses(images, text, DAMSMConfig())
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = damsm_losses(images, text, DAMSMConfig())
+    torch.testing.assert_close(losses, expected)
+
+
 def test_same_class_counts_where_asked(features):
     images, text = features
     classes = torch.zeros(4, dtype=torch.int64)

@@ -25,6 +25,14 @@ def test_matching_pairs_cost_less_than_chance_and_mismatched_more():
     torch.testing.assert_close(matching_loss(torch.ones(5, 5), torch.ones(5, 5)), torch.tensor(math.log(5)))
 
 
+def test_autocast_does_not_lower_the_precision():
+    torch.manual_seed(0)
+    images, sentences = torch.randn(2, 4, 6)
+    expected = matching_loss(images, sentences)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(matching_loss(images, sentences), expected)
+
+
 def test_images_that_share_a_caption_are_no_wrong_answers():
     torch.manual_seed(0)
     images, sentences = torch.randn(5, 6), torch.randn(5, 6)
