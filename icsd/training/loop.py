@@ -121,7 +121,8 @@ class Loop:
             for note in self.folder.begin(self.config, self.step):
                 print(f"note         {note}", flush=True)
             self.loggers = Loggers(self.folder, self.config.loggers, run_folder.plain(self.config), self.step)
-        self.stopwatch = Stopwatch(self.folder.metrics_path)
+        # The first rank may not have dropped a line that was cut off yet when another one would read it.
+        self.stopwatch = Stopwatch(self.folder.metrics_path if self.team.leads else None)
         try:
             self._run()
         except (RuntimeError, ConnectionError) as error:

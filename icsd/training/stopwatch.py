@@ -18,11 +18,11 @@ class Stopwatch:
             programs do to a busy machine.
 
     Args:
-        metrics: The file of metrics, without lines of steps that are to be taken again.
+        metrics: The file of metrics, without lines of steps that are to be taken again; None begins at 0.
     """
 
-    def __init__(self, metrics: Path) -> None:
-        self.seconds, self.cpu_seconds = _last_times(metrics)
+    def __init__(self, metrics: Path | None) -> None:
+        self.seconds, self.cpu_seconds = (0.0, 0.0) if metrics is None else _last_times(metrics)
         self._since: tuple[float, float] | None = self._now()
 
     @contextlib.contextmanager
