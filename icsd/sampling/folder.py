@@ -123,6 +123,7 @@ def _description(sampler: Sampler, plan: Plan, batch_size: int, truncation: floa
         "sentences": list(plan.sentences),
         "batch_size": batch_size,
         "truncation": truncation,
+        "device": sampler.device.type,
     }
 
 
@@ -130,7 +131,7 @@ def _begin(folder: Path, description: dict[str, Any]) -> None:
     """Make the folder, or check that it was begun with the same description."""
     path = folder / _PLAN
     if path.is_file():
-        found = _read_plan(path)
+        found = {"device": description["device"], **_read_plan(path)}  # plans of earlier versions have none
         differing = [key for key in description if found.get(key) != description[key]]
         if differing:
             names = ", ".join(differing)

@@ -91,6 +91,19 @@ def test_another_model_at_the_same_path_is_told_apart(path, tmp_path):
         generate_folder(Sampler.load(path), Plan(CAPTIONS), tmp_path / "generated")
 
 
+def test_a_folder_is_continued_on_its_device_alone(path, tmp_path):
+    sampler, plan = Sampler.load(path), Plan(CAPTIONS)
+    generate_folder(sampler, plan, tmp_path / "generated")
+    file = tmp_path / "generated" / "plan.json"
+    begun = json.loads(file.read_text())
+    assert begun.pop("device") == "cpu"
+    file.write_text(json.dumps(begun | {"device": "cuda"}))
+    with pytest.raises(InputError, match="begun with another device: give the same again"):
+        generate_folder(sampler, plan, tmp_path / "generated")
+    file.write_text(json.dumps(begun))  # of an earlier version
+    assert generate_folder(sampler, plan, tmp_path / "generated") == 0
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"count"', "[" * 100_000, "\0" * 50])
 def test_a_damaged_plan_is_refused(path, tmp_path, text):
     generate_folder(Sampler.load(path), Plan(CAPTIONS), tmp_path / "generated")
