@@ -10,7 +10,6 @@ import contextlib
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from icsd.training.launch import check_share, folder_to_resume, launched
 from icsd.training.loggers import require_wandb
 from icsd.training.loop import Command, Event, Loop
 from icsd.training.randomness import random_state, restore_random_state, seed_everything
+from icsd.training.renamed import leaves
 from icsd.training.run_folder import RunFolder
 from icsd.training.trainer import choose_device
 
@@ -314,11 +314,10 @@ def _run(folder: RunFolder, pretrainer: Pretrainer, train_set: CaptionedImages, 
 def _next_command(config: PretrainConfig, folder: Path) -> list[str]:
     """Return the command that trains a model with the encoders, on the same data at the same resolution."""
     options = []
-    default = DataConfig()
-    for field in fields(DataConfig):
-        value = getattr(config.data, field.name)
-        if value != getattr(default, field.name):
-            options += [f"--data.{field.name.replace('_', '-')}", str(value)]
+    default = dict(leaves(run_folder.plain(DataConfig())))
+    for key, value in leaves(run_folder.plain(config.data)):
+        if value != default[key]:
+            options += [f"--data.{key.replace('_', '-')}", str(value)]
     if config.image.encoder == "cnn":
         resolutions = [size for size in (config.resolution // 2, config.resolution) if size >= 8]
         options += ["--generator.resolutions", str(resolutions).replace(" ", "")]

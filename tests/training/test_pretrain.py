@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from icsd.data import DataConfig, open_dataset, tokenize
+from icsd.data.limits import Limits
 from icsd.errors import InputError
 from icsd.models import DiscriminatorConfig, GeneratorConfig
 from icsd.models.damsm import DAMSMConfig
@@ -288,7 +289,8 @@ def test_the_command_that_is_printed_at_the_end_trains_on_the_same_data(config, 
     from icsd.cli.main import main
 
     data = one_class(tmp_path / "my photos", ["a red square", "a blue square"])
-    pretrain(replace(config, data=replace(data, test_fraction=0.2, margin=0.1), steps=1))
+    data = replace(data, test_fraction=0.2, margin=0.1, flip=True, limits=Limits(max_file_mb=300))
+    pretrain(replace(config, data=data, steps=1))
     printed = capsys.readouterr().out
     command = shlex.split(printed.split("try next     ")[1])
     assert command[:2] == ["icsd", "train"]
