@@ -1,10 +1,12 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from icsd.data import DataConfig
 from icsd.models import DiscriminatorConfig, GeneratorConfig, TextConfig
-from icsd.training import train
+from icsd.training import memory, train
 from icsd.training.config import TrainConfig
 from icsd.training.trainer import Trainer
 
@@ -71,3 +73,10 @@ def test_a_rate_of_operations_is_shown_if_they_were_counted(profile):
     shown = dataclasses.replace(profile, operations=3_000_000_000, seconds=0.5).table().splitlines()[-1]
     assert shown == "convolutions and matrix products: 3 GFLOP a step, 6 GFLOP/s"
     assert "FLOP" not in dataclasses.replace(profile, operations=0).table()
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_bytes_on_every_system(monkeypatch, platform, unit):
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=1 << 20))
+    assert memory.peak_memory(torch.device("cpu")) == unit << 20
