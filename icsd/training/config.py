@@ -189,11 +189,24 @@ class TrainConfig(RunConfig):
                     f"losses.{side}.distillation is {share}, a share of the gradient of the other losses, which are "
                     f"all 0: give one of them a weight, or set distillation.{side}.weighting to weight"
                 )
+        if not any(self._weights()):
+            raise InputError(
+                "losses.* are 0 for all losses that this run can have, so there is nothing to learn: give "
+                "losses.generator.adversarial and losses.discriminator.adversarial a weight"
+            )
         for key in ("accumulate", "sample_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise InputError(f"evaluate_every is {self.evaluate_every}: give at least 1, or leave it out")
+
+    def _weights(self) -> list[float]:
+        """Return the weights of the losses that this run can have."""
+        without = {"damsm" if self.damsm.checkpoint is None else "matching"}
+        if len(self.generator.resolutions) == 1:
+            without.add("distillation")
+        sides = (asdict(self.losses.generator), asdict(self.losses.discriminator))
+        return [weight for side in sides for name, weight in side.items() if name not in without]
 
 
 @dataclass

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +23,11 @@ from icsd.models.damsm import DAMSM, DAMSMConfig
 from icsd.models.image_encoder import CNNEncoder
 from icsd.training.adversarial import AdversarialConfig
 from icsd.training.batches import Batch
-from icsd.training.config import OptimizerConfig, TrainConfig
+from icsd.training.config import GuidanceConfig, OptimizerConfig, TrainConfig
 from icsd.training.losses import DiscriminatorLosses, GeneratorLosses, LossesConfig
 from icsd.training.trainer import Trainer, learning_rate_factor
 
+GUIDED = GuidanceConfig(Path("runs/damsm"))
 CAPTIONS = ["a red square", "a blue square", "one red disc", "one blue disc that is large"]
 
 
@@ -132,12 +134,20 @@ def test_a_weight_of_0_leaves_damsm_out():
     assert not any("damsm" in name or "matching" in name for name in losses)
 
 
-def test_no_loss_at_all_leaves_the_weights_as_they_are():
-    losses = LossesConfig(GeneratorLosses(0, 0, 0, 0, 0), DiscriminatorLosses(0, 0, 0))
-    trainer = trainer_of(config_of(losses=losses))
-    before = [weight.clone() for weight in trainer.model.parameters()]
-    assert steps_of(trainer) == [{}]
-    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+def test_a_side_without_losses_keeps_its_weights():
+    trainer = trainer_of(config_of(losses=LossesConfig(GeneratorLosses(0, 0, 0, 0, 0))))
+    before = [weight.clone() for weight in trainer.model.generator.parameters()]
+    (losses,) = steps_of(trainer)
+    assert all(name.startswith("discriminator/") for name in losses)
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.generator.parameters(), strict=True))
+
+
+def test_no_loss_at_all_is_refused():
+    losses = LossesConfig(GeneratorLosses(0, 0, 5.0, 0, 0), DiscriminatorLosses(0, 0, 0))
+    with pytest.raises(InputError, match="there is nothing to learn: give losses"):
+        config_of(losses=losses)  # without encoders, there is no DAMSM loss
+    with pytest.raises(InputError, match="there is nothing to learn: give losses"):
+        TrainConfig(losses=LossesConfig(GeneratorLosses(0, 5.0, 0, 0, 0), DiscriminatorLosses(0, 1.0, 0)), damsm=GUIDED)
 
 
 @pytest.mark.parametrize("source", ["rgb", "hidden", "discriminator"])
