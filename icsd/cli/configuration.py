@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile
 
 from icsd.cli.parser import Parser
 from icsd.errors import InputError
-from icsd.training.checkpoint import Kind, find, is_unstarted, run_folder_of
+from icsd.training.checkpoint import Kind, find, is_unstarted, restoring, run_folder_of
 from icsd.training.renamed import check_keys, leaves
 from icsd.training.run_folder import RunFolder
 
@@ -52,17 +52,30 @@ def add_configuration(parser: Parser, arguments: Sequence[str], config: type, *,
     for path in given.config:
         if path is not None:
             load_configuration(path)
+    parser.add_class_arguments(config)
     if resume and given.resume:
+        if taken := [f"--{option}" for option in ("name", "output") if option in options]:
+            raise InputError(
+                f"{' and '.join(taken)} cannot be given with --resume {given.resume}, which goes on in its own folder: "
+                "leave it out"
+            )
         folder = run_folder_of(given.resume)
         if folder.is_dir() and not is_unstarted(folder):
             find(folder, resume)
-        if note := RunFolder(folder).restore_config():
-            print(f"note         {note}")
-        path = folder / "config.yaml"
-        if path.is_file():
-            load_configuration(path)
-        parser.default_config_files = [glob.escape(str(path))]
-    parser.add_class_arguments(config)
+        _use_configuration_of(RunFolder(folder), parser)
+
+
+def _use_configuration_of(folder: RunFolder, parser: Parser) -> None:
+    """Have the configuration of a run take the place of the defaults. Nothing is written, not even a lost file."""
+    if lost := folder.lost_config():
+        config, newest = lost
+        print(f"note         {folder.config_path} is missing or empty; the configuration is that of {newest}")
+        with restoring(newest):
+            parser.set_defaults(config)
+        return
+    if folder.config_path.is_file():
+        load_configuration(folder.config_path)
+    parser.default_config_files = [glob.escape(str(folder.config_path))]
 
 
 class _ConfigurationFile(ActionConfigFile):

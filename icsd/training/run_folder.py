@@ -114,16 +114,26 @@ class RunFolder:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def restore_config(self) -> str | None:
-        """Write the configuration file again from the newest checkpoint where it is missing or empty.
+    def lost_config(self) -> tuple[dict[str, Any], Path] | None:
+        """Return the configuration of the newest checkpoint, and its path, if the configuration file is lost.
 
-        Returns:
-            A note about it, or None where nothing was to be done.
+        The file is lost if it is missing or empty. The result is None if it is not lost.
         """
         if not self.path.is_dir() or (self.config_path.is_file() and self.config_path.read_bytes().strip(b"\0 \n")):
             return None
         newest = checkpoint.latest(self.path)
-        config = checkpoint.load(newest, ["config"])["config"]
+        return checkpoint.load(newest, ["config"])["config"], newest
+
+    def restore_config(self) -> str | None:
+        """Write the configuration file again from the newest checkpoint where it is lost.
+
+        Returns:
+            A note about it, or None where nothing was to be done.
+        """
+        lost = self.lost_config()
+        if lost is None:
+            return None
+        config, newest = lost
         write_text(self.config_path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return f"{self.config_path} was missing or empty; it was written again from {newest}"
 

@@ -37,6 +37,24 @@ def test_the_folder_of_checkpoints_resumes_its_run(icsd, workplace):
     assert names == ["step-00000001.safetensors", "step-00000002.safetensors"]
 
 
+def test_a_lost_configuration_is_that_of_the_checkpoint_and_a_dry_run_writes_none(icsd, workplace):
+    assert icsd("train", "--config", "tiny.yaml", "--steps", "1", "--generator.width", "2")[0] == 0
+    (RUN / "config.yaml").unlink()
+    code, out, err = icsd("train", "--resume", str(RUN), "--steps", "2", "--dry-run")
+    assert code == 0, err
+    assert f"note         {RUN / 'config.yaml'} is missing or empty; the configuration is that of" in out
+    assert not (RUN / "config.yaml").exists()
+    code, _, err = icsd("train", "--resume", str(RUN), "--steps", "2")
+    assert code == 0, err
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["generator"]["width"] == 2
+
+
+@pytest.mark.parametrize("option", ["--name", "--output"])
+def test_a_resumed_run_stays_in_its_folder(fails, workplace, option):
+    message = fails("train", "--resume", "runs/r", option, "other")
+    assert message == f"{option} cannot be given with --resume runs/r, which goes on in its own folder: leave it out"
+
+
 def test_a_run_without_a_checkpoint_starts_again_with_its_own_values(icsd, workplace):
     assert icsd("train", "--config", "tiny.yaml", "--steps", "1", "--generator.width", "2")[0] == 0
     checkpoint.latest(RUN).unlink()
