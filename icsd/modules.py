@@ -181,13 +181,11 @@ class SampleQueue(nn.Module):
         Raises:
             ValueError: The samples have another number of features.
         """
-        size, dim = self.samples.shape
-        if x.dim() != 2 or x.shape[1] != dim:
-            raise ValueError(
-                f"x must have the shape (n, {dim}), got {tuple(x.shape)}: the queue was made for dim={dim}"
-            )
-        if self.process_group is not None:
-            x = gathered(self.process_group, x)
+        if self.process_group is None:
+            self._check(x)
+        else:
+            x = gathered(self.process_group, x, self._check)
+        size = len(self.samples)
         x = x[-size:].to(self.samples)
         stop = (self.start + self.count) % size
         first = min(len(x), size - stop)
@@ -196,6 +194,13 @@ class SampleQueue(nn.Module):
         lost = max(0, self.count + len(x) - size)
         self.start = (self.start + lost) % size
         self.count += len(x) - lost
+
+    def _check(self, x: Tensor) -> None:
+        dim = self.samples.shape[1]
+        if x.dim() != 2 or x.shape[1] != dim:
+            raise ValueError(
+                f"x must have the shape (n, {dim}), got {tuple(x.shape)}: the queue was made for dim={dim}"
+            )
 
     def dequeue(self, n: int) -> Tensor:
         """Remove the `n` oldest samples and return a copy of them, `(n, dim)`.

@@ -270,7 +270,7 @@ def _similarity_over_ranks(x, other, center, eps, backend, process_group) -> Ten
         _check_options("none", eps)
         return registry.select(backend, [x]), x
 
-    return similarity_from_gram(distributed.similarity(process_group, prepare, center), eps)
+    return similarity_from_gram(distributed.similarity(process_group, prepare, center, eps), eps)
 
 
 def _distill_to_banks(

@@ -20,6 +20,16 @@ def test_queues_are_equal(ranks):
     assert ranks.run(2, queue_of, [[1, 2], [1, 2]]) == [expected, expected]
 
 
+def misshapen_on_one_rank(group):
+    SampleQueue(5, 2, process_group=group).enqueue(torch.zeros(1, 2 + dist.get_rank(group)))
+
+
+def test_a_bad_shape_on_one_rank_is_refused_on_all(ranks):
+    for outcome in ranks.outcomes(2, misshapen_on_one_rank):
+        assert isinstance(outcome, RankError)
+        assert "x must have the shape (n, 2), got (1, 3): the queue was made for dim=2 on rank 1" in str(outcome)
+
+
 def test_ranks_that_disagree_do_not_hang(ranks):
     for outcome in ranks.outcomes(2, queue_of, [[1], [2]]):
         assert isinstance(outcome, RankError)

@@ -1,5 +1,7 @@
 """Bad input over several ranks: the same error on every rank, which names ranks and values, and no rank that waits."""
 
+import functools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -36,6 +38,17 @@ def squared(similarity, target):
     return (similarity - target).square().mean((-2, -1))
 
 
+def powers(similarity, target, exponent):
+    return (similarity - target).abs().pow(exponent).mean((-2, -1))
+
+
+class Unprintable(icsd.losses.MSE):
+    """A loss whose error is of an unusual kind."""
+
+    def __repr__(self):
+        raise AttributeError("it has no name")
+
+
 CASES = {
     "groups": ({1: {"groups": (3,)}}, ValueError, ["the groups of stages[0] is (2,) on ranks 0, 2, (3,) on rank 1"]),
     "dim": ({0: {"dim": 6}}, ValueError, ["the dim of stages[0] is 6 on rank 0, 5 on ranks 1, 2"]),
@@ -45,6 +58,16 @@ CASES = {
         {1: {"loss": icsd.losses.KL(0.2)}, 2: {"loss": squared}},
         ValueError,
         ["loss is MSE(", ") on rank 0, KL(student_temperature=0.2", "on rank 1, squared on rank 2"],
+    ),
+    "an object as a loss": (
+        {1: {"loss": functools.partial(powers, exponent=3)}},
+        ValueError,
+        [") on ranks 0, 2, partial on rank 1"],
+    ),
+    "error of another kind": (
+        {1: {"loss": Unprintable()}},
+        RuntimeError,
+        ["process_group: AttributeError: it has no name on rank 1"],
     ),
     "weights": ({1: {"weights": [2]}}, ValueError, ["weights is [1.0] on ranks 0, 2, [2.0] on rank 1"]),
     "center": ({1: {"center": True}}, ValueError, ["center is False on ranks 0, 2, True on rank 1"]),
@@ -88,6 +111,15 @@ def test_every_rank_raises_the_error_that_names_ranks_and_values(case, ranks):
 
 def test_ranks_go_on_after_an_error(ranks):
     assert ranks.run(3, call, {0: {"n": 2, "teachers": 2}}) == ranks.run(3, call, {2: {"n": 2, "teachers": 2}})
+
+
+def similarities(group, eps):
+    return icsd.cross_sample_similarity(torch.eye(2), eps=eps[dist.get_rank(group)], process_group=group)
+
+
+def test_similarities_with_another_eps(ranks):
+    for outcome in ranks.outcomes(2, similarities, [1e-8, 0.5]):
+        assert "eps is 1e-08 on rank 0, 0.5 on rank 1" in str(outcome)
 
 
 def outside(group, members):

@@ -61,19 +61,22 @@ def distill(
     return leave(ranks, value), call.loss, shape
 
 
-def similarity(process_group: ProcessGroupLike, prepare: Callable[[], tuple[Backend, Tensor]], center: bool) -> Tensor:
+def similarity(
+    process_group: ProcessGroupLike, prepare: Callable[[], tuple[Backend, Tensor]], center: bool, eps: float
+) -> Tensor:
     """Return the Gram matrices of the samples of all ranks, `(*B, N, N)`.
 
     Args:
         process_group: The process group, or "world".
         prepare: Checks the arguments of this rank and returns backend and features.
         center: True if the mean sample is subtracted.
+        eps: The least norm of a sample, for the check that all ranks agree.
     """
     ranks = _ranks_of(process_group)
 
     def facts() -> tuple[tuple[Backend, Tensor], int, Mapping[str, object]]:
         backend, x = prepare()
-        return (backend, x), x.shape[-2], {"center": center, **_facts_of("x", x)}
+        return (backend, x), x.shape[-2], {"center": center, "eps": eps, **_facts_of("x", x)}
 
     (backend, x), samples = agree(ranks, facts)
     if sum(samples) * math.prod(x.shape[:-2]) == 0:
@@ -110,7 +113,9 @@ def _distill(shares: Shares, call: Call) -> Tensor:
 
 def _facts(call: Call) -> dict[str, object]:
     """Return all that must agree between ranks, by name."""
-    loss = call.loss.function.__qualname__ if isinstance(call.loss, CustomLoss) else call.loss
+    loss = call.loss
+    if isinstance(loss, CustomLoss):  # an object that can be called has no name of its own
+        loss = getattr(loss.function, "__qualname__", type(loss.function).__qualname__)
     facts = {"loss": loss, "weights": call.weights and [float(weight) for weight in call.weights]}
     facts |= {"center": call.center, "eps": call.eps, "the forced schedule": forced_schedule()}
     for name, tensor in zip(call.names, call.tensors, strict=True):

@@ -76,14 +76,14 @@ def agree(ranks: Ranks, prepare: Callable[[], tuple[T, int, Mapping[str, object]
     Raises:
         TypeError: A rank was given another type of argument.
         ValueError: The arguments of a rank are not valid, or the ranks disagree. The message names ranks and values.
-        RuntimeError: A backend does not take the inputs of a rank.
+        RuntimeError: A backend does not take the inputs of a rank, or a rank had an error of another kind.
     """
     try:
         call, samples, facts = prepare()
+        facts = {name: str(value) for name, value in facts.items()}
         error = None
-    except tuple(_ERRORS.values()) as raised:
+    except Exception as raised:  # of any kind: the other ranks wait for this one
         call, samples, facts, error = None, 0, {}, raised
-    facts = {name: str(value) for name, value in facts.items()}
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).digest()
     own = torch.tensor([error is not None, int.from_bytes(digest[:8], "big", signed=True), samples])
     own = own.to(small_tensor_device(ranks))
@@ -102,14 +102,26 @@ def all_gather(everyone: torch.Tensor, own: torch.Tensor, ranks: Ranks) -> None:
     gather(everyone, own, group=ranks.group)
 
 
-def gathered(process_group: ProcessGroupLike, x: torch.Tensor) -> torch.Tensor:
+def gathered(
+    process_group: ProcessGroupLike, x: torch.Tensor, check: Callable[[torch.Tensor], None] = lambda x: None
+) -> torch.Tensor:
     """Return tensors `(n, D)` of all ranks, one after the other, without derivatives.
+
+    Args:
+        process_group: The process group, or "world".
+        x: The tensor of this rank.
+        check: Raises an error if `x` is not valid. Then all ranks raise it.
 
     Raises:
         ValueError: The shapes or dtypes of the ranks differ.
     """
     ranks = ranks_of(process_group)
-    agree(ranks, lambda: (None, len(x), {"shape of x": tuple(x.shape), "dtype of x": x.dtype}))
+
+    def facts() -> tuple[None, int, Mapping[str, object]]:
+        check(x)
+        return None, len(x), {"shape of x": tuple(x.shape), "dtype of x": x.dtype}
+
+    agree(ranks, facts)
     everyone = x.new_empty((ranks.size * len(x), *x.shape[1:]))
     all_gather(everyone, x.contiguous(), ranks)
     return everyone
@@ -126,7 +138,7 @@ def small_tensor_device(ranks: Ranks) -> torch.device:
 def _raise_on_every_rank(ranks: Ranks, facts: Mapping[str, str], error: Exception | None) -> None:
     """Raise the error that names the values of all ranks."""
     everyone = [None] * ranks.size
-    mine = error if error is None else (_name_of(error), str(error))
+    mine = error if error is None else _described(error)
     dist.all_gather_object(everyone, (mine, facts), group=ranks.group)
     errors = [error for error, _ in everyone]
     if any(errors):
@@ -142,8 +154,12 @@ def _raise_on_every_rank(ranks: Ranks, facts: Mapping[str, str], error: Exceptio
     )
 
 
-def _name_of(error: Exception) -> str:
-    return next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
+def _described(error: Exception) -> tuple[str, str]:
+    """Return the name of the error that every rank raises for the error of one rank, and its message."""
+    for name, kind in _ERRORS.items():
+        if isinstance(error, kind):
+            return name, str(error)
+    return "RuntimeError", f"{type(error).__name__}: {error}"
 
 
 def _by_rank(values: Sequence[str | None]) -> str:
