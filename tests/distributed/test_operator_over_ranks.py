@@ -107,6 +107,12 @@ def test_ring_of_losses_by_rows(loss, size, ranks):
     check(ranks, size, features(7), loss=loss, schedule="ring", weights=[0.5, 2.0], detach_teacher=False)
 
 
+@pytest.mark.parametrize("loss", ["dist", DIST(False)], ids=str)
+def test_ring_of_correlations_of_crowded_similarities(loss, ranks):
+    stages = [1 + 3e-4 * stage for stage in features(7)]  # similarities that differ by 1e-7
+    check(ranks, 4, stages, tolerance=1e-6, loss=loss, schedule="ring", detach_teacher=False)
+
+
 def test_ring_of_samples_shorter_than_eps(ranks):
     stages = features(7)
     stages[0][2] *= 0.01

@@ -54,7 +54,9 @@ def distill(shares: Shares, call: Call) -> Tensor:
     """Return the loss of the samples of all ranks, `(*B)` and replicated."""
     if call.center:
         call = call._replace(tensors=[centered_over_ranks(shares, stage) for stage in call.tensors], center=False)
-    ring = _Ring(shares, call, row_loss(call.loss, call.eps), wanted_gradients(call.tensors))
+    ring = _Ring(
+        shares, call, row_loss(call.loss, call.eps, compute_dtype(*call.tensors)), wanted_gradients(call.tensors)
+    )
     return _Distill.apply(ring, *call.tensors)
 
 
@@ -122,8 +124,11 @@ def _accumulate(
     """Add the terms of a tile to the sums of its rows, `(count, *B, n, 1)`, and bring the references up to date."""
     if rows.references:
         newer = torch.maximum(references, rows.references(*_excluded(-torch.inf, diagonal, similarity, target)))
-        for own, factor in zip(sums, rows.rescaled(references - newer), strict=True):
-            own *= factor
+        if rows.rescaled:
+            for own, factor in zip(sums, rows.rescaled(references - newer), strict=True):
+                own *= factor
+        else:
+            newer = torch.where(references > _LEAST, references, newer)
         references.copy_(newer)
     for own, term in zip(sums, rows.terms(similarity, target, references), strict=True):
         (term,) = _excluded(0, diagonal, term)

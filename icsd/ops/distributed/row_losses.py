@@ -27,9 +27,10 @@ class RowLoss(NamedTuple):
             terms of the rows of the transposed matrices.
         value: Maps the sums `(*B, n)`, the references `(*B, n)` and the length of the rows to the values of the rows.
         count: The number of terms.
-        references: Maps S and T to the greatest exponents of each row, `(R, *B, n, 1)`, for terms that are exponentials
+        references: Maps S and T to the greatest element or exponent of each row, `(R, *B, n, 1)`, for terms that are
             relative to it.
-        rescaled: Maps differences of references, `(R, *B, n, 1)`, to the factors of all sums.
+        rescaled: Maps differences of references, `(R, *B, n, 1)`, to the factors of all sums. Without it, the
+            references of the first elements stay.
         raw: True if the matrices are the products of the samples instead of their cosines.
         wide: True if the terms are computed in float64, because their sums cancel in the value.
     """
@@ -43,12 +44,13 @@ class RowLoss(NamedTuple):
     wide: bool = False
 
 
-def row_loss(loss: Loss, eps: float) -> RowLoss | None:
+def row_loss(loss: Loss, eps: float, dtype: torch.dtype) -> RowLoss | None:
     """Return a loss by rows, or None if it is not a mean over rows that sums determine.
 
     Args:
         loss: The loss.
         eps: The least norm of a sample.
+        dtype: The dtype in which similarities are computed.
     """
     if type(loss) not in BUILT_IN:
         return None
@@ -69,7 +71,7 @@ def row_loss(loss: Loss, eps: float) -> RowLoss | None:
         case SP():
             return RowLoss(lambda s, t, _: [s * s, t * t, s * t], _sp_value(eps), 3, raw=True, wide=True)
         case DIST():
-            return RowLoss(lambda s, t, _: [s, t, s * s, t * t, s * t], _dist_value, 5, wide=True)
+            return RowLoss(_dist_terms, _dist_value(dtype), 5, references=_greatest, wide=True)
     return None
 
 
@@ -119,15 +121,30 @@ def _sp_value(eps: float) -> Callable[[Sequence[Tensor], Tensor, int], Tensor]:
     return value
 
 
-def _dist_value(sums: Sequence[Tensor], _, columns: int) -> Tensor:
-    """Return 1 - ρ of rows s and t: 1 if one of them is constant, 0 if both are."""
-    s, t, ss, tt, st = sums
-    variances = ss - s * s / columns, tt - t * t / columns
-    noise = (NOISE * torch.finfo(torch.float32).eps) ** 2
-    constant = [
-        variance.detach() <= noise * square.detach() for variance, square in zip(variances, (ss, tt), strict=True)
-    ]
-    return _distance(*variances, st - s * t / columns, *constant, 2) / 2
+def _greatest(s: Tensor, t: Tensor) -> Tensor:
+    return torch.stack([s.amax(-1, keepdim=True), t.amax(-1, keepdim=True)])
+
+
+def _dist_terms(s: Tensor, t: Tensor, references: Tensor) -> Sequence[Tensor]:
+    """Return the terms relative to an element of each row, so that their variances do not cancel."""
+    s, t = s - references[0], t - references[1]
+    return [s, t, s * s, t * t, s * t]
+
+
+def _dist_value(dtype: torch.dtype) -> Callable[[Sequence[Tensor], Sequence[Tensor], int], Tensor]:
+    noise = (NOISE * torch.finfo(dtype).eps) ** 2
+
+    def value(sums: Sequence[Tensor], references: Sequence[Tensor], columns: int) -> Tensor:
+        """Return 1 - ρ of rows s and t: 1 if one of them is constant, 0 if both are."""
+        s, t, ss, tt, st = sums
+        variances = ss - s * s / columns, tt - t * t / columns
+        constant = [
+            variance.detach() <= noise * (variance + (total / columns + reference).square() * columns).detach()
+            for variance, total, reference in zip(variances, (s, t), references, strict=True)
+        ]
+        return _distance(*variances, st - s * t / columns, *constant, 2) / 2
+
+    return value
 
 
 def _distance(aa: Tensor, bb: Tensor, ab: Tensor, no_a: Tensor, no_b: Tensor, if_one_vanishes: float) -> Tensor:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+import torch
+
 from icsd.losses import MSE, Loss
 from icsd.ops.distributed.row_losses import row_loss
 from icsd.ops.regimes import KEPT_BYTES, feature_flops, sample_flops
@@ -85,7 +87,7 @@ class Problem:
         costs: dict[Schedule, Cost] = {"slices": self._slices(), "gather": self._gather()}
         if type(self.loss) is MSE and self.loss.in_feature_space:
             costs["moments"] = self._moments()
-        if row_loss(self.loss, 0.0) is not None:  # with any eps
+        if row_loss(self.loss, 0.0, torch.float32) is not None:  # with any eps and dtype
             costs["ring"] = self._ring()
         return costs
 
