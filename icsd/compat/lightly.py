@@ -41,6 +41,12 @@ class PatchKernelAlignmentLoss(nn.Module):
         """
         check_tokens("student_features", student_features)
         check_tokens("teacher_features", teacher_features)
+        if student_features.shape[:2] != teacher_features.shape[:2]:
+            raise ValueError(
+                "student_features and teacher_features must agree in all but the last dimension, got "
+                f"{tuple(student_features.shape)} and {tuple(teacher_features.shape)}: give the tokens of the same "
+                "patches"
+            )
         if mask is not None and (mask.dtype != torch.bool or mask.shape != student_features.shape[:2]):
             raise ValueError(
                 f"mask must be a boolean tensor {tuple(student_features.shape[:2])}, True for tokens that are ignored, "

@@ -233,6 +233,10 @@ MAPS, TOKENS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 20, 3)
         (r"cos_margin must be in \[0, 2\), got -1", lambda: vavae.VFLoss(cos_margin=-1)),
         ("cos_weight must be finite, got nan", lambda: vavae.VFLoss(cos_weight=math.nan)),
         ("student_features must be patch tokens", lambda: lightly.PatchKernelAlignmentLoss()(MAPS, MAPS)),
+        (
+            r"must agree in all but the last dimension, got \(2, 20, 3\) and \(2, 12, 5\)",
+            lambda: lightly.PatchKernelAlignmentLoss(max_tokens=4)(TOKENS, MAPS.flatten(1, 2)),
+        ),
         ("max_tokens must be at least 2", lambda: lightly.PatchKernelAlignmentLoss(1)),
         (
             r"mask must be a boolean tensor \(2, 20\).*got torch.float32",
