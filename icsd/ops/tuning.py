@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icsd.losses import Loss
+from icsd.losses import BUILT_IN, Loss
 from icsd.ops import registry
 from icsd.ops.library import is_ordinary, is_transformed
 from icsd.ops.regimes import KEPT_BYTES
@@ -84,6 +84,8 @@ def fastest(preferred: registry.Backend, requested: str | None, call: Call) -> r
     """Return the backend for a call: the one of its verdict if none is asked for by name, or else the preferred one."""
     if torch.compiler.is_compiling() or registry.name_of(requested) is not None or setting() == "0":
         return preferred
+    if type(call.loss) not in BUILT_IN:  # code of the user, which may draw random numbers or count its calls
+        return preferred
     *_, teacher = stages = call.stages
     if teacher.device.type not in ("cpu", "cuda") or teacher.shape[-2] < FEWEST_SAMPLES:
         return preferred
@@ -98,7 +100,7 @@ def fastest(preferred: registry.Backend, requested: str | None, call: Call) -> r
     name = verdicts[key].backend if key in verdicts else preferred.name
     if name == preferred.name:
         return preferred
-    return next((backend for backend in registry.applicable(stages) if backend.name == name), preferred)
+    return next((backend for backend in candidates(call) if backend.name == name), preferred)
 
 
 def tune(verdicts: Verdicts, call: Call, again: bool = False) -> bool:

@@ -267,6 +267,26 @@ def test_measurements_leave_random_numbers_hooks_and_inputs_alone(stubs, monkeyp
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_function_as_a_loss_is_not_measured(stubs, monkeypatch):
+    restarted("1", monkeypatch)
+    called = []
+
+    def loss(similarity, target):
+        called.append(similarity.shape)
+        return (similarity - target).square().mean((-2, -1))
+
+    assert taken(stubs, loss=loss) == "cpu"
+    assert called == [(16, 16)] * 2  # by the two calls of `taken`
+
+
+def test_large_matrices_are_not_kept_because_of_a_verdict(stubs, monkeypatch):
+    restarted("1", monkeypatch)
+    assert taken(stubs, samples=40) == "composite"
+    monkeypatch.setattr(tuning, "KEPT_BYTES", 1 << 10)
+    monkeypatch.setattr(stubs["cpu"], "regimes", {"mse": ("streamed",)}, raising=False)
+    assert taken(stubs, samples=40) == "cpu"
+
+
 def test_large_matrices_are_not_kept_for_a_measurement(cache, monkeypatch):
     call = tuning.Call([torch.empty(4000, 3), torch.empty(4000, 3)], [1.0], MSE(), 1e-8, False)
     assert [backend.name for backend in tuning.candidates(call)] == ["cpu", "composite", "reference"]
