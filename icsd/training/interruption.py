@@ -1,4 +1,4 @@
-"""Signals that end a run between two steps, never within one."""
+"""Signals: they end a run between two steps, never within one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from types import SimpleNamespace
 from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def ends_of_children_unnoticed() -> Iterator[None]:
+    """Ignore that a child process ends.
+
+    PyTorch's data loader handles this signal with an error wherever the main thread is, even within a step. Without
+    it, the loader finds out seconds later, when it waits for data of this process.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    if number is None or signal.getsignal(number) is None:
+        yield
+        return
+    previous = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from icsd.team import Team
 from icsd.training import checkpoint, run_folder
 from icsd.training.batches import Batch
 from icsd.training.config import RunConfig
-from icsd.training.interruption import finishing_steps
+from icsd.training.interruption import ends_of_children_unnoticed, finishing_steps
 from icsd.training.loggers import Loggers
 from icsd.training.run_folder import RunFolder
 from icsd.training.stopwatch import Stopwatch
@@ -232,15 +232,19 @@ class Loop:
             InputError: An image cannot be read; the message says how to go on.
         """
         batches = iter(self.batches(start, stop))
-        while True:
-            try:
-                with self._keeping_steps():
-                    loaded = next(batches, None)
-            except InputError as error:
-                raise InputError(f"{error}: {self.last_good()}") from error
-            if loaded is None:
-                return
-            yield loaded
+        loaded = self._next(batches)  # starts the processes that load data
+        with ends_of_children_unnoticed():
+            while loaded is not None:
+                yield loaded
+                loaded = self._next(batches)
+
+    def _next(self, batches: Iterator[Sequence[Batch]]) -> Sequence[Batch] | None:
+        """Return the batches of the next step, None after the last one."""
+        try:
+            with self._keeping_steps():
+                return next(batches, None)
+        except InputError as error:
+            raise InputError(f"{error}: {self.last_good()}") from error
 
     def _act(self, event: Event) -> None:
         """Take the action of an event."""
