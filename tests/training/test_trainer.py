@@ -306,7 +306,21 @@ def test_half_precision_skips_a_step_that_overflows_and_lowers_the_scale():
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.generator.parameters(), strict=True))
 
 
-def test_accumulated_batches_weigh_alike():
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_a_step_has_the_mean_gradient_of_its_batches(accumulate, monkeypatch):
+    trainer = trainer_of(config_of(accumulate=accumulate))
+    weight = next(trainer.discriminators.parameters())
+    factors = iter([1.0, 5.0, -2.0])
+    monkeypatch.setattr(trainer, "_discriminator_losses", lambda *_: {"adversarial/16": next(factors) * weight.sum()})
+    seen = []
+    monkeypatch.setattr(trainer, "_apply_gradient", lambda _: seen.append(weight.grad.clone()))
+    trainer.schedules = []
+    trainer.step([batch_of(trainer)] * accumulate)
+    mean = sum([1.0, 5.0, -2.0][:accumulate]) / accumulate
+    torch.testing.assert_close(seen[0], torch.full_like(weight, mean))
+
+
+def test_accumulated_batches_reach_all_parameters():
     seen = {}
     trainer = trainer_of(config_of(accumulate=2))
     trainer.schedules = []
