@@ -8,9 +8,9 @@ CUDA := .venv-cuda
 OLDEST := .venv-oldest
 
 BIN := $(VENV)/bin
-HEADERS = $$(echo $(CURDIR)/$(VENV)/headers/usr/include $(CURDIR)/$(VENV)/headers/usr/include/python3* | tr ' ' ':')
+headers = CPATH=$$(echo $(CURDIR)/$(1)/headers/usr/include $(CURDIR)/$(1)/headers/usr/include/python3* | tr ' ' ':')
 XDIST := --numprocesses auto --dist loadfile --no-loadscope-reorder
-PYTEST := $(BIN)/pytest $(XDIST)
+PYTEST = $(call headers,$(VENV)) $(BIN)/pytest $(XDIST)
 # Compilation and peak memory do not depend on the instruction set.
 ISA_TESTS := tests/ops/test_accuracy.py tests/ops/test_autograd.py tests/ops/test_regimes.py -k "not compile and not opcheck and not memory and not reference"
 CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -29,7 +29,7 @@ demo: $(VENV)/installed  ## train on emoji, generate images of a new sentence an
 	$(BIN)/icsd sample "$(SENTENCE)" --count 4
 
 test: lint  ## check the sources and run all tests, except those of `make attack`
-	$(PYTEST)
+	ICSD_ALL_TESTS=1 $(PYTEST)
 
 lint: $(VENV)/installed  ## check Python with ruff and C++ with clang-format
 	$(BIN)/ruff check .
@@ -37,24 +37,24 @@ lint: $(VENV)/installed  ## check Python with ruff and C++ with clang-format
 	$(if $(wildcard .clang-format),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
 
 test-isas: $(VENV)/installed  ## run the operator's main tests with each instruction set that this machine can execute
-	for isa in $$($(BIN)/python -m tools.cpu_isas); do \
+	isas=$$($(BIN)/python -m tools.cpu_isas) && test -n "$$isas" && for isa in $$isas; do \
 		echo "ICSD_CPU_ISA=$$isa"; ICSD_CPU_ISA=$$isa $(PYTEST) $(ISA_TESTS) || exit 1; \
 	done
 
 test-cuda:  ## run the operator's tests and those of evaluation in .venv-cuda, beside the CUDA build of torch; no GPU is needed
 	$(MAKE) $(CUDA)/installed VENV=$(CUDA) TORCH="torch==2.14.1 torchvision==0.29.1 torch-fidelity==0.4.0 transformers==5.24.0"
 	$(CUDA)/bin/icsd doctor
-	$(CUDA)/bin/pytest $(XDIST) tests/ops tests/models tests/cli tests/evaluation -k "not sanitizers and not races"
+	ICSD_ALL_TESTS=1 $(call headers,$(CUDA)) $(CUDA)/bin/pytest $(XDIST) tests/ops tests/models tests/cli tests/evaluation -k "not sanitizers and not races"
 
 test-oldest: $(VENV)/installed  ## run the operator's tests of autograd and torch.compile with the oldest PyTorch that is supported
 	$(MAKE) $(OLDEST)/oldest VENV=$(OLDEST)
-	$(OLDEST)/bin/python -m pytest $(XDIST) $(TORCH_TESTS)
+	$(call headers,$(VENV)) $(OLDEST)/bin/python -m pytest $(XDIST) $(TORCH_TESTS)
 
 attack: $(VENV)/installed  ## run the slow tests with hostile inputs, which `make test` leaves out
-	$(BIN)/pytest --numprocesses 0 -m attack --capture no tests
+	$(call headers,$(VENV)) $(BIN)/pytest --numprocesses 0 -m attack --capture no tests
 
 bench: $(VENV)/installed-bench  ## measure the operator against plain and compiled PyTorch
-	CPATH=$(HEADERS) $(BIN)/python -m benchmarks
+	$(call headers,$(VENV)) $(BIN)/python -m benchmarks
 
 clean:  ## remove the environments and everything that was built; runs/ stays
 	rm -rf .venv $(CUDA) $(OLDEST) build dist *.egg-info icsd/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
@@ -65,15 +65,16 @@ $(VENV)/bin/pip:
 
 # Debian has Python.h in a package of its own. Where it is missing, unpack that package here, which needs no root.
 $(VENV)/headers: | $(VENV)/bin/pip
-	mkdir -p $@
+	rm -rf $@.part && mkdir -p $@.part
 	if ! test -e "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; then \
-		cd $@ && apt-get download libpython3-dev "lib$$(../bin/python -c 'import sysconfig; print("python" + sysconfig.get_python_version())')-dev" \
-		&& for package in *.deb; do dpkg -x $$package .; done; \
+		cd $@.part && apt-get download libpython3-dev "lib$$(../bin/python -c 'import sysconfig; print("python" + sysconfig.get_python_version())')-dev" \
+		&& for package in *.deb; do dpkg -x $$package . || exit 1; done; \
 	fi
+	mv $@.part $@
 
 $(VENV)/installed: pyproject.toml setup.py $(shell find csrc -type f) | $(VENV)/headers
 	$(BIN)/pip install $(TORCH)
-	CPATH=$(HEADERS) $(BIN)/pip install -e ".[emoji,test]"
+	$(call headers,$(VENV)) $(BIN)/pip install -e ".[emoji,test]"
 	touch $@
 
 # The native module is that of the checkout: it does not depend on PyTorch.
@@ -82,6 +83,6 @@ $(VENV)/oldest: | $(VENV)/bin/pip
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed
-	CPATH=$(HEADERS) $(BIN)/pip install -e ".[bench]"
+	$(call headers,$(VENV)) $(BIN)/pip install -e ".[bench]"
 	$(BIN)/pip install --no-deps torchdistill==1.1.5
 	touch $@

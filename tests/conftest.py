@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share. It imports nothing that the operator's tests do not need."""
 
+import os
 import shutil
 import signal
 from importlib.util import find_spec
@@ -18,8 +19,17 @@ MISSING = [name for name in LIBRARIES if find_spec(name) is None]
 collect_ignore = TRAINING if MISSING else []
 
 
-def pytest_report_header():
-    return f"left out: {', '.join(TRAINING)}, because of missing libraries: {', '.join(MISSING)}" if MISSING else None
+LEFT_OUT = f"left out: {', '.join(TRAINING)}, because of missing libraries: {', '.join(MISSING)}" if MISSING else ""
+
+
+def pytest_configure():
+    if MISSING and "ICSD_ALL_TESTS" in os.environ:
+        raise pytest.UsageError(f'{LEFT_OUT}; run pip install -e ".[emoji,test]", or unset ICSD_ALL_TESTS')
+
+
+def pytest_terminal_summary(terminalreporter):
+    if LEFT_OUT:
+        terminalreporter.line(LEFT_OUT, yellow=True)
 
 
 # On a busy machine, the threads of small operations wait for each other. A test may set more.

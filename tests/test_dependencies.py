@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 HIDDEN = [
     *["jsonargparse", "yaml", "PIL", "tqdm", "safetensors", "tensorboard", "matplotlib", "regex", "triton"],
@@ -32,15 +34,28 @@ assert x.grad.abs().sum() > 0
 
 def run(script, **variables):
     command = [sys.executable, "-c", HIDE + script]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "ICSD_ALL_TESTS"} | variables
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def collecting(*arguments, **variables):
+    """Return the process of a pytest without its plugins, which only collects."""
+    options = ["--collect-only", "-p", "no:cacheprovider", "-W", "ignore", *arguments]
+    script = f"import pytest; sys.exit(pytest.main({options!r}))"
+    return run(script, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **variables)
 
 
 def collect(*arguments):
-    """Return what pytest collects without its plugins, and the lines at its start."""
-    options = ["--collect-only", "-p", "no:cacheprovider", "-W", "ignore", *arguments]
-    done = run(f"import pytest; sys.exit(pytest.main({options!r}))", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    """Return what pytest collects, and its notes."""
+    done = collecting(*arguments)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+def test_a_run_of_all_tests_does_not_leave_any_out():
+    done = collecting("tests/ops", ICSD_ALL_TESTS="1")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "because of missing libraries" in done.stderr
 
 
 def test_the_operator_needs_only_torch_and_numpy():
@@ -53,7 +68,7 @@ def test_the_tests_of_the_operator_need_no_other_library():
 
 
 def test_the_tests_of_a_gpu_need_no_other_library():
-    found = collect("-v", "-m", "gpu", "tests")
+    found = collect("-m", "gpu", "tests")
     assert "left out: cli, data, evaluation, models," in found
     assert "test_it_never_waits_for_the_device" in found
     assert "test_compute_sanitizer[racecheck]" in found

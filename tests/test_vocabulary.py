@@ -55,9 +55,9 @@ def test_replaced_word_does_not_return(word):
 
 
 def test_the_check_reads_the_sources():
-    names = tracked_files()
-    if not names:
+    if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout, which lists the files")
+    names = tracked_files()
     assert {"README.md", "icsd/__init__.py", "csrc/binding/module.cpp"} <= set(names)
 
 
