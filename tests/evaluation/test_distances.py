@@ -1,5 +1,6 @@
 import itertools
 
+import inputs
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from icsd.evaluation.distances import frechet_distance, inception_score, kernel_
 
 
 def normal(count, dim, mean=0.0, seed=0):
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) + mean
+    return inputs.normal(count, dim, seed=seed) + mean
 
 
 def test_kernel_distance_is_the_unbiased_estimate_of_its_definition(monkeypatch):
