@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from icsd import ops
 from icsd.compat.tokens import NORMALIZE_EPS, tokens_of_maps
 from icsd.losses import SmoothL1
+from icsd.losses.gram import compute_dtype, inverse_norms
 
 
 class VFLoss(nn.Module):
@@ -48,8 +49,24 @@ class VFLoss(nn.Module):
         self.loss = SmoothL1(beta=0, margin=distmat_margin)
 
     def forward(self, z: Tensor, aux_feature: Tensor) -> Tensor:
-        """Return the loss of latents and features `(B, C, H, W)`, which is differentiable in both."""
+        """Return the loss of latents and features `(B, C, H, W)`, which is differentiable in both.
+
+        Raises:
+            ValueError: The shapes differ, or are no shapes of maps.
+        """
         tokens = tokens_of_maps("z", z), tokens_of_maps("aux_feature", aux_feature)
+        if z.shape != aux_feature.shape:
+            raise ValueError(
+                f"z and aux_feature must have the same shape, got {tuple(z.shape)} and {tuple(aux_feature.shape)}: "
+                "project the latents to the channels of the features, and resize one to the other's positions"
+            )
         distances = ops.similarity_distillation_loss(*tokens, self.loss, detach_teacher=False, eps=NORMALIZE_EPS)
-        cosines = F.relu(1 - self.cos_margin - F.cosine_similarity(aux_feature, z)).mean()
+        units, targets = map(_unit_tokens, tokens)
+        cosines = F.relu(1 - self.cos_margin - (units * targets).sum(-1)).mean()
         return self.distmat_weight * distances + self.cos_weight * cosines
+
+
+def _unit_tokens(tokens: Tensor) -> Tensor:
+    """Return tokens at norm 1 in compute dtype. Zeros stay zeros, and their gradient is 0."""
+    tokens = tokens.to(compute_dtype(tokens))
+    return tokens * inverse_norms(tokens.square().sum(-1), NORMALIZE_EPS).unsqueeze(-1)

@@ -79,6 +79,15 @@ def test_vision_foundation_loss():
     assert_same(loss(z, feature), 2 * distances + 0.5 * cosines, (z, feature))
 
 
+def test_zero_positions_have_gradient_zero():
+    z, feature = normal(1, 4, 3, 3), normal(1, 4, 3, 3, seed=1)
+    z[..., 1, 1] = feature[..., 0, 2] = 0
+    z.requires_grad_()
+    (gradient,) = torch.autograd.grad(vavae.VFLoss()(z, feature), z)
+    assert (gradient[..., 1, 1] == 0).all()
+    assert gradient[..., 0, 0].abs().max() > 0
+
+
 def centered_kernel(x):
     h = torch.eye(len(x), dtype=x.dtype) - 1 / len(x)
     return h @ x @ x.T @ h
@@ -228,6 +237,10 @@ MAPS, TOKENS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 20, 3)
         (
             r"z must be maps \(B, C, H, W\), got the shape \(2, 20, 3\): give z.mT.unflatten",
             lambda: vavae.VFLoss()(TOKENS, MAPS),
+        ),
+        (
+            r"z and aux_feature must have the same shape, got \(2, 1, 4, 5\) and \(2, 3, 4, 5\)",
+            lambda: vavae.VFLoss()(MAPS[:, :1], MAPS),
         ),
         (r"distmat_margin must be in \[0, 2\), got 2", lambda: vavae.VFLoss(distmat_margin=2)),
         (r"cos_margin must be in \[0, 2\), got -1", lambda: vavae.VFLoss(cos_margin=-1)),
