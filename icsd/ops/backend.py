@@ -49,8 +49,6 @@ class FusedBackend(registry.Backend):
         for tensor in tensors:
             if tensor.device.type != self.device_type:
                 return f"it takes {self.device_type} tensors, got {tensor.device.type}"
-            if tensor.layout != torch.strided:
-                return f"it takes dense tensors, got {tensor.layout}"
         return None
 
     def gram(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from icsd.losses.gram import gram, no_autocast
@@ -38,11 +37,8 @@ class CompositeBackend(FusedBackend):
     def unavailable(self) -> None:
         """Return None: it always runs."""
 
-    def unsupported(self, tensors: Sequence[Tensor]) -> str | None:
-        for tensor in tensors:
-            if tensor.layout != torch.strided:
-                return f"it takes dense tensors, got {tensor.layout}"
-        return None
+    def unsupported(self, tensors: Sequence[Tensor]) -> None:
+        """Return None: it takes all inputs."""
 
     def gram(self, x: Tensor) -> Tensor:
         return super().gram(x) if is_ordinary(x) else gram(x)

@@ -335,6 +335,8 @@ def _check_features(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
             raise TypeError(
                 f"{name} must have samples of one length, got a nested tensor: pad it, e.g. .to_padded_tensor(0)"
             )
+        if x.layout != torch.strided:
+            raise TypeError(f"{name} must be dense, got the layout {x.layout}: convert it, e.g. .to_dense()")
         if x.ndim < 2:
             raise ValueError(
                 f"{name} must have the shape (*B, N, D), got {tuple(x.shape)}: is the batch dimension missing?"

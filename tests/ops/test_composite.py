@@ -31,12 +31,3 @@ def test_autocast_changes_nothing():
         (grad,) = torch.autograd.grad(cast.square().sum(), x, retain_graph=True)
     assert torch.equal(cast, plain)
     assert torch.equal(grad, torch.autograd.grad(plain.square().sum(), x)[0])
-
-
-def test_other_layouts_are_left_to_the_definition():
-    from icsd.ops import registry
-
-    sparse = torch.eye(3).to_sparse()
-    assert registry.select(None, [sparse]).name == "reference"
-    with pytest.raises(RuntimeError, match="composite: it takes dense tensors, got"):
-        registry.select("composite", [sparse])

@@ -6,7 +6,6 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 import icsd
-from icsd.ops import registry
 from icsd.ops.regimes import force_regime
 
 REGIMES = [("sample", "kl"), ("feature", "mse"), ("streamed", "kl")]
@@ -214,8 +213,7 @@ def test_nested_tensors_are_refused(layout):
             call(nested)
 
 
-def test_sparse_tensors_take_the_definition_or_are_refused(fused_backend):
-    sparse = STUDENT.to_sparse()
-    assert registry.select(None, [sparse]).name == "reference"
-    with pytest.raises(RuntimeError, match=rf"{fused_backend}: it takes dense tensors, got torch.sparse_coo"):
-        icsd.cross_sample_similarity(sparse, backend=fused_backend)
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn])
+def test_tensors_that_are_not_dense_are_refused(convert, backend):
+    with pytest.raises(TypeError, match=r"student must be dense, got the layout torch\.\w+: convert it"):
+        icsd.similarity_distillation_loss(convert(STUDENT), TEACHER, backend=backend)
