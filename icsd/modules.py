@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from icsd import ops
-from icsd.losses import LossLike, as_loss
+from icsd.losses import CustomLoss, LossLike, as_loss
 from icsd.ops.distributed import ProcessGroupLike, gathered
 from icsd.ops.functional import Reduction
 
@@ -28,6 +28,8 @@ class _DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = as_loss(loss)
+        if isinstance(self.loss, CustomLoss) and isinstance(self.loss.function, nn.Module):
+            self.function = self.loss.function  # a submodule of this one, with its parameters
         self.center = center
         self.reduction = reduction
         self.detach_teacher = detach_teacher
@@ -125,7 +127,8 @@ class SampleQueue(nn.Module):
     """A queue of the newest samples, as a bank for `similarity_distillation_loss`.
 
     Call `enqueue` after the backward pass: it writes over the oldest samples, which the backward pass may still need.
-    (PyTorch raises an error then.) The samples and their order in time are part of `state_dict`.
+    (PyTorch raises an error then.) The samples and their order in time are part of `state_dict`. `torch.compile` breaks
+    the graph at `bank` and `enqueue`, because the number of samples changes from call to call.
 
     Args:
         size: The largest number of samples.
@@ -163,6 +166,8 @@ class SampleQueue(nn.Module):
     @property
     def bank(self) -> Tensor:
         """The samples in the queue, `(len(self), dim)`, in no particular order. It is a view of them if it can be."""
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(SampleQueue.bank.fget)(self)
         if self.count == len(self.samples):
             return self.samples
         older, newer = self.in_time
@@ -181,6 +186,8 @@ class SampleQueue(nn.Module):
         Raises:
             ValueError: The samples have another number of features.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(SampleQueue.enqueue)(self, x)
         if self.process_group is None:
             self._check(x)
         else:
@@ -216,11 +223,13 @@ class SampleQueue(nn.Module):
         self.count -= n
         return self.samples[places]
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"start": self.start, "count": self.count}
+    def get_extra_state(self) -> dict[str, int | tuple[int, int]]:
+        return {"start": self.start, "count": self.count, "shape": tuple(self.samples.shape)}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.start, self.count = state["start"], state["count"]
+    def set_extra_state(self, state: dict[str, int | tuple[int, int]]) -> None:
+        shape = tuple(self.samples.shape)
+        if tuple(state.get("shape", shape)) == shape:  # otherwise load_state_dict refuses the samples
+            self.start, self.count = state["start"], state["count"]
 
     def extra_repr(self) -> str:
         size, dim = self.samples.shape

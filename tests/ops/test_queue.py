@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import icsd
 from icsd import SampleQueue
@@ -45,6 +46,38 @@ def test_state(again):
     for q in (queue, other):
         q.enqueue(numbered(6, 7))
         assert q.dequeue(4)[:, 0].tolist() == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (4, 5)], ids=["size", "dim"])
+def test_the_state_of_another_queue_changes_nothing(shape):
+    queue, other = SampleQueue(4, 3), SampleQueue(*shape)
+    queue.enqueue(numbered(0, 2))
+    other.enqueue(torch.ones(3, shape[1]))
+    with pytest.raises(RuntimeError, match="size mismatch for samples"):
+        queue.load_state_dict(other.state_dict())
+    assert queue.bank.tolist() == numbered(0, 2).tolist()
+
+
+def test_a_state_without_a_shape_is_read():
+    queue = SampleQueue(4, 3)
+    queue.load_state_dict({"samples": torch.ones(4, 3), "_extra_state": {"start": 0, "count": 3}})
+    assert len(queue) == 3
+
+
+def test_compiled_steps_are_not_compiled_for_each_number_of_samples():
+    queue, graphs = SampleQueue(50, 3), CompileCounter()
+    queue.enqueue(numbered(0, 3))
+
+    @torch.compile(backend=graphs)
+    def step(x):
+        value = icsd.similarity_distillation_loss(2 * x, x, student_bank=queue.bank, teacher_bank=queue.bank) * 3
+        queue.enqueue(2 * x)
+        return value
+
+    for _ in range(12):
+        step(numbered(0, 4))
+    assert len(queue) == 50
+    assert graphs.frame_count < 6  # 2 with PyTorch 2.14; for each number it would be 12, or the limit of 8
 
 
 def test_as_a_bank():
