@@ -77,7 +77,7 @@ def test_compiled_steps_are_not_compiled_for_each_number_of_samples():
     for _ in range(12):
         step(numbered(0, 4))
     assert len(queue) == 50
-    assert graphs.frame_count < 6  # 2 with PyTorch 2.14; for each number it would be 12, or the limit of 8
+    assert graphs.frame_count < 6  # for each number of samples it would be 8, the limit
 
 
 def test_as_a_bank():
