@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from icsd.losses.gram import compute_dtype
@@ -16,20 +17,23 @@ from icsd.ops.triton.kernels.covariance import covariance
 from icsd.ops.triton.kernels.features import Features
 from icsd.ops.triton.kernels.norms import compute_inverse_norms, normalize_backward
 
+# Where less of the terms of the loss remains, they are computed again in float64 (kLeastRemainder in csrc).
+LEAST_REMAINDER = 1e-2
+
 
 def distill(stages: Sequence[Tensor], spec: Spec, saved: Tensor | None) -> Tensor:
     """Return the loss `(groups,)` of stages `(groups, samples, dim)`, and fill `saved` (`saved_shape`) if given."""
     samples = stages[-1].shape[1]
     if saved is None:
         saved = stages[-1].new_empty(saved_shape(stages, spec), dtype=saved_dtype(stages, spec))
-    *students, teacher = _with_norms(stages, spec.eps)
-    *pairs, yy = _parts(saved, stages)
-    covariance(teacher, teacher, yy)
-    loss = sum(spec.weights) * _squared(yy)
-    for student, (xx, xy), weight in zip(students, pairs, spec.weights, strict=True):
-        covariance(student, student, xx)
-        covariance(student, teacher, xy)
-        loss += weight * (_squared(xx) - 2 * _squared(xy))
+    *pairs, yy = parts = _parts(saved, stages)
+    for (*students, teacher), only in _passes(stages, parts, spec):
+        covariance(teacher, teacher, yy, only)
+        for student, (xx, xy) in zip(students, pairs, strict=True):
+            covariance(student, student, xx, only)
+            covariance(student, teacher, xy, only)
+    remainders = [remainder.clamp(min=0) for remainder, _ in _remainders(parts)]
+    loss = sum(weight * remainder for weight, remainder in zip(spec.weights, remainders, strict=True))
     return (loss / max(1, samples * samples)).to(compute_dtype(*stages))
 
 
@@ -38,29 +42,58 @@ def distill_backward(
 ) -> None:
     """Write the gradients of the stages whose `outs` are not None: dL/dX̂ = 4/N² (X̂ X̂ᵀX̂ - Ŷ ŶᵀX̂)."""
     samples = stages[-1].shape[1]
-    *students, teacher = _with_norms(stages, spec.eps)
-    *pairs, yy = _parts(saved, stages)
+    *pairs, yy = parts = _parts(saved, stages)
     factors = [4 * weight / (samples * samples) for weight in spec.weights]
-    sums = [
-        [(student, factor * xx), (teacher, -factor * xy.mT)]
-        for student, (xx, xy), factor in zip(students, pairs, factors, strict=True)
-    ]
-    of_students = zip(students, pairs, factors, strict=True)
-    sums.append([(teacher, sum(factors) * yy), *((student, -factor * xy) for student, (_, xy), factor in of_students)])
-    for features, terms, out in zip([*students, teacher], sums, outs, strict=True):
-        if out is None:
-            continue
-        product = features.inverse_norms.new_empty(out.shape)
-        for number, (left, right) in enumerate(terms):
-            right = right.to(product.dtype).contiguous()
-            combine(left.x, right, product, left.inverse_norms, add=number > 0)
-        normalize_backward(product, features, grad, out, spec.eps)
+    for (*students, teacher), only in _passes(stages, parts, spec):
+        sums = [
+            [(student, factor * xx), (teacher, -factor * xy.mT)]
+            for student, (xx, xy), factor in zip(students, pairs, factors, strict=True)
+        ]
+        of_students = zip(students, pairs, factors, strict=True)
+        sums.append(
+            [(teacher, sum(factors) * yy), *((student, -factor * xy) for student, (_, xy), factor in of_students)]
+        )
+        for features, terms, out in zip([*students, teacher], sums, outs, strict=True):
+            if out is None:
+                continue
+            product = features.inverse_norms.new_empty(out.shape)
+            for number, (left, right) in enumerate(terms):
+                right = right.to(product.dtype).contiguous()
+                combine(left.x, right, product, left.inverse_norms, add=number > 0, only=only)
+            normalize_backward(product, features, grad, out, spec.eps, only)
 
 
-def _with_norms(stages: Sequence[Tensor], eps: float) -> list[Features]:
+def _passes(stages: Sequence[Tensor], parts: list, spec: Spec) -> Iterator[tuple[list[Features], Tensor | None]]:
+    """Yield features with norms in compute dtype, for all groups, then in float64, for those that cancel in `parts`.
+
+    Products have the dtype of the norms. Only the device knows which groups cancel, so the second pass is always
+    launched; the programs of all other groups return at once.
+
+    Yields:
+        The features, and the groups that are computed, `(groups,)`: those where it is not 0, or all if it is None.
+    """
     dtype = compute_dtype(*stages)
+    yield _with_norms(stages, spec.eps, dtype, None), None
+    if dtype is not torch.float64:
+        cancel = [fraction < LEAST_REMAINDER for _, fraction in _remainders(parts)]
+        only = torch.stack(cancel).any(0).to(torch.int32)
+        yield _with_norms(stages, spec.eps, torch.float64, only), only
+
+
+def _with_norms(stages: Sequence[Tensor], eps: float, dtype: torch.dtype, only: Tensor | None) -> list[Features]:
     found = [Features.of(stage, stage.new_empty(stage.shape[:2], dtype=dtype)) for stage in stages]
-    compute_inverse_norms(found, eps)
+    compute_inverse_norms(found, eps, only)
+    return found
+
+
+def _remainders(parts: list) -> list[tuple[Tensor, Tensor]]:
+    """Return |S - T|² of every student, and what part it is of |S|² + |T|², `(groups,)` each."""
+    *pairs, yy = parts
+    teacher, found = _squared(yy), []
+    for xx, xy in pairs:
+        own, both = _squared(xx), _squared(xy)
+        remainder = (own - both) + (teacher - both)
+        found.append((remainder, remainder / (own + teacher)))
     return found
 
 

@@ -25,6 +25,7 @@ def combine_kernel(
     group_scale,
     x,
     out,
+    only,
     outputs,
     samples,
     dim,
@@ -45,11 +46,13 @@ def combine_kernel(
 
     The grid is `(groups * ceil(outputs / TILE) * ceil(dim / BLOCK),)`. `matrix` is `(groups, outputs, samples)`, `out`
     `(groups, outputs, dim)`. The scale of a row is its `row_scale` times the `group_scale` of its group; each may be
-    None.
+    None. Groups for which `only` is 0 are left out; it may be None.
     """
     rows = tl.cdiv(outputs, TILE)  # neighboring programs share features
     columns = tl.cdiv(dim, BLOCK)
     group = (tl.program_id(0) // (rows * columns)).to(tl.int64)
+    if only is not None and tl.load(only + group) == 0:
+        return
     i = tl.program_id(0) % rows * TILE + tl.arange(0, TILE)
     d = tl.program_id(0) // rows % columns * BLOCK + tl.arange(0, BLOCK)
     matrix += group * matrix_group_stride + i[:, None].to(tl.int64) * matrix_row_stride
@@ -84,6 +87,7 @@ def combine(
     row_scale: Tensor | None = None,
     group_scale: Tensor | None = None,
     add: bool = False,
+    only: Tensor | None = None,
 ) -> None:
     """Write diag(row_scale * group_scale) matrix x, or add it to `out`.
 
@@ -94,6 +98,7 @@ def combine(
         row_scale: `(groups, outputs)`, one stride apart throughout.
         group_scale: `(groups,)`.
         add: Add to what `out` holds.
+        only: `(groups,)`; groups for which it is 0 are left out.
     """
     groups, samples, dim = x.shape
     outputs = out.shape[1]
@@ -107,6 +112,7 @@ def combine(
         group_scale,
         x,
         out,
+        only,
         outputs,
         samples,
         dim,

@@ -32,6 +32,7 @@ def covariance_kernel(
     x,
     y,
     partials,
+    only,
     samples,
     split_samples,
     SYMMETRIC: tl.constexpr,
@@ -43,11 +44,13 @@ def covariance_kernel(
     """Write one split's part of X̂ᵀŶ from `Features` x and y; only the lower triangle if both are the same.
 
     The grid is `(groups * ceil(x.dim / TILE) * ceil(y.dim / TILE), splits)`; `partials` is
-    `(splits, groups, x.dim, y.dim)`.
+    `(splits, groups, x.dim, y.dim)`. Groups for which `only` is 0 are left out; it may be None.
     """
     columns = tl.cdiv(y.dim, TILE)
     tiles = tl.cdiv(x.dim, TILE) * columns
     group = (tl.program_id(0) // tiles).to(tl.int64)
+    if only is not None and tl.load(only + group) == 0:
+        return
     row = tl.program_id(0) % tiles // columns
     column = tl.program_id(0) % columns
     if SYMMETRIC and column > row:
@@ -72,6 +75,7 @@ def covariance_kernel(
 def sum_covariances_kernel(
     partials,
     out,
+    only,
     splits,
     groups,
     x_dim,
@@ -83,6 +87,8 @@ def sum_covariances_kernel(
 ):
     """Write X̂ᵀŶ, in float64, from the parts of all splits. The grid is `(groups * x_dim, ceil(y_dim / BLOCK))`."""
     group = (tl.program_id(0) // x_dim).to(tl.int64)
+    if only is not None and tl.load(only + group) == 0:
+        return
     p = tl.program_id(0) % x_dim
     q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     # A tile above the diagonal mirrors the one below.
@@ -96,8 +102,11 @@ def sum_covariances_kernel(
     tl.store(out + group * out_group_stride + p.to(tl.int64) * y_dim + q, sums, mask=q < y_dim)
 
 
-def covariance(x: Features, y: Features, out: Tensor) -> None:
-    """Write X̂ᵀŶ, `(groups, x.dim, y.dim)`, in float64."""
+def covariance(x: Features, y: Features, out: Tensor, only: Tensor | None = None) -> None:
+    """Write X̂ᵀŶ, `(groups, x.dim, y.dim)`, in float64, from products in the dtype of the norms.
+
+    Groups for which `only` `(groups,)` is 0 are left out.
+    """
     groups, samples, _ = x.x.shape
     symmetric = x is y
     tile = runtime.tile_size(max(x.dim, y.dim), 64)
@@ -111,6 +120,7 @@ def covariance(x: Features, y: Features, out: Tensor) -> None:
         x,
         y,
         partials,
+        only,
         samples,
         split_samples,
         SYMMETRIC=symmetric,
@@ -119,6 +129,6 @@ def covariance(x: Features, y: Features, out: Tensor) -> None:
         TUNED_FOR=tuning_class(x.x, y.x),
     )
     grid = (groups * x.dim, triton.cdiv(y.dim, 256))
-    arguments = partials, out, splits, groups, x.dim, y.dim, out.stride(0)
+    arguments = partials, out, only, splits, groups, x.dim, y.dim, out.stride(0)
     constants = {"SYMMETRIC": symmetric, "TILE": tile, "BLOCK": 256}
     runtime.launch(sum_covariances_kernel, out, grid, *arguments, **constants)

@@ -41,11 +41,13 @@ def is_clamped(inverse, eps):
 
 
 @triton.jit(do_not_specialize=["eps"])
-def inverse_norms_kernel(stages, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def inverse_norms_kernel(stages, only, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Write the inverse norms of all stages, a tuple of `Features`.
 
-    The grid is `(groups * ceil(samples / ROWS), stages)`.
+    The grid is `(groups * ceil(samples / ROWS), stages)`. Groups for which `only` is 0 are left out; it may be None.
     """
+    if only is not None and tl.load(only + tl.program_id(0) // tl.cdiv(samples, ROWS)) == 0:
+        return
     for k in tl.static_range(len(stages)):
         if tl.program_id(1) == k:
             _store_inverse_norms(stages[k], eps, samples, ROWS, BLOCK)
@@ -69,26 +71,29 @@ def _store_inverse_norms(features, eps, samples, ROWS: tl.constexpr, BLOCK: tl.c
     tl.store(inverse, inverse_norm(square, real(eps, dtype)), mask=i < samples)
 
 
-def compute_inverse_norms(stages: Sequence[Features], eps: float) -> None:
-    """Write the inverse norms of all stages by one launch."""
+def compute_inverse_norms(stages: Sequence[Features], eps: float, only: Tensor | None = None) -> None:
+    """Write the inverse norms of all stages by one launch. Groups for which `only` `(groups,)` is 0 are left out."""
     groups, samples, _ = stages[0].x.shape
     rows, block = runtime.row_tile(max(features.dim for features in stages))
     grid = groups * triton.cdiv(samples, rows), len(stages)
-    arguments = tuple(stages), runtime.bits(eps), samples
+    arguments = tuple(stages), only, runtime.bits(eps), samples
     runtime.launch(inverse_norms_kernel, stages[0].inverse_norms, grid, *arguments, ROWS=rows, BLOCK=block)
 
 
 @triton.jit(do_not_specialize=["eps"])
 def normalize_backward_kernel(
-    product, features, group_scale, out, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    product, features, group_scale, out, only, eps, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Write dL/dX = scale r (v - <v, x̂> x̂), where v is the `product` dL/dX̂ and scale the group's, 1 if it is None.
 
-    `product` and `out` are contiguous. The grid is `(groups * ceil(samples / ROWS),)`.
+    `product` and `out` are contiguous. The grid is `(groups * ceil(samples / ROWS),)`. Groups for which `only` is 0 are
+    left out; it may be None.
     """
     dim = features.dim
     blocks = tl.cdiv(samples, ROWS)
     group = (tl.program_id(0) // blocks).to(tl.int64)
+    if only is not None and tl.load(only + group) == 0:
+        return
     i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     dtype: tl.constexpr = product.dtype.element_ty
     row = (group * samples + i[:, None]) * dim
@@ -116,11 +121,19 @@ def normalize_backward_kernel(
 
 
 def normalize_backward(
-    product: Tensor, features: Features, group_scale: Tensor | None, out: Tensor, eps: float
+    product: Tensor,
+    features: Features,
+    group_scale: Tensor | None,
+    out: Tensor,
+    eps: float,
+    only: Tensor | None = None,
 ) -> None:
-    """Write dL/dX, times `group_scale` `(groups,)`, from `product`, which is dL/dX̂ and may be `out` itself."""
+    """Write dL/dX, times `group_scale` `(groups,)`, from `product`, which is dL/dX̂ and may be `out` itself.
+
+    Groups for which `only` `(groups,)` is 0 are left out.
+    """
     groups, samples, dim = product.shape
     rows, block = runtime.row_tile(dim)
     grid = (groups * triton.cdiv(samples, rows),)
-    arguments = product, features, group_scale, out, runtime.bits(eps), samples
+    arguments = product, features, group_scale, out, only, runtime.bits(eps), samples
     runtime.launch(normalize_backward_kernel, out, grid, *arguments, ROWS=rows, BLOCK=block)

@@ -80,7 +80,8 @@ def tuned(key: Sequence[str], needs: Needs):
             return buffer * config.num_stages <= SHARED_BYTES and held <= 4 * REGISTERS * 32 * config.num_warps
 
         wanted = not triton.knobs.runtime.interpret and os.environ.get("ICSD_TRITON_AUTOTUNE") != "0"
-        measured = wanted and not arguments.get("ADD")  # every trial would add once more
+        # Every trial would add once more; and where groups are left out, it may have nothing to do.
+        measured = wanted and not arguments.get("ADD") and arguments.get("only") is None
         fit = list(filter(fits, configs)) or configs[-1:]
         return fit[: CANDIDATES if measured else 1]
 
