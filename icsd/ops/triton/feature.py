@@ -17,7 +17,7 @@ from icsd.ops.triton.kernels.covariance import covariance
 from icsd.ops.triton.kernels.features import Features
 from icsd.ops.triton.kernels.norms import compute_inverse_norms, normalize_backward
 
-# Where less of the terms of the loss remains, they are computed again in float64 (kLeastRemainder in csrc).
+# The terms of the loss are computed again in float64 where less of them remains (kLeastRemainder in csrc).
 LEAST_REMAINDER = 1e-2
 
 
