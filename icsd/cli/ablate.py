@@ -211,12 +211,15 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """True if there is a checkpoint of the last step."""
+        """True if there is a checkpoint of the last step, after which nothing failed."""
         try:
             steps = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))["steps"]
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             return False
-        return (self.folder / "checkpoints" / f"step-{steps:08d}.safetensors").is_file()
+        from icsd.training.checkpoint import events_are_due, step_path
+
+        path = step_path(self.folder, steps)
+        return path.is_file() and not events_are_due(path)
 
     @property
     def is_evaluated(self) -> bool:

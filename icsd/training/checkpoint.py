@@ -27,6 +27,8 @@ from icsd.errors import InputError, is_out_of_memory
 from icsd.training.renamed import leaves, new_key
 
 FORMAT_VERSION = 3
+EVENTS_DUE = "events_due"
+"""The entry of a checkpoint that was saved because something after its step failed."""
 
 _HEADER = "icsd_checkpoint"
 _TENSOR = "$tensor"  # {"$tensor": name}: a tensor
@@ -229,6 +231,18 @@ def check_config(
             f"checkpoint {path} was trained with another configuration; differing: {', '.join(differing)}. "
             "Give the checkpoint's values, or start a new run"
         )
+
+
+def events_are_due(path: Path | str) -> bool:
+    """Return whether what follows the step of this checkpoint, such as an evaluation, failed and has to be done again.
+
+    Args:
+        path: The checkpoint; False if there is none.
+    """
+    if not Path(path).is_file():
+        return False
+    with _open(Path(path)) as (_, header):
+        return EVENTS_DUE in header["state"]
 
 
 def step_path(folder: Path | str, step: int) -> Path:

@@ -206,6 +206,10 @@ class Loop:
     def _take_steps(self, interruption: Any) -> None:
         """Take the steps until the last one or a signal."""
         stop, recent, since = self.config.steps, [], time.perf_counter()
+        newest = checkpoint.step_path(self.folder.path, self.step)
+        if self.team.first(lambda: bool(self.step) and checkpoint.events_are_due(newest)):
+            self._act_on_events()
+            self._save_step()
         for batches in self._loaded(self.step, stop):
             recent.append(self.trainer.step(batches))
             self.progress.set_description(f"step {self.step}", refresh=False)
@@ -215,9 +219,7 @@ class Loop:
                 now = time.perf_counter()
                 self._log_losses(recent, images * len(recent) / (now - since))
                 recent, since = [], now
-            for event in self.events:
-                if self._is_due(event.every) and (event.everyone or self.team.leads):
-                    self._act(event)
+            self._act_on_events()
             interrupted = self.team.any(bool(interruption.signal))
             if self._is_due(self.config.checkpoint_every) or interrupted:
                 self._save_step()
@@ -246,25 +248,27 @@ class Loop:
         except InputError as error:
             raise InputError(f"{error}: {self.last_good()}") from error
 
-    def _act(self, event: Event) -> None:
-        """Take the action of an event."""
-        with self._keeping_steps(), self.stopwatch.paused():
-            event.action()
+    def _act_on_events(self) -> None:
+        """Take the actions of the events that are due."""
+        for event in self.events:
+            if self._is_due(event.every) and (event.everyone or self.team.leads):
+                with self._keeping_steps(**{checkpoint.EVENTS_DUE: True}), self.stopwatch.paused():
+                    event.action()
 
     @contextlib.contextmanager
-    def _keeping_steps(self) -> Iterator[None]:
-        """Save a checkpoint if something between two steps fails, so that no step has to be taken again."""
+    def _keeping_steps(self, **extra: bool) -> Iterator[None]:
+        """Save a checkpoint with further entries if something between two steps fails, so that no step is lost."""
         try:
             yield
         except Exception as error:
             if self.step and not self.team.lost_contact(error):
-                self._save_step()
+                self._save_step(**extra)
             raise
 
-    def _save_step(self) -> None:
-        """Save a checkpoint of this step, and remove those that are no longer kept."""
+    def _save_step(self, **extra: bool) -> None:
+        """Save a checkpoint of this step with further entries, and remove those that are no longer kept."""
         with self.stopwatch.paused():
-            self.save(checkpoint.step_path(self.folder.path, self.step))
+            self.save(checkpoint.step_path(self.folder.path, self.step), **extra)
             if self.team.leads:
                 checkpoint.prune(self.folder.path, self.checkpoints_kept)
 

@@ -207,7 +207,7 @@ def prepare(
         with checkpoint.restoring(path):
             wanted, defaults = run_folder.plain(config), run_folder.plain(PretrainConfig())
             checkpoint.check_config(path, state["config"], wanted, FREE_ON_RESUME, defaults)
-            if state["step"] >= config.steps:
+            if state["step"] >= config.steps and checkpoint.EVENTS_DUE not in state:
                 raise InputError(
                     f"{resume} is already trained for {state['step']} steps: give a larger `--steps` to continue"
                 )

@@ -286,7 +286,7 @@ def _restored(config: TrainConfig, folder: Path, train_set: CaptionedImages, tea
     with checkpoint.restoring(path):
         wanted, defaults = run_folder.plain(config), run_folder.plain(TrainConfig())
         checkpoint.check_config(path, state["config"], wanted, FREE_ON_RESUME, defaults)
-        if state["step"] >= config.steps:
+        if state["step"] >= config.steps and checkpoint.EVENTS_DUE not in state:
             raise InputError(
                 f"{folder} is already trained for {state['step']} steps: give a larger `--steps` to continue"
             )

@@ -352,7 +352,21 @@ def test_an_evaluation_that_fails_loses_no_step(config, monkeypatch, quick_evalu
     (folder,) = config.output.iterdir()
     assert checkpoint.latest(folder) == checkpoint.step_path(folder, 3)
     monkeypatch.undo()
+    train.train(replace(config, evaluate_every=3), resume=folder)
+    assert [line["step"] for line in lines_of(folder) if "evaluation/16/kernel_distance" in line] == [3, 6]
+
+
+def test_an_evaluation_after_the_last_step_is_made_again(config, monkeypatch, quick_evaluation):
+    config = replace(config, steps=2, evaluate_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.TrainingEvaluation, "measure", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train.train(config)
+    (folder,) = config.output.iterdir()
     train.train(config, resume=folder)
+    assert [line["step"] for line in lines_of(folder) if "evaluation/16/kernel_distance" in line] == [2]
+    with pytest.raises(InputError, match="already trained for 2 steps"):
+        train.train(config, resume=folder)
 
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
