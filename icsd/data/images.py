@@ -107,9 +107,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         InputError: The image has pixels of more than 16 bits; the message lacks the name of the file.
     """
+    of_format = image.format
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        image = _to_gray(image)
+        image = _to_gray(image, of_format)
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         gray = image.mode == "LA"
@@ -122,7 +123,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_gray(image: Image.Image) -> Image.Image:
+def _to_gray(image: Image.Image, of_format: str | None) -> Image.Image:
     """Convert an image of integers to 8 bits. Pillow would clip larger ones instead of scaling them."""
     values = np.asarray(image)
     least, most = values.min(), values.max()
@@ -130,9 +131,13 @@ def _to_gray(image: Image.Image) -> Image.Image:
         raise InputError(
             f"has pixels from {least} to {most}, whose scale is not known; convert it to 8 or 16 bits a pixel"
         )
-    sixteen_bits = image.mode != "I" or most > 0xFF
+    # Pillow reads these formats as integers of the mode I from 9 bits on, and scales them to 16.
+    sixteen_bits = image.mode != "I" or of_format in ("PNG", "PPM") or most > 0xFF
     gray = Image.fromarray((values >> 8 if sixteen_bits else values).astype(np.uint8))
-    gray.info = image.info
+    gray.info = dict(image.info)
+    transparent = gray.info.pop("transparency", None)
+    if transparent is not None:
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return gray
 
 

@@ -45,10 +45,18 @@ def open_gray(kind, value):
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "expected"), [(">u2", 0x8000, 0x80), ("i4", 0x8000, 0x80), ("i4", 0xFFFF, 0xFF), ("i4", 200, 200)]
+    ("kind", "value", "expected"),
+    [(">u2", 0x8000, 0x80), (">u2", 200, 0), ("i4", 0x8000, 0x80), ("i4", 0xFFFF, 0xFF), ("i4", 200, 200)],
 )
 def test_integers_are_scaled_not_clipped(kind, value, expected):
     assert image_to_tensor(open_gray(kind, value), 4).unique().tolist() == [expected]
+
+
+def test_sixteen_bits_of_one_transparent_value():
+    pixels = np.array([[0, 0xFFFF], [0x8000, 0x8001]], np.uint16).repeat(2, 0).repeat(2, 1)
+    image = Image.fromarray(pixels)
+    image.info["transparency"] = 0x8000
+    assert image_to_tensor(image, 4)[0, ::2, ::2].tolist() == [[0, 255], [255, 0x80]]
 
 
 def test_the_order_of_bytes_does_not_matter():
