@@ -237,12 +237,13 @@ def events_are_due(path: Path | str) -> bool:
     """Return whether what follows the step of this checkpoint, such as an evaluation, failed and has to be done again.
 
     Args:
-        path: The checkpoint; False if there is none.
+        path: The checkpoint; False if there is none, or none that can be read.
     """
-    if not Path(path).is_file():
+    try:
+        with _open(Path(path)) as (_, header):
+            return EVENTS_DUE in header["state"]
+    except InputError:
         return False
-    with _open(Path(path)) as (_, header):
-        return EVENTS_DUE in header["state"]
 
 
 def step_path(folder: Path | str, step: int) -> Path:

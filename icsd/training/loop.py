@@ -260,8 +260,8 @@ class Loop:
         """Save a checkpoint with further entries if something between two steps fails, so that no step is lost."""
         try:
             yield
-        except Exception as error:
-            if self.step and not self.team.lost_contact(error):
+        except Exception:
+            if self.step:
                 self._save_step(**extra)
             raise
 
