@@ -252,6 +252,8 @@ def _check_place(config: TrainConfig, resume: Path | None) -> None:
     root, place = config.data.root, resume or config.output
     if root is None or config.data.name not in LISTED_BY_FOLDER or not place.resolve().is_relative_to(root.resolve()):
         return
+    if any(part.startswith(".") for part in place.resolve().relative_to(root.resolve()).parts):  # it is not read
+        return
     if resume is None:
         raise InputError(
             f"output is {place}, which lies in data.root, {root}, so that the images of the run would be read as data: "
