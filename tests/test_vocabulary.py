@@ -40,7 +40,8 @@ REPLACED = {
 
 
 def tracked_files() -> list[str]:
-    listed = subprocess.run(["git", "ls-files", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["git", "-c", "safe.directory=*", "ls-files", *SOURCES]  # the files may be another user's
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return [name for name in listed.stdout.splitlines() if name not in EXEMPT and (ROOT / name).exists()]
 
 
