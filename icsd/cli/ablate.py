@@ -226,9 +226,14 @@ class Run:
         """True if there are results of as many images and by the options that the sweep asks for."""
         if self.noted not in (None, {"evaluate": self.sweep.evaluate}):
             return False
+        from icsd.evaluation.protocol import VERSION
+
         try:
-            stages = json.loads(self.results.read_text(encoding="utf-8"))["stages"].values()
-            return all(stage["protocol"]["generated_images"] == self.sweep.count for stage in stages)
+            content = json.loads(self.results.read_text(encoding="utf-8"))
+            stages = content["stages"].values()
+            return content.get("version") == VERSION and all(
+                stage["protocol"]["generated_images"] == self.sweep.count for stage in stages
+            )
         except (OSError, ValueError, KeyError, AttributeError):
             return False
 

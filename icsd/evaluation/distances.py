@@ -43,7 +43,8 @@ def kernel_distance(real: Tensor, generated: Tensor) -> Estimate:
         generated: Features `(Q, D)` of generated images, Q >= 2.
 
     Returns:
-        The distance and its standard error.
+        The distance and its standard error, to first order in the sizes of the sets. Where the sets hardly differ, it
+        is up to 1.5 times too large.
 
     Raises:
         InputError: A set holds fewer than two images.

@@ -28,13 +28,11 @@ from icsd.evaluation.distances import (
 from icsd.evaluation.encoders import CLIP, Encoder
 from icsd.evaluation.extractors import FEATURES, LITE0, LOGITS, Extractor
 from icsd.evaluation.features import BATCH, Generate, Plan, Probe, generated_features
-from icsd.evaluation.protocol import Protocol, hash_of
-from icsd.evaluation.real import RealImages, read_attributes, thumbnails_of
-from icsd.evaluation.retrieval import r_precision
+from icsd.evaluation.protocol import VERSION, Protocol, hash_of
+from icsd.evaluation.real import RealImages, mean_difference, read_attributes, thumbnails_of
+from icsd.evaluation.retrieval import CANDIDATES, r_precision
 from icsd.ops import similarity_distillation_loss
 from icsd.team import Team
-
-VERSION = 3  # of the figures and probes; results and files of features of another version are not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +144,8 @@ class Evaluation:
         return {resolution: self._stage(resolution, found, sentences) for resolution in self.resolutions}
 
     def _sentences(self, encoder: Encoder) -> Tensor:
-        """Return what an encoder finds in every caption."""
-        captions = self.plan.captions
+        """Return what an encoder finds in every candidate."""
+        captions = self._candidates
         parts = (captions[start : start + BATCH] for start in range(0, len(captions), BATCH))
         return torch.cat([encoder.sentences(part).float().cpu() for part in parts])
 
@@ -189,9 +187,10 @@ class Evaluation:
         result.figures["inconsistency_real"] = _inconsistency(*pair)
 
     def _add_retrieval(self, result: StageResult, images: Tensor, sentences: Tensor, encoder: Encoder) -> None:
-        """Add R-precision, for which each image has all captions to choose from, and the CLIP score."""
-        name, own, captions = f"r_precision_{encoder.label}", self._own_captions(), self.plan.captions
-        share = r_precision(images, sentences, self.test_set.class_ids, captions=captions, own=own)
+        """Add R-precision and the CLIP score."""
+        name, own, captions = f"r_precision_{encoder.label}", self._own_captions(), self._candidates
+        class_ids = self.test_set.class_ids[: len(captions)]
+        share = r_precision(images, sentences, class_ids, captions=captions, own=own)
         if math.isnan(share):
             result.left_out[name] = "no two captions differ"
         else:
@@ -200,6 +199,11 @@ class Evaluation:
         if encoder.label == CLIP:
             result.figures["clip_score"] = _mean(100 * F.cosine_similarity(images, sentences[own]).clamp(min=0))
             result.measured_by["clip_score"] = encoder.identity
+
+    @property
+    def _candidates(self) -> Sequence[str]:
+        """The captions that each image has to choose from: those of all images, and at least as many as it draws."""
+        return self.plan.captions[: max(self.plan.count, CANDIDATES)]
 
     def _own_captions(self) -> Tensor:
         """Return the number of the caption of each image."""
@@ -288,20 +292,16 @@ def _diversity(thumbnails: Tensor, captions: int) -> tuple[dict[str, Estimate], 
     """Return the mean absolute difference (range 2) of two images of one caption, and of two captions."""
     thumbnails, figures, left_out = thumbnails.float(), {}, {}
     if len(thumbnails) > captions:
-        figures["diversity_within_caption"] = _mean_difference(thumbnails, captions)
+        figures["diversity_within_caption"] = mean_difference(thumbnails[captions:], thumbnails[:-captions])
     else:
         left_out["diversity_within_caption"] = (
             f"no caption has two images: give a --count of more than {captions:,}, the number of captions"
         )
     if captions > 1:
-        figures["diversity_between_captions"] = _mean_difference(thumbnails, 1)
+        figures["diversity_between_captions"] = mean_difference(thumbnails[1:], thumbnails[:-1])
     else:
         left_out["diversity_between_captions"] = "there is one caption"
     return figures, left_out
-
-
-def _mean_difference(thumbnails: Tensor, shift: int) -> Estimate:
-    return _mean((thumbnails[shift:] - thumbnails[:-shift]).abs().mean(1))
 
 
 def _inconsistency(coarse: Tensor, refined: Tensor) -> Estimate:

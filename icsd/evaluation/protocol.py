@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 from icsd.errors import InputError
 
+VERSION = 3
+"""Version of the figures and probes. Those of different versions are not compared, and files of others not read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:

@@ -92,9 +92,9 @@ def _diversity(thumbnails: Tensor, captions: list[list[str]]) -> dict[str, Estim
     shared = sorted(_pairs_of_one_caption(captions))
     if shared:
         first, second = torch.tensor(shared).T
-        found["diversity_within_caption_real"] = _mean_difference(thumbnails[first], thumbnails[second])
+        found["diversity_within_caption_real"] = mean_difference(thumbnails[first], thumbnails[second])
     if len(thumbnails) > 1:
-        found["diversity_between_captions_real"] = _mean_difference(thumbnails[1:], thumbnails[:-1])
+        found["diversity_between_captions_real"] = mean_difference(thumbnails[1:], thumbnails[:-1])
     return found
 
 
@@ -111,7 +111,8 @@ def _neighbors(groups: Iterator[list[int]]) -> Iterator[tuple[int, int]]:
     return itertools.chain.from_iterable(map(itertools.pairwise, groups))
 
 
-def _mean_difference(a: Tensor, b: Tensor) -> Estimate:
+def mean_difference(a: Tensor, b: Tensor) -> Estimate:
+    """Return the mean absolute difference of the rows of two matrices, and its standard error."""
     differences = (a - b).abs().mean(1)
     error = (differences.std() / len(differences) ** 0.5).item() if len(differences) > 1 else None
     return Estimate(differences.mean().item(), error)

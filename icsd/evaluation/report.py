@@ -9,13 +9,14 @@ from pathlib import Path
 from icsd.errors import InputError
 from icsd.evaluation.distances import Estimate
 from icsd.evaluation.evaluate import StageResult
-from icsd.evaluation.protocol import Protocol, require_one_protocol
+from icsd.evaluation.protocol import VERSION, Protocol, require_one_protocol
 
 
 def to_json(checkpoint: str, step: int, results: dict[int, StageResult], key: str) -> str:
     """Return the results of a checkpoint as JSON text; equal keys stand for equal models measured in the same way."""
     stages = {str(resolution): dataclasses.asdict(result) for resolution, result in results.items()}
-    return json.dumps({"checkpoint": checkpoint, "step": step, "key": key, "stages": stages}, indent=2) + "\n"
+    content = {"version": VERSION, "checkpoint": checkpoint, "step": step, "key": key, "stages": stages}
+    return json.dumps(content, indent=2) + "\n"
 
 
 def key_of(path: Path) -> str | None:
@@ -30,10 +31,13 @@ def read(path: Path) -> dict[int, StageResult]:
     """Read the results that `to_json` wrote.
 
     Raises:
-        InputError: The file cannot be read, or holds something else.
+        InputError: The file cannot be read, holds something else, or was measured by another version.
     """
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stages = content["stages"]
+        if content.get("version") != VERSION:
+            raise InputError(f"{path} holds figures of another version of icsd: evaluate the run again")
         return {
             int(resolution): StageResult(
                 Protocol(**stage["protocol"]),

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROW_BLOCK = 256
+CANDIDATES = 100
+"""Captions that an image has to choose from, one of which is its own."""
 
 
 def r_precision(
@@ -24,7 +26,7 @@ def r_precision(
     *,
     captions: Sequence[str] | None = None,
     own: Sequence[int] | None = None,
-    candidates: int = 100,
+    candidates: int = CANDIDATES,
     seed: int = 0,
 ) -> float:
     """Return the share of images whose own caption is the most similar of the candidates.

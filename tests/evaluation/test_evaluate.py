@@ -13,6 +13,7 @@ from icsd.evaluation.encoders import Encoder
 from icsd.evaluation.evaluate import Classifier, Evaluation
 from icsd.evaluation.extractors import Extractor, inception
 from icsd.evaluation.features import Plan
+from icsd.evaluation.protocol import VERSION
 from icsd.evaluation.real import real_images
 
 RESOLUTIONS = [8, 16]
@@ -188,6 +189,21 @@ def test_every_caption_is_a_candidate_however_few_images_there_are(test_set):
     assert results[16].figures["r_precision_tempted"].value == 0
 
 
+def test_no_more_captions_are_encoded_than_images_have(test_set, monkeypatch):
+    monkeypatch.setattr("icsd.evaluation.evaluate.CANDIDATES", 5)
+    seen = []
+
+    def sentences(captions):
+        seen.extend(captions)
+        return torch.eye(30)[[int(c[6:]) for c in captions]]
+
+    encoder = Encoder("knowing", "knowing 0", lambda images: torch.eye(30)[: len(images)], sentences)
+    evaluation = Evaluation(plan_of(test_set, 8), test_set, [16], EXTRACTOR, encoders=[encoder])
+    results = evaluation.measure(lambda *given: Generator(test_set)(*given)[1:])
+    assert len(seen) == 8
+    assert results[16].figures["r_precision_knowing"].value == 1
+
+
 def test_real_images_are_measured_in_batches(test_set, monkeypatch):
     class Brightness(AttributeClassifier):
         def read(self, images, batch_size=64):
@@ -359,6 +375,9 @@ def test_results_are_read_back_and_compared_under_one_protocol_only(test_set, tm
     assert "kernel_distance" in report.comparison(noisy, report.read(path))
     with pytest.raises(InputError, match="cannot be compared: generated_images is 60 and 90"):
         report.comparison(fewer, report.read(path))
-    path.write_text('{"stages": {"8": {}}}')
+    path.write_text(path.read_text().replace('"version": ', '"version": 1'))
+    with pytest.raises(InputError, match="figures of another version of icsd: evaluate the run again"):
+        report.read(path)
+    path.write_text(f'{{"version": {VERSION}, "stages": {{"8": {{}}}}}}')
     with pytest.raises(InputError, match="holds no results of `icsd evaluate`"):
         report.read(path)
