@@ -82,6 +82,7 @@ def sampled(group, path, folder):
 
     sampler = SimpleNamespace(
         path=path,
+        device=torch.device("cpu"),
         attribution="by someone",
         check=lambda sentences: None,
         noise=lambda seeds, truncation: seeds,
