@@ -79,7 +79,7 @@ def test_many_threads_share_a_limit_of_sums(groups, samples, features):
         icsd.cross_sample_similarity(x[:1, :40], backend="cpu")  # starts the threads
         empty_cache()
         with torch.no_grad():
-            assert peak_above_now(lambda: _native.cpu.gram(x)) < (32 if features == 64 else 160) * MIB
+            assert peak_above_now(lambda: _native.cpu.gram(x)) < (100 if features == 64 else 200) * MIB
         unit = torch.nn.functional.normalize(x.double(), dim=-1)
         torch.testing.assert_close(
             icsd.cross_sample_similarity(x, backend="cpu").double(), unit @ unit.mT, rtol=0, atol=1e-6
