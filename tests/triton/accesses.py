@@ -77,7 +77,9 @@ def record(monkeypatch):
 
     def new_empty(self, *shape, dtype=None, device=None):
         shape = torch.Size(shape[0] if isinstance(shape[0], (tuple, list)) else shape)
-        return torch.full((shape.numel() + 64,), torch.nan, dtype=dtype or self.dtype)[32:-32].view(shape)
+        dtype = dtype or self.dtype
+        nothing = torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min
+        return torch.full((shape.numel() + 64,), nothing, dtype=dtype)[32:-32].view(shape)
 
     def launched(kernel, out, grid, *arguments, **constants):
         found.kernels.append(getattr(kernel, "base_fn", kernel.fn).__name__)
