@@ -1,8 +1,8 @@
 """Measure the operator on a GPU, with cold caches: `python -m benchmarks.gpu FILE` appends JSON lines to a file.
 
 Each case is measured as eager calls and as the replay of a CUDA graph, with the time of each kernel, beside the replay
-of the best composite of PyTorch and of its matrix products (cuBLAS) alone. `python -m benchmarks gpu FILE` shows the
-tables.
+of the best composite of PyTorch without a compiler and of its matrix products (cuBLAS) alone. `python -m benchmarks gpu
+FILE` shows the tables.
 """
 
 from __future__ import annotations
