@@ -55,7 +55,7 @@ print(bytes_of("VmHWM:") - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of the memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory is read from /proc, which other systems lack")
 @pytest.mark.parametrize(("n", "width", "case"), [(200_000, 32, "mse"), (12_000, 16, "kl"), (12_000, 16, "dist")])
 def test_memory(n, width, case):
     """Far below one N x N matrix: a few copies of the features and what a square of blocks takes."""
