@@ -55,6 +55,15 @@ def test_replaced_word_does_not_return(word):
     assert not found, f"write {REPLACED[word]!r} instead of {word!r} in\n" + "\n".join(found)
 
 
+def test_a_figure_is_a_plot():
+    found = []
+    for name in tracked_files():
+        text = (ROOT / name).read_text()
+        if name.startswith("icsd/") and "matplotlib" not in text and re.search("(?<!con)figure", text, re.IGNORECASE):
+            found.append(name)
+    assert not found, f"write 'metric' for a number that an evaluation measures, in {', '.join(found)}"
+
+
 def test_the_check_reads_the_sources():
     if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout, which lists the files")

@@ -3,7 +3,7 @@
     python -m tools.bytes_over_ranks --plot docs/images/bytes-over-ranks.png
 
 Bytes are those of `icsd.ops.distributed.Problem`, whose formulas a test compares with the bytes on the wire. Times are
-a model, not a measurement: bytes over the bandwidth of a link plus operations over the rate of an H100, by the figures
+a model, not a measurement: bytes over the bandwidth of a link plus operations over the rate of an H100, by the numbers
 that their makers publish.
 """
 

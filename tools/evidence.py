@@ -41,9 +41,12 @@ LEAST_PAIRS = 3
 def read_rows(path: Path) -> list[Row]:
     """Read the rows of a sweep."""
     with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != [field.name for field in dataclasses.fields(Row)]:
+            raise SystemExit(f"{path} has other columns than the rows of `icsd ablate`: report its sweep again")
         return [
             Row(**{**row, "seed": int(row["seed"]), "stage": int(row["stage"]), "value": float(row["value"])})
-            for row in csv.DictReader(file)
+            for row in reader
         ]
 
 
@@ -52,15 +55,15 @@ def endpoints(rows: list[Row]) -> list[Difference]:
 
     The cost of a target is left out for a stage at which a run did not reach it.
     """
-    accuracies = sorted({row.figure for row in rows if row.figure.endswith("_accuracy")} - set(ENDPOINTS))
+    accuracies = sorted({row.metric for row in rows if row.metric.endswith("_accuracy")} - set(ENDPOINTS))
     order = [*ENDPOINTS, *accuracies]
-    missed = {(row.stage, row.figure.removeprefix("reaches ")) for row in rows if _is_missed(row)}
+    missed = {(row.stage, row.metric.removeprefix("reaches ")) for row in rows if _is_missed(row)}
     found = [
         each if each.pairs >= LEAST_PAIRS else dataclasses.replace(each, low=None, high=None)
         for each in paired_differences(rows, REFERENCE)
-        if each.figure in order and (each.stage, each.figure.partition(" to ")[2]) not in missed
+        if each.metric in order and (each.stage, each.metric.partition(" to ")[2]) not in missed
     ]
-    return sorted(found, key=lambda each: (order.index(each.figure), each.stage))
+    return sorted(found, key=lambda each: (order.index(each.metric), each.stage))
 
 
 def table(differences: list[Difference]) -> Iterator[str]:
@@ -70,12 +73,12 @@ def table(differences: list[Difference]) -> Iterator[str]:
         shown = arms[start : start + ARMS_PER_TABLE]
         yield f"| endpoint | stage | {REFERENCE} | {' | '.join(f'{arm}, minus {REFERENCE}' for arm in shown)} |"
         yield "|---" * (3 + len(shown)) + "|"
-        for (figure, stage), group in itertools.groupby(differences, lambda each: (each.figure, each.stage)):
+        for (metric, stage), group in itertools.groupby(differences, lambda each: (each.metric, each.stage)):
             cells = {each.arm: each for each in group}
             reference = max(cells.values(), key=lambda each: each.pairs).reference
             place = f"{stage} px" if stage else ""
             differences_of = " | ".join(_cell(cells.get(arm)) for arm in shown)
-            yield f"| {figure} | {place} | {_number(reference)} | {differences_of} |"
+            yield f"| {metric} | {place} | {_number(reference)} | {differences_of} |"
         yield ""
 
 
@@ -102,7 +105,7 @@ def write(path: Path) -> None:
 
 
 def _is_missed(row: Row) -> bool:
-    return row.figure.startswith("reaches ") and not row.value
+    return row.metric.startswith("reaches ") and not row.value
 
 
 def _cell(difference: Difference | None) -> str:

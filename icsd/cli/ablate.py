@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = timedelta(days=14)  # of a rank whose runs are finished for the others
 
-WITHOUT_INFLUENCE = ("output", "name", "device", "workers", "loggers")  # on the figures of a run
+WITHOUT_INFLUENCE = ("output", "name", "device", "workers", "loggers")  # on the metrics of a run
 
 PROGRAM = [sys.executable, "-c", "import sys; from icsd.cli.main import main; sys.exit(main())"]
 
@@ -50,8 +50,8 @@ The sweep is a YAML file:
   seeds: [0, 1, 2, 3, 4]
   count: 1000                                       # images to generate from each model at the end
   evaluate_every: 250                               # steps between two evaluations during training, for:
-  targets: {tone_accuracy: 0.75}                    # figures whose cost in steps and seconds is an endpoint
-  endpoints: [kernel_distance, tone_accuracy, inconsistency]   # figures of the table; by default all
+  targets: {tone_accuracy: 0.75}                    # metrics whose cost in steps and seconds is an endpoint
+  endpoints: [kernel_distance, tone_accuracy, inconsistency]   # metrics of the table; by default all
   evaluate: [--encoder, runs/damsm]                 # further options of `icsd evaluate`
 
 Examples:
@@ -68,7 +68,7 @@ Examples:
   icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --print-jobs > jobs.txt
       one line for each run, for a job array; afterwards the first command only reports
 
-The output folder gets a run folder for each arm and seed with its log beside it, rows.csv with every figure of every
+The output folder gets a run folder for each arm and seed with its log beside it, rows.csv with every metric of every
 run, differences.csv with the paired differences and intervals.png with their 95 % intervals. An arm or a seed can be
 added to the sweep later. For evaluations on one core each, OMP_NUM_THREADS is 1 unless it is set."""
 
@@ -84,8 +84,8 @@ class Sweep:
         seeds: Seeds of the runs of each arm.
         count: Number of images to generate from each model.
         evaluate_every: Steps between two evaluations during training, or None.
-        targets: Values of figures whose cost in steps and seconds is reported.
-        endpoints: Parts of the names of the figures in the table and the plot, beside the cost; all if empty.
+        targets: Values of metrics whose cost in steps and seconds is reported.
+        endpoints: Parts of the names of the metrics in the table and the plot, beside the cost; all if empty.
         evaluate: Further options of `icsd evaluate`.
     """
 
@@ -115,8 +115,8 @@ class Sweep:
         self._check("count", _is(self.count, int) and self.count > 1, "a whole number of images, at least 2")
         steps = self.evaluate_every is None or (_is(self.evaluate_every, int) and self.evaluate_every > 0)
         self._check("evaluate_every", steps, "a whole number of steps, at least 1")
-        self._check("targets", _is_mapping(self.targets, int | float), "a number for each figure")
-        self._check("endpoints", _is_list(self.endpoints, str), "a list of names of figures")
+        self._check("targets", _is_mapping(self.targets, int | float), "a number for each metric")
+        self._check("endpoints", _is_list(self.endpoints, str), "a list of names of metrics")
         self._check("evaluate", _is_list(self.evaluate, str), "a list such as [--encoder, runs/damsm, --seed, '1']")
         if self.targets and not self.evaluate_every:
             raise InputError("targets needs evaluate_every: give the steps between two evaluations during training")
@@ -376,7 +376,7 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
     """Write rows, differences and plot of the finished runs, and print the differences.
 
     Raises:
-        InputError: No run of the reference is finished, or figures were measured under different protocols.
+        InputError: No run of the reference is finished, or metrics were measured under different protocols.
     """
     from icsd.evaluation.paired import Difference, Row, format_differences, paired_differences, write_csv
     from icsd.evaluation.plot import plot_differences
@@ -386,7 +386,7 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
     write_csv(output / "rows.csv", Row, rows)
     differences = paired_differences(rows, sweep.reference)
     write_csv(output / "differences.csv", Difference, differences)
-    shown = [each for each in differences if _is_endpoint(sweep, each.figure)]
+    shown = [each for each in differences if _is_endpoint(sweep, each.metric)]
     print(format_differences(shown))
     if shown:
         plot_differences(shown, sweep.reference, output / "intervals.png")
@@ -396,13 +396,13 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
     print(f"differences  {output / 'differences.csv'}")
 
 
-def _is_endpoint(sweep: Sweep, figure: str) -> bool:
-    named = not sweep.endpoints or any(part in figure for part in [*sweep.endpoints, " of training"])
-    return named and not figure.endswith(("_real", "_shuffled"))
+def _is_endpoint(sweep: Sweep, metric: str) -> bool:
+    named = not sweep.endpoints or any(part in metric for part in [*sweep.endpoints, " of training"])
+    return named and not metric.endswith(("_real", "_shuffled"))
 
 
 def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:
-    """Return the figures of finished runs: at the end, costs of the targets, and values at equal cost."""
+    """Return the metrics of finished runs: at the end, costs of the targets, and values at equal cost."""
     from icsd.evaluation import report as results
     from icsd.evaluation.curves import late_training, read_curves, whole_cost
     from icsd.evaluation.paired import Row
@@ -415,10 +415,10 @@ def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:
         late = late_training(each.folder / "metrics.jsonl")
         rows += [Row(each.arm, each.seed, 0, f"{name} of training", value) for name, value in late.items()]
         for stage, result in stages.items():
-            for figure, estimate in result.figures.items():
-                network = result.measured_by.get(figure, "")
+            for metric, estimate in result.metrics.items():
+                network = result.measured_by.get(metric, "")
                 rows.append(
-                    Row(each.arm, each.seed, stage, figure, estimate.value, result.protocol.identifier, network)
+                    Row(each.arm, each.seed, stage, metric, estimate.value, result.protocol.identifier, network)
                 )
         curves[each] = read_curves(each.folder / "metrics.jsonl")
     return rows + [row for each in runs for row in _curve_rows(sweep, each, curves[each], costs)]
@@ -436,10 +436,10 @@ def _curve_rows(sweep: Sweep, run: Run, curves: Sequence, costs: dict[Run, dict[
     for curve in curves:
         place = (run.arm, run.seed, curve.stage)
         protocol = protocols.get(curve.stage, "")
-        if curve.figure in sweep.targets:
-            target = sweep.targets[curve.figure]
+        if curve.metric in sweep.targets:
+            target = sweep.targets[curve.metric]
             found = {clock: curve.cost_of(target, clock) for clock in CLOCKS}
-            name = f"{curve.figure} {target:g}"
+            name = f"{curve.metric} {target:g}"
             yield Row(*place, f"reaches {name}", float(found["steps"] is not None), protocol)
             for clock, cost in found.items():
                 value = curve.costs[clock][-1] if cost is None else cost
@@ -447,8 +447,8 @@ def _curve_rows(sweep: Sweep, run: Run, curves: Sequence, costs: dict[Run, dict[
         for clock in list(CLOCKS)[1:]:
             budget = min(cost[clock] for cost in costs.values() if clock in cost)
             value = curve.value_at(budget, clock)
-            if value is not None and not curve.figure.startswith("r_precision_training"):
-                yield Row(*place, f"{curve.figure} at equal {clock}", value, protocol)
+            if value is not None and not curve.metric.startswith("r_precision_training"):
+                yield Row(*place, f"{curve.metric} at equal {clock}", value, protocol)
 
 
 def _protocols(run: Run) -> dict[int, str]:

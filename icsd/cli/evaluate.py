@@ -28,7 +28,7 @@ The command needs pip install -e ".[evaluate]" in the checkout.
 Without any downloaded file the command reports a kernel distance on features of EfficientNet-Lite0, R-precision by the
 encoder that guided the training, the diversity of images within and between captions, the error of pixels that are the
 same in all real images, the inconsistency between stages and, where the data set knows attributes, their accuracy.
-With a file of weights it adds the figures of the literature.
+With a file of weights it adds the metrics of the literature.
 
 Examples:
 
@@ -47,8 +47,8 @@ Examples:
   torchrun --standalone --nproc-per-node 8 --no-python icsd evaluate runs/cub --count 30000
       eight GPUs share the images
 
-Every figure is printed and saved with its protocol: network and hash of its weights, resolution, real images, captions
-and seeds. Figures of different protocols are not compared. After an interruption the same command goes on."""
+Every metric is printed and saved with its protocol: network and hash of its weights, resolution, real images, captions
+and seeds. Values of different protocols are not compared. After an interruption the same command goes on."""
 
 
 def configure(parser: Parser, arguments: Sequence[str]) -> None:

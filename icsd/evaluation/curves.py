@@ -1,4 +1,4 @@
-"""Figures during training, and the endpoints that come from them: the cost of a score, and scores at equal cost."""
+"""Metrics during training, and the endpoints that come from them: the cost of a value, and values at equal cost."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ LOWER_IS_BETTER = ("kernel_distance", "frechet_distance", "inconsistency", "cons
 
 @dataclass
 class Curve:
-    """A figure of one stage during training.
+    """A metric of one stage during training.
 
     Attributes:
         stage: Resolution in pixels.
-        figure: Name of the figure.
-        values: The figure at each evaluation.
+        metric: Name of the metric.
+        values: Its value at each evaluation.
         costs: Cost of training until each evaluation, by clock.
     """
 
     stage: int
-    figure: str
+    metric: str
     values: list[float] = field(default_factory=list)
     costs: dict[str, list[float]] = field(default_factory=lambda: {clock: [] for clock in CLOCKS})
 
     def cost_of(self, target: float, clock: str) -> float | None:
-        """Return the cost at which the figure first reaches a target, between evaluations on a straight line.
+        """Return the cost at which the metric first reaches a target, between evaluations on a straight line.
 
         Returns:
             The cost, or None if no evaluation reaches the target.
         """
-        sign = -1 if self.figure in LOWER_IS_BETTER else 1
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
         reached = [sign * value >= sign * target for value in self.values]
         if True not in reached:
             return None
@@ -54,7 +54,7 @@ class Curve:
         return x + (y - x) * (target - a) / (b - a)
 
     def value_at(self, cost: float, clock: str) -> float | None:
-        """Return the figure at a cost, between evaluations on a straight line, or None outside of the curve."""
+        """Return the value at a cost, between evaluations on a straight line, or None outside of the curve."""
         costs = self.costs[clock]
         for (x, y), (a, b) in zip(itertools.pairwise(costs), itertools.pairwise(self.values), strict=True):
             if x <= cost <= y:
@@ -70,8 +70,8 @@ def read_curves(metrics: Path) -> list[Curve]:
             kind, _, rest = name.partition("/")
             if kind != "evaluation":
                 continue
-            stage, figure = rest.split("/", 1)
-            curve = curves.setdefault((int(stage), figure), Curve(int(stage), figure))
+            stage, metric = rest.split("/", 1)
+            curve = curves.setdefault((int(stage), metric), Curve(int(stage), metric))
             curve.values.append(value)
             for clock, key in CLOCKS.items():
                 curve.costs[clock].append(line[key])

@@ -20,8 +20,8 @@ class Encoder:
     """An image encoder and a sentence encoder of one feature space.
 
     Attributes:
-        label: Label of its figures: "training_encoder" if it guided the model, "independent_encoder", or "clip".
-        identity: Name and hash of its weights. Figures of different encoders are never compared.
+        label: Label of its metrics: "training_encoder" if it guided the model, "independent_encoder", or "clip".
+        identity: Name and hash of its weights. Values by different encoders are never compared.
         images: uint8 images `(B, 3, r, r)` to features `(B, E)`.
         sentences: Captions to features `(B, E)`.
     """

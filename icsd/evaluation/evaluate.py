@@ -1,4 +1,4 @@
-"""Figures of a model, stage by stage, each with the protocol under which it was measured.
+"""Metrics of a model, stage by stage, each with the protocol under which it was measured.
 
 `icsd evaluate` and the evaluations during training share this code.
 """
@@ -50,17 +50,17 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """The figures of one stage.
+    """The metrics of one stage.
 
     Attributes:
         protocol: The protocol of the distances.
-        figures: Estimates by name.
-        left_out: The reason for each figure that could not be measured, by name.
-        measured_by: The network behind a figure, where it is not the extractor of the protocol.
+        metrics: Estimates by name.
+        left_out: The reason for each metric that could not be measured, by name.
+        measured_by: The network behind a metric, where it is not the extractor of the protocol.
     """
 
     protocol: Protocol
-    figures: dict[str, Estimate]
+    metrics: dict[str, Estimate]
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
     measured_by: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -115,7 +115,7 @@ class Evaluation:
 
     @property
     def identifier(self) -> str:
-        """A hash of everything that the figures depend on besides the model, and which of them can be measured."""
+        """A hash of everything that the metrics depend on besides the model, and which of them can be measured."""
         networks = [encoder.identity for encoder in self.encoders]
         networks += [classifier.identity for classifier in self.classifiers.values()]
         fidelity = self.extractor.name != LITE0 and is_fidelity_available()
@@ -162,8 +162,8 @@ class Evaluation:
 
     def _add_pixels(self, result: StageResult, features: dict[str, Tensor], real: RealImages) -> None:
         """Add diversity, beside that of real images, and the error of constant pixels."""
-        figures, left_out = _diversity(features["pixels/thumbnail"], len(self.plan.captions))
-        result.figures.update(figures | real.diversity)
+        metrics, left_out = _diversity(features["pixels/thumbnail"], len(self.plan.captions))
+        result.metrics.update(metrics | real.diversity)
         result.left_out.update(left_out)
         if "diversity_within_caption_real" not in real.diversity:
             result.left_out["diversity_within_caption_real"] = "no two real images share a caption"
@@ -171,7 +171,7 @@ class Evaluation:
         if errors is None:
             result.left_out["constant_pixel_error"] = "no pixel is the same in all real images"
         else:
-            result.figures["constant_pixel_error"] = _mean(errors)
+            result.metrics["constant_pixel_error"] = _mean(errors)
 
     def _add_inconsistency(
         self, result: StageResult, features: dict[str, Tensor], found: dict[int, dict[str, Tensor]]
@@ -182,9 +182,9 @@ class Evaluation:
             result.left_out["inconsistency"] = f"the refined stage of {self.refined} px is not among the stages"
             return
         pair = (each[f"extractor/{FEATURES}"] for each in (features, found[self.refined]))
-        result.figures["inconsistency"] = _inconsistency(*pair)
+        result.metrics["inconsistency"] = _inconsistency(*pair)
         pair = (self.real[stage].features[FEATURES] for stage in (result.protocol.resolution, self.refined))
-        result.figures["inconsistency_real"] = _inconsistency(*pair)
+        result.metrics["inconsistency_real"] = _inconsistency(*pair)
 
     def _add_retrieval(self, result: StageResult, images: Tensor, sentences: Tensor, encoder: Encoder) -> None:
         """Add R-precision and the CLIP score."""
@@ -194,10 +194,10 @@ class Evaluation:
         if math.isnan(share):
             result.left_out[name] = "no two captions differ"
         else:
-            result.figures[name] = Estimate(share, (share * (1 - share) / len(images)) ** 0.5)
+            result.metrics[name] = Estimate(share, (share * (1 - share) / len(images)) ** 0.5)
         result.measured_by[name] = encoder.identity
         if encoder.label == CLIP:
-            result.figures["clip_score"] = _mean(100 * F.cosine_similarity(images, sentences[own]).clamp(min=0))
+            result.metrics["clip_score"] = _mean(100 * F.cosine_similarity(images, sentences[own]).clamp(min=0))
             result.measured_by["clip_score"] = encoder.identity
 
     @property
@@ -216,13 +216,13 @@ class Evaluation:
             read, asked = features[f"attributes-{resolution}/{attribute}"], truth[captions]
             values = len(self.test_set.attribute_names[attribute])
             counts = [torch.bincount(each, minlength=values) for each in (read, asked)]
-            figures = {
+            metrics = {
                 f"{attribute}_accuracy": _mean(read == asked),
                 f"{attribute}_accuracy_shuffled": Estimate((counts[0] @ counts[1]).item() / len(read) ** 2),
                 f"{attribute}_accuracy_real": _mean(ceilings[attribute] == truth),
             }
-            result.figures.update(figures)
-            result.measured_by.update(dict.fromkeys(figures, self.classifiers[resolution].identity))
+            result.metrics.update(metrics)
+            result.measured_by.update(dict.fromkeys(metrics, self.classifiers[resolution].identity))
 
     def _protocol(self, resolution: int) -> Protocol:
         real = self.real[resolution]
@@ -258,9 +258,9 @@ def distances(
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Return the distances between two sets of features, and the reasons for those that are left out."""
     x, y = real[FEATURES], generated[f"extractor/{FEATURES}"]
-    figures, left_out = {"kernel_distance": kernel_distance(x, y)}, {}
+    metrics, left_out = {"kernel_distance": kernel_distance(x, y)}, {}
     wanted: dict[str, Callable[[], Estimate | dict[str, Estimate]]] = {}
-    if extractor != LITE0:  # its features have no published figures to compare with
+    if extractor != LITE0:  # there are no published values for its features to compare with
         wanted = {
             "frechet_distance": lambda: frechet_distance(x, y),
             "precision and recall": lambda: precision_and_recall(x, y),
@@ -273,8 +273,8 @@ def distances(
         except InputError as error:
             left_out[name] = str(error)
         else:
-            figures |= value if isinstance(value, dict) else {name: value}
-    return figures, left_out
+            metrics |= value if isinstance(value, dict) else {name: value}
+    return metrics, left_out
 
 
 def _encoder_probe(encoder: Encoder) -> Probe:
@@ -290,18 +290,18 @@ def _attribute_probe(network: AttributeClassifier, resolution: int) -> Probe:
 
 def _diversity(thumbnails: Tensor, captions: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Return the mean absolute difference (range 2) of two images of one caption, and of two captions."""
-    thumbnails, figures, left_out = thumbnails.float(), {}, {}
+    thumbnails, metrics, left_out = thumbnails.float(), {}, {}
     if len(thumbnails) > captions:
-        figures["diversity_within_caption"] = mean_difference(thumbnails[captions:], thumbnails[:-captions])
+        metrics["diversity_within_caption"] = mean_difference(thumbnails[captions:], thumbnails[:-captions])
     else:
         left_out["diversity_within_caption"] = (
             f"no caption has two images: give a --count of more than {captions:,}, the number of captions"
         )
     if captions > 1:
-        figures["diversity_between_captions"] = mean_difference(thumbnails[1:], thumbnails[:-1])
+        metrics["diversity_between_captions"] = mean_difference(thumbnails[1:], thumbnails[:-1])
     else:
         left_out["diversity_between_captions"] = "there is one caption"
-    return figures, left_out
+    return metrics, left_out
 
 
 def _inconsistency(coarse: Tensor, refined: Tensor) -> Estimate:

@@ -1,7 +1,7 @@
 """Networks whose features compare generated images with real ones.
 
 `lite0` is installed as a Python package. The others take the path of a file of weights that the user downloads; its
-hash becomes part of every result, since figures of different weights cannot be compared.
+hash becomes part of every result, since values by different weights cannot be compared.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Extractor:
 def lite0(device: torch.device) -> Extractor:
     """Return EfficientNet-Lite0 with the ImageNet weights that a Python package installs.
 
-    Its distances are never comparable with published FID or KID figures.
+    Its distances are never comparable with published values of FID or KID.
 
     Args:
         device: Device of the network.

@@ -16,22 +16,22 @@ from icsd.outputs import replacing
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one run.
+    """The value of a metric in one run.
 
     Attributes:
         arm: Name of the arm.
         seed: Seed of the run.
-        stage: Resolution of the stage in pixels; 0 for figures of the whole run, such as its seconds.
-        figure: Name of the figure.
+        stage: Resolution of the stage in pixels; 0 for metrics of the whole run, such as its seconds.
+        metric: Name of the metric.
         value: Its value.
-        protocol: Identifier of the protocol; empty for figures of the whole run.
-        measured_by: The network behind the figure, where it is not the extractor of the protocol.
+        protocol: Identifier of the protocol; empty for metrics of the whole run.
+        measured_by: The network behind the metric, where it is not the extractor of the protocol.
     """
 
     arm: str
     seed: int
     stage: int
-    figure: str
+    metric: str
     value: float
     protocol: str = ""
     measured_by: str = ""
@@ -44,7 +44,7 @@ class Difference:
     Attributes:
         arm: Name of the arm.
         stage: Resolution of the stage in pixels, or 0.
-        figure: Name of the figure.
+        metric: Name of the metric.
         reference: Mean of the reference.
         mean: Mean difference, arm minus reference.
         low: Lower end of the 95 % interval (Student's t), or None for a single pair.
@@ -54,7 +54,7 @@ class Difference:
 
     arm: str
     stage: int
-    figure: str
+    metric: str
     reference: float
     mean: float
     low: float | None
@@ -70,39 +70,39 @@ class Difference:
 def paired_differences(rows: Iterable[Row], reference: str) -> list[Difference]:
     """Return the differences of all arms from the reference.
 
-    Figures that were measured by a different network in each run, such as the encoder that was trained with the model,
+    Metrics that were measured by a different network in each run, such as the encoder that was trained with the model,
     are left out: they say nothing about each other.
 
     Raises:
-        InputError: There is no run of the reference, or the runs of a figure have different protocols.
+        InputError: There is no run of the reference, or the runs of a metric have different protocols.
     """
     rows = list(rows)
     table: dict[tuple[int, str], dict[str, dict[int, Row]]] = {}
     for row in rows:
-        table.setdefault((row.stage, row.figure), {}).setdefault(row.arm, {})[row.seed] = row
+        table.setdefault((row.stage, row.metric), {}).setdefault(row.arm, {})[row.seed] = row
     if not any(row.arm == reference for row in rows):
         raise InputError(f"there is no finished run of the reference {reference!r} to compare with")
     differences = []
-    for (stage, figure), arms in table.items():
+    for (stage, metric), arms in table.items():
         expected = arms.get(reference, {})
         for arm, runs in arms.items():
             seeds = sorted(set(runs) & set(expected))
             compared = [each[seed] for seed in seeds for each in (runs, expected)]
             if arm == reference or not seeds or len({row.measured_by for row in compared}) > 1:
                 continue
-            _require_one_protocol(figure, compared)
+            _require_one_protocol(metric, compared)
             values = [runs[seed].value - expected[seed].value for seed in seeds]
             mean = statistics.mean(expected[seed].value for seed in seeds)
             differences.append(
-                Difference(arm, stage, figure, mean, statistics.mean(values), *_interval(values), len(seeds))
+                Difference(arm, stage, metric, mean, statistics.mean(values), *_interval(values), len(seeds))
             )
     return differences
 
 
-def _require_one_protocol(figure: str, rows: list[Row]) -> None:
+def _require_one_protocol(metric: str, rows: list[Row]) -> None:
     if len({row.protocol for row in rows}) > 1:
         runs = ", ".join(f"{row.arm} seed {row.seed}: {row.protocol}" for row in rows)
-        raise InputError(f"{figure} was measured under different protocols ({runs}): evaluate these runs again")
+        raise InputError(f"{metric} was measured under different protocols ({runs}): evaluate these runs again")
 
 
 def _interval(values: list[float]) -> tuple[float | None, float | None]:
@@ -128,17 +128,17 @@ def write_csv(path: Path, kind: type, rows: Iterable[Row | Difference]) -> None:
 
 def format_differences(differences: Sequence[Difference]) -> str:
     """Return a table of differences; a star marks an interval that excludes 0."""
-    width = max([len("figure"), *(len(each.figure) for each in differences)])
+    width = max([len("metric"), *(len(each.metric) for each in differences)])
     names = max([len("arm"), *(len(each.arm) for each in differences)])
     lines = [
-        f"{'figure':<{width}} {'stage':>6} {'arm':<{names}} {'reference':>10} {'difference':>11} "
+        f"{'metric':<{width}} {'stage':>6} {'arm':<{names}} {'reference':>10} {'difference':>11} "
         f"{'95 % interval':>24} pairs"
     ]
-    for each in sorted(differences, key=lambda one: (one.figure, one.stage)):
+    for each in sorted(differences, key=lambda one: (one.metric, one.stage)):
         interval = f"[{each.low:.4g}, {each.high:.4g}]" if each.low is not None else ""
         stage = f"{each.stage} px" if each.stage else ""
         lines.append(
-            f"{each.figure:<{width}} {stage:>6} {each.arm:<{names}} {each.reference:>10.4g} {each.mean:>11.4g} "
+            f"{each.metric:<{width}} {stage:>6} {each.arm:<{names}} {each.reference:>10.4g} {each.mean:>11.4g} "
             f"{interval:>24} {each.pairs:>5}{' *' if each.excludes_zero else ''}"
         )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ COLUMNS = 3
 
 
 def plot_differences(differences: Sequence[Difference], reference: str, path: Path) -> None:
-    """Draw a panel for each figure and stage, with the mean difference and the 95 % interval of each arm.
+    """Draw a panel for each metric and stage, with the mean difference and the 95 % interval of each arm.
 
     Args:
         differences: The differences, at least one.
@@ -23,8 +23,8 @@ def plot_differences(differences: Sequence[Difference], reference: str, path: Pa
         path: Image file to write.
     """
     panels: dict[tuple[str, int], list[Difference]] = {}
-    for each in sorted(differences, key=lambda one: (one.figure, one.stage)):
-        panels.setdefault((each.figure, each.stage), []).append(each)
+    for each in sorted(differences, key=lambda one: (one.metric, one.stage)):
+        panels.setdefault((each.metric, each.stage), []).append(each)
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     arms = max(map(len, panels.values()))

@@ -1,4 +1,4 @@
-"""The conditions under which a figure was measured. Figures of different protocols are never compared."""
+"""The conditions under which a metric was measured. Values of different protocols are never compared."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from icsd.errors import InputError
 
-VERSION = 3
-"""Version of the figures and probes. Those of different versions are not compared, and files of others not read."""
+VERSION = 4
+"""Version of the metrics, the probes and the files of results. Files of other versions are not read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Everything besides the model that a figure depends on.
+    """Everything besides the model that a metric depends on.
 
     Attributes:
         extractor: Name of the network that gives the features.
@@ -48,7 +48,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """A line that a table shows beside its figures."""
+        """A line that a table shows beside its metrics."""
         return (
             f"{self.extractor} {self.extractor_sha256[:8]} ({self.resize}), {self.resolution} px, {self.real_images:,} "
             f"real images of {self.real_set} ({self.real_sha256[:8]}), {self.generated_images:,} generated images from "

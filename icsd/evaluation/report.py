@@ -37,11 +37,11 @@ def read(path: Path) -> dict[int, StageResult]:
         content = json.loads(path.read_text(encoding="utf-8"))
         stages = content["stages"]
         if content.get("version") != VERSION:
-            raise InputError(f"{path} holds figures of another version of icsd: evaluate the run again")
+            raise InputError(f"{path} holds metrics of another version of icsd: evaluate the run again")
         return {
             int(resolution): StageResult(
                 Protocol(**stage["protocol"]),
-                {name: Estimate(**estimate) for name, estimate in stage["figures"].items()},
+                {name: Estimate(**estimate) for name, estimate in stage["metrics"].items()},
                 stage["left_out"],
                 stage["measured_by"],
             )
@@ -55,11 +55,11 @@ def read(path: Path) -> dict[int, StageResult]:
 
 def table(results: dict[int, StageResult]) -> str:
     """Return a table with a column for each stage, and below it the protocol of each stage."""
-    names = list(dict.fromkeys(name for result in results.values() for name in result.figures))
+    names = list(dict.fromkeys(name for result in results.values() for name in result.metrics))
     width = max(map(len, [*names, ""]))
     lines = ["".join([" " * width, *(f"{f'{resolution} px':>24}" for resolution in results)])]
     for name in names:
-        cells = (_cell(result.figures.get(name)) for result in results.values())
+        cells = (_cell(result.metrics.get(name)) for result in results.values())
         lines.append("".join([name.ljust(width), *(f"{cell:>24}" for cell in cells)]).rstrip())
     lines += ["", *_reasons(results)]
     for resolution, result in results.items():
@@ -69,7 +69,7 @@ def table(results: dict[int, StageResult]) -> str:
 
 
 def _reasons(results: dict[int, StageResult]) -> list[str]:
-    """Return a line for each figure that is left out and each reason, with its stages."""
+    """Return a line for each metric that is left out and each reason, with its stages."""
     stages: dict[tuple[str, str], list[str]] = {}
     for resolution, result in results.items():
         for reason in result.left_out.items():
@@ -78,12 +78,12 @@ def _reasons(results: dict[int, StageResult]) -> list[str]:
 
 
 def _by_network(result: StageResult) -> dict[str, str]:
-    """Return the networks of a stage besides the extractor, by the names of their figures."""
+    """Return the networks of a stage besides the extractor, by the names of their metrics."""
     names: dict[str, list[str]] = {}
     for name, network in result.measured_by.items():
-        if name in result.figures and not name.endswith(("_real", "_shuffled")):
+        if name in result.metrics and not name.endswith(("_real", "_shuffled")):
             names.setdefault(network, []).append(name)
-    return {", ".join(figures): network for network, figures in names.items()}
+    return {", ".join(metrics): network for network, metrics in names.items()}
 
 
 def comparison(results: dict[int, StageResult], others: dict[int, StageResult]) -> str:
@@ -100,15 +100,15 @@ def comparison(results: dict[int, StageResult], others: dict[int, StageResult]) 
         mine, other = results[resolution], others[resolution]
         protocol = require_one_protocol({"this evaluation": mine.protocol, "the other one": other.protocol})
         differences[resolution] = StageResult(protocol, {})
-        for name in mine.figures.keys() & other.figures.keys():
+        for name in mine.metrics.keys() & other.metrics.keys():
             networks = [each.measured_by.get(name) for each in (mine, other)]
             if networks[0] != networks[1]:
                 differences[resolution].left_out[name] = f"measured by {networks[0]} and by {networks[1]}"
-        differences[resolution].figures.update(
+        differences[resolution].metrics.update(
             {
-                name: _difference(estimate, other.figures[name])
-                for name, estimate in mine.figures.items()
-                if name in other.figures
+                name: _difference(estimate, other.metrics[name])
+                for name, estimate in mine.metrics.items()
+                if name in other.metrics
                 and name not in differences[resolution].left_out
                 and not name.endswith(("_real", "_shuffled"))
             }

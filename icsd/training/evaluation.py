@@ -86,23 +86,23 @@ class TrainingEvaluation:
 
 
 def flat(results: dict[int, StageResult]) -> dict[str, float]:
-    """Return the figures that depend on the model as metrics, such as "evaluation/32/kernel_distance"."""
+    """Return the metrics that depend on the model by their keys in a log, such as "evaluation/32/kernel_distance"."""
     return {
         f"evaluation/{resolution}/{name}": estimate.value
         for resolution, result in results.items()
-        for name, estimate in result.figures.items()
+        for name, estimate in result.metrics.items()
         if not name.endswith(("_real", "_shuffled"))
     }
 
 
 def score_of(results: dict[int, StageResult]) -> float:
-    """Return the score that decides which model is the best, from the figures of the last stage.
+    """Return the score that decides which model is the best, from the metrics of the last stage.
 
     It is the mean accuracy of the attributes where the data set knows them, else minus the kernel distance.
     """
-    figures = results[max(results)].figures
-    accuracies = [estimate.value for name, estimate in figures.items() if name.endswith("_accuracy")]
-    return sum(accuracies) / len(accuracies) if accuracies else -figures["kernel_distance"].value
+    metrics = results[max(results)].metrics
+    accuracies = [estimate.value for name, estimate in metrics.items() if name.endswith("_accuracy")]
+    return sum(accuracies) / len(accuracies) if accuracies else -metrics["kernel_distance"].value
 
 
 def classifiers_of(train_set: CaptionedImages, resolutions: Sequence[int]) -> dict[int, Classifier]:
@@ -173,7 +173,7 @@ def load_damsm_encoder(label: str, place: Path, device: torch.device, vocabulary
     """Return pretrained encoders.
 
     Args:
-        label: Label of their figures.
+        label: Label of their metrics.
         place: A run or checkpoint of `icsd pretrain`, or AttnGAN's released encoders.
         device: Device of the encoders.
         vocabulary: The words of the data set, which AttnGAN's text encoder may need.

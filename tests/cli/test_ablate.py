@@ -12,7 +12,7 @@ from icsd.cli import ablate
 from icsd.evaluation import report
 from icsd.evaluation.distances import Estimate
 from icsd.evaluation.evaluate import StageResult
-from icsd.evaluation.protocol import Protocol
+from icsd.evaluation.protocol import VERSION, Protocol
 
 PROTOCOL = Protocol("lite0", "a" * 64, "bilinear", 16, "made, test split", "b" * 64, 9, 20, "c" * 64, 0)
 # Stands for the program: training leaves a checkpoint, and the kernel distance depends on arm and seed.
@@ -84,8 +84,8 @@ def test_every_run_is_trained_and_evaluated_and_differences_are_paired(icsd, swe
     assert "-0.5" in line
     assert line.endswith("*")
     rows = rows_of(sweep)
-    assert {"arm": "both", "seed": "2", "stage": "16", "figure": "kernel_distance", "value": "2.5"}.items() <= next(
-        row for row in rows if (row["arm"], row["seed"], row["figure"]) == ("both", "2", "kernel_distance")
+    assert {"arm": "both", "seed": "2", "stage": "16", "metric": "kernel_distance", "value": "2.5"}.items() <= next(
+        row for row in rows if (row["arm"], row["seed"], row["metric"]) == ("both", "2", "kernel_distance")
     ).items()
     assert (sweep / "runs" / "intervals.png").stat().st_size > 5000
     assert "6 of 6 finished" in out
@@ -99,7 +99,7 @@ def rows_of(workplace):
 
 def test_the_cost_of_a_score_and_the_score_at_equal_cost_are_endpoints(icsd, sweep):
     icsd("ablate", "sweep.yaml", "--output", "runs")
-    found = {(row["arm"], row["seed"], row["figure"]): float(row["value"]) for row in rows_of(sweep)}
+    found = {(row["arm"], row["seed"], row["metric"]): float(row["value"]) for row in rows_of(sweep)}
     assert found["both", "0", "steps to tone_accuracy 0.75"] == 1.5
     assert found["both", "0", "seconds to tone_accuracy 0.75"] == 7.5
     assert found["none", "0", "cpu_seconds to tone_accuracy 0.75"] == 15
@@ -167,6 +167,16 @@ def test_results_by_other_options_are_measured_again(icsd, sweep):
     assert code == 0, err
     assert "6 of 6 finished" in out
     assert [call[:1] + call[4:6] for call in calls(sweep)] == [["evaluate", "--seed", "1"]] * 6
+
+
+def test_results_of_another_version_are_measured_again(icsd, sweep):
+    icsd("ablate", "sweep.yaml", "--output", "runs")
+    (sweep / "calls.txt").unlink()
+    edit(sweep / "runs/both/seed-1/results.json", f'"version": {VERSION}', f'"version": {VERSION - 1}')
+    code, out, err = icsd("ablate", "sweep.yaml", "--output", "runs")
+    assert code == 0, err
+    assert "6 of 6 finished" in out
+    assert [call[:2] for call in calls(sweep)] == [["evaluate", "runs/both/seed-1"]]
 
 
 def test_runs_with_other_evaluations_during_training_are_not_mixed(icsd, fails, sweep):
@@ -280,7 +290,7 @@ def test_a_failed_run_is_named_and_the_others_are_reported(icsd, sweep):
         ("base: []\narms: {0.1: []}\nreference: 0.1", "arms is {0.1: []}: give a list for each name, with quotes"),
         ("base: []\narms: [a]\nreference: a", "arms is ['a']: give a list for each name"),
         ("base: []\narms: {a: []}\nreference: a\ntargets: {x: high}", "targets is {'x': 'high'}: give a number for"),
-        ("base: []\narms: {a: []}\nreference: a\ntargets: [x]", "targets is ['x']: give a number for each figure"),
+        ("base: []\narms: {a: []}\nreference: a\ntargets: [x]", "targets is ['x']: give a number for each metric"),
         ("base: []\narms: {a: []}\nreference: a\nevaluate: --encoder x", "evaluate is '--encoder x': give a list such"),
         ("base: []\narms: {a: []}\nreference: a\ncount: many", "count is 'many': give a whole number of images"),
         ("base: []\narms: {a: []}\nreference: a\nseeds: 3", "seeds is 3: give different whole numbers"),

@@ -36,8 +36,8 @@ RUN = "runs/procedural-flowers"
 def test_a_run_is_evaluated_stage_by_stage_and_compared(icsd, fails, quick):
     code, out, err = icsd("evaluate", RUN, "--count", "10", "--device", "cpu", "--output", "first.json")
     assert code == 0, err
-    for figure in ("kernel_distance", "inconsistency", "_accuracy", "diversity_between_captions"):
-        assert figure in out
+    for metric in ("kernel_distance", "inconsistency", "_accuracy", "diversity_between_captions"):
+        assert metric in out
     stages = json.loads((quick / "first.json").read_text())["stages"]
     assert list(stages) == ["8", "16"]
     assert stages["8"]["protocol"]["generated_images"] == 10
@@ -164,9 +164,9 @@ def test_one_stage_can_be_measured_alone(icsd, quick):
     code, _, err = icsd("evaluate", RUN, "--count", "10", "--device", "cpu", "--stages", "[8]", "--output", "8.json")
     assert code == 0, err
     (stage,) = json.loads((quick / "8.json").read_text())["stages"].values()
-    assert "inconsistency" not in stage["figures"]
+    assert "inconsistency" not in stage["metrics"]
     assert stage["left_out"]["inconsistency"] == "the refined stage of 16 px is not among the stages"
-    assert "r_precision_training_encoder" in stage["figures"]
+    assert "r_precision_training_encoder" in stage["metrics"]
     assert stage["measured_by"]["r_precision_training_encoder"].startswith("matching heads of the checkpoint ")
 
 
@@ -206,7 +206,7 @@ def test_r_precision_says_which_encoder_trained_the_model(icsd, guided):
     lines = [json.loads(line) for line in (guided / "runs/guided/metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "evaluation/16/r_precision_training_encoder" in line]
     assert [line["step"] for line in logged] == [1, 2]
-    assert 0 <= stage["figures"]["r_precision_independent_encoder"]["value"] <= 1
+    assert 0 <= stage["metrics"]["r_precision_independent_encoder"]["value"] <= 1
 
     code, _, err = icsd("evaluate", "runs/guided", "--device", "cpu", "--encoder", "runs/damsm-0")
     assert code == 2

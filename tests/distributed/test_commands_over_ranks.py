@@ -47,7 +47,7 @@ def colors(images):
 
 
 def evaluated(group, generator, cache, folder):
-    """Return the figures of every stage, and how often this rank generated."""
+    """Return the metrics of every stage, and how often this rank generated."""
     images = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     test_set = CaptionedImages("made", "test", images, [[f"image {k}"] for k in range(70)], [0] * 70)
     plan = Plan([captions[0] for captions in test_set.captions], COUNT, 0)

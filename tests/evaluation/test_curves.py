@@ -6,9 +6,9 @@ from icsd.errors import InputError
 from icsd.evaluation.curves import Curve, late_training, read_curves, whole_cost
 
 
-def curve_of(figure, values):
+def curve_of(metric, values):
     steps = [100.0 * (number + 1) for number in range(len(values))]
-    return Curve(32, figure, values, {"steps": steps, "seconds": [step / 10 for step in steps]})
+    return Curve(32, metric, values, {"steps": steps, "seconds": [step / 10 for step in steps]})
 
 
 def test_the_cost_of_a_target_is_where_the_curve_first_crosses_it():
@@ -43,7 +43,7 @@ def test_curves_are_read_from_metrics(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (curve,) = read_curves(path)
-    assert (curve.stage, curve.figure, curve.values) == (16, "kernel_distance", [0.7])
+    assert (curve.stage, curve.metric, curve.values) == (16, "kernel_distance", [0.7])
     assert curve.costs == {"steps": [9], "seconds": [2.0], "cpu_seconds": [1.0]}
     assert whole_cost(path) == {"steps": 11, "seconds": 3.0, "cpu_seconds": 1.5}
     assert read_curves(tmp_path / "missing.jsonl") == []

@@ -70,20 +70,20 @@ def test_perfect_images_have_no_distance_and_are_consistent(test_set, tmp_path):
     for resolution, result in results.items():
         assert result.protocol.resolution == resolution
         assert result.protocol.generated_images == 90
-        assert abs(result.figures["kernel_distance"].value) < 0.02
-        assert result.figures["diversity_within_caption"].value == 0
-        assert result.figures["diversity_between_captions"].value > 0.1
-    assert results[8].figures["inconsistency"].value < 1e-6
-    assert "inconsistency" not in results[16].figures
+        assert abs(result.metrics["kernel_distance"].value) < 0.02
+        assert result.metrics["diversity_within_caption"].value == 0
+        assert result.metrics["diversity_between_captions"].value > 0.1
+    assert results[8].metrics["inconsistency"].value < 1e-6
+    assert "inconsistency" not in results[16].metrics
 
 
 def test_real_images_show_how_inconsistent_perfect_stages_are(test_set, tmp_path):
     corner = Extractor("corner", "c" * 64, "none", lambda images: {"features": images[..., :2, :2].float().flatten(1)})
     results = evaluate(Generator(test_set), plan_of(test_set, 30), test_set, RESOLUTIONS, corner, tmp_path)
-    figures = results[8].figures
-    assert figures["inconsistency_real"].value > 1e-4
-    assert figures["inconsistency_real"].value == pytest.approx(figures["inconsistency"].value, rel=1e-3)
-    assert "inconsistency_real" not in results[16].figures
+    metrics = results[8].metrics
+    assert metrics["inconsistency_real"].value > 1e-4
+    assert metrics["inconsistency_real"].value == pytest.approx(metrics["inconsistency"].value, rel=1e-3)
+    assert "inconsistency_real" not in results[16].metrics
 
 
 def test_noise_is_seen_in_distance_and_diversity(test_set, tmp_path):
@@ -92,7 +92,7 @@ def test_noise_is_seen_in_distance_and_diversity(test_set, tmp_path):
         for noise in (0.0, 2.0)
     )
     for name in ("kernel_distance", "diversity_within_caption"):
-        assert noisy[16].figures[name].value > clean[16].figures[name].value + 0.01
+        assert noisy[16].metrics[name].value > clean[16].metrics[name].value + 0.01
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(test_set, tmp_path):
@@ -175,8 +175,8 @@ def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set,
     results = evaluate(
         Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path, encoders=encoders
     )
-    assert results[16].figures["r_precision_knowing"].value == 1
-    assert results[16].figures["r_precision_blind"].value == 0
+    assert results[16].metrics["r_precision_knowing"].value == 1
+    assert results[16].metrics["r_precision_blind"].value == 0
 
 
 def test_every_caption_is_a_candidate_however_few_images_there_are(test_set):
@@ -186,7 +186,7 @@ def test_every_caption_is_a_candidate_however_few_images_there_are(test_set):
     encoder = Encoder("tempted", "tempted 0", tempted, lambda captions: torch.eye(30)[[int(c[6:]) for c in captions]])
     evaluation = Evaluation(plan_of(test_set, 2), test_set, [16], EXTRACTOR, encoders=[encoder])
     results = evaluation.measure(lambda *given: Generator(test_set)(*given)[1:])
-    assert results[16].figures["r_precision_tempted"].value == 0
+    assert results[16].metrics["r_precision_tempted"].value == 0
 
 
 def test_no_more_captions_are_encoded_than_images_have(test_set, monkeypatch):
@@ -201,7 +201,7 @@ def test_no_more_captions_are_encoded_than_images_have(test_set, monkeypatch):
     evaluation = Evaluation(plan_of(test_set, 8), test_set, [16], EXTRACTOR, encoders=[encoder])
     results = evaluation.measure(lambda *given: Generator(test_set)(*given)[1:])
     assert len(seen) == 8
-    assert results[16].figures["r_precision_knowing"].value == 1
+    assert results[16].metrics["r_precision_knowing"].value == 1
 
 
 def test_real_images_are_measured_in_batches(test_set, monkeypatch):
@@ -233,10 +233,10 @@ def test_attributes_are_read_at_the_resolution_of_the_classifier(test_set, tmp_p
     results = evaluate(
         Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, tmp_path, classifiers=classifiers
     )
-    assert results[16].figures["light_accuracy"].value == 1
-    assert results[16].figures["light_accuracy_real"].value == 1
-    assert results[16].figures["light_accuracy_shuffled"].value == pytest.approx(0.5)
-    assert "light_accuracy" not in results[8].figures
+    assert results[16].metrics["light_accuracy"].value == 1
+    assert results[16].metrics["light_accuracy_real"].value == 1
+    assert results[16].metrics["light_accuracy_shuffled"].value == pytest.approx(0.5)
+    assert "light_accuracy" not in results[8].metrics
 
 
 def test_images_that_are_not_finite_are_refused(test_set, tmp_path):
@@ -267,13 +267,13 @@ def test_an_empty_and_a_tiny_real_set_are_refused(test_set):
         Evaluation(plan_of(test_set, 5), test_set, RESOLUTIONS, EXTRACTOR)
 
 
-def test_a_figure_that_cannot_be_measured_is_left_out_with_its_reason(test_set):
+def test_a_metric_that_cannot_be_measured_is_left_out_with_its_reason(test_set):
     wide = Extractor("wide", "w" * 64, "none", lambda images: {"features": images.float().flatten(1)[:, :64] / 255})
     results = evaluate(Generator(test_set), plan_of(test_set), test_set, [8, 16], wide, None)
     reason = results[16].left_out["frechet_distance"]
     assert "30 real images have a singular covariance of 64 features" in reason
     assert "use the kernel distance" in reason
-    assert results[16].figures["kernel_distance"].value < 0.1
+    assert results[16].metrics["kernel_distance"].value < 0.1
     few = Evaluation(plan_of(test_set, 30), test_set, [8], wide).measure(lambda *given: Generator(test_set)(*given)[:1])
     reason = few[8].left_out["diversity_within_caption"]
     assert reason == "no caption has two images: give a --count of more than 30, the number of captions"
@@ -285,7 +285,7 @@ def test_a_figure_that_cannot_be_measured_is_left_out_with_its_reason(test_set):
 def test_pixels_that_are_the_same_in_all_real_images_have_an_error(test_set):
     test_set.images[:, :, :2, 4:8] = torch.tensor([255, 0, 102], dtype=torch.uint8).view(3, 1, 1)
     clean, noisy = (
-        evaluate(Generator(test_set, noise), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, None)[16].figures
+        evaluate(Generator(test_set, noise), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, None)[16].metrics
         for noise in (0.0, 0.5)
     )
     assert clean["constant_pixel_error"].value == 0
@@ -302,12 +302,12 @@ def test_the_diversity_of_real_images_of_one_caption_stands_beside_that_of_seeds
     test_set.images = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).mul(5).expand(30, 3, 16, 16).contiguous()
     test_set.captions[4].append("a common caption")
     test_set.captions[7].append("a common caption")
-    figures = evaluate(Generator(test_set), plan_of(test_set), test_set, [8, 16], EXTRACTOR, None)[16].figures
-    assert figures["diversity_within_caption_real"].value == pytest.approx(3 * 5 / 127.5, abs=1e-3)
-    assert figures["diversity_between_captions_real"].value == pytest.approx(5 / 127.5, abs=1e-3)
+    metrics = evaluate(Generator(test_set), plan_of(test_set), test_set, [8, 16], EXTRACTOR, None)[16].metrics
+    assert metrics["diversity_within_caption_real"].value == pytest.approx(3 * 5 / 127.5, abs=1e-3)
+    assert metrics["diversity_between_captions_real"].value == pytest.approx(5 / 127.5, abs=1e-3)
 
 
-def test_figures_of_different_networks_are_not_compared(test_set):
+def test_metrics_of_different_networks_are_not_compared(test_set):
     class Brightness(AttributeClassifier):
         def read(self, images, batch_size=64):
             return {"light": (images.mean((1, 2, 3)) > 0).long()}
@@ -376,7 +376,7 @@ def test_results_are_read_back_and_compared_under_one_protocol_only(test_set, tm
     with pytest.raises(InputError, match="cannot be compared: generated_images is 60 and 90"):
         report.comparison(fewer, report.read(path))
     path.write_text(path.read_text().replace('"version": ', '"version": 1'))
-    with pytest.raises(InputError, match="figures of another version of icsd: evaluate the run again"):
+    with pytest.raises(InputError, match="metrics of another version of icsd: evaluate the run again"):
         report.read(path)
     path.write_text(f'{{"version": {VERSION}, "stages": {{"8": {{}}}}}}')
     with pytest.raises(InputError, match="holds no results of `icsd evaluate`"):

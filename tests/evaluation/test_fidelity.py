@@ -77,14 +77,14 @@ def weights(fidelity, tmp_path_factory):
     return path
 
 
-def test_our_figures_are_those_that_torch_fidelity_computes_from_images(weights):
+def test_our_metrics_are_those_that_torch_fidelity_computes_from_images(weights):
     import torch_fidelity
 
     extractor = extractors._inception(weights, "0" * 64, CPU)
     real, generated = images_of(10, 24, 0), images_of(10, 24, 1)
     x = extractor(real)
     y = {f"extractor/{name}": features for name, features in extractor(generated).items()}
-    figures, left_out = distances(x, y, "inception")
+    metrics, left_out = distances(x, y, "inception")
     expected = torch_fidelity.calculate_metrics(
         input1=_Images(generated),
         input2=_Images(real),
@@ -99,8 +99,8 @@ def test_our_figures_are_those_that_torch_fidelity_computes_from_images(weights)
         cache=False,
         verbose=False,
     )
-    assert figures["kernel_distance"].value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
-    assert figures["inception_score"].value == pytest.approx(expected["inception_score_mean"], rel=1e-5)
+    assert metrics["kernel_distance"].value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
+    assert metrics["inception_score"].value == pytest.approx(expected["inception_score_mean"], rel=1e-5)
     assert "singular covariance of 2048 features" in left_out["frechet_distance"]
     assert "use the kernel distance" in left_out["frechet_distance"]
 

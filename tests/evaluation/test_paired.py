@@ -37,7 +37,7 @@ def test_different_protocols_are_not_compared():
         paired_differences(rows_of("none", {0: 1.0}) + rows_of("kl", {0: 2.0}, "q"), "none")
 
 
-def test_figures_that_each_run_measures_with_its_own_network_are_left_out():
+def test_metrics_that_each_run_measures_with_its_own_network_are_left_out():
     rows = [Row(arm, 0, 16, "r_precision", 0.5, "p", f"heads of {arm}") for arm in ("none", "kl")]
     assert paired_differences(rows, "none") == []
     shared = [Row(arm, 0, 16, "r_precision", 0.5, "p", "DAMSM") for arm in ("none", "kl")]
@@ -52,6 +52,6 @@ def test_a_missing_reference_is_named():
 def test_rows_become_csv(tmp_path):
     write_csv(tmp_path / "rows.csv", Row, rows_of("none", {3: 0.25}))
     assert (tmp_path / "rows.csv").read_text().splitlines() == [
-        "arm,seed,stage,figure,value,protocol,measured_by",
+        "arm,seed,stage,metric,value,protocol,measured_by",
         "none,3,16,kernel_distance,0.25,p,",
     ]

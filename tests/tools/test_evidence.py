@@ -8,8 +8,8 @@ from icsd.evaluation.paired import Row, write_csv
 from tools import evidence
 
 
-def rows_of(arm, values, figure="kernel_distance", stage=16):
-    return [Row(arm, seed, stage, figure, value, "p") for seed, value in enumerate(values)]
+def rows_of(arm, values, metric="kernel_distance", stage=16):
+    return [Row(arm, seed, stage, metric, value, "p") for seed, value in enumerate(values)]
 
 
 def test_the_page_holds_the_tables():
@@ -48,3 +48,10 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     rows = rows_of("none", [0.1, 2e-17])
     write_csv(tmp_path / "rows.csv", Row, rows)
     assert evidence.read_rows(tmp_path / "rows.csv") == rows
+
+
+def test_rows_with_other_columns_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("arm,seed,stage,figure,value,protocol,measured_by\nnone,0,16,kernel_distance,0.5,p,\n")
+    with pytest.raises(SystemExit, match=r"rows\.csv has other columns than the rows of `icsd ablate`"):
+        evidence.read_rows(path)
