@@ -15,19 +15,20 @@ from icsd.losses import Loss
 
 Implementation = Callable[[Tensor, Tensor], Tensor]
 
-# The implementations of mse and kl. The literature's losses have two: icsd's and torchdistill's.
+# The implementations of mse and kl, and of losses of groups. The literature's have two: icsd's and torchdistill's.
 IMPLEMENTATIONS = ["icsd", "plain", "compile", "composite"]
 if torch.backends.mkldnn.is_available():
     IMPLEMENTATIONS.append("composite-onednn")
 if find_spec("pytorch_metric_learning"):
     IMPLEMENTATIONS.append("metric-learning")
+OF_GROUPS = ["icsd", "plain", "compile", "composite", "composite-whole"]
 
 
 def implementations(loss: Loss, groups: int = 1) -> dict[str, Implementation]:
     """Return all implementations of a loss as functions of a student `(N, D_s)` and a teacher `(N, D_t)`.
 
     `mse` and `kl` have the `IMPLEMENTATIONS`; the losses in `TORCHDISTILL` have icsd's and torchdistill's, which takes
-    one group after the other. Several groups, `(B, N, D)`, have icsd's and the public formula, eager and compiled.
+    one group after the other. Several groups, `(B, N, D)`, have those in `OF_GROUPS`, with the public formula as plain.
     """
     ours = partial(
         icsd.similarity_distillation_loss,
@@ -38,8 +39,6 @@ def implementations(loss: Loss, groups: int = 1) -> dict[str, Implementation]:
         theirs = torchdistill_loss(loss.name)
         return {"icsd": ours, "torchdistill": partial(mean_of_groups, theirs) if groups > 1 else theirs}
     plain = partial(public_loss if groups > 1 else plain_loss, loss=loss)
-    if groups > 1:
-        return {"icsd": ours, "plain": plain, "compile": torch.compile(plain, dynamic=False)}
     compiled = torch.compile(partial(combination, loss=loss), dynamic=False)
     found: dict[str, Implementation] = {
         "icsd": ours,
@@ -47,6 +46,8 @@ def implementations(loss: Loss, groups: int = 1) -> dict[str, Implementation]:
         "compile": torch.compile(plain, dynamic=False),
         "composite": CompositeLoss(compiled),
     }
+    if groups > 1:
+        return found | {"composite-whole": WholeCompositeLoss(compiled)}
     if "composite-onednn" in IMPLEMENTATIONS:
         found["composite-onednn"] = OneDNNCompositeLoss(compiled)
     if "metric-learning" in IMPLEMENTATIONS:
@@ -124,7 +125,7 @@ def _kl(s: Tensor, t: Tensor, loss: Loss) -> Tensor:
 
 
 class CompositeLoss:
-    """The fastest `mse` and `kl` that we could make of PyTorch's operators.
+    """The fastest losses of `(N, D)` or of groups `(B, N, D)` that we could make of PyTorch's operators.
 
     It makes no normalized copy, because the diagonal of K = X Xᵀ holds the norms. It computes only one triangle of K
     by products, compiles all work on N x N matrices into one function, and the gradient is one product. The product is
@@ -132,7 +133,7 @@ class CompositeLoss:
     gradient is overwritten by the next backward pass.
 
     Args:
-        combination: `combination` of `MSE()` or a `KL(...)` with its diagonal, compiled.
+        combination: `combination` of a loss, compiled.
     """
 
     def __init__(self, combination: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -140,16 +141,17 @@ class CompositeLoss:
         self.buffer = torch.empty(0)
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss of `(N, D_s)` and `(N, D_t)`; only the student gets a gradient."""
+        """Return the loss of `(*B, N, D_s)` and `(*B, N, D_t)`; only the student gets a gradient."""
         return _Composite.apply(self, student, teacher)
 
     def gram(self, x: Tensor) -> Tensor:
         """Return X Xᵀ from one triangle; blocks of 32 rows are too small to gain from the symmetry."""
-        if len(x) <= 32:
+        if x.shape[-2] <= 32:
             return self.product(x, x)
-        upper, lower = x.tensor_split(2)
+        upper, lower = x.tensor_split(2, dim=-2)
         corner = self.product(upper, lower)
-        return torch.cat([torch.cat([self.gram(upper), corner], 1), torch.cat([corner.mT, self.gram(lower)], 1)])
+        rows = torch.cat([self.gram(upper), corner], -1), torch.cat([corner.mT, self.gram(lower)], -1)
+        return torch.cat(rows, -2)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """Return A Bᵀ."""
@@ -159,7 +161,14 @@ class CompositeLoss:
         """Return the product of `combination` and `student`."""
         if self.buffer.shape != student.shape or self.buffer.dtype != student.dtype:
             self.buffer = torch.empty_like(student)
-        return torch.mm(combination, student, out=self.buffer)
+        return torch.matmul(combination, student, out=self.buffer)
+
+
+class WholeCompositeLoss(CompositeLoss):
+    """The composite with whole Gram matrices, which are faster where products of parts of a triangle are small."""
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self.product(x, x)
 
 
 class OneDNNCompositeLoss(CompositeLoss):
@@ -190,23 +199,42 @@ class _Composite(torch.autograd.Function):
 
 
 def combination(gram: Tensor, teacher_gram: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Return the loss and the matrix M of the gradient M X."""
+    """Return the loss and the matrices M of the gradient M X."""
+    if loss.name == "cka":
+        return _cka_combination(gram, teacher_gram)
     s, inverse = _similarity_and_inverse_norms(gram)
     t, _ = _similarity_and_inverse_norms(teacher_gram)
-    n = len(s)
     if loss.name == "mse":
-        symmetric_gradient = (s - t) * (4 / n**2)
+        if loss.clamp == "both":
+            symmetric_gradient = (s.clamp(min=0) - t.clamp(min=0)) * (s > 0) * (4 / s.numel())
+        else:
+            symmetric_gradient = (s - t) * (4 / s.numel())
     else:
         p = F.softmax(s / loss.student_temperature, dim=-1)
         q = F.softmax(t / loss.teacher_temperature, dim=-1)
-        gradient = (p - q) / (n * loss.student_temperature)
+        gradient = (p - q) * (s.shape[-1] / s.numel() / loss.student_temperature)
         symmetric_gradient = gradient + gradient.mT
-    off_diagonal = symmetric_gradient - torch.diag(symmetric_gradient.diagonal())
-    projection = (off_diagonal * s).sum(1)
-    combination = off_diagonal * inverse[:, None] * inverse - torch.diag(projection * inverse.square())
-    return _kl(s, t, loss), combination
+    off_diagonal = symmetric_gradient - torch.diag_embed(symmetric_gradient.diagonal(dim1=-2, dim2=-1))
+    projection = (off_diagonal * s).sum(-1)
+    scaled = off_diagonal * inverse[..., :, None] * inverse[..., None, :]
+    return _kl(s.flatten(0, -2), t.flatten(0, -2), loss), scaled - torch.diag_embed(projection * inverse.square())
+
+
+def _cka_combination(gram: Tensor, teacher_gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of 1 - CKA and the matrices of its gradient, both from centered Gram matrices in float32."""
+    student, teacher = (_centered(x.float()) for x in (gram, teacher_gram))
+    pairs = (student, teacher), (student, student), (teacher, teacher)
+    product, square, teachers_square = ((a * b).sum((-2, -1), keepdim=True) for a, b in pairs)
+    scale = (square * teachers_square).rsqrt()
+    matrices = (product / square * student - teacher) * scale * (2 / scale.numel())
+    return 1 - (product * scale).mean(), matrices.to(gram.dtype)
+
+
+def _centered(gram: Tensor) -> Tensor:
+    means = gram.mean(-1, keepdim=True)
+    return gram - means - means.mT + means.mean(-2, keepdim=True)
 
 
 def _similarity_and_inverse_norms(gram: Tensor) -> tuple[Tensor, Tensor]:
-    inverse = gram.diagonal().clamp(min=1e-16).rsqrt()
-    return gram * inverse[:, None] * inverse, inverse
+    inverse = gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-16).rsqrt()
+    return gram * inverse[..., :, None] * inverse[..., None, :], inverse

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import torch
 
 from benchmarks.ceilings import floor_seconds
+from benchmarks.peers import OF_GROUPS
 from benchmarks.workloads import DTYPES, TOKENS, Case, in_turns
 
 LOSSES = ("gram_anchoring", "kl", "cka")
@@ -19,9 +20,9 @@ def pytest_generate_tests(metafunc):
     theirs = [Case(n, d, torch.float32, loss, b) for b, n, d in shapes for loss in OF_TORCHDISTILL]
     measured = [
         (case, turn, name)
-        for some, peers in ((cases, ["plain", "compile"]), (theirs, ["torchdistill"]))
+        for some, implementations in ((cases, OF_GROUPS), (theirs, ["icsd", "torchdistill"]))
         for case in some
-        for turn, name in in_turns(["icsd", *peers])
+        for turn, name in in_turns(implementations)
     ]
     metafunc.parametrize(
         ("workload", "turn", "implementation"),

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from benchmarks.banks import BankCase, BankWorkload
-from benchmarks.peers import IMPLEMENTATIONS, TORCHDISTILL, implementations, mean_of_groups, plain_loss, public_loss
+from benchmarks.peers import (
+    IMPLEMENTATIONS,
+    OF_GROUPS,
+    TORCHDISTILL,
+    implementations,
+    mean_of_groups,
+    plain_loss,
+    public_loss,
+)
 from benchmarks.workloads import Case, Workload
 from icsd import similarity_distillation_loss
 from icsd.losses import MSE, make_loss
@@ -28,28 +36,40 @@ def test_torchdistill_computes_the_code_mode(loss):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("loss", ["mse", "kl"])
-@pytest.mark.parametrize("n", [1, 16, 65])
-def test_every_peer_computes_the_loss(n, loss, implementation):
+def check_peer(implementation, loss, *shape):
     torch.manual_seed(0)
-    student, teacher = torch.randn(n, 50) + 1, torch.randn(n, 70) - 1
+    student, teacher = torch.randn(*shape, 50) + 1, torch.randn(*shape, 70) - 1
 
     def definition(s, t):
         return similarity_distillation_loss(s, t, loss, backend="reference")
 
     true_loss, true_gradient = loss_and_gradient(definition, student.double(), teacher.double())
     with torch.compiler.set_stance("force_eager"):
-        peer = implementations(make_loss(loss))[implementation]
+        peer = implementations(loss, groups=len(student) if len(shape) > 1 else 1)[implementation]
         for _ in range(2):  # the second time with whatever the first one kept
             value, gradient = loss_and_gradient(peer, student, teacher)
             torch.testing.assert_close(value.double(), true_loss, rtol=1e-4, atol=1e-7)
             torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+@pytest.mark.parametrize("n", [1, 16, 65])
+def test_every_peer_computes_the_loss(n, loss, implementation):
+    check_peer(implementation, make_loss(loss), n)
+
+
+@pytest.mark.parametrize("implementation", OF_GROUPS)
 @pytest.mark.parametrize("loss", ["gram_anchoring", "kl", "cka"])
-def test_public_formulas_of_patch_tokens(loss):
-    Workload(Case(9, 20, torch.bfloat16, loss, groups=3), ("icsd", "plain"))  # checks them against each other
+@pytest.mark.parametrize("n", [9, 65])
+def test_every_peer_of_patch_tokens_computes_the_loss(n, loss, implementation):
+    check_peer(implementation, Case(n, 50, loss=loss).definition, 3, n)
+
+
+@pytest.mark.parametrize("loss", ["gram_anchoring", "kl", "cka"])
+def test_peers_of_patch_tokens_in_bfloat16(loss):
+    with torch.compiler.set_stance("force_eager"):
+        Workload(Case(65, 20, torch.bfloat16, loss, groups=3))  # checks them against each other
 
 
 def test_one_group_after_the_other():
