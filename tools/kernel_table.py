@@ -1,8 +1,8 @@
-"""Write the table of docs/kernels.md: what the CUDA C++ and the Triton kernels need of a device, side by side.
+"""Write the tables of docs/kernels.md: what the CUDA C++ and the Triton kernels need of a device, side by side.
 
-python -m tools.kernel_table                          print the table
-python -m tools.kernel_table --write docs/kernels.md  write it into the page
-python -m tools.kernel_table --pin                    first renew the files that the table is made from: compile all
+python -m tools.kernel_table                          print the tables
+python -m tools.kernel_table --write docs/kernels.md  write them into the page
+python -m tools.kernel_table --pin                    first renew the files that the tables are made from: compile all
                                                       kernels and count their reads and writes (needs nvcc and triton,
                                                       but no GPU)
 
@@ -18,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ CUDA, TRITON = ROOT / "tests" / "cuda", ROOT / "tests" / "triton"
 MARKS = "<!-- python -m tools.kernel_table --write docs/kernels.md -->\n", "<!-- end -->\n"
 NVIDIA = [str(capability) for capability in MULTIPROCESSORS]
 FAST_DOUBLE = ("80", "86", "89", "90", "100")  # have matrix instructions in float64; 86 and 89 share the code of 80
+TITLES = {"sample": "Sample space", "feature": "Feature space", "streamed": "Streamed"}  # of the regimes
 AMD = ["gfx90a", "gfx942", "gfx950", "gfx1100"]
 # The scripts that renew the files, and the value of TRITON_INTERPRET that each of them needs.
 SCRIPTS = {
@@ -111,45 +112,48 @@ def triton_rows(case: Case, pass_: str) -> list[Row]:
     return rows
 
 
-def table(architectures: list[str], languages: dict[str, RowsOf]) -> Iterator[str]:
-    """Yield the lines of a table in Markdown: kernels by regime, pass and language.
+def tables(architectures: list[str], languages: dict[str, RowsOf]) -> dict[str, list[str]]:
+    """Return the lines of a table in Markdown for each pass, by the title of the pass.
 
     The kernels of another dtype are left out where all their cells are the same.
     """
     names = [f"sm_{name}" if name.isdigit() else name for name in architectures]
-    head = ["pass", "", "kernel", "bytes", "matrix instruction", *names]
-    yield f"| {' | '.join(head)} |"
-    yield "|---" * len(head) + "|"
-    seen = set()
+    head = ["backend", "kernel", "bytes", "matrix instruction", *names]
+    found, seen = {}, set()
     for case in CASES:
         for pass_ in PASSES:
-            label = f"{case.regime}, {case.dtype}, {pass_}"
+            lines = found[f"{TITLES[case.regime]}, {case.dtype}, {pass_}"] = [_line(head), "|---" * len(head) + "|"]
             for language, rows_of in languages.items():
-                beginning = language
                 for row in rows_of(case, pass_):
                     cells = row.cells(architectures)
                     if (case.regime, pass_, *cells) not in seen:
                         seen.add((case.regime, pass_, *cells))
-                        yield f"| {' | '.join([label, beginning, *cells])} |"
-                        label = beginning = ""
+                        lines.append(_line([language, *cells]))
+    return found
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def page() -> str:
-    """Return the generated part of docs/kernels.md."""
-    nvidia = table(NVIDIA, {"CUDA C++": cuda_rows, "Triton": triton_rows})
-    amd = table(AMD, {"Triton": triton_rows})
-    return "\n".join([*nvidia, "", "AMD:", "", *amd, ""])
+    """Return the generated part of docs/kernels.md: for each pass a table of NVIDIA's devices and one of AMD's."""
+    amd = tables(AMD, {"Triton": triton_rows})
+    lines = []
+    for title, nvidia in tables(NVIDIA, {"CUDA C++": cuda_rows, "Triton": triton_rows}).items():
+        lines += [f"### {title}", "", *nvidia, "", *amd[title], ""]
+    return "\n".join(lines)
 
 
 def write(path: Path) -> None:
-    """Replace the text between the marks of a page by the table."""
+    """Replace the text between the marks of a page by the tables."""
     before, rest = path.read_text().split(MARKS[0])
     _, after = rest.split(MARKS[1])
     path.write_text(before + MARKS[0] + page() + MARKS[1] + after)
 
 
 def pin() -> None:
-    """Renew the files that the table is made from."""
+    """Renew the files that the tables are made from."""
     for script, interpret in SCRIPTS.items():
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": interpret}
         subprocess.run([sys.executable, script], env=environment, check=True)
@@ -184,8 +188,8 @@ def _cuda_needs(launch: dict[str, str], usage: dict[str, str]) -> dict[str, tupl
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pin", action="store_true", help="first renew the files that the table is made from")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table into this page")
+    parser.add_argument("--pin", action="store_true", help="first renew the files that the tables are made from")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables into this page")
     options = parser.parse_args()
     if options.pin:
         pin()
