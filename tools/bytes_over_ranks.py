@@ -53,10 +53,15 @@ def plot(path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for schedule in ("slices", "gather"):
         costs = [cost_of(schedule, ranks) for ranks in RANKS]
-        axes[0].loglog(RANKS, [cost.received / 1e6 for cost in costs], "o-", label=schedule)
-        axes[1].loglog(RANKS, [1e3 * seconds_of(cost) for cost in costs], "o-", label=schedule)
-    for axis, label in zip(axes, ("MB received by a rank", "ms (model, not measured)"), strict=True):
-        axis.set(xlabel="ranks", ylabel=label)
+        axes[0].plot(RANKS, [cost.received / 1e6 for cost in costs], "o-", label=schedule)
+        axes[1].plot(RANKS, [1e3 * seconds_of(cost) for cost in costs], "o-", label=schedule)
+    for axis, title, unit in ((axes[0], "Received by a rank", "MB"), (axes[1], "Time by a model, not measured", "ms")):
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(RANKS[::3])
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter(f"{{x:,g}} {unit}")
+        axis.set(xlabel="ranks", title=title)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"kl, {SAMPLES} samples on each rank, {DIMS[0]:,} and {DIMS[1]:,} features")
