@@ -47,6 +47,8 @@ def read(path: Path) -> dict[int, StageResult]:
             )
             for resolution, stage in stages.items()
         }
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file that `icsd evaluate` wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
