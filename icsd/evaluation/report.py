@@ -97,25 +97,23 @@ def comparison(results: dict[int, StageResult], others: dict[int, StageResult]) 
     shared = [resolution for resolution in results if resolution in others]
     if not shared:
         raise InputError(f"the stages are {list(results)} and {list(others)} pixels: there is nothing to compare")
-    differences = {}
-    for resolution in shared:
-        mine, other = results[resolution], others[resolution]
-        protocol = require_one_protocol({"this evaluation": mine.protocol, "the other one": other.protocol})
-        differences[resolution] = StageResult(protocol, {})
-        for name in mine.metrics.keys() & other.metrics.keys():
-            networks = [each.measured_by.get(name) for each in (mine, other)]
-            if networks[0] != networks[1]:
-                differences[resolution].left_out[name] = f"measured by {networks[0]} and by {networks[1]}"
-        differences[resolution].metrics.update(
-            {
-                name: _difference(estimate, other.metrics[name])
-                for name, estimate in mine.metrics.items()
-                if name in other.metrics
-                and name not in differences[resolution].left_out
-                and not name.endswith(("_real", "_shuffled"))
-            }
-        )
-    return table(differences)
+    return table({resolution: _differences(results[resolution], others[resolution]) for resolution in shared})
+
+
+def _differences(mine: StageResult, other: StageResult) -> StageResult:
+    """Return the differences of the metrics that the same network measured in both evaluations."""
+    result = StageResult(require_one_protocol({"this evaluation": mine.protocol, "the other one": other.protocol}), {})
+    for name in dict.fromkeys([*mine.metrics, *other.metrics]):
+        if name.endswith(("_real", "_shuffled")):
+            continue
+        networks = [each.measured_by.get(name) for each in (mine, other)]
+        if name not in mine.metrics or name not in other.metrics:
+            result.left_out[name] = "one of the evaluations did not measure it"
+        elif networks[0] != networks[1]:
+            result.left_out[name] = f"measured by {networks[0]} and by {networks[1]}"
+        else:
+            result.metrics[name] = _difference(mine.metrics[name], other.metrics[name])
+    return result
 
 
 def _difference(a: Estimate, b: Estimate) -> Estimate:

@@ -340,6 +340,20 @@ def test_weights_of_another_layout_are_refused_in_one_line(tmp_path, monkeypatch
     path = tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.ones(2)}, path)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", extractors.sha256_of(path)[:8])
+def test_a_metric_that_one_of_two_evaluations_lacks_is_left_out_of_their_comparison(test_set):
+    encoder = Encoder("made", "made 0", lambda images: torch.ones(len(images), 3), lambda captions: torch.rand(30, 3))
+    one, other = (
+        evaluate(
+            Generator(test_set), plan_of(test_set), test_set, RESOLUTIONS, EXTRACTOR, None, encoders=[encoder][:count]
+        )
+        for count in (1, 0)
+    )
+    reason = "left out: r_precision_made (8 px, 16 px): one of the evaluations did not measure it"
+    for text in (report.comparison(one, other), report.comparison(other, one)):
+        assert reason in text.splitlines()
+        assert "kernel_distance" in text
+
+
     with pytest.raises(InputError, match="does not hold the weights of FID's Inception-v3") as caught:
         inception(path, torch.device("cpu"))
     assert len(str(caught.value).splitlines()) == 1
