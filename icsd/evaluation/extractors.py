@@ -154,13 +154,17 @@ def clip_images(network: nn.Module, folder: Path) -> Extractor:
     def projected(output: Any) -> Tensor:
         return network.visual_projection(output.pooler_output)
 
-    return vision_extractor("clip", folder, network.vision_model, projected, CLIP_MEAN, CLIP_STD)
+    size = network.vision_model.config.image_size  # the only one that its positions fit
+    return vision_extractor("clip", folder, network.vision_model, size, projected, CLIP_MEAN, CLIP_STD)
 
 
 def dinov2(folder: Path, device: torch.device) -> Extractor:
     """Return a DINOv2 model in the layout of Hugging Face, such as `facebook/dinov2-base`; see `clip`."""
     network = pretrained("Dinov2Model", folder, device)
-    return vision_extractor("dinov2", folder, network, lambda output: output.pooler_output, IMAGENET_MEAN, IMAGENET_STD)
+    size = min(network.config.image_size, 224)  # it was trained at 518 pixels and is used at 224
+    return vision_extractor(
+        "dinov2", folder, network, size, lambda output: output.pooler_output, IMAGENET_MEAN, IMAGENET_STD
+    )
 
 
 EXTRACTORS = {"inception": inception, "clip": clip, "dinov2": dinov2}
@@ -172,10 +176,25 @@ WITHOUT_INFLUENCE = ("position_ids", "mask_token")  # tensors that not every fil
 
 
 def vision_extractor(
-    name: str, folder: Path, network: nn.Module, pooled: Callable, mean: tuple[float, ...], std: tuple[float, ...]
+    name: str,
+    folder: Path,
+    network: nn.Module,
+    size: int,
+    pooled: Callable,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Extractor:
-    """Return a vision network of transformers as an extractor of what `pooled` takes from its output."""
-    size = min(network.config.image_size, 224)  # DINOv2 was trained at 518 pixels and is used at 224
+    """Return a vision network of transformers as an extractor of what `pooled` takes from its output.
+
+    Args:
+        name: Short name of the extractor.
+        folder: Folder of the weights.
+        network: The network.
+        size: Side of the images in pixels to which they are resized.
+        pooled: Takes the features from the output of the network.
+        mean: Mean of each color channel in the images that the network learned from.
+        std: Standard deviation of each color channel in them.
+    """
     device = next(network.parameters()).device
     center, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
 
