@@ -106,7 +106,7 @@ def _lines(metrics: Path) -> Iterator[dict]:
     try:
         for line in metrics.read_text(encoding="utf-8").splitlines():
             yield json.loads(line)
-    except OSError:
+    except FileNotFoundError:
         return
     except ValueError as error:
         raise InputError(f"{metrics} cannot be read ({error}): resume the run, which repairs it") from error

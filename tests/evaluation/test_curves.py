@@ -82,3 +82,8 @@ def test_numbers_that_a_line_lacks_are_means_over_the_other_lines(tmp_path):
 
 def test_a_run_without_numbers_of_training_has_no_means(tmp_path):
     assert late_training(tmp_path / "metrics.jsonl") == {}
+
+
+def test_metrics_that_cannot_be_read_are_not_taken_for_missing_ones(tmp_path):
+    with pytest.raises(OSError, match="directory"):
+        whole_cost(tmp_path)
