@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -475,6 +476,7 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int, team: Team)
     from icsd.team import environment_alone
 
     children: set[subprocess.Popen] = set()
+    starting = threading.Lock()  # no child starts between the last check of `stopped` and the signals to the children
     failed: list[Run] = []
     stopped = False
     environment = {"OMP_NUM_THREADS": "1", **environment_alone()}
@@ -484,17 +486,18 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int, team: Team)
         code = 0
         with run.log.open("ab") as log:
             for line in lines:
-                if stopped:
-                    break
-                child = subprocess.Popen(
-                    [*PROGRAM, *line],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C reaches this process alone, which passes one signal on
-                )
-                children.add(child)
+                with starting:
+                    if stopped:
+                        break
+                    child = subprocess.Popen(
+                        [*PROGRAM, *line],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=environment,
+                        start_new_session=True,  # Ctrl-C reaches this process alone, which passes one signal on
+                    )
+                    children.add(child)
                 code = child.wait()
                 children.discard(child)
                 if code:
@@ -523,9 +526,10 @@ def _run_all(work: Sequence[tuple[Run, list[list[str]]]], jobs: int, team: Team)
             for future in as_completed([pool.submit(run_next, progress) for _ in range(jobs)]):
                 future.result()
     except KeyboardInterrupt as error:
-        stopped = True
-        for child in list(children):  # each saves a checkpoint after the step in progress
-            child.terminate()
+        with starting:
+            stopped = True
+            for child in list(children):  # each saves a checkpoint after the step in progress
+                child.terminate()
         pool.shutdown()
         raise KeyboardInterrupt("stopped; the same command goes on where each run was") from error
     finally:

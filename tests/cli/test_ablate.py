@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from icsd.evaluation import report
 from icsd.evaluation.distances import Estimate
 from icsd.evaluation.evaluate import StageResult
 from icsd.evaluation.protocol import VERSION, Protocol
+from icsd.team import Team
 
 PROTOCOL = Protocol("lite0", "a" * 64, "bilinear", 16, "made, test split", "b" * 64, 9, 20, "c" * 64, 0)
 # Stands for the program: training leaves a checkpoint, and the kernel distance depends on arm and seed.
@@ -242,6 +244,23 @@ def test_a_signal_passes_to_the_runs_once_and_ends_the_sweep(program, sweep):
     assert "the same command goes on where each run was" in err
     assert [path.name for path in (sweep / "runs").rglob("*.log")] == ["seed-0.log"]
     assert (sweep / "runs" / "none" / "seed-0.log").read_text() == "saved\n"
+
+
+def test_a_run_that_starts_while_a_signal_arrives_is_stopped_too(tmp_path, monkeypatch):
+    children, start = [], subprocess.Popen
+
+    def interrupted(*given, **named):
+        time.sleep(1)  # the main thread waits for the runs by now
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)  # and handles the signal meanwhile
+        children.append(start(*given, **named))
+        return children[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    monkeypatch.setattr(ablate, "PROGRAM", ["sleep"])
+    with pytest.raises(KeyboardInterrupt):
+        ablate._run_all([(ablate.Run(None, "none", 0, tmp_path / "seed-0"), [["5"]])], 1, Team())
+    assert [child.returncode for child in children] == [-signal.SIGTERM]
 
 
 def test_finished_runs_are_not_repeated_and_trained_ones_only_evaluated(icsd, sweep):
