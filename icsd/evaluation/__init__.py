@@ -1,4 +1,4 @@
-"""Scores of generated images."""
+"""Metrics of generated images."""
 
 from icsd.evaluation.attributes import (
     AttributeClassifier,

@@ -25,7 +25,7 @@ Generate = Callable[[list[str], list[int]], list[Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """The images that an evaluation generates: image k has caption k, counted round, and the seed `seed + k`.
+    """The images that an evaluation generates: image k has the seed `seed + k` and caption k, modulo their number.
 
     Attributes:
         captions: The captions.

@@ -26,7 +26,7 @@ class Protocol:
         real_sha256: Hash of the pixels of the real images at that resolution.
         real_images: Number of real images.
         generated_images: Number of generated images.
-        captions_sha256: Hash of the captions, in order; image k has caption k, counted round.
+        captions_sha256: Hash of the captions, in order; image k has caption k, modulo their number.
         first_seed: Seed of the first image; image k has the seed `first_seed + k`.
     """
 
