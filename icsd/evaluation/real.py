@@ -16,6 +16,7 @@ from icsd.evaluation.attributes import AttributeClassifier
 from icsd.evaluation.distances import Estimate
 from icsd.evaluation.extractors import Extractor
 from icsd.evaluation.features import BATCH, joined, real_features, to_uint8
+from icsd.evaluation.protocol import VERSION, hash_of
 from icsd.outputs import cache_folder
 
 THUMBNAIL = 16  # pixels of the side at which the diversity of images is measured
@@ -52,11 +53,11 @@ class RealImages:
         batches = images.split(BATCH)  # as floats, all images at once would take four times their memory
         digest = hashlib.sha256(images.numpy()).hexdigest()
         thumbnails = torch.cat([thumbnails_of(batch) for batch in batches])
-        cache = cache_folder() / f"{digest[:24]}-{extractor.name}-{extractor.sha256[:12]}.safetensors"
+        key = hash_of([VERSION, digest, extractor.name, extractor.sha256, extractor.resize])
         return cls(
             sha256=digest,
             count=len(images),
-            features=real_features(images, extractor, cache),
+            features=real_features(images, extractor, cache_folder() / f"real-{key[:24]}.safetensors"),
             constant=torch.stack([(batch == images[0]).all(0) for batch in batches]).all(0),
             first=images[0],
             diversity=_diversity(thumbnails.float(), dataset.captions),

@@ -151,6 +151,15 @@ def test_real_features_are_kept_by_content(test_set, tmp_path):
     assert len(calls) - before == 4 * len(RESOLUTIONS) - len(RESOLUTIONS)
 
 
+def test_real_features_are_not_taken_from_an_extractor_that_resizes_in_another_way(test_set):
+    def means(images):
+        return {"features": images.float().mean((2, 3))}
+
+    first, other = Extractor("means", "e" * 64, "none", means), Extractor("means", "e" * 64, "to 8", colors)
+    real.RealImages.of(test_set, 16, first, None)
+    assert real.RealImages.of(test_set, 16, other, None).features["features"].shape == (30, 12)
+
+
 def test_r_precision_of_an_encoder_that_knows_and_of_one_that_does_not(test_set, tmp_path):
     target = torch.eye(30)
     positions = {caption: k for k, caption in enumerate(plan_of(test_set).captions)}
@@ -331,15 +340,6 @@ def test_metrics_of_different_networks_are_not_compared(test_set):
     assert "light_accuracy " in report.comparison(one, one)
 
 
-def test_weights_of_another_layout_are_refused_in_one_line(tmp_path, monkeypatch):
-    def network(*given):
-        raise RuntimeError("Error(s) in loading state_dict:\n  size mismatch for fc.weight")
-
-    fidelity = types.SimpleNamespace(FeatureExtractorInceptionV3=network)
-    monkeypatch.setattr(extractors, "import_extra", lambda name: fidelity)
-    path = tmp_path / "weights.pth"
-    torch.save({"fc.weight": torch.ones(2)}, path)
-    monkeypatch.setattr(extractors, "INCEPTION_SHA256", extractors.sha256_of(path)[:8])
 def test_a_metric_that_one_of_two_evaluations_lacks_is_left_out_of_their_comparison(test_set):
     encoder = Encoder("made", "made 0", lambda images: torch.ones(len(images), 3), lambda captions: torch.rand(30, 3))
     one, other = (
@@ -354,6 +354,15 @@ def test_a_metric_that_one_of_two_evaluations_lacks_is_left_out_of_their_compari
         assert "kernel_distance" in text
 
 
+def test_weights_of_another_layout_are_refused_in_one_line(tmp_path, monkeypatch):
+    def network(*given):
+        raise RuntimeError("Error(s) in loading state_dict:\n  size mismatch for fc.weight")
+
+    fidelity = types.SimpleNamespace(FeatureExtractorInceptionV3=network)
+    monkeypatch.setattr(extractors, "import_extra", lambda name: fidelity)
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.ones(2)}, path)
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", extractors.sha256_of(path)[:8])
     with pytest.raises(InputError, match="does not hold the weights of FID's Inception-v3") as caught:
         inception(path, torch.device("cpu"))
     assert len(str(caught.value).splitlines()) == 1
