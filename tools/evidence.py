@@ -35,7 +35,7 @@ ENDPOINTS = (
 )
 ARMS_PER_TABLE = 4
 LEAST_PAIRS = 3
-"""Seeds from which on an interval is shown: with two, it says nothing of its own width."""
+"""The number of seeds from which on an interval is shown; two seeds hardly tell its width."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -119,7 +119,9 @@ def _cell(difference: Difference | None) -> str:
 
 
 def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.2g}"
+    """Return a value with two digits, or as a whole number; a mean that differs from 0 by rounding alone is 0."""
+    value = round(value, 9) + 0.0  # the sum is never -0.0
+    return f"{value:{sign},.0f}" if abs(value) >= 99.5 else f"{value:{sign}.2g}"
 
 
 def main() -> None:

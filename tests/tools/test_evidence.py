@@ -24,6 +24,16 @@ def test_differences_are_paired_by_seed_and_bold_if_the_interval_excludes_0():
     assert line == "| kernel_distance | 16 px | 2 | **-0.5 [-0.75, -0.25]** | +0 [-2.5, +2.5] |"
 
 
+def test_numbers_have_two_digits_or_are_whole():
+    assert [evidence._number(value, "+") for value in (0.0512, -2e-17, 99.4, 99.7, -1234.5)] == [
+        "+0.051",
+        "+0",
+        "+99",
+        "+100",
+        "-1,234",
+    ]
+
+
 def test_the_cost_of_a_target_that_a_run_missed_is_left_out():
     target = "tone_accuracy 0.75"
     rows = [
