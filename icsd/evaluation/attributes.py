@@ -125,7 +125,7 @@ def train_classifier(
         The classifier.
     """
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's, too
         images = torch.stack([_reduced(train_set[index]["image"], resolution) for index in range(len(train_set))])
         return _train_classifier(train_set, images, steps, batch_size)
 

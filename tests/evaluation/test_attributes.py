@@ -70,6 +70,11 @@ def test_the_global_random_state_is_left_alone(score):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_generators_of_gpus_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are seeded"))
+    train_classifier(flat_images("train", 6), steps=1, batch_size=2)
+
+
 def test_a_classifier_is_trained_once_for_a_set_and_a_resolution(monkeypatch, tmp_path):
     monkeypatch.setenv("ICSD_CACHE", str(tmp_path))
     monkeypatch.setattr(attributes, "STEPS", 2)
