@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from icsd.data import CaptionedImages
 from icsd.evaluation.cache import keep, kept
 from icsd.evaluation.progress import progress
+from icsd.evaluation.protocol import VERSION
 from icsd.outputs import cache_folder
 
 STEPS, BATCH_SIZE = 600, 64
@@ -92,11 +93,11 @@ def attribute_classifier(train_set: CaptionedImages, resolution: int) -> Attribu
 
 
 def classifier_recipe(train_set: CaptionedImages, resolution: int) -> str:
-    """Return the first digits of a hash of everything that a classifier is made from: images, attributes and steps.
+    """Return the first digits of a hash of all that a classifier is made from: version, images, attributes and steps.
 
     Rounding differs between machines, and so do the last digits of what two classifiers of one recipe find.
     """
-    digest = hashlib.sha256(repr((resolution, STEPS, BATCH_SIZE, train_set.attribute_names)).encode())
+    digest = hashlib.sha256(repr((VERSION, resolution, STEPS, BATCH_SIZE, train_set.attribute_names)).encode())
     for index in range(len(train_set)):
         digest.update(train_set.images[index].contiguous().numpy().tobytes())
     for values in train_set.attributes.values():

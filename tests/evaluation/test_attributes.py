@@ -90,6 +90,9 @@ def test_a_classifier_is_trained_once_for_a_set_and_a_resolution(monkeypatch, tm
     train_set.attributes["color"] = train_set.attributes["color"].flip(0)
     attribute_classifier(train_set, 8)
     assert trained == [8, 16, 8]
+    monkeypatch.setattr(attributes, "VERSION", attributes.VERSION + 1)
+    attribute_classifier(train_set, 8)
+    assert trained == [8, 16, 8, 8]
 
 
 def test_every_repeat_gets_another_seed(score):
