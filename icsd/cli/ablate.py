@@ -227,16 +227,13 @@ class Run:
         """True if there are results of as many images and by the options that the sweep asks for."""
         if self.noted not in (None, {"evaluate": self.sweep.evaluate}):
             return False
-        from icsd.evaluation.protocol import VERSION
+        from icsd.evaluation import report as results
 
         try:
-            content = json.loads(self.results.read_text(encoding="utf-8"))
-            stages = content["stages"].values()
-            return content.get("version") == VERSION and all(
-                stage["protocol"]["generated_images"] == self.sweep.count for stage in stages
-            )
-        except (OSError, ValueError, KeyError, AttributeError):
+            stages = results.read(self.results).values()
+        except InputError:
             return False
+        return all(stage.protocol.generated_images == self.sweep.count for stage in stages)
 
     def begin(self, configuration: dict[str, Any]) -> None:
         """Check that the run is what the sweep would train now; clear what it cannot resume or has to measure again.

@@ -171,10 +171,13 @@ def test_results_by_other_options_are_measured_again(icsd, sweep):
     assert [call[:1] + call[4:6] for call in calls(sweep)] == [["evaluate", "--seed", "1"]] * 6
 
 
-def test_results_of_another_version_are_measured_again(icsd, sweep):
+@pytest.mark.parametrize(
+    ("old", "new"), [(f'"version": {VERSION}', f'"version": {VERSION - 1}'), ('"measured_by"', '"network"')]
+)
+def test_results_that_cannot_be_read_are_measured_again(icsd, sweep, old, new):
     icsd("ablate", "sweep.yaml", "--output", "runs")
     (sweep / "calls.txt").unlink()
-    edit(sweep / "runs/both/seed-1/results.json", f'"version": {VERSION}', f'"version": {VERSION - 1}')
+    edit(sweep / "runs/both/seed-1/results.json", old, new)
     code, out, err = icsd("ablate", "sweep.yaml", "--output", "runs")
     assert code == 0, err
     assert "6 of 6 finished" in out
