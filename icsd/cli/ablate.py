@@ -389,6 +389,8 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
     if shown:
         plot_differences(shown, sweep.reference, output / "intervals.png")
         print(f"\nplot         {output / 'intervals.png'}")
+    for note in _unmeasured(sweep, rows):
+        print(f"note         {note}")
     print(f"runs         {len(finished)} of {len(runs)} finished")
     print(f"rows         {output / 'rows.csv'}")
     print(f"differences  {output / 'differences.csv'}")
@@ -397,6 +399,17 @@ def report(sweep: Sweep, runs: Sequence[Run], output: Path) -> None:
 def _is_endpoint(sweep: Sweep, metric: str) -> bool:
     named = not sweep.endpoints or any(part in metric for part in [*sweep.endpoints, " of training"])
     return named and not metric.endswith(("_real", "_shuffled"))
+
+
+def _unmeasured(sweep: Sweep, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a note for each target and each endpoint that no run measured, such as a name with a typing error."""
+    metrics = {row.metric for row in rows}
+    for name, target in sweep.targets.items():
+        if f"reaches {name} {target:g}" not in metrics:
+            yield f"targets names {name}, which no finished run measured during training"
+    for part in sweep.endpoints:
+        if not any(part in metric for metric in metrics):
+            yield f"endpoints names {part}, which is part of no metric of the finished runs"
 
 
 def rows_of(sweep: Sweep, runs: Sequence[Run]) -> list[Row]:

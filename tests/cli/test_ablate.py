@@ -266,6 +266,15 @@ def test_a_run_that_starts_while_a_signal_arrives_is_stopped_too(tmp_path, monke
     assert [child.returncode for child in children] == [-signal.SIGTERM]
 
 
+def test_names_that_no_run_measures_are_noted(icsd, sweep):
+    edit(sweep / "sweep.yaml", "targets: {tone_accuracy", "endpoints: [kernel, accuracie]\ntargets: {tune_accuracy")
+    _, out, _ = icsd("ablate", "sweep.yaml", "--output", "runs")
+    assert [line.partition(" ")[2].strip() for line in out.splitlines() if line.startswith("note")] == [
+        "targets names tune_accuracy, which no finished run measured during training",
+        "endpoints names accuracie, which is part of no metric of the finished runs",
+    ]
+
+
 def test_finished_runs_are_not_repeated_and_trained_ones_only_evaluated(icsd, sweep):
     icsd("ablate", "sweep.yaml", "--output", "runs")
     (sweep / "calls.txt").unlink()
