@@ -67,7 +67,7 @@ Examples:
       one run at a time on each of eight GPUs
 
   icsd ablate configs/sweeps/distillation.yaml --output runs/ablation --print-jobs > jobs.txt
-      one line for each run, for a job array; afterwards the first command only reports
+      one line for each unfinished run, for a job array; afterwards the first command only reports
 
 The output folder gets a run folder for each arm and seed with its log beside it, rows.csv with every metric of every
 run, differences.csv with the paired differences and intervals.png with their 95 % intervals. An arm or a seed can be
@@ -304,7 +304,9 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="YAML file that describes the arms")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
     parser.add_argument("--jobs", type=int | None, help="number of runs at once; by default the number of cores")
-    parser.add_argument("--print-jobs", action="store_true", help="print a command line for each run; run nothing")
+    parser.add_argument(
+        "--print-jobs", action="store_true", help="print a command line for each unfinished run; run nothing"
+    )
     parser.add_argument("--report", action="store_true", help="report the finished runs; run nothing")
 
 
@@ -321,11 +323,11 @@ def run(options: Namespace) -> int:
             team.first(lambda: report(sweep, runs, options.output))
             return 0
         commands = team.first(lambda: _begin(sweep, runs, options.output, stack))
+        work = [(each, lines) for each, lines in zip(runs, commands, strict=True) if lines]
         if options.print_jobs:
-            for lines in commands:
+            for _, lines in work:
                 print(" && ".join(shlex.join(["icsd", *line]) for line in lines))
             return 0
-        work = [(each, lines) for each, lines in zip(runs, commands, strict=True) if lines]
         everyone = team.gather([runs.index(each) for each in _run_all(work, options.jobs or _cores(), team)])
         failed = [runs[number] for number in sorted(itertools.chain(*everyone))]
         if team.leads:
