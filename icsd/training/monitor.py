@@ -1,5 +1,6 @@
 """Early warnings: signs that a GAN collapses, long before its losses are not finite."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -22,6 +23,8 @@ ALIKE = 0.1
 
 FIRST_STEPS_SHARE = 0.1
 """Share of the weights of the first step in the moving average above which it does not count."""
+
+_SHARE = re.compile(r"share/(generator|discriminator/\d+)/(.+)")
 
 
 def diversity(images: Tensor) -> float:
@@ -58,11 +61,12 @@ class TrainingMonitor:
         """Return warnings of losses whose gradient stays small beside that of the others, one a loss and network."""
         warnings = []
         for name, share in line.items():
-            if not name.startswith("share/"):
+            parts = _SHARE.fullmatch(name)
+            if parts is None:
                 continue
             self._small[name] = self._small[name] + 1 if share < SMALL_SHARE else 0
             if self._small[name] == SMALL_SHARE_LINES:
-                _, network, loss = name.split("/", 2)
+                network, loss = parts.groups()
                 warnings.append(
                     f"{loss} has had less than {SMALL_SHARE:.0%} of the gradient of the other losses of {network} for "
                     f"{SMALL_SHARE_LINES} log lines, and hardly matters: raise its weight in losses, or set it to 0"

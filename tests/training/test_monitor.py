@@ -43,6 +43,14 @@ def test_a_loss_with_a_small_share_of_the_gradient_is_named_once_for_each_networ
     assert "of generator" in warnings[index][0]
 
 
+@pytest.mark.parametrize("loss", ["r1", "adversarial/16"])
+def test_a_small_share_names_the_discriminator_with_its_resolution(loss):
+    monitor = TrainingMonitor([8, 16], 0.9)
+    lines = [monitor.line({f"share/discriminator/16/{loss}": SMALL_SHARE / 2}) for _ in range(SMALL_SHARE_LINES)]
+    (warning,) = lines[-1]
+    assert warning.startswith(f"{loss} has had less than 1% of the gradient of the other losses of discriminator/16 ")
+
+
 def test_a_larger_share_in_between_starts_the_count_again():
     monitor = TrainingMonitor([8], 0.9)
     for share in ([SMALL_SHARE / 2] * (SMALL_SHARE_LINES - 1) + [SMALL_SHARE]) * 2:
