@@ -10,7 +10,6 @@ import contextlib
 import errno
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -205,7 +204,7 @@ class Loop:
 
     def _take_steps(self, interruption: Any) -> None:
         """Take the steps until the last one or a signal."""
-        stop, recent, since = self.config.steps, [], time.perf_counter()
+        stop, recent, since = self.config.steps, [], self.stopwatch.seconds
         newest = checkpoint.step_path(self.folder.path, self.step)
         if self.team.first(lambda: bool(self.step) and checkpoint.events_are_due(newest)):
             self._act_on_events()
@@ -216,9 +215,10 @@ class Loop:
             images = sum(len(batch.captions) for batch in batches)
             self.progress.update(images)
             if self._is_due(self.config.log_every):
-                now = time.perf_counter()
-                self._log_losses(recent, images * len(recent) / (now - since))
-                recent, since = [], now
+                times = self.stopwatch.read()
+                rate = images * len(recent) / (self.stopwatch.seconds - since)
+                self._log_losses(recent, {f"{self.command.unit}s_per_second": round(rate, 2), **times})
+                recent, since = [], self.stopwatch.seconds
             self._act_on_events()
             interrupted = self.team.any(bool(interruption.signal))
             if self._is_due(self.config.checkpoint_every) or interrupted:
@@ -276,14 +276,14 @@ class Loop:
         """Return whether something that happens every so many steps happens after this one."""
         return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
 
-    def _log_losses(self, recent: Sequence[dict[str, Tensor]], rate: float) -> None:
-        """Log the mean losses of the last steps."""
+    def _log_losses(self, recent: Sequence[dict[str, Tensor]], speed: dict[str, float]) -> None:
+        """Log the mean losses of the last steps beside numbers on their speed."""
         means = torch.stack([torch.stack([each[name] for each in recent]).mean() for name in recent[0]])
         self.team.average([means])
         losses = dict(zip(recent[0], means.tolist(), strict=True))
         self._check_finite(losses)
         line = {**losses, **self.measured()}
-        self.log({f"{self.command.unit}s_per_second": round(rate, 2), **self.stopwatch.read(), **line})
+        self.log({**speed, **line})
         if self.on_line and self.team.leads:
             self.on_line(line)
         shown = {name: f"{value:.3f}" for name, value in self.summarize(line).items()}

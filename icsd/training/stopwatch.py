@@ -13,9 +13,9 @@ class Stopwatch:
     """A clock that goes on where the metrics of an earlier part of the run end.
 
     Attributes:
-        seconds: Time by the wall clock.
-        cpu_seconds: Processor time of this process, all threads together. It counts hardly anything of what other
-            programs do to a busy machine.
+        seconds: Time by the wall clock, up to the last `read`.
+        cpu_seconds: Processor time of this process, all threads together, up to the same moment. It counts hardly
+            anything of what other programs do to a busy machine.
 
     Args:
         metrics: The file of metrics, without lines of steps that are to be taken again; None begins at 0.
