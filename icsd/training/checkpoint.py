@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 
 import icsd
 from icsd.errors import InputError, is_out_of_memory
+from icsd.outputs import replacing
 from icsd.training.renamed import leaves, new_key
 
 FORMAT_VERSION = 3
@@ -86,20 +86,14 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     text = json.dumps(header)
     metadata = {_HEADER: f"{zlib.crc32(text.encode()):08x}{text}"}  # several entries would come out in a random order
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata)
-        with open(temporary, "rb") as file:
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(number and int(number[1]), f"the checkpoint could not be written: {error}") from error
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(number and int(number[1]), f"checkpoint {path} could not be written: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def load(path: Path | str, entries: Collection[str] | None = None) -> dict[str, Any]:
@@ -342,7 +336,7 @@ def is_unstarted(folder: Path) -> bool:
 
 def prune(folder: Path | str, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints of a run folder, and what killed writes left."""
-    for path in [*_steps(Path(folder))[:-keep], *(Path(folder) / "checkpoints").glob(".*.safetensors.*")]:
+    for path in [*_steps(Path(folder))[:-keep], *(Path(folder) / "checkpoints").glob(".*.safetensors*")]:
         path.unlink()
 
 

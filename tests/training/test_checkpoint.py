@@ -110,6 +110,15 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_other_file(tmp_path, monke
     assert_same(checkpoint.load(path), {"step": 1, "x": torch.ones(3)})
 
 
+def test_the_permissions_of_a_checkpoint_are_those_that_the_user_sets(tmp_path):
+    before = os.umask(0o077)
+    try:
+        checkpoint.save(tmp_path / "a.safetensors", {"step": 1})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint at .*absent\.safetensors"):
         checkpoint.load(tmp_path / "absent.safetensors")
