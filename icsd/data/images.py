@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -93,7 +93,7 @@ def limit_aspect(image: Image.Image) -> Image.Image:
     long, short = max(image.size), min(image.size)
     if long <= MAX_ASPECT * short:
         return image
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     width, height = (min(length, MAX_ASPECT * short) for length in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -108,7 +108,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         InputError: The image has pixels of more than 16 bits; the message lacks the name of the file.
     """
     of_format = image.format
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):
         image = _to_gray(image, of_format)
     profile = image.info.get("icc_profile")
@@ -121,6 +121,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     else:
         image = _to_srgb(image, profile)
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation in the EXIF data of an image. Data that are broken are ignored."""
+    image.load()  # broken pixels are an error
+    try:
+        image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken data may raise anything
+        image.info.pop("exif", None)
+    return ImageOps.exif_transpose(image)
 
 
 def _to_gray(image: Image.Image, of_format: str | None) -> Image.Image:

@@ -95,6 +95,13 @@ def test_orientation_is_applied():
     assert image_to_tensor(image, 4)[0, 0].tolist() == [255, 255, 255, 0]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_broken_exif_data_are_ignored(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(file, kind, exif=b"Exif\0\0broken data", lossless=True)
+    assert image_to_tensor(Image.open(file), 4)[:, 0, 0].tolist() == [255, 0, 0]
+
+
 def test_the_middle_square_is_kept():
     image = Image.new("RGB", (12, 4), "black")
     image.paste((255, 255, 255), (4, 0, 8, 4))
