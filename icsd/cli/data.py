@@ -24,6 +24,7 @@ from icsd.data.records import Listing
 from icsd.data.sources import READERS, enlarged, list_set
 from icsd.data.splits import with_splits
 from icsd.errors import InputError
+from icsd.outputs import check_output, replacing
 from icsd.visualization import caption_grid
 
 DESCRIPTION = """Prepare a captioned image set for training, preview one, or export one.
@@ -67,6 +68,7 @@ pickles. A contact sheet is written beside the folder. Archives are read in plac
 
 The last path is the new folder. It appears when it is complete; after an error or Ctrl-C nothing is left behind."""
 
+LARGEST_WORKERS = 256
 _CONFIGS = {"cub": "birds", "oxford": "flowers", "folder": "folder", "webdataset": "folder", "coco": "folder"}
 
 
@@ -86,7 +88,10 @@ def configure(parser: Parser, arguments: Sequence[str]) -> None:
     prepare.add_argument("--test-fraction", type=float, default=0.1, help="fraction held out if the set has no splits")
     prepare.add_argument("--seed", type=int, default=0, help="seed of that split")
     prepare.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="number of parallel workers that decode images"
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, LARGEST_WORKERS),
+        help="number of parallel workers that decode images",
     )
     prepare.add_class_arguments(Limits)
     preview = Parser(
@@ -121,11 +126,11 @@ def run(options: Namespace) -> int:
 
 
 def _prepare(options: Namespace) -> int:
-    for key, least, most in (("size", 1, 1 << 16), ("workers", 0, 256)):
+    for key, least, most in (("size", 1, 1 << 16), ("workers", 0, LARGEST_WORKERS)):
         if not least <= options[key] <= most:
             raise InputError(f"--{key} is {options[key]}: give a number from {least} to {most}")
     sheet = options.output.absolute().with_name(f"{options.output.absolute().name}-contact-sheet.png")
-    _check_output(options.output, sheet)
+    _check_places(options.output, sheet)
     limits = Limits(options.max_file_mb, options.max_pixels)
     files, listing = list_set(options.set, options.paths, limits)
     if listing.problems and not options.partial:
@@ -166,7 +171,7 @@ def _prepare(options: Namespace) -> int:
     return 0
 
 
-def _check_output(output: Path, sheet: Path) -> None:
+def _check_places(output: Path, sheet: Path) -> None:
     """Raise unless a prepared set and its contact sheet can be written."""
     check_new(output)
     if sheet.exists():
@@ -204,11 +209,13 @@ def _summarize(options: Namespace, listing: Listing) -> None:
 
 
 def _preview(options: Namespace) -> int:
-    dataset = _open(options, options.split)
     if options.count < 1:
         raise InputError(f"--count is {options.count}: give at least 1")
     check_image_file(options.output)
-    _contact_sheet(dataset, options.count).save(options.output)
+    check_output(options.output)
+    sheet = _contact_sheet(_open(options, options.split), options.count)
+    with replacing(options.output) as temporary:
+        sheet.save(temporary)
     print(options.output)
     return 0
 

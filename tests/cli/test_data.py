@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_prepare_own_images(icsd, workplace, name):
         (["preview", "--resolution", "0"], "--resolution is 0"),
         (["preview", "--count", "0"], "--count is 0"),
         (["preview", "--output", "sheet"], "output is sheet"),
+        (["preview", "--output", "no/folder/x.png"], "there is no folder no/folder: make it first"),
         (["preview", "--split", "all"], '"split"'),
         (["preview", "--data.name", "folder", "--data.root", "absent"], "data.root=absent"),
         (["export"], "output"),
@@ -150,6 +152,12 @@ def test_errors_name_the_option_and_write_nothing(fails, workplace, arguments, m
     before = sorted(Path().rglob("*"))
     assert message in fails("data", *arguments)
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_machine_of_many_cores_needs_no_option(fails, workplace, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1024)
+    Path("empty").mkdir()
+    assert "empty holds 0 images" in fails("data", "prepare", "folder", "empty", "out")
 
 
 def test_data_without_an_action_lists_them(fails):
