@@ -28,25 +28,48 @@ Examples:
       all combinations of these"""
 
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
 def configure(parser: Parser, arguments: Sequence[str]) -> None:
     """Add the options."""
     parser.description = DESCRIPTION
     add = parser.add_argument
     add("--samples", type=int, nargs="+", default=[16, 64, 256], metavar="N", help="samples of a batch")
     add("--dim", type=int, nargs="+", default=[4096, 65536], metavar="D", help="features of a sample")
-    add("--loss", type=Literal[tuple(LOSSES)], nargs="+", default=["mse"], metavar="NAME", help="losses")
-    add("--dtype", type=Literal["float32", "float64", "bfloat16", "float16"], nargs="+", default=["float32"],
-        metavar="DTYPE", help="dtypes of the features")  # fmt: skip
-    add("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu", metavar="DEVICE", help="device")
+    add(
+        "--loss",
+        type=Literal[tuple(LOSSES)],
+        nargs="+",
+        default=["mse"],
+        metavar="NAME",
+        help=f"losses, of {', '.join(LOSSES)}",
+    )
+    add(
+        "--dtype",
+        type=Literal[DTYPES],
+        nargs="+",
+        default=["float32"],
+        metavar="DTYPE",
+        help=f"dtypes of the features, of {', '.join(DTYPES)}",
+    )
+    add(
+        "--device",
+        type=str,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        metavar="DEVICE",
+        help="device to measure: cpu, cuda, cuda:1, ...",
+    )
 
 
 def run(options: Namespace) -> int:
     """Measure."""
+    for name, least in (("samples", FEWEST_SAMPLES), ("dim", 1)):
+        if min(options[name]) < least:
+            raise InputError(f"--{name} is {min(options[name])}: give at least {least}")
     device = _device(options.device)
     verdicts = verdicts_of(device, torch.get_num_threads())
     for loss, dtype, samples, dim in product(options.loss, options.dtype, options.samples, options.dim):
-        if samples < FEWEST_SAMPLES or dim < 1:
-            raise InputError(f"a batch of {samples} x {dim} cannot be measured: give at least {FEWEST_SAMPLES} samples")
         features = torch.empty(samples, dim, dtype=getattr(torch, dtype), device=device)
         call = Call([features.clone().requires_grad_(), features], [1.0], as_loss(loss), 1e-8, False)
         if not tune(verdicts, call, again=True):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from icsd.losses import LOSSES
 from icsd.ops import tuning
 from icsd.ops.verdicts import verdicts_of
 
@@ -54,7 +55,8 @@ def test_only_one_process_measures(fails):
 
 
 def test_sizes_and_devices_that_cannot_be_measured(fails):
-    assert "a batch of 3 x 60 cannot be measured: give at least 4 samples" in fails(*SMALL, "--samples", "3")
+    assert fails(*SMALL, "--samples", "5", "3").startswith("--samples is 3: give at least 4")
+    assert fails(*SMALL, "--dim", "0").startswith("--dim is 0: give at least 1")
     assert "--device is tpu, which cannot be used here: " in fails("tune", "--device", "tpu")
 
 
@@ -67,3 +69,8 @@ def test_a_wrong_setting_is_a_problem(icsd, monkeypatch):
     tuning.setting.cache_clear()
     assert code == 1
     assert "\n  ICSD_TUNE is 'yes': set 1 to measure calls" in out
+
+
+def test_the_help_names_every_loss_and_dtype(icsd):
+    words = icsd("tune", "--help")[1].replace(",", " ").split()
+    assert {*LOSSES, "float32", "float64", "bfloat16", "float16"} <= {*words}
