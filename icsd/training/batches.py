@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from icsd.data import tokenize
 from icsd.errors import InputError
 from icsd.models.tokens import Tokenizer, Tokens
 from icsd.team import Team
@@ -35,7 +36,7 @@ class Batch:
     class_ids: Tensor
     """Classes of the images, `(B,)` int64."""
     caption_ids: Tensor
-    """`(B,)` int64, equal for equal captions."""
+    """`(B,)` int64, equal for captions of the same words in the same order."""
     mismatched: Tensor
     """Index of the image whose caption is a wrong one for each image, `(B,)` int64; see `mismatched_captions`."""
 
@@ -60,8 +61,8 @@ class Batch:
         """
         rows = zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)
         words = [set(row[:length]) for row, length in rows] if similar else None
-        first: dict[str, int] = {}
-        caption_ids = [first.setdefault(caption, len(first)) for caption in captions]
+        first: dict[tuple[str, ...], int] = {}
+        caption_ids = [first.setdefault(tuple(tokenize(caption)), len(first)) for caption in captions]
         return cls(
             images=images,
             captions=list(captions),

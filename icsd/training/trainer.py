@@ -105,7 +105,7 @@ class MicroBatch(NamedTuple):
     class_ids: Tensor
     """Classes of the images of all ranks, `(N,)`."""
     caption_ids: Tensor
-    """`(N,)`, equal for equal captions."""
+    """`(N,)`, equal for captions of the same words."""
     mismatched: Mismatched
     """Wrong captions of the images."""
 

@@ -118,3 +118,12 @@ def test_padding_is_no_word_that_similar_captions_share():
     tokens = WordTokenizer(Vocabulary.build(captions), 4)(captions)
     batch = Batch.of(torch.zeros(3, 3, 4, 4), captions, [0, 1, 2], tokens, similar=True)
     assert batch.mismatched[0] == 2
+
+
+@pytest.mark.parametrize("similar", [False, True])
+def test_captions_that_differ_in_case_and_punctuation_alone_are_one_caption(similar):
+    captions = ["a blue bird", "A red bird.", "a red bird"]
+    tokens = WordTokenizer(Vocabulary.build(captions), 18)(captions)
+    batch = Batch.of(torch.zeros(3, 3, 4, 4), captions, [0, 1, 2], tokens, similar=similar)
+    assert batch.caption_ids.tolist() == [0, 1, 1]
+    assert batch.mismatched.tolist()[1:] == [0, 0]
