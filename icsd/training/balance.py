@@ -59,7 +59,8 @@ class BalancedLosses:
                 self._keep(name, scaler.scale(loss))
         if send is not None:
             send(self.kept())
-        weighted = [loss for name, loss in losses.items() if name not in self.shares]
+        # A penalty is a constant 0 in the steps between two penalties.
+        weighted = [loss for name, loss in losses.items() if name not in self.shares and loss.requires_grad]
         if weighted:
             scaler.scale(sum(weighted)).backward()
 

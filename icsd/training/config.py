@@ -181,32 +181,32 @@ class TrainConfig(RunConfig):
             raise InputError(
                 "compile does not work with a gradient penalty, which needs a second derivative: leave one of them out"
             )
-        for side in ("generator", "discriminator"):
-            weights = asdict(getattr(self.losses, side))
-            share = weights.pop("distillation")
-            if share and getattr(self.distillation, side).weighting == "share" and not any(weights.values()):
-                raise InputError(
-                    f"losses.{side}.distillation is {share}, a share of the gradient of the other losses, which are "
-                    f"all 0: give one of them a weight, or set distillation.{side}.weighting to weight"
-                )
-        if not any(self._weights()):
+        sides = {side: self._weights(side) for side in ("generator", "discriminator")}
+        if not any(weight for weights in sides.values() for weight in weights.values()):
             raise InputError(
                 "losses.* are 0 for all losses that this run can have, so there is nothing to learn: give "
                 "losses.generator.adversarial and losses.discriminator.adversarial a weight"
             )
+        for side, weights in sides.items():
+            share = weights.pop("distillation", 0)
+            if share and getattr(self.distillation, side).weighting == "share" and not any(weights.values()):
+                raise InputError(
+                    f"losses.{side}.distillation is {share}, a share of the gradient of the other losses that this run "
+                    f"can have ({', '.join(weights)}), which are all 0: give one of them a weight, or set "
+                    f"distillation.{side}.weighting to weight"
+                )
         for key in ("accumulate", "sample_every"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} is {getattr(self, key)}: give at least 1")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise InputError(f"evaluate_every is {self.evaluate_every}: give at least 1, or leave it out")
 
-    def _weights(self) -> list[float]:
-        """Return the weights of the losses that this run can have."""
+    def _weights(self, side: str) -> dict[str, float]:
+        """Return the weights of the losses of one side that this run can have, by name."""
         without = {"damsm" if self.damsm.checkpoint is None else "matching"}
         if len(self.generator.resolutions) == 1:
             without.add("distillation")
-        sides = (asdict(self.losses.generator), asdict(self.losses.discriminator))
-        return [weight for side in sides for name, weight in side.items() if name not in without]
+        return {name: weight for name, weight in asdict(getattr(self.losses, side)).items() if name not in without}
 
 
 @dataclass

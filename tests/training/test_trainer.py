@@ -150,6 +150,23 @@ def test_no_loss_at_all_is_refused():
         TrainConfig(losses=LossesConfig(GeneratorLosses(0, 5.0, 0, 0, 0), DiscriminatorLosses(0, 1.0, 0)), damsm=GUIDED)
 
 
+def test_a_share_of_losses_that_the_run_cannot_have_is_refused():
+    losses = LossesConfig(GeneratorLosses(0, 0, 5.0, 0, 0.1))  # without encoders, there is no DAMSM loss
+    with pytest.raises(InputError, match=r"losses.generator.distillation is 0.1, .*\(adversarial, matching, "):
+        config_of(losses=losses)
+    losses = LossesConfig(discriminator=DiscriminatorLosses(0, 1.0, 0.1))  # with encoders, there are no matching heads
+    with pytest.raises(InputError, match=r"losses.discriminator.distillation is 0.1, "):
+        config_of(losses=losses, damsm=GUIDED)
+    config_of(losses=LossesConfig(GeneratorLosses(0, 0, 5.0, 0, 0.1)), damsm=GUIDED)
+
+
+def test_penalties_alone_train_discriminators_every_so_many_steps():
+    losses = LossesConfig(discriminator=DiscriminatorLosses(0, 0, 0, r1=1.0))
+    trainer = trainer_of(config_of(losses=losses, adversarial=AdversarialConfig(penalty_every=2)))
+    first, second = steps_of(trainer, 2)
+    assert first["discriminator/r1"] == 0 < second["discriminator/r1"]
+
+
 @pytest.mark.parametrize("source", ["rgb", "hidden", "discriminator"])
 def test_distillation_reaches_the_coarse_stage_alone(source):
     config = config_of(distillation=DistillationConfig(generator=GeneratorDistillationConfig(source=source)))
