@@ -24,8 +24,8 @@ Examples:
 
 
 UNUSED = (
-    *("steps", "output", "evaluate", "evaluate_every", "log_every", "sample_every", "checkpoint_every"),
-    *("optimizer.schedule", "optimizer.warmup"),
+    *("steps", "output", "name", "loggers", "evaluate", "evaluate_every"),
+    *("log_every", "sample_every", "checkpoint_every", "optimizer.schedule", "optimizer.warmup"),
 )
 """Keys that a profile cannot heed: refused as options, accepted in files."""
 

@@ -17,7 +17,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,8 @@ def profile(config: TrainConfig, steps: int) -> Profile:
     Raises:
         InputError: Configuration or data cannot be used.
     """
-    session = prepare(config, None, Team())
+    unlogged = replace(config, evaluate_every=None, loggers=[])  # the packages for scores and logs need not be there
+    session = prepare(unlogged, None, Team())
     session.announce()
     return profile_training(session.trainer, session.batches(0, 2 * steps + 1), steps)
 
