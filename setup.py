@@ -77,13 +77,19 @@ def check_nvcc(nvcc: str) -> None:
         sys.exit(f"icsd: {nvcc} is of CUDA {found}, CUDA {needed} or later is needed; install it, or set ICSD_CUDA=0")
 
 
+def is_supported(arch: str) -> bool:
+    """Return true for a compute capability that the kernels can be compiled for."""
+    return int(arch) >= int(CUDA_ARCHITECTURES[0])
+
+
 def installed_gpus() -> list[str]:
-    """Return the compute capabilities of this machine's GPUs, e.g. 90."""
+    """Return the compute capabilities of this machine's GPUs, e.g. 90, without those that are not supported."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return sorted({line.strip().replace(".", "") for line in output.splitlines() if re.fullmatch(r"\d+\.\d\s*", line)})
+    found = {line.strip().replace(".", "") for line in output.splitlines() if re.fullmatch(r"\d+\.\d\s*", line)}
+    return sorted(filter(is_supported, found))
 
 
 @cache
@@ -95,10 +101,10 @@ def cuda_architectures() -> list[str]:
     chosen = chosen.split()
     if chosen == ["all"]:
         return CUDA_ARCHITECTURES
-    if unknown := [arch for arch in chosen if not re.fullmatch(r"\d{2,3}", arch)]:
+    if unknown := [arch for arch in chosen if not (re.fullmatch(r"\d{2,3}", arch) and is_supported(arch))]:
         sys.exit(
-            f"icsd: ICSD_CUDA_ARCHITECTURES names {', '.join(unknown)}; give numbers, e.g. "
-            f"{' '.join(CUDA_ARCHITECTURES)}, or all"
+            f"icsd: ICSD_CUDA_ARCHITECTURES names {', '.join(unknown)}; give numbers from {CUDA_ARCHITECTURES[0]} on, "
+            f"e.g. {' '.join(CUDA_ARCHITECTURES)}, or all"
         )
     return chosen or installed_gpus() or CUDA_ARCHITECTURES
 

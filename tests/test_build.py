@@ -65,8 +65,8 @@ def test_any_path_can_be_built_in(tmp_path, name):
         ({"ICSD_CUDA": "1", "CUDACXX": "/absent/nvcc"}, "/absent/nvcc (from CUDACXX or CUDA_HOME) is not a program"),
         ({"ICSD_CUDA": "1", "CUDACXX": "/bin/true"}, "`/bin/true --version` names no release"),
         (
-            {"ICSD_CUDA": "1", "CUDACXX": "./nvcc", "ICSD_CUDA_ARCHITECTURES": "8.0;90a"},
-            "ICSD_CUDA_ARCHITECTURES names 90a; give numbers, e.g. 75 80",
+            {"ICSD_CUDA": "1", "CUDACXX": "./nvcc", "ICSD_CUDA_ARCHITECTURES": "8.0;90a,7.0"},
+            "ICSD_CUDA_ARCHITECTURES names 90a, 70; give numbers from 75 on, e.g. 75 80",
         ),
     ],
 )
@@ -84,6 +84,19 @@ def test_kernels_of_chosen_instruction_sets_alone(tmp_path):
         flag for call in calls for flag in call if flag.startswith(("-DICSD_ISA=", "-DICSD_HAS_", "-DICSD_CPU_ISAS="))
     }
     assert flags == {"-DICSD_ISA=portable", "-DICSD_HAS_PORTABLE", '-DICSD_CPU_ISAS="portable"'}
+
+
+def test_gpus_of_this_machine_that_are_too_old_are_left_out(tmp_path):
+    gpus = tmp_path / "bin" / "nvidia-smi"
+    gpus.parent.mkdir()
+    gpus.write_text("#!/bin/sh\necho 7.0\necho 8.9\n")
+    gpus.chmod(0o755)
+    path = f"{gpus.parent}{os.pathsep}{os.environ['PATH']}"
+    nvcc = str(tmp_path / "icsd" / "nvcc")
+    run, calls = build(tmp_path / "icsd", ICSD_CUDA="1", CUDACXX=nvcc, ICSD_CUDA_ARCHITECTURES="", PATH=path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    codes = {flag for call in calls for flag in call if flag.startswith("-gencode=")}
+    assert codes == {"-gencode=arch=compute_89,code=[compute_89,sm_89]"}
 
 
 def test_options_of_the_environment_reach_every_compiler(tmp_path):
