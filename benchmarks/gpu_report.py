@@ -55,12 +55,14 @@ def _steps(by_kind: dict[str, list[Record]]) -> str:
 
 def _times(times: Sequence[Record], by_kind: dict[str, list[Record]]) -> str:
     bandwidth = max((record["bytes_per_second"] for record in by_kind.get("copy", [])), default=None)
+    compiled = {_case(record): record["seconds"] for record in by_kind.get("compiled", [])}
     rows = []
     for time in times:
         floor = f"{time['graph'] * bandwidth / time['moved_bytes']:.2f}" if bandwidth else ""
-        ratios = [f"{time[name] / time['graph']:.2f}x" for name in ("composite", "cublas")]
+        peers = (time["composite"], compiled.get(_case(time)), time["cublas"])
+        ratios = ["" if peer is None else f"{peer / time['graph']:.2f}x" for peer in peers]
         rows.append((*_case(time), _micros(time["eager"]), _micros(time["graph"]), floor, *ratios))
-    heading = ("N x D", "dtype", "loss", "eager", "graph", "/ floor", "composite", "cuBLAS")
+    heading = ("N x D", "dtype", "loss", "eager", "graph", "/ floor", "composite", "compiled", "cuBLAS")
     return "Forward + backward with cold caches in µs; the others as multiples of the graph's time.\n\n" + _table(
         heading, rows
     )

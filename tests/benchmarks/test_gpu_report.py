@@ -18,6 +18,8 @@ def write(path, *more):
     records.append(path, "tests", files="tests/gpu", collected=9, passed=7, skipped=1)
     records.append(path, "copy", bytes_per_second=3e12)
     records.append(path, "time", **TIME)
+    records.append(path, "time", **TIME | {"samples": 64})
+    records.append(path, "compiled", samples=16, dim=65536, dtype="float32", loss="kl", seconds=45e-6)
     for kind, values in more:
         records.append(path, kind, **values)
 
@@ -27,7 +29,8 @@ def test_times_stand_beside_the_floor_and_the_peers(tmp_path, capsys):
     assert command.main(["gpu", str(tmp_path / "gpu.jsonl")]) == 0
     out = capsys.readouterr().out
     assert out.startswith("device A GPU, capability 9.0, copies 3,000 GB/s\n\nNothing failed.\n")
-    assert "| 16 x 65,536 | float32 | kl | 150.0 | 20.0 | 3.58 | 2.50x | 1.50x |" in out
+    assert "| 16 x 65,536 | float32 | kl | 150.0 | 20.0 | 3.58 | 2.50x | 2.25x | 1.50x |" in out
+    assert "| 64 x 65,536 | float32 | kl | 150.0 | 20.0 | 3.58 | 2.50x |  | 1.50x |" in out
     assert "| tests/gpu | 7 passed, 1 skipped, of 9 |  |" in out
     assert "| 16 x 65,536 | float32 | kl | gram_tensor<float, 1> | 9.0 |" in out
 

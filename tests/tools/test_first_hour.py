@@ -40,7 +40,7 @@ def test_a_dry_run_leaves_a_record_of_every_step(tmp_path):
     found = records.read(file)
     assert done.returncode == 0, (done.stdout + done.stderr, gpu_report.failures(found))
     counts = Counter(record["kind"] for record in found)
-    assert counts == {"start": 1, "step": 5, "machine": 1, "copy": 1, "time": 1, "tests": 1}
+    assert counts == {"start": 1, "step": 5, "machine": 1, "copy": 1, "time": 1, "compiled": 1, "tests": 1}
     (tests,) = (record for record in found if record["kind"] == "tests")
     assert tests["passed"] > 0
     shown = dry_run(tmp_path, "gpu", str(file), module="benchmarks")
