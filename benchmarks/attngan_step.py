@@ -1,8 +1,8 @@
 """The rival of our training step: AttnGAN's step (Xu et al. 2018) as plain PyTorch says it.
 
-Written from the description of networks and losses: eager, float32, NCHW, PyTorch's default Adam, a pass through the
-discriminators for each kind of image, and nothing of this package. The sizes are those of `configs/birds.yaml`. A
-test holds both steps to the same losses. DAMSM, the same work for both, is left out of both.
+Written from the description of networks and losses: eager, float32 or autocast to bfloat16, NCHW, PyTorch's default
+Adam, a pass through the discriminators for each kind of image, and nothing of this package. The sizes are those of
+`configs/birds.yaml`. A test holds both steps to the same losses. DAMSM, the same work for both, is left out of both.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, sentence: Tensor, words: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return images, and mean and logarithm of the variance of the condition."""
         mu, logvar = glu(self.condition(sentence)).chunk(2, 1)
-        condition = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
+        condition = mu + torch.randn(mu.shape) * (0.5 * logvar).exp()
         hidden = self.up(self.project(torch.cat((z, condition), 1)).view(-1, 16 * NGF, 4, 4))
         images = [self.heads[0](hidden)]
         for refine, head in zip(self.refine, self.heads[1:], strict=True):
@@ -124,9 +124,9 @@ class Discriminator(nn.Module):
     def logits(self, features: Tensor, sentence: Tensor | None = None) -> Tensor:
         """Return the probabilities `(B,)` that images are real, or real and of their sentences."""
         if sentence is None:
-            return torch.sigmoid(self.unconditional(features)).view(-1)
+            return torch.sigmoid(self.unconditional(features).float()).view(-1)
         tiled = sentence.view(-1, TEXT, 1, 1).repeat(1, 1, 4, 4)
-        return torch.sigmoid(self.conditional(self.joint(torch.cat((features, tiled), 1)))).view(-1)
+        return torch.sigmoid(self.conditional(self.joint(torch.cat((features, tiled), 1))).float()).view(-1)
 
 
 class AttnGANStep:
@@ -135,10 +135,12 @@ class AttnGANStep:
     Args:
         wrong_pass: If true, real images go through the discriminators once more for the mismatched pairs, as in
             StackGAN; AttnGAN uses the features of the one pass twice.
+        bfloat16: If true, the networks run under autocast to bfloat16.
     """
 
-    def __init__(self, wrong_pass: bool) -> None:
+    def __init__(self, wrong_pass: bool, bfloat16: bool = False) -> None:
         self.wrong_pass = wrong_pass
+        self.bfloat16 = bfloat16
         self.generator = Generator()
         self.discriminators = [Discriminator(resolution) for resolution in RESOLUTIONS]
         options = {"lr": 2e-4, "betas": (0.5, 0.999)}
@@ -160,16 +162,19 @@ class AttnGANStep:
         """
         losses = {}
         yes, no = torch.ones(len(sentence)), torch.zeros(len(sentence))
-        fakes, mu, logvar = self.generator(torch.randn(len(sentence), NOISE), sentence, words, mask)
+        with self._autocast():
+            fakes, mu, logvar = self.generator(torch.randn(len(sentence), NOISE), sentence, words, mask)
         stages = zip(RESOLUTIONS, self.discriminators, self.discriminator_optimizers, images, fakes, strict=True)
         for resolution, d, optimizer, real, fake in stages:
             d.zero_grad()
-            seen, generated = d.features(real), d.features(fake.detach())
-            mismatched = d.features(real) if self.wrong_pass else seen
-            accept = F.binary_cross_entropy(d.logits(seen), yes) + F.binary_cross_entropy(d.logits(seen, sentence), yes)
-            reject = F.binary_cross_entropy(d.logits(generated), no)
-            reject = reject + F.binary_cross_entropy(d.logits(generated, sentence), no)
-            reject = reject + F.binary_cross_entropy(d.logits(mismatched, sentence.roll(1, 0)), no)
+            with self._autocast():
+                seen, generated = d.features(real), d.features(fake.detach())
+                mismatched = d.features(real) if self.wrong_pass else seen
+                accept = F.binary_cross_entropy(d.logits(seen), yes)
+                accept = accept + F.binary_cross_entropy(d.logits(seen, sentence), yes)
+                reject = F.binary_cross_entropy(d.logits(generated), no)
+                reject = reject + F.binary_cross_entropy(d.logits(generated, sentence), no)
+                reject = reject + F.binary_cross_entropy(d.logits(mismatched, sentence.roll(1, 0)), no)
             losses[f"discriminator/adversarial/{resolution}"] = accept / 2 + reject / 3
             losses[f"discriminator/adversarial/{resolution}"].backward()
             optimizer.step()
@@ -177,15 +182,19 @@ class AttnGANStep:
         losses["generator/condition_kl"] = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean()
         loss = losses["generator/condition_kl"]
         for resolution, d, fake in zip(RESOLUTIONS, self.discriminators, fakes, strict=True):
-            generated = d.features(fake)
-            accept = F.binary_cross_entropy(d.logits(generated), yes)
-            losses[f"generator/adversarial/{resolution}"] = accept + F.binary_cross_entropy(
-                d.logits(generated, sentence), yes
-            )
-            loss = loss + losses[f"generator/adversarial/{resolution}"]
+            with self._autocast():
+                generated = d.features(fake)
+                accept = F.binary_cross_entropy(d.logits(generated), yes)
+                accept = accept + F.binary_cross_entropy(d.logits(generated, sentence), yes)
+            losses[f"generator/adversarial/{resolution}"] = accept
+            loss = loss + accept
         loss.backward()
         self.generator_optimizer.step()
         with torch.no_grad():
             for mean, weight in zip(self.average, self.generator.parameters(), strict=True):
                 mean.mul_(0.999).add_(weight, alpha=0.001)
         return losses
+
+    def _autocast(self) -> torch.autocast:
+        """Return a context for some passes between two updates: it keeps the weights that it has converted."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)

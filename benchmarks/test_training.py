@@ -20,7 +20,7 @@ from icsd.training.trainer import Trainer
 CAPTION = "a woman with dark skin, firefighter"
 BACKENDS = ["cpu", "reference"]
 BIRDS = Path(__file__).parents[1] / "configs" / "birds.yaml"
-FIELD = ["icsd", "icsd fp32", "attngan", "attngan 3 passes"]
+FIELD = ["icsd", "icsd fp32", "attngan bf16", "attngan", "attngan 3 passes"]
 
 
 class Training:
@@ -103,7 +103,8 @@ class FieldScale:
         self.steps: dict[str, Callable[[], object]] = {
             "icsd": lambda: self.ours("bf16"),
             "icsd fp32": lambda: self.ours("fp32"),
-            "attngan": lambda: self.theirs(wrong_pass=False),
+            "attngan bf16": lambda: self.theirs(bfloat16=True),
+            "attngan": self.theirs,
             "attngan 3 passes": lambda: self.theirs(wrong_pass=True),
         }
         for step in self.steps.values():
@@ -114,9 +115,9 @@ class FieldScale:
         self.trainer.config = replace(self.config, precision=precision)
         return self.trainer.step([self.batch])
 
-    def theirs(self, wrong_pass: bool) -> object:
+    def theirs(self, wrong_pass: bool = False, bfloat16: bool = False) -> object:
         """Return the step of the rival."""
-        self.rival.wrong_pass = wrong_pass
+        self.rival.wrong_pass, self.rival.bfloat16 = wrong_pass, bfloat16
         return self.rival(self.images, self.text.sentence, self.text.words, ~self.text.mask)
 
 
