@@ -12,11 +12,13 @@ from pathlib import Path
 
 from icsd.losses import KL
 from icsd.ops.distributed import Cost, Problem
+from tools.descriptions import write_description
 
 RANKS = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 SAMPLES, DIMS = 8, [65536, 262144]  # of a rank; student and teacher
 LINK = 50e9  # bytes a second: InfiniBand NDR, 400 Gbit/s
 OPERATIONS = 67e12  # a second: an H100 SXM in float32
+TITLE = f"kl, {SAMPLES} samples on each rank, {DIMS[0]:,} and {DIMS[1]:,} features"
 
 
 def cost_of(schedule: str, ranks: int) -> Cost:
@@ -43,6 +45,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def describe() -> str:
+    """Return the title and some of the numbers of the image."""
+    return f"{TITLE}\n\n{table()}"
+
+
 def plot(path: Path) -> None:
     """Draw bytes and modeled times of two schedules."""
     import matplotlib
@@ -64,8 +71,9 @@ def plot(path: Path) -> None:
         axis.set(xlabel="ranks", title=title)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle(f"kl, {SAMPLES} samples on each rank, {DIMS[0]:,} and {DIMS[1]:,} features")
+    figure.suptitle(TITLE)
     figure.savefig(path, dpi=110)
+    write_description(path, describe())
 
 
 def main() -> None:

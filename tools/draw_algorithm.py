@@ -1,25 +1,25 @@
-"""Draw the figure of the README: the two passes of the operator. Run `python tools/draw_algorithm.py`."""
+"""Draw the figure of the README: the two passes of the operator. Run `python -m tools.draw_algorithm`."""
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from tools.descriptions import write_description
 
 STUDENT, TEACHER, GRADIENT, TEXT = "#3b6fb6", "#c9772c", "#3f8f5b", "#222222"
 TARGET = Path(__file__).parents[1] / "docs" / "images" / "algorithm.png"
 NARROW, WIDE, SQUARE = 2.6, 3.6, 0.9
 
 
-def matrix(axes: plt.Axes, x: float, y: float, width: float, height: float, color: str, label: str) -> None:
+def matrix(axes: Axes, x: float, y: float, width: float, height: float, color: str, label: str) -> None:
     """Draw one matrix with its lower left corner at (x, y) and its name in the middle."""
     axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="white", alpha=0.88, linewidth=1.5))
     axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", color="white", fontsize=12)
 
 
-def arrow(axes: plt.Axes, start: tuple[float, float], end: tuple[float, float], label: str = "") -> None:
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "") -> None:
     """Draw an arrow with a label above its middle."""
     style = {"arrowstyle": "-|>", "mutation_scale": 14, "color": TEXT, "linewidth": 1.3}
     axes.add_patch(FancyArrowPatch(start, end, **style))
@@ -27,12 +27,12 @@ def arrow(axes: plt.Axes, start: tuple[float, float], end: tuple[float, float], 
         axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.14, label, ha="center", fontsize=9.5, color=TEXT)
 
 
-def note(axes: plt.Axes, x: float, y: float, text: str, **options) -> None:
+def note(axes: Axes, x: float, y: float, text: str, **options) -> None:
     """Write text that explains a matrix or a pass."""
     axes.text(x, y, text, color=TEXT, **({"fontsize": 9.5, "va": "center"} | options))
 
 
-def draw_forward(axes: plt.Axes) -> None:
+def draw_forward(axes: Axes) -> None:
     """Draw the forward pass: features, Gram matrices and the loss."""
     note(axes, 0, 4.75, "Forward: read the features of each stage once", fontsize=12, weight="bold")
     note(axes, 0, 4.42, "N samples x D features (D may differ)", fontsize=9)
@@ -49,7 +49,7 @@ def draw_forward(axes: plt.Axes) -> None:
     note(axes, 10, 3.2, "S, T = cosine similarities from K, L\nloss(S, T), such as mean (S - T)²", ha="center")
 
 
-def draw_backward(axes: plt.Axes) -> None:
+def draw_backward(axes: Axes) -> None:
     """Draw the backward pass: one product of the matrix that the forward pass kept with the features."""
     note(axes, 0, 1.3, "Backward: read X once, write its gradient once", fontsize=12, weight="bold")
     arrow(axes, (10, 2.5), (10, 1.1))
@@ -60,14 +60,28 @@ def draw_backward(axes: plt.Axes) -> None:
     matrix(axes, 0, 0.1, NARROW, SQUARE, GRADIENT, "dX = M X")
 
 
-def main() -> None:
-    """Write the figure to docs/images."""
-    figure, axes = plt.subplots(figsize=(10.4, 4.3), dpi=110)
+def draw() -> Figure:
+    """Return the figure."""
+    figure = Figure(figsize=(10.4, 4.3), dpi=110)
+    axes = figure.subplots()
     draw_forward(axes)
     draw_backward(axes)
     axes.set(xlim=(-0.1, 12.1), ylim=(0, 5.0))
     axes.axis("off")
+    return figure
+
+
+def describe(figure: Figure) -> str:
+    """Return where which text stands in the figure."""
+    texts = figure.axes[0].texts
+    return "\n".join("{:.4g} {:.4g} {}".format(*text.get_position(), text.get_text()) for text in texts)
+
+
+def main() -> None:
+    """Write the figure to docs/images."""
+    figure = draw()
     figure.savefig(TARGET, bbox_inches="tight", facecolor="white")
+    write_description(TARGET, describe(figure))
     print(TARGET)
 
 

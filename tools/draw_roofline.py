@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks.ceilings import Ceilings, floor_seconds
 from benchmarks.plots import STYLE
 from icsd.ops.regimes import sample_flops
+from tools.descriptions import write_description
 
 # NVIDIA's data sheets (SXM modules; dense rates). float32 goes through three tf32 products.
 DEVICES = {
@@ -30,6 +31,7 @@ DEVICES = {
 COLORS = {"A100": "#0072B2", "H100": "#D55E00", "B200": "#009E73"}
 SAMPLES = (8, 16, 32, 64, 128, 256, 512)
 DIM = 65536
+TITLE = "A model from published peak rates, not a measurement"
 
 
 def intensity(samples: int, dtype: torch.dtype) -> float:
@@ -53,6 +55,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def describe() -> str:
+    """Return the title and the numbers of the image."""
+    return f"{TITLE}\n\n{table()}"
+
+
 def draw(path: Path) -> None:
     """Draw the rooflines of both dtypes with the operator's shapes on them."""
     with plt.rc_context(STYLE):
@@ -61,9 +68,10 @@ def draw(path: Path) -> None:
             _draw_dtype(axis, dtype)
         axes[0].set_ylabel("attainable Tflop/s (model)")
         axes[0].legend(loc="upper left")
-        figure.suptitle("A model from published peak rates, not a measurement")
+        figure.suptitle(TITLE)
         figure.savefig(path)
         plt.close(figure)
+    write_description(path, describe())
 
 
 def _draw_dtype(axis: Axes, dtype: torch.dtype) -> None:

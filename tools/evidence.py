@@ -17,6 +17,7 @@ from pathlib import Path
 
 from icsd.evaluation.paired import Difference, Row, paired_differences
 from icsd.evaluation.plot import plot_differences
+from tools.descriptions import write_description
 
 FOLDER = Path(__file__).parents[1] / "docs" / "evidence"
 PAGE = FOLDER.with_suffix(".md")
@@ -82,6 +83,11 @@ def table(differences: list[Difference]) -> Iterator[str]:
         yield ""
 
 
+def text_of(rows: list[Row]) -> str:
+    """Return the tables of a sweep."""
+    return "\n".join(table(endpoints(rows)))
+
+
 def page() -> str:
     """Return the generated part of the page: the tables of all sweeps."""
     parts = []
@@ -91,7 +97,7 @@ def page() -> str:
         counts = {arm: len({row.seed for row in rows if row.arm == arm}) for arm in dict.fromkeys(r.arm for r in rows)}
         runs = ", ".join(f"{arm} {count}" for arm, count in counts.items())
         parts.append(f"### {path.stem}\n\nSeeds {', '.join(map(str, seeds))}; runs by arm: {runs}.\n")
-        parts.append("\n".join(table(endpoints(rows))))
+        parts.append(text_of(rows))
         parts.append(f"![Differences of the arms with their intervals](evidence/{path.stem}.png)\n")
     return "\n".join(parts)
 
@@ -100,8 +106,10 @@ def write(path: Path) -> None:
     """Replace the generated part of a page, and draw the figures."""
     before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
     path.write_text(before + MARKS[0] + page() + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
-    for rows in FOLDER.glob("*.csv"):
-        plot_differences(endpoints(read_rows(rows)), REFERENCE, rows.with_suffix(".png"))
+    for sweep in FOLDER.glob("*.csv"):
+        rows, image = read_rows(sweep), sweep.with_suffix(".png")
+        plot_differences(endpoints(rows), REFERENCE, image)
+        write_description(image, text_of(rows))
 
 
 def _is_missed(row: Row) -> bool:
