@@ -2,6 +2,7 @@
 
 Eager calls on ordinary tensors go straight to a backend's launcher (`icsd.ops.autograd`). All other tensors go through
 these operators: the fake ones of a compiler, subclasses, and those with a lazy negation, which the dispatcher resolves.
+So do all calls within a mode that observes operators, such as the one by which `make_fx` records them.
 A compiler sees one operator for each call or, where a backend lets it, the kernels inside.
 
 This is the one file of the operator that uses private API of PyTorch.
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from icsd.losses.gram import compute_dtype
@@ -29,7 +31,7 @@ def is_ordinary(*tensors: Tensor) -> bool:
 
     The wrappers of `torch.func` are ordinary, too: they reach a launcher without them.
     """
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling() or is_in_torch_dispatch_mode():
         return False
     for tensor in tensors:  # noqa: SIM110 -- a generator would take twice as long
         if type(tensor) not in _ORDINARY or tensor.is_neg() or tensor._is_zerotensor():

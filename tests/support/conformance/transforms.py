@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import icsd
 from icsd.ops import registry
+from icsd.ops.banks import PIECE
 
 LOSSES = ["mse", "kl", "smooth_l1", "sp", "cc", "pkt", "cka", "dist", "rkd_distance", "rkd_angle"]
 
@@ -164,6 +166,35 @@ def test_compiled(transform, fused_backend):
     transformed = transform(loss_of("kl", fused_backend))
     compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(STUDENT, TEACHER), transformed(STUDENT, TEACHER))
+
+
+@pytest.mark.parametrize("loss", ["mse", "cka", "rkd_distance"])
+def test_recorded_by_make_fx(loss, fused_backend):
+    """A recorded graph computes the loss of other inputs, too, instead of repeating the value that was recorded."""
+
+    def value_and_gradient(student, teacher):
+        student = student.detach().requires_grad_()
+        value = icsd.similarity_distillation_loss(student, teacher, loss, backend=fused_backend)
+        return value.detach(), torch.autograd.grad(value, student)[0]
+
+    def similarity(student, teacher):
+        return icsd.cross_sample_similarity(student, backend=fused_backend)
+
+    first, others = ([features(6, dim, seed=seed + dim) for dim in (9, 11)] for seed in (0, 100))
+    for function in (value_and_gradient, similarity):
+        torch.testing.assert_close(make_fx(function)(*first)(*others), function(*others))
+
+
+def test_banks_recorded_by_make_fx(fused_backend, monkeypatch):
+    monkeypatch.setitem(PIECE, "cpu", 64)  # several pieces
+
+    def value(student, bank):
+        return icsd.similarity_distillation_loss(
+            student, student, "kl", student_bank=bank, teacher_bank=bank.square(), backend=fused_backend
+        )
+
+    first, others = ((features(6, 9, seed=seed), features(400, 9, seed=seed + 1)) for seed in (0, 100))
+    torch.testing.assert_close(make_fx(value)(*first)(*others), value(*others))
 
 
 def test_functional_call_of_a_model():
