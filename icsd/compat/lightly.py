@@ -76,7 +76,15 @@ class PatchKernelAlignmentLoss(nn.Module):
 
 
 def _centered(x: Tensor, valid: Tensor) -> Tensor:
-    """Return the valid tokens minus their mean, and zeros in place of the others."""
-    x = x.to(compute_dtype(x)).masked_fill(~valid.unsqueeze(-1), 0)
+    """Return the valid tokens minus their mean, and zeros in place of the others.
+
+    The first valid token is subtracted before the mean is taken, as in `icsd.losses.gram.centered`.
+    """
+    ignored = ~valid.unsqueeze(-1)
+    x = x.to(compute_dtype(x))
+    if x.numel():
+        first = valid.int().argmax(-1)[:, None, None].expand(-1, 1, x.shape[-1])
+        x = x - x.detach().gather(1, first)
+    x = x.masked_fill(ignored, 0)
     count = valid.sum(-1).clamp(min=1)[:, None, None]
-    return (x - x.sum(1, keepdim=True) / count).masked_fill(~valid.unsqueeze(-1), 0)
+    return (x - x.sum(1, keepdim=True) / count).masked_fill(ignored, 0)

@@ -118,6 +118,14 @@ def test_patch_kernel_alignment_of_masked_tokens():
     assert lightly.PatchKernelAlignmentLoss()(x[:, :1], y[:, :1]) == 0
 
 
+def test_equal_tokens_have_no_gradient_under_a_mask():
+    x, y = normal(1, 1, 7).mul(3.3).expand(1, 5, 7).clone().requires_grad_(), normal(1, 5, 7, seed=1)
+    mask = torch.tensor([[True, False, False, False, True]])
+    loss = lightly.PatchKernelAlignmentLoss()(x, y, mask)
+    assert loss == 1
+    assert torch.autograd.grad(loss, x)[0].eq(0).all()
+
+
 def test_drawn_tokens_are_those_of_both_and_valid_first():
     x, y = related(2, 9, 4)
     mask = torch.arange(9) >= 4  # four tokens are left, as many as are drawn
