@@ -6,6 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -145,7 +146,8 @@ def as_number(name: str, value: float | Tensor) -> float:
     """Return a parameter as a number.
 
     Raises:
-        TypeError: It is a tensor that requires a gradient, which no kernel computes, or one of several elements.
+        TypeError: It is no number, a tensor that requires a gradient, which no kernel computes, or a tensor of several
+            elements.
     """
     if isinstance(value, Tensor):
         if value.requires_grad or value.numel() != 1:
@@ -154,13 +156,20 @@ def as_number(name: str, value: float | Tensor) -> float:
                 f"{value.requires_grad}: give a float, or a loss function of (S, T) that uses the tensor"
             )
         return value.item()
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
     return value
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number. A string such as "1e-1", as YAML reads it, is not."""
+    return isinstance(value, Real)
 
 
 def require_positive(owner: str, **values: float) -> None:
     """Raise a ValueError that names the first parameter that is not a positive finite number."""
     for parameter, value in values.items():
-        if not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ValueError(f"{owner}: {parameter} must be a positive finite number, got {value!r}")
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from icsd.losses.base import Loss, SimilarityLoss, require_choice, require_positive
+from icsd.losses.base import Loss, SimilarityLoss, is_number, require_choice, require_positive
 from icsd.losses.gram import similarity_from_gram
 
 _CLAMPS = {"none": 0.0, "both": 1.0, "teacher": 2.0}  # and their parameters of kernels
@@ -87,9 +87,9 @@ class SmoothL1(SimilarityLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.beta < math.inf:
+        if not is_number(self.beta) or not 0 <= self.beta < math.inf:
             raise ValueError(f"{self.name}: beta must be a finite number >= 0, got {self.beta!r}")
-        if not 0 <= self.margin < 2:
+        if not is_number(self.margin) or not 0 <= self.margin < 2:
             raise ValueError(
                 f"{self.name}: margin must be in [0, 2), got {self.margin!r}: no two similarities differ by more than 2"
             )

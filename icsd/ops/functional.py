@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from icsd.losses import Loss, LossLike, SimilarityLoss, as_loss
-from icsd.losses.base import as_number
+from icsd.losses.base import as_number, is_number
 from icsd.losses.gram import centered, similarity_from_gram
 from icsd.ops import banks, distributed, registry, tuning
 from icsd.ops.distributed import ProcessGroupLike
@@ -198,6 +198,8 @@ def _arrange(
     names.append(names.pop(teacher))
     if weights is None:
         weights = [1.0] * (len(tensors) - 1)
+    elif is_number(weights) or (isinstance(weights, Tensor) and weights.ndim != 1):
+        raise TypeError(f"weights must hold one number for each of the {len(tensors) - 1} students, got {weights!r}")
     elif len(weights) != len(tensors) - 1:
         raise ValueError(
             f"weights must hold one number for each of the {len(tensors) - 1} students, got {len(weights)}"
@@ -382,5 +384,5 @@ def _check_bank(bank_name: str, bank: Tensor, name: str, x: Tensor) -> None:
 def _check_options(reduction: str, eps: float) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if type(eps) is Tensor or not 0 < eps < math.inf:
+    if (type(eps) is not float and not is_number(eps)) or not 0 < eps < math.inf:  # the first check takes no call
         raise ValueError(f"eps must be a positive finite number, got {eps!r}")

@@ -19,6 +19,8 @@ from icsd.losses import LOSSES, make_loss
         ("cc", {"kernel": "gauss"}, "cc: kernel must be 'rbf' or 'bilinear', got 'gauss'"),
         ("cc", {"gamma": -1.0}, "cc: gamma must be a positive finite number, got -1.0"),
         ("cc", {"order": 0}, "cc: order must be a positive finite number, got 0"),
+        ("kl", {"student_temperature": "1e-1"}, "kl: student_temperature must be a positive finite number, got '1e-1'"),
+        ("smooth_l1", {"beta": "1"}, "smooth_l1: beta must be a finite number >= 0, got '1'"),
         ("cc", {"order": 1.5}, "cc: order must be a whole number, got 1.5"),
         ("cka", {"mode": "code"}, "loss 'cka' has no parameter 'mode'; it takes none"),
         ("sp", {"mode": "code"}, "loss 'sp' has no parameter 'mode'; it takes include_diagonal"),
