@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from icsd.data import tokenize
+
 ROW_BLOCK = 256
 CANDIDATES = 100
 """Captions that an image has to choose from, one of which is its own."""
@@ -35,19 +37,19 @@ def r_precision(
         images: Features `(Q, E)`.
         sentences: Features of captions, `(P, E)`.
         class_ids: Class of each caption, if wrong captions should be of other classes as far as there are enough.
-        captions: The captions, if equal ones should not be wrong captions for each other.
+        captions: The captions, if those of the same words should not be wrong captions for each other.
         own: The number of each image's caption; by default image k has caption k.
         candidates: Captions for each image, its own included; fewer where the set holds fewer.
         seed: Seed of the choice of wrong captions.
 
     Returns:
-        From 0 to 1; 1 / `candidates` at chance; NaN without images, or if all captions are equal.
+        From 0 to 1; 1 / `candidates` at chance; NaN without images, or if all captions have the same words.
     """
     count = len(sentences)
     classes = torch.arange(count) if class_ids is None else torch.as_tensor(class_ids)
-    first: dict[str, int] = {}
-    names = range(count) if captions is None else [first.setdefault(caption, len(first)) for caption in captions]
-    names = torch.as_tensor(names)
+    first: dict[tuple[str, ...], int] = {}
+    words = None if captions is None else [tuple(tokenize(caption)) for caption in captions]
+    names = torch.as_tensor(range(count) if words is None else [first.setdefault(each, len(first)) for each in words])
     if not len(images) or (names == names[0]).all():
         return math.nan
     generator = torch.Generator().manual_seed(seed)

@@ -52,7 +52,7 @@ def test_few_images():
 
 def test_equal_captions_are_no_wrong_captions():
     sentences = torch.eye(3)[[0, 1, 0, 2, 1]]
-    captions = ["red", "blue", "red", "green", "blue"]
+    captions = ["red", "blue", "Red.", "green", "blue"]
     assert r_precision(sentences, sentences) < 1
     assert r_precision(sentences, sentences, captions=captions) == 1
     images = torch.eye(3)[[0, 1, 1, 2, 1]]
