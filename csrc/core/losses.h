@@ -60,7 +60,7 @@ ICSD_HD T per_element(T samples, bool diagonal) {
 }
 
 // (s' - t')², where s' and t' are s and t, or 0 where they are clamped: negative similarities of both, or those of the
-// teacher with those of the student at the same places. A clamped element passes no gradient.
+// teacher. A clamped element passes no gradient.
 template <class T>
 struct Mse {
   static constexpr int kParameters = 2, kStatistics = 0;
@@ -75,12 +75,8 @@ struct Mse {
         least_t(of.parameters[0] != 0 ? T(0) : T(-4)) {}
 
   template <class V>
-  ICSD_HD V least_student(V t) const {
-    return t < least_t ? V{} : V{} + least_s;
-  }
-  template <class V>
   ICSD_HD V difference(V s, V t) const {
-    return (s < least_student(t) ? V{} : s) - (t < least_t ? V{} : t);
+    return (s < least_s ? V{} : s) - (t < least_t ? V{} : t);
   }
 
   template <class V>
@@ -97,7 +93,7 @@ struct Mse {
   ICSD_HD void statistics(const Row<T>&, T*) const {}
   template <class V>
   ICSD_HD V student(V s, V t, const V*, const V*) const {
-    return difference(s, t) * (s < least_student(t) ? V{} : V{} + 4 * scale);
+    return difference(s, t) * (s < least_s ? V{} : V{} + 4 * scale);
   }
   template <class V>
   ICSD_HD V teacher(V s, V t, const V*, const V*) const {

@@ -33,8 +33,8 @@ class GramLoss(nn.Module):
         apply_norm: True to divide tokens by their norms, so that the Gram matrices hold cosine similarities.
         img_level: It has no effect, as in the original: the argument of `forward` decides.
         remove_neg: True to count negative similarities of student and teacher as 0.
-        remove_only_teacher_neg: True to count negative similarities of the teacher as 0, and those of the student that
-            are negative at the same places. `remove_neg` must be False then.
+        remove_only_teacher_neg: True to count negative similarities of the teacher as 0. `remove_neg` must be False
+            then.
 
     Raises:
         ValueError: `remove_neg` and `remove_only_teacher_neg` are both True.

@@ -26,7 +26,7 @@ class MSE(SimilarityLoss):
 
     Attributes:
         clamp: The negative similarities that are replaced by 0 and get no gradient: `"none"` of them, those of
-            `"both"` student and teacher, or those of the `"teacher"` with those of the student at the same places.
+            `"both"` student and teacher, or those of the `"teacher"`.
         include_diagonal: False to leave out the similarity of each sample to itself.
     """
 
@@ -55,11 +55,10 @@ class MSE(SimilarityLoss):
 
     def of_elements(self, similarity: Tensor, target: Tensor) -> Tensor:
         """Return the squared difference of each pair of elements."""
+        if self.clamp == "both":
+            similarity = similarity.masked_fill(similarity < 0, 0)
         if self.clamp != "none":
-            negative = similarity < 0
-            if self.clamp == "teacher":
-                negative = negative & (target < 0)
-            similarity, target = similarity.masked_fill(negative, 0), target.masked_fill(target < 0, 0)
+            target = target.masked_fill(target < 0, 0)
         return (similarity - target).square()
 
     def forward(self, similarity: Tensor, target: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def gram_anchoring(x, y, product, clamp):
     for i in range(len(x)):
         for j in range(len(x)):
             s, t = product(x[i], x[j]), product(y[i], y[j])
-            if clamp == "both" or (clamp == "teacher" and t < 0):
+            if clamp == "both":
                 s = s.clamp(min=0)
             total = total + (s - (t if clamp == "none" else t.clamp(min=0))) ** 2
     return total / len(x) ** 2

@@ -220,8 +220,7 @@ def _divisor(beta):
 def _clamped_difference(s, t, clamp):
     """Return s' - t', and where s' and t' are 0 in place of negative s and t, by a number that names the clamp."""
     least_s, least_t = tl.where(clamp == 1, 0.0, -4.0), tl.where(clamp == 0, -4.0, 0.0)  # -4 is below any cosine
-    no_t = t < least_t
-    no_s = s < tl.where(no_t, 0.0, least_s)
+    no_s, no_t = s < least_s, t < least_t
     return tl.where(no_s, 0.0, s) - tl.where(no_t, 0.0, t), no_s, no_t
 
 
