@@ -20,8 +20,6 @@ from icsd.losses.gram import compute_dtype, savable
 from icsd.ops.autograd import Gram, multiples, wanted_gradients, widened
 from icsd.ops.library import Dispatcher, is_batched, is_transformed, launcher_for
 
-_MATRIX = (-2, -1)
-
 
 class Call(NamedTuple):
     """A call of the loss.
@@ -118,19 +116,24 @@ class _Unit(NamedTuple):
 
 def _unit(gram: Tensor, centered: bool) -> _Unit:
     """Center a Gram matrix, unless its samples are centered, and divide it by its norm, both in place."""
-    norm = total = torch.linalg.vector_norm(gram, dim=_MATRIX, keepdim=True)
+    norm = total = _norm(gram)
     if not centered:
         means = gram.mean(-1, keepdim=True)
         gram.sub_(means).sub_(means.mT - means.mean(-2, keepdim=True))
-        norm = torch.linalg.vector_norm(gram, dim=_MATRIX, keepdim=True)
+        norm = _norm(gram)
     vanishes = norm <= NOISE * torch.finfo(gram.dtype).eps * total  # False for NaN
     inverse = norm.reciprocal().masked_fill(vanishes, 0).masked_fill(norm.square().isinf(), torch.nan)
     return _Unit(gram.mul_(inverse), inverse)
 
 
+def _norm(matrix: Tensor) -> Tensor:
+    """Return the Frobenius norms of matrices, `(*B, 1, 1)`, row by row: `vector_norm` adds up squares one by one."""
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=-1, keepdim=True), dim=-2, keepdim=True)
+
+
 def _loss(difference: Tensor, student: _Unit, teacher: _Unit) -> tuple[Tensor, Tensor]:
     """Return |u - v|² / 2, `(*B, 1, 1)`, or 1 where one of u and v alone vanishes, and where that is so."""
-    loss = torch.linalg.vector_norm(difference, dim=_MATRIX, keepdim=True).square() / 2
+    loss = _norm(difference).square() / 2
     alone = ((student.inverse == 0) != (teacher.inverse == 0)) & ~loss.isnan()
     return loss.masked_fill(alone, 1), alone
 

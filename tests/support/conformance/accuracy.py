@@ -73,6 +73,20 @@ def test_similarity(shape, dtype, backend, limits):
     assert error <= bound(dtype, relative_error(plain_similarity(x), truth))
 
 
+def test_gradient_of_cka_of_many_samples(backend, limits):
+    skip_above(limits, 400)
+    student = features(400, 384, torch.float32, seed=0, groups=(2,))
+    teacher = student[..., :200] + features(400, 200, torch.float32, seed=1, groups=(2,))
+
+    def gradient(student, teacher, backend):
+        cka = partial(icsd.similarity_distillation_loss, teacher=teacher, loss="cka", backend=backend)
+        return loss_and_gradient(cka, student)[1]
+
+    truth = gradient(student.double(), teacher.double(), "reference")
+    error, plain_error = (relative_error(gradient(student, teacher, each), truth) for each in (backend, "reference"))
+    assert error <= bound(torch.float32, plain_error)
+
+
 def loss_errors(student, teacher, loss, backend):
     """Return the relative errors of the losses of all groups together: the backend's and plain PyTorch's.
 
