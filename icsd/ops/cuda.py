@@ -125,8 +125,13 @@ class CUDABackend(FusedBackend):
             return None
         built = ", ".join(f"sm_{architecture}" for architecture in self.architectures)
         needed = f"{major}{minor}"
+        if 10 * major + minor < LEAST_ARCHITECTURE:
+            return f"the device is sm_{needed}, and the kernels need sm_{LEAST_ARCHITECTURE} or newer"
         return f"it is built for {built}, the device is sm_{needed}; rebuild with ICSD_CUDA_ARCHITECTURES={needed}"
 
+
+LEAST_ARCHITECTURE = 75
+"""The oldest architecture that setup.py builds for."""
 
 # PyTorch reads this variable once, too.
 _uncached = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ

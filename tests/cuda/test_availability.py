@@ -67,6 +67,13 @@ def test_another_backend_runs_where_the_architecture_was_not_built(device):
         chosen("cuda")
 
 
+def test_no_build_is_advised_for_devices_that_are_too_old(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    assert chosen() == "composite"
+    with pytest.raises(RuntimeError, match="the device is sm_70, and the kernels need sm_75 or newer"):
+        chosen("cuda")
+
+
 def test_another_backend_runs_where_a_capture_would_allocate(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert chosen() == "cuda"
