@@ -413,7 +413,8 @@ class Run:
         print(f"checkpoint   {checkpoint.latest(self.folder.path)}")
         if self.best is not None:
             print(f"best         {checkpoint.best_path(self.folder.path)}, score {self.best:.3f}")
-        print(f"metrics      {self.folder.metrics_path}   (curves: tensorboard --logdir {folder})")
+        curves = f"   (curves: tensorboard --logdir {folder})" if "tensorboard" in self.config.loggers else ""
+        print(f"metrics      {self.folder.metrics_path}{curves}")
         print(f"try next     icsd sample {sentence} --checkpoint {folder}")
 
     def _best_score(self) -> float | None:

@@ -213,6 +213,12 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(co
     assert checkpoint.latest(whole).read_bytes() == checkpoint.latest(folder).read_bytes()
 
 
+@pytest.mark.parametrize("loggers", [[], ["tensorboard"]])
+def test_curves_are_announced_if_there_are_any(config, capsys, loggers):
+    folder = train.train(replace(config, steps=1, loggers=loggers))
+    assert ("tensorboard --logdir" in capsys.readouterr().out) == bool(loggers) == (folder / "tensorboard").exists()
+
+
 class Killed(BaseException):
     """Ends a run at once, as a signal that cannot be handled does."""
 
