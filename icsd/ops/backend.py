@@ -12,7 +12,7 @@ from icsd.losses.gram import centered
 from icsd.ops import alignment, registry
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec, saved_shape
-from icsd.ops.library import is_in_torch_dispatch_mode, is_ordinary, is_transformed
+from icsd.ops.library import is_ordinary, is_recorded, is_transformed
 from icsd.ops.regimes import Regime, choose_regime, cka_in_feature_space, feature_space_cka, without_diagonal
 
 
@@ -80,7 +80,7 @@ class FusedBackend(registry.Backend):
         save = torch.is_grad_enabled() and True in [stage.requires_grad for stage in stages]
         teacher_gradient = save and stages[-1].requires_grad
         spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime, center)
-        if torch.compiler.is_dynamo_compiling() or is_in_torch_dispatch_mode() or not self.launcher.reads(stages):
+        if torch.compiler.is_dynamo_compiling() or is_recorded() or not self.launcher.reads(stages):
             return torch.ops.icsd.distill(stages, save, *spec, self.key)[0]
         if not save:
             return self.launcher.distill(stages, spec, False)[0]

@@ -2,8 +2,8 @@
 
 Eager calls on ordinary tensors go straight to a backend's launcher (`icsd.ops.autograd`). All other tensors go through
 these operators: the fake ones of a compiler, subclasses, and those with a lazy negation, which the dispatcher resolves.
-So do all calls within a mode that observes operators, such as the one by which `make_fx` records them.
-A compiler sees one operator for each call or, where a backend lets it, the kernels inside.
+So do all calls that `make_fx` records. A compiler sees one operator for each call or, where a backend lets it, the
+kernels inside.
 
 This is the one file of the operator that uses private API of PyTorch.
 """
@@ -24,6 +24,12 @@ from icsd.ops import registry
 from icsd.ops.contract import Launcher, Spec, saved_dtype
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # the mode of `make_fx`
+
+
+def is_recorded() -> bool:
+    """Return whether `make_fx` records the operators that are called now."""
+    return is_in_torch_dispatch_mode() and torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
@@ -31,7 +37,7 @@ def is_ordinary(*tensors: Tensor) -> bool:
 
     The wrappers of `torch.func` are ordinary, too: they reach a launcher without them.
     """
-    if torch.compiler.is_dynamo_compiling() or is_in_torch_dispatch_mode():
+    if torch.compiler.is_dynamo_compiling() or is_recorded():
         return False
     for tensor in tensors:  # noqa: SIM110 -- a generator would take twice as long
         if type(tensor) not in _ORDINARY or tensor.is_neg() or tensor._is_zerotensor():
