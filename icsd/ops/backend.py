@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from icsd.losses import BUILT_IN, CKA, MSE, Loss, distill_grams
 from icsd.losses.gram import centered
@@ -80,7 +81,8 @@ class FusedBackend(registry.Backend):
         save = torch.is_grad_enabled() and True in [stage.requires_grad for stage in stages]
         teacher_gradient = save and stages[-1].requires_grad
         spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime, center)
-        if torch.compiler.is_dynamo_compiling() or is_recorded() or not self.launcher.reads(stages):
+        is_traced = torch.compiler.is_dynamo_compiling() or (is_in_torch_dispatch_mode() and is_recorded())
+        if is_traced or not self.launcher.reads(stages):
             return torch.ops.icsd.distill(stages, save, *spec, self.key)[0]
         if not save:
             return self.launcher.distill(stages, spec, False)[0]

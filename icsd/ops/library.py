@@ -28,8 +28,8 @@ _PROXY = torch._C._TorchDispatchModeKey.PROXY  # the mode of `make_fx`
 
 
 def is_recorded() -> bool:
-    """Return whether `make_fx` records the operators that are called now."""
-    return is_in_torch_dispatch_mode() and torch._C._get_dispatch_mode(_PROXY) is not None
+    """Return whether `make_fx` records the operators that are called now, within some dispatch mode."""
+    return torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
@@ -37,7 +37,7 @@ def is_ordinary(*tensors: Tensor) -> bool:
 
     The wrappers of `torch.func` are ordinary, too: they reach a launcher without them.
     """
-    if torch.compiler.is_dynamo_compiling() or is_recorded():
+    if torch.compiler.is_dynamo_compiling() or (is_in_torch_dispatch_mode() and is_recorded()):
         return False
     for tensor in tensors:  # noqa: SIM110 -- a generator would take twice as long
         if type(tensor) not in _ORDINARY or tensor.is_neg() or tensor._is_zerotensor():
