@@ -6,14 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from icsd.losses import BUILT_IN, CKA, MSE, Loss, distill_grams
 from icsd.losses.gram import centered
 from icsd.ops import alignment, registry
 from icsd.ops.autograd import Distill, Gram
 from icsd.ops.contract import Launcher, Spec, saved_shape
-from icsd.ops.library import is_ordinary, is_recorded, is_transformed
+from icsd.ops.library import is_ordinary, is_transformed, recorder
 from icsd.ops.regimes import Regime, choose_regime, cka_in_feature_space, feature_space_cka, without_diagonal
 
 
@@ -81,7 +80,7 @@ class FusedBackend(registry.Backend):
         save = torch.is_grad_enabled() and True in [stage.requires_grad for stage in stages]
         teacher_gradient = save and stages[-1].requires_grad
         spec = Spec(loss.name, parameters, tuple(weights), eps, teacher_gradient, regime, center)
-        is_traced = torch.compiler.is_dynamo_compiling() or (is_in_torch_dispatch_mode() and is_recorded())
+        is_traced = torch.compiler.is_dynamo_compiling() or recorder() is not None
         if is_traced or not self.launcher.reads(stages):
             return torch.ops.icsd.distill(stages, save, *spec, self.key)[0]
         if not save:

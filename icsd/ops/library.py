@@ -11,12 +11,12 @@ This is the one file of the operator that uses private API of PyTorch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from icsd.losses.gram import compute_dtype
@@ -24,12 +24,9 @@ from icsd.ops import registry
 from icsd.ops.contract import Launcher, Spec, saved_dtype
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # the mode of `make_fx`
 
-
-def is_recorded() -> bool:
-    """Return whether `make_fx` records the operators that are called now, within some dispatch mode."""
-    return torch._C._get_dispatch_mode(_PROXY) is not None
+recorder = partial(torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY)
+"""Returns the mode by which `make_fx` records the operators that are called now, or None."""
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
@@ -37,7 +34,7 @@ def is_ordinary(*tensors: Tensor) -> bool:
 
     The wrappers of `torch.func` are ordinary, too: they reach a launcher without them.
     """
-    if torch.compiler.is_dynamo_compiling() or (is_in_torch_dispatch_mode() and is_recorded()):
+    if torch.compiler.is_dynamo_compiling() or recorder() is not None:
         return False
     for tensor in tensors:  # noqa: SIM110 -- a generator would take twice as long
         if type(tensor) not in _ORDINARY or tensor.is_neg() or tensor._is_zerotensor():
